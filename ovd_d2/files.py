@@ -1,0 +1,90 @@
+"""Files that are either whole or absent, and fingerprints of what is in them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; it becomes `path` when the block ends without error.
+
+    The content is flushed to the disk before the rename and the folder after it, so neither a
+    crash nor a power cut leaves a half-written `path`. On an error the temporary file is removed
+    and an older `path` stays as it was. Missing parent folders are created. The yielded file
+    exists and is empty: open it for writing or let a library overwrite it.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _reserve_temporary(target)
+    try:
+        yield temporary
+        _flush_file(temporary)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    flush_folder(target.parent)
+
+
+def atomic_write_json(path: str | os.PathLike[str], obj: Any) -> None:
+    """Write `obj` as indented UTF-8 JSON, whole or not at all. NaN and infinity are refused."""
+    text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def sha256_file(path: str | os.PathLike[str], chunk_size: int = 1 << 20) -> str:
+    """Return the SHA-256 of a file's bytes as 64 hexadecimal characters."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while chunk := stream.read(chunk_size):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fingerprint_json(obj: Any) -> str:
+    """Return the first 16 hexadecimal characters of the SHA-256 of `obj` as canonical JSON.
+
+    Canonical: sorted keys, no blanks, ASCII only, so that equal values give equal fingerprints
+    whatever the order in which a dict was filled. Tuples count as lists.
+    """
+    text = json.dumps(obj, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
+
+
+def flush_folder(folder: str | os.PathLike[str]) -> None:
+    """Make renames and deletions inside `folder` survive a power cut, where the system can."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (PermissionError, IsADirectoryError):  # Windows cannot open a folder
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        # Some network file systems refuse fsync on a folder; the rename itself is still atomic.
+        return
+    finally:
+        os.close(descriptor)
+
+
+def _reserve_temporary(target: Path) -> Path:
+    """Create an empty file of a unique name beside `target`, its permissions set by the umask."""
+    unique = f"{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = target.with_name(f".{target.name}.{unique}{TEMPORARY_SUFFIX}")
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    return temporary
+
+
+def _flush_file(path: Path) -> None:
+    with open(path, "rb+") as stream:
+        os.fsync(stream.fileno())

@@ -1,0 +1,192 @@
+"""Teacher embeddings of region proposals.
+
+ViLD's recipe (Gu et al., arXiv 2104.13921, section 3.3): each proposal is cut out of the original
+image at 1x and at 1.5x its box, both crops go through the teacher, and the two embeddings are
+averaged and normalised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from ovd_d2.clip.teacher import CLIPTeacher
+
+DEFAULT_SCALES = (1.0, 1.5)
+RESIZE_CHOICES = ("open_clip", "squash")
+
+_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+def crop_recipe(
+    scales: Sequence[float] = DEFAULT_SCALES, resize: str = "open_clip"
+) -> dict[str, Any]:
+    """What a cache manifest says about how crops became embeddings."""
+    return {
+        "scales": [float(scale) for scale in scales],
+        "average": "mean-then-normalise",
+        "corners": "floor-ceil-clamp",
+        "resize": resize,
+    }
+
+
+CROP_RECIPE: dict[str, Any] = crop_recipe()
+"""The recipe of `embed_proposals` with default arguments."""
+
+
+def scaled_boxes(boxes: torch.Tensor, scale: float, height: int, width: int) -> torch.Tensor:
+    """Integer crop windows: boxes scaled about their centres, rounded outwards, clamped.
+
+    Args:
+        boxes: (K, 4) float XYXY in pixels.
+        scale: 1 keeps the box, 1.5 adds context.
+        height, width: of the image, pixels.
+
+    Returns:
+        (K, 4) int64 XYXY with 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height: a window has at
+        least one pixel, even for a box without area or outside the image.
+    """
+    if scale <= 0:
+        raise ValueError(f"crop scale must be positive, got {scale}")
+    corners = boxes.detach().cpu().double().reshape(-1, 2, 2)  # double: exact for float32 input
+    if not torch.isfinite(corners).all():
+        raise ValueError("boxes hold NaN or infinity; filter them before cropping")
+    centre = corners.mean(dim=1)  # (K, 2)
+    half = (corners[:, 1] - corners[:, 0]).clamp(min=0) / 2 * scale
+    limit = torch.tensor([width, height])
+    low = (centre - half).floor().long().clamp(min=0)
+    low = torch.minimum(low, limit - 1)
+    high = torch.minimum((centre + half).ceil().long(), limit)
+    high = torch.maximum(high, low + 1)
+    return torch.cat([low, high], dim=1)
+
+
+def crop_batch(
+    image: np.ndarray,
+    boxes: torch.Tensor,
+    scale: float,
+    teacher: CLIPTeacher,
+    *,
+    resize: str = "open_clip",
+) -> torch.Tensor:
+    """Cuts the boxes out of an image and prepares them for the teacher.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        boxes: (K, 4) float XYXY in pixels of `image`.
+        scale: see `scaled_boxes`.
+        teacher: gives size, mean, std and interpolation.
+        resize: "open_clip" is the teacher's own inference transform, for most models: resize the
+            shorter side, then crop the centre, so an elongated box loses its ends. "squash"
+            resizes to the input size whatever the aspect ratio, so nothing is lost.
+
+    Returns:
+        (K, 3, h, w) float32, normalised, on the CPU.
+    """
+    _check_image(image, resize)
+    picture = Image.fromarray(image)
+    windows = scaled_boxes(boxes, scale, image.shape[0], image.shape[1]).tolist()
+    if not windows:
+        return torch.zeros(0, 3, *teacher.image_size)
+    mode = teacher.resize_mode if resize == "open_clip" else "squash"
+    square = teacher.image_size[0] == teacher.image_size[1]
+    if mode == "squash" or (mode == "shortest" and square):
+        pixels = np.stack([_fit(picture.crop(tuple(window)), teacher, mode) for window in windows])
+        return _normalise(pixels, teacher)
+    return torch.stack([teacher.preprocess_image(picture.crop(tuple(w))) for w in windows])
+
+
+def embed_proposals(
+    image: np.ndarray,
+    boxes: torch.Tensor,
+    teacher: CLIPTeacher,
+    scales: Sequence[float] = DEFAULT_SCALES,
+    batch_size: int = 256,
+    *,
+    resize: str = "open_clip",
+) -> torch.Tensor:
+    """Embeds proposals by `crop_recipe(scales, resize)`.
+
+    Args:
+        image: (H, W, 3) uint8 RGB, at its original size.
+        boxes: (K, 4) float XYXY in pixels of `image`; K >= 0.
+        teacher: the image encoder.
+        scales: one crop a scale.
+        batch_size: crops encoded at once; the result does not depend on it.
+        resize: see `crop_batch`.
+
+    Returns:
+        (K, D) float32 unit rows on the CPU, in the order of `boxes`.
+    """
+    if not scales:
+        raise ValueError("scales is empty; ViLD's recipe is (1.0, 1.5)")
+    chunks = [
+        F.normalize(_mean_embedding(image, chunk, teacher, scales, resize), dim=1)
+        for chunk in _chunks(boxes, max(1, batch_size // len(scales)))
+    ]
+    return torch.cat(chunks) if chunks else torch.zeros(0, teacher.embedding_dim)
+
+
+def _mean_embedding(
+    image: np.ndarray, boxes: torch.Tensor, teacher: CLIPTeacher, scales: Sequence[float], resize: str
+) -> torch.Tensor:
+    crops = [crop_batch(image, boxes, scale, teacher, resize=resize) for scale in scales]
+    embeddings = teacher.encode_images(torch.cat(crops)).cpu()  # (S * K, D) unit rows
+    return embeddings.view(len(scales), boxes.shape[0], -1).mean(dim=0)
+
+
+def _chunks(boxes: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
+    for start in range(0, boxes.shape[0], size):
+        yield boxes[start : start + size]
+
+
+def _check_image(image: np.ndarray, resize: str) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise ValueError(
+            f"expected an image of shape (H, W, 3) and dtype uint8, got {image.shape} {image.dtype}"
+        )
+    if resize not in RESIZE_CHOICES:
+        raise ValueError(f"unknown resize '{resize}'; choices: {', '.join(RESIZE_CHOICES)}")
+
+
+def _fit(crop: Image.Image, teacher: CLIPTeacher, mode: str) -> np.ndarray:
+    """One resize straight to (h, w, 3) uint8.
+
+    For "shortest" Pillow's `box` names the part of the crop that survives torchvision's resize and
+    centre crop, so the pixels are the same and the ends of long crops are never computed.
+    """
+    height, width = teacher.image_size
+    box: tuple[float, float, float, float] = (0, 0, crop.width, crop.height)
+    if mode == "shortest":
+        box = _centre_box(crop.width, crop.height, height)
+    resized = crop.resize((width, height), _RESAMPLING[teacher.interpolation], box=box)
+    return np.asarray(resized)
+
+
+def _centre_box(width: int, height: int, size: int) -> tuple[float, float, float, float]:
+    """The source region of "resize the shorter side to `size`, crop the centre size x size"."""
+    if width <= height:
+        top, bottom = _centre_span(height, width, size)
+        return 0, top, width, bottom
+    left, right = _centre_span(width, height, size)
+    return left, 0, right, height
+
+
+def _centre_span(long: int, short: int, size: int) -> tuple[float, float]:
+    resized = int(size * long / short)  # torchvision truncates the longer side
+    offset = int(round((resized - size) / 2.0))  # and rounds the crop's corner
+    scale = long / resized
+    return offset * scale, min((offset + size) * scale, long)
+
+
+def _normalise(pixels: np.ndarray, teacher: CLIPTeacher) -> torch.Tensor:
+    """(K, h, w, 3) uint8 -> (K, 3, h, w) float32."""
+    batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255)
+    mean = torch.tensor(teacher.mean).view(1, 3, 1, 1)
+    std = torch.tensor(teacher.std).view(1, 3, 1, 1)
+    return batch.sub_(mean).div_(std)

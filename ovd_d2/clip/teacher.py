@@ -1,0 +1,219 @@
+"""The teacher: one wrapper around any open_clip model.
+
+Everything made with a teacher (vocabularies, embedding caches) carries its `fingerprint`, so that
+artefacts of different teachers are never mixed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.factory import load_checkpoint, load_state_dict
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+
+from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_TAG, SHIPPED_WEIGHTS
+
+_MAX_LISTED = 5
+
+Tokenizer = Callable[[list[str]], torch.Tensor]
+
+
+class CLIPTeacher:
+    """Image and text encoder with unit-length outputs, frozen and in evaluation mode.
+
+    Attributes:
+        architecture: open_clip's name of the model.
+        embedding_dim: D.
+        image_size: (height, width) in pixels of the image encoder's input.
+        mean, std: per RGB channel, for pixels in [0, 1].
+        interpolation: "bicubic" or "bilinear".
+        resize_mode: open_clip's way to reach `image_size`: "shortest" (resize the shorter side,
+            crop the centre), "longest" (resize the longer side, pad) or "squash" (ignore the
+            aspect ratio).
+        device: where the model runs.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        tokenizer: Tokenizer,
+        preprocess_cfg: dict[str, Any],
+        *,
+        architecture: str,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        """Wraps a loaded model.
+
+        Args:
+            model: an open_clip model (`encode_image`, `encode_text`).
+            tokenizer: sentences -> (N, L) int64 token ids.
+            preprocess_cfg: fields of open_clip's `PreprocessCfg`.
+            architecture: name for the fingerprint.
+            device: the model is moved there.
+        """
+        self.architecture = architecture.replace("/", "-")
+        self.device = torch.device(device)
+        self._model = model.to(self.device).eval().requires_grad_(False)
+        self._tokenizer = tokenizer
+        self._preprocess_cfg = PreprocessCfg(**preprocess_cfg)
+        self._transform = image_transform_v2(self._preprocess_cfg, is_train=False)
+        size = self._preprocess_cfg.size
+        self.image_size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
+        self.mean = tuple(float(value) for value in self._preprocess_cfg.mean)
+        self.std = tuple(float(value) for value in self._preprocess_cfg.std)
+        self.interpolation = self._preprocess_cfg.interpolation
+        self.resize_mode = self._preprocess_cfg.resize_mode
+        self.embedding_dim: int = self.encode_text(["a"]).shape[1]
+
+    @classmethod
+    def from_open_clip(
+        cls, architecture: str, pretrained: str, device: str | torch.device = "cpu"
+    ) -> CLIPTeacher:
+        """Loads an open_clip model.
+
+        Args:
+            architecture: an open_clip model name ("ViT-B-32", "Pictogram-RN", ...).
+            pretrained: a pretrained tag of that architecture (open_clip downloads it) or the path
+                of a local checkpoint (.safetensors, or .pt without pickled objects; nothing is
+                downloaded). "shipped" names the weights in this package for "Pictogram-RN".
+            device: where to run.
+
+        Raises:
+            ValueError: unknown architecture or tag, or a file that does not fit the architecture.
+            FileNotFoundError: `pretrained` looks like a path and no such file exists.
+        """
+        _check_architecture(architecture)
+        weights = _resolve_weights(architecture, pretrained)
+        # strict fp32: the fingerprint must not depend on how the file stored the numbers
+        if weights is None:
+            model = open_clip.create_model(architecture, pretrained=pretrained)
+        else:
+            model = _empty_model(architecture)
+            _load_local(model, architecture, weights)
+        tokenizer = open_clip.get_tokenizer(architecture)
+        preprocess_cfg = open_clip.get_model_preprocess_cfg(model)
+        return cls(model, tokenizer, preprocess_cfg, architecture=architecture, device=device)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """`<architecture>-<16 hex digits>`: SHA-256 over the names, shapes and values of all weights."""
+        digest = hashlib.sha256()
+        for key, value in sorted(self._model.state_dict().items()):
+            array = value.detach().cpu().contiguous()
+            digest.update(f"{key}:{array.dtype}:{tuple(array.shape)};".encode())
+            digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return f"{self.architecture}-{digest.hexdigest()[:16]}"
+
+    @torch.no_grad()  # not inference_mode: its tensors could not take part in training later
+    def encode_images(self, batch: torch.Tensor) -> torch.Tensor:
+        """(N, 3, h, w) float32 normalised pixels -> (N, D) float32 unit rows on `device`; N >= 0."""
+        expected = (3, *self.image_size)
+        if batch.ndim != 4 or tuple(batch.shape[1:]) != expected:
+            raise ValueError(
+                f"images for {self.architecture}: expected shape (N, {', '.join(map(str, expected))}),"
+                f" got {tuple(batch.shape)}"
+            )
+        if batch.shape[0] == 0:
+            return torch.zeros(0, self.embedding_dim, device=self.device)
+        features = self._model.encode_image(batch.to(self.device))  # type: ignore[operator]
+        return F.normalize(features.float(), dim=1)
+
+    @torch.no_grad()
+    def encode_text(self, sentences: Sequence[str]) -> torch.Tensor:
+        """N sentences -> (N, D) float32 unit rows on `device`; longer ones are cut to the context."""
+        if not sentences:
+            return torch.zeros(0, self.embedding_dim, device=self.device)
+        tokens = self._tokenizer(list(sentences)).to(self.device)  # (N, L)
+        features = self._model.encode_text(tokens)  # type: ignore[operator]
+        return F.normalize(features.float(), dim=1)
+
+    def preprocess_image(self, image: Image.Image | np.ndarray) -> torch.Tensor:
+        """open_clip's inference transform of a PIL image or (H, W, 3) uint8 RGB array -> (3, h, w)."""
+        if isinstance(image, np.ndarray):
+            image = Image.fromarray(image)
+        return self._transform(image)
+
+
+def _check_architecture(architecture: str) -> None:
+    if ":" in architecture:  # hf-hub:owner/name and local-dir:path carry their own configuration
+        return
+    known = open_clip.list_models()
+    if architecture.replace("/", "-") not in known:
+        raise ValueError(
+            f"unknown open_clip architecture '{architecture}'; {len(known)} are known "
+            f"(python -c 'import open_clip; print(open_clip.list_models())'), for example "
+            f"ViT-B-32, RN50, {ARCHITECTURE}"
+        )
+
+
+def _resolve_weights(architecture: str, pretrained: str) -> Path | None:
+    """The local file that `pretrained` names, or None for a tag that open_clip resolves itself."""
+    if architecture == ARCHITECTURE and pretrained == SHIPPED_TAG:
+        return SHIPPED_WEIGHTS
+    if ":" in architecture and not pretrained:
+        return None
+    tags = open_clip.list_pretrained_tags_by_model(architecture.replace("/", "-"))
+    if pretrained in tags:
+        return None
+    if "://" in pretrained:
+        from detectron2.utils.file_io import PathManager
+
+        pretrained = PathManager.get_local_path(pretrained)
+    path = Path(pretrained)
+    if path.is_file():
+        return path
+    if path.suffix or path.parent != Path("."):
+        raise FileNotFoundError(f"teacher weights not found: {path} (for {architecture})")
+    raise ValueError(
+        f"'{pretrained}' is neither a local file nor a pretrained tag of {architecture}; "
+        f"its tags: {', '.join(tags) or 'none'}"
+    )
+
+
+def _empty_model(architecture: str) -> torch.nn.Module:
+    """The architecture with random weights; towers never fetch weights of their own."""
+    return open_clip.create_model(
+        architecture, load_weights=False, pretrained_image=False, pretrained_text=False
+    )
+
+
+def _load_local(model: torch.nn.Module, architecture: str, path: Path) -> None:
+    """Strict load; on failure the first differing keys are listed with both shapes."""
+    try:
+        found = load_state_dict(str(path), weights_only=True)
+    except Exception as error:  # the readers raise whatever they like on a damaged file
+        raise ValueError(
+            f"{path}: cannot be read as a checkpoint ({type(error).__name__}: {error}); expected "
+            "safetensors, or a .pt state dict without pickled objects"
+        ) from error
+    try:
+        load_checkpoint(model, str(path), strict=True, weights_only=True)
+    except Exception as error:
+        problems = _shape_problems(model.state_dict(), found)
+        raise ValueError(
+            f"{path} does not fit the architecture {architecture}:\n  "
+            + "\n  ".join(problems or [str(error)])
+            + "\nGive the architecture the file was trained with, or another file."
+        ) from error
+
+
+def _shape_problems(expected: dict[str, torch.Tensor], found: dict[str, Any]) -> list[str]:
+    problems = []
+    for key in sorted(expected.keys() | found.keys()):
+        want = tuple(expected[key].shape) if key in expected else "nothing"
+        have = tuple(getattr(found[key], "shape", ())) if key in found else "nothing"
+        if want != have:
+            problems.append(f"{key}: expected {want}, found {have}")
+    if len(problems) > _MAX_LISTED:
+        more = len(problems) - _MAX_LISTED
+        problems = [*problems[:_MAX_LISTED], f"... and {more} more"]
+    return problems

@@ -1,0 +1,186 @@
+"""The vocabulary: category names, their text embeddings and which of them are novel."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from detectron2.utils.file_io import PathManager
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ovd_d2.files import atomic_write
+
+SCHEMA = "ovd_d2.vocabulary/1"
+
+_NORM_TOLERANCE = 1e-3
+
+
+class Vocabulary:
+    """C category names with text embeddings, in the order of the data set's contiguous ids.
+
+    Attributes:
+        names: C distinct names.
+        embeddings: (C, D) float32, L2-normalised rows.
+        novel: (C,) bool; True for categories without training boxes.
+        teacher: fingerprint of the teacher whose text encoder was used ("" if unknown).
+        prompts: name of the prompt family ("" if unknown).
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        embeddings: torch.Tensor,
+        novel: torch.Tensor | None = None,
+        *,
+        teacher: str = "",
+        prompts: str = "",
+    ) -> None:
+        """Checks everything it is given.
+
+        Args:
+            names: C >= 1 distinct, non-blank names.
+            embeddings: (C, D) float32 unit rows.
+            novel: (C,) bool; None means that every category is a base category.
+            teacher: fingerprint of the teacher.
+            prompts: prompt family.
+
+        Raises:
+            ValueError: equal or blank names, NaN, rows that are not unit length, wrong counts.
+            TypeError: names is one string, embeddings is not float32, novel is not bool.
+        """
+        self.names = _checked_names(names)
+        self.embeddings = _checked_embeddings(embeddings, self.names)
+        self.novel = _checked_novel(novel, len(self.names))
+        self.teacher = teacher
+        self.prompts = prompts
+        self._index = {name: position for position, name in enumerate(self.names)}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        return (
+            f"Vocabulary({len(self)} names, {int(self.novel.sum())} novel, D={self.embedding_dim}, "
+            f"teacher={self.teacher!r}, prompts={self.prompts!r})"
+        )
+
+    @property
+    def embedding_dim(self) -> int:
+        """D."""
+        return self.embeddings.shape[1]
+
+    def index(self, name: str) -> int:
+        """Position of a name; KeyError if it is not in the vocabulary."""
+        if name not in self._index:
+            raise KeyError(f"'{name}' is not among the {len(self)} names of this vocabulary")
+        return self._index[name]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes one safetensors file, atomically."""
+        tensors = {"embeddings": self.embeddings.contiguous(), "novel": self.novel.contiguous()}
+        metadata = {
+            "schema": SCHEMA,
+            "names": json.dumps(self.names, ensure_ascii=False),
+            "teacher": self.teacher,
+            "prompts": self.prompts,
+        }
+        with atomic_write(path) as temporary:
+            save_file(tensors, str(temporary), metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Vocabulary:
+        """Reads a file written by `save`; `datasets://` and Detectron2's other prefixes work.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: the file is damaged, or not a vocabulary.
+        """
+        local = Path(PathManager.get_local_path(os.fspath(path)))
+        if not local.is_file():
+            raise FileNotFoundError(
+                f"vocabulary not found: {path} (make one with tools/build_vocabulary.py)"
+            )
+        try:
+            return cls._read(local)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{local}: damaged or not a safetensors file ({error}); "
+                "make it again with tools/build_vocabulary.py"
+            ) from error
+
+    @classmethod
+    def _read(cls, path: Path) -> Vocabulary:
+        with safe_open(str(path), framework="pt") as handle:
+            metadata = handle.metadata() or {}
+            schema = metadata.get("schema")
+            if schema != SCHEMA:
+                raise ValueError(
+                    f"{path}: not a vocabulary of this version (schema: expected '{SCHEMA}', found "
+                    f"{schema!r}); make one with tools/build_vocabulary.py"
+                )
+            embeddings, novel = handle.get_tensor("embeddings"), handle.get_tensor("novel")
+        try:
+            return cls(
+                json.loads(metadata["names"]),
+                embeddings,
+                novel,
+                teacher=metadata.get("teacher", ""),
+                prompts=metadata.get("prompts", ""),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def _checked_names(names: Sequence[str]) -> list[str]:
+    if isinstance(names, str):
+        raise TypeError(f"names must be a sequence of strings, got the one string {names!r}")
+    checked = list(names)
+    if not checked:
+        raise ValueError("a vocabulary needs at least one name")
+    seen: dict[str, int] = {}
+    for position, name in enumerate(checked):
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"name {position} is blank or not a string: {name!r}")
+        if name in seen:
+            raise ValueError(
+                f"names {seen[name]} and {position} are equal: '{name}'; names must be distinct"
+            )
+        seen[name] = position
+    return checked
+
+
+def _checked_embeddings(embeddings: torch.Tensor, names: list[str]) -> torch.Tensor:
+    if embeddings.dtype != torch.float32:
+        raise TypeError(f"embeddings must be float32, got {embeddings.dtype}")
+    if embeddings.ndim != 2 or embeddings.shape[0] != len(names) or embeddings.shape[1] == 0:
+        raise ValueError(
+            f"embeddings must have shape ({len(names)}, D): one row a name; got "
+            f"{tuple(embeddings.shape)}"
+        )
+    values = embeddings.detach()
+    bad = (~torch.isfinite(values)).any(dim=1)
+    if bad.any():
+        first = int(bad.nonzero()[0])
+        raise ValueError(f"embeddings hold NaN or infinity, first in row {first} ('{names[first]}')")
+    error = (values.norm(dim=1) - 1).abs()
+    if error.max() > _NORM_TOLERANCE:
+        worst = int(error.argmax())
+        raise ValueError(
+            f"embeddings must have unit rows: row {worst} ('{names[worst]}') has norm "
+            f"{float(values[worst].norm()):.4f}; use torch.nn.functional.normalize"
+        )
+    return values.clone()
+
+
+def _checked_novel(novel: torch.Tensor | None, count: int) -> torch.Tensor:
+    if novel is None:
+        return torch.zeros(count, dtype=torch.bool)
+    if novel.dtype != torch.bool:
+        raise TypeError(f"novel must be a bool tensor, got {novel.dtype}")
+    if tuple(novel.shape) != (count,):
+        raise ValueError(f"novel must have shape ({count},): one flag a name; got {tuple(novel.shape)}")
+    return novel.detach().clone()

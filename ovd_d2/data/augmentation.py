@@ -1,0 +1,29 @@
+"""The geometric augmentations of training and testing."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+from detectron2.data import detection_utils
+from detectron2.data import transforms as T
+
+
+def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
+    """Large-scale jitter where `INPUT.LSJ.ENABLED` (training only), else Detectron2's own list.
+
+    Jitter (ViLD: 0.1-2.0 at 1024): scale by a random factor of the square SIZE, crop or pad to
+    SIZE x SIZE, flip.
+    """
+    if not (is_train and cfg.INPUT.LSJ.ENABLED):
+        augmentations = detection_utils.build_augmentation(cfg, is_train)
+        if is_train and cfg.INPUT.CROP.ENABLED:
+            augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
+        return augmentations
+    size = cfg.INPUT.LSJ.SIZE
+    jitter: list[T.Augmentation] = [
+        T.ResizeScale(cfg.INPUT.LSJ.MIN_SCALE, cfg.INPUT.LSJ.MAX_SCALE, size, size),
+        T.FixedSizeCrop((size, size)),
+    ]
+    if cfg.INPUT.RANDOM_FLIP != "none":
+        horizontal = cfg.INPUT.RANDOM_FLIP == "horizontal"
+        jitter.append(T.RandomFlip(horizontal=horizontal, vertical=not horizontal))
+    return jitter

@@ -1,0 +1,28 @@
+"""Base-only training labels: novel categories are neither positives nor negatives by name."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+def drop_annotations(
+    dataset_dicts: list[dict[str, Any]], is_novel: Sequence[bool]
+) -> list[dict[str, Any]]:
+    """Removes the annotations of novel categories; the images stay.
+
+    Args:
+        dataset_dicts: Detectron2's dicts with contiguous `category_id`; not changed.
+        is_novel: one flag a category, in the order of contiguous ids.
+    """
+    kept, dropped = [], 0
+    for record in dataset_dicts:
+        annotations = [a for a in record["annotations"] if not is_novel[a["category_id"]]]
+        dropped += len(record["annotations"]) - len(annotations)
+        kept.append({**record, "annotations": annotations})
+    if dropped:
+        logger.info("Dropped %d annotations of novel categories: they are never trained on.", dropped)
+    return kept

@@ -1,0 +1,109 @@
+"""Where the offline cache meets training: one augmentation for everything in the image."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetMapper, detection_utils
+from detectron2.data import transforms as T
+from detectron2.structures import Boxes, Instances
+
+from ovd_d2.cache import CachedProposals, EmbeddingCache
+from ovd_d2.data.augmentation import build_augmentations
+from ovd_d2.modeling.roi_heads import get_variant
+
+MIN_PROPOSAL_SIDE = 1.0  # pixels left after augmentation, below which there is nothing to pool
+
+
+def transform_cached_proposals(
+    cached: CachedProposals, transforms: T.Transform, image_size: tuple[int, int], top_k: int
+) -> Instances:
+    """Carries cached proposals through the image's augmentation.
+
+    A proposal that leaves the image takes its embedding with it; the order stays. (Detectron2's
+    own `transform_proposals` re-sorts and truncates boxes that come without embeddings.)
+
+    Args:
+        cached: K proposals in the coordinates of the original image, best first.
+        transforms: what the image went through.
+        image_size: (height, width) after it.
+        top_k: only the first K' = top_k take part.
+
+    Returns:
+        `Instances` with `proposal_boxes`, `teacher_embeddings` (K'', D) float32 and `objectness`.
+    """
+    boxes = Boxes(torch.from_numpy(transforms.apply_box(cached.boxes[:top_k].numpy())).float())
+    boxes.clip(image_size)
+    keep = boxes.nonempty(threshold=MIN_PROPOSAL_SIDE)
+    result = Instances(image_size)
+    result.proposal_boxes = boxes[keep]
+    result.teacher_embeddings = cached.embeddings[:top_k][keep]
+    result.objectness = cached.objectness[:top_k][keep]
+    return result
+
+
+class OpenVocabularyDatasetMapper(DatasetMapper):
+    """Detectron2's mapper plus `cached_proposals`, read from an :class:`EmbeddingCache`.
+
+    Image, boxes, masks and cached proposals go through one augmentation. Without a cache it is
+    :class:`DatasetMapper` with large-scale jitter as an option.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        cache: EmbeddingCache | None = None,
+        proposals_per_image: int = 300,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            is_train: training adds annotations and cached proposals.
+            cache: embeddings of every training image; None where the model does not distil.
+            proposals_per_image: at most so many cached proposals an image.
+            kwargs: of :class:`DatasetMapper`.
+        """
+        super().__init__(is_train, **kwargs)
+        self.cache = cache
+        self.proposals_per_image = proposals_per_image
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        ret = super().from_config(cfg, is_train)
+        ret["augmentations"] = build_augmentations(cfg, is_train)
+        crops = cfg.INPUT.LSJ.ENABLED or cfg.INPUT.CROP.ENABLED
+        ret["recompute_boxes"] = is_train and crops and cfg.MODEL.MASK_ON
+        if is_train and get_variant(cfg.MODEL.OVD.VARIANT).distils:
+            ret["cache"] = EmbeddingCache(cfg.MODEL.OVD.DISTILLATION.CACHE)
+            ret["proposals_per_image"] = cfg.MODEL.OVD.DISTILLATION.PROPOSALS_PER_IMAGE
+        return ret
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        dataset_dict = copy.deepcopy(dataset_dict)  # changed below
+        image = detection_utils.read_image(dataset_dict["file_name"], format=self.image_format)
+        detection_utils.check_image_size(dataset_dict, image)
+        aug_input = T.AugInput(image)
+        transforms = self.augmentations(aug_input)
+        image_size = aug_input.image.shape[:2]
+        dataset_dict["image"] = torch.as_tensor(
+            np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))
+        )
+        if not self.is_train:
+            dataset_dict.pop("annotations", None)
+            return dataset_dict
+        if "annotations" in dataset_dict:
+            self._transform_annotations(dataset_dict, transforms, image_size)
+        if self.cache is not None:
+            dataset_dict["cached_proposals"] = transform_cached_proposals(
+                self.cache[dataset_dict["image_id"]],
+                transforms,
+                image_size,
+                self.proposals_per_image,
+            )
+        return dataset_dict

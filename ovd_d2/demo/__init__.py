@@ -1,0 +1,1 @@
+"""The guided tour: from nothing to a detector of things it never had a box for."""

@@ -1,0 +1,78 @@
+"""From a config to the model and the loaders; the only place that reads the vocabulary file."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.data import (
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.build import filter_images_with_only_crowd_annotations
+from detectron2.modeling import build_model
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ovd_d2.data.base_only import drop_annotations
+from ovd_d2.data.categories import get_categories
+from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
+from ovd_d2.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+
+def is_open_vocabulary(model: nn.Module) -> bool:
+    """Whether the model takes a vocabulary (a supervised baseline does not)."""
+    return hasattr(model, "set_vocabulary")
+
+
+def apply_vocabulary(cfg: CfgNode, model: nn.Module) -> None:
+    """Gives the model the configured vocabulary, if there is one.
+
+    To be called after weights are loaded, too: a checkpoint brings the vocabulary it was trained
+    with, and the one the config names must win.
+    """
+    if cfg.MODEL.OVD.VOCABULARY and is_open_vocabulary(model):
+        model.set_vocabulary(Vocabulary.load(cfg.MODEL.OVD.VOCABULARY))
+
+
+def build_open_vocabulary_model(cfg: CfgNode) -> nn.Module:
+    """A model in eval mode with the weights and the vocabulary of the config."""
+    model = build_model(cfg)
+    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    apply_vocabulary(cfg, model)
+    return model.eval()
+
+
+def load_training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
+    """The training images with their base annotations (novel ones are dropped by category).
+
+    Images left without annotation go where `DATALOADER.FILTER_EMPTY_ANNOTATIONS` says.
+    """
+    dataset_dicts: list[dict[str, Any]] = []
+    for name in cfg.DATASETS.TRAIN:
+        records = get_detection_dataset_dicts(name, filter_empty=False, check_consistency=False)
+        dataset_dicts += drop_annotations(records, get_categories(name).is_novel)
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        dataset_dicts = filter_images_with_only_crowd_annotations(dataset_dicts)
+    return dataset_dicts
+
+
+def build_train_loader(cfg: CfgNode) -> DataLoader:
+    """Detectron2's training loader over base annotations and cached proposals."""
+    return build_detection_train_loader(
+        cfg,
+        mapper=OpenVocabularyDatasetMapper(cfg, is_train=True),
+        dataset=load_training_dicts(cfg),
+    )
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
+    """Detectron2's test loader."""
+    return build_detection_test_loader(
+        cfg, dataset_name, mapper=OpenVocabularyDatasetMapper(cfg, is_train=False)
+    )

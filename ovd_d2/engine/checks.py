@@ -1,0 +1,129 @@
+"""What must be true before training or evaluation starts, all of it looked at in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.utils.file_io import PathManager
+
+from ovd_d2.cache import EmbeddingCache, check_compatible
+from ovd_d2.data.categories import get_categories
+from ovd_d2.errors import SetupError
+from ovd_d2.losses import NOVEL_LOGIT_MODES
+from ovd_d2.modeling.roi_heads import VARIANTS
+from ovd_d2.vocabulary import Vocabulary
+
+
+def check_setup(cfg: CfgNode, training_dicts: list[dict[str, Any]] | None = None) -> None:
+    """Raises one :class:`SetupError` that lists every problem of the configuration.
+
+    Args:
+        cfg: the complete config.
+        training_dicts: the images that will be trained on; None for evaluation, where neither
+            the training set nor the cache is needed.
+    """
+    problems = list(_dataset_problems(cfg, training=training_dicts is not None))
+    if cfg.MODEL.META_ARCHITECTURE == "OpenVocabularyRCNN":
+        problems += _open_vocabulary_problems(cfg, training_dicts)
+    weights = cfg.MODEL.WEIGHTS
+    if weights and "://" not in weights and not PathManager.exists(weights):
+        problems.append(f"MODEL.WEIGHTS: no file at {weights}")
+    if problems:
+        raise SetupError(problems)
+
+
+def _dataset_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
+    for key in ("TRAIN", "TEST") if training else ("TEST",):
+        for name in cfg.DATASETS[key]:
+            if name not in DatasetCatalog:
+                known = ", ".join(sorted(DatasetCatalog.list()))
+                yield f"DATASETS.{key}: '{name}' is not registered; registered: {known}"
+                continue
+            try:
+                num_categories = len(get_categories(name))
+            except (FileNotFoundError, ValueError) as error:
+                yield f"DATASETS.{key}: {error}"
+                continue
+            if key == "TRAIN" and num_categories != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+                yield (
+                    f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but "
+                    f"'{name}' has {num_categories} categories: set it to {num_categories}"
+                )
+
+
+def _open_vocabulary_problems(
+    cfg: CfgNode, training_dicts: list[dict[str, Any]] | None
+) -> Iterable[str]:
+    ovd = cfg.MODEL.OVD
+    if ovd.VARIANT not in VARIANTS:
+        yield f"MODEL.OVD.VARIANT: '{ovd.VARIANT}' is not one of {', '.join(VARIANTS)}"
+    if ovd.NOVEL_TRAINING_LOGITS not in NOVEL_LOGIT_MODES:
+        yield f"MODEL.OVD.NOVEL_TRAINING_LOGITS: expected one of {NOVEL_LOGIT_MODES}"
+    if ovd.CLASSIFY_WITH not in ("detector", "clip_crops"):
+        yield f"MODEL.OVD.CLASSIFY_WITH: '{ovd.CLASSIFY_WITH}' is neither detector nor clip_crops"
+    if not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
+        yield "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG must be True: novel names have no box weights"
+    if cfg.MODEL.MASK_ON and not cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK:
+        yield "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK must be True: novel names have no mask weights"
+    vocabulary = None
+    try:
+        vocabulary = Vocabulary.load(ovd.VOCABULARY) if ovd.VOCABULARY else None
+    except (OSError, ValueError) as error:
+        yield f"MODEL.OVD.VOCABULARY: {error}"
+    else:
+        if vocabulary is not None:
+            yield from _vocabulary_problems(cfg, vocabulary, training=training_dicts is not None)
+    if training_dicts is None:
+        return
+    if not ovd.VOCABULARY:
+        yield "MODEL.OVD.VOCABULARY is empty: make one with tools/build_vocabulary.py"
+    if ovd.VARIANT in VARIANTS and VARIANTS[ovd.VARIANT].distils:
+        yield from _cache_problems(cfg, vocabulary, training_dicts)
+
+
+def _vocabulary_problems(cfg: CfgNode, vocabulary: Vocabulary, training: bool) -> Iterable[str]:
+    path = cfg.MODEL.OVD.VOCABULARY
+    if vocabulary.embedding_dim != cfg.MODEL.OVD.EMBEDDING_DIM:
+        yield (
+            f"MODEL.OVD.EMBEDDING_DIM is {cfg.MODEL.OVD.EMBEDDING_DIM}, but the embeddings in "
+            f"{path} are {vocabulary.embedding_dim} wide: use one teacher for both"
+        )
+    for name in cfg.DATASETS.TRAIN if training else cfg.DATASETS.TEST:
+        try:
+            table = get_categories(name)
+        except (KeyError, FileNotFoundError, ValueError):
+            continue  # reported with the data sets
+        if list(vocabulary.names) != table.names:
+            yield (
+                f"the names in {path} ({len(vocabulary)}) are not the categories of '{name}' "
+                f"({len(table)}) in their order: build it with --dataset {name}"
+            )
+        elif vocabulary.novel.tolist() != table.is_novel:
+            yield (
+                f"{path} calls {int(vocabulary.novel.sum())} names novel, '{name}' "
+                f"{sum(table.is_novel)}: build it again with --dataset {name}"
+            )
+
+
+def _cache_problems(
+    cfg: CfgNode, vocabulary: Vocabulary | None, training_dicts: list[dict[str, Any]]
+) -> Iterable[str]:
+    path = cfg.MODEL.OVD.DISTILLATION.CACHE
+    if not path:
+        yield "MODEL.OVD.DISTILLATION.CACHE is empty: make one with tools/build_cache.py"
+        return
+    try:
+        cache = EmbeddingCache(path)
+    except (OSError, ValueError) as error:
+        yield f"MODEL.OVD.DISTILLATION.CACHE: {error}"
+        return
+    teacher = vocabulary.teacher if vocabulary is not None else cache.manifest.teacher
+    yield from check_compatible(
+        cache,
+        teacher_fingerprint=teacher,
+        embedding_dim=cfg.MODEL.OVD.EMBEDDING_DIM,
+        image_ids=[record["image_id"] for record in training_dicts],
+    )

@@ -1,0 +1,53 @@
+"""Detectron2's DefaultTrainer for open-vocabulary detectors."""
+
+from __future__ import annotations
+
+import os
+
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ovd_d2.engine import build
+from ovd_d2.engine.hooks import ProgressBar
+from ovd_d2.evaluation import build_evaluator
+
+
+class OpenVocabularyTrainer(DefaultTrainer):
+    """Base-only labels, cached proposals, the configured vocabulary, base / novel evaluators.
+
+    Everything else (optimiser, schedule, checkpoints, writers, AMP, DDP) is Detectron2's.
+    """
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        model = super().build_model(cfg)
+        build.apply_vocabulary(cfg, model)
+        return model
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        super().resume_or_load(resume)
+        model = self.model.module if hasattr(self.model, "module") else self.model
+        build.apply_vocabulary(self.cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
+        return build.build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        return build.build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+        return build_evaluator(cfg, dataset_name, folder)
+
+    def build_hooks(self) -> list[HookBase | None]:
+        hooks = super().build_hooks()
+        if comm.is_main_process():
+            hooks.append(ProgressBar(os.path.basename(self.cfg.OUTPUT_DIR) or "training"))
+        return hooks

@@ -1,0 +1,53 @@
+"""Losses of open-vocabulary detectors: pure functions of tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+NOVEL_LOGIT_MODES = ("zero", "exclude")
+
+
+def distillation_l1(student: Tensor, teacher: Tensor, weight: float) -> Tensor:
+    """ViLD-image loss (ViLD, section 3.3, L_ViLD-image).
+
+    `weight * mean over rows of sum |s - t|`, both sides L2-normalised here, in float32.
+
+    Args:
+        student: (N, D) region embeddings, any scale; gradients flow into it.
+        teacher: (N, D) CLIP embeddings of the same regions; no gradient.
+        weight: the paper's w.
+
+    Returns:
+        Scalar float32. For N = 0 it is 0 and still connected to `student`'s graph, so that
+        every process of a distributed run takes part in the backward pass.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"student and teacher must have one shape, got {tuple(student.shape)} and "
+            f"{tuple(teacher.shape)}: is the cache of another teacher than EMBEDDING_DIM says?"
+        )
+    if student.shape[0] == 0:
+        return student.float().sum() * weight
+    difference = F.normalize(student.float(), dim=1) - F.normalize(teacher.detach().float(), dim=1)
+    return weight * difference.abs().sum(dim=1).mean()  # (N, D) -> (N,) -> ()
+
+
+def suppress_novel_logits(logits: Tensor, is_novel: Tensor, mode: str) -> Tensor:
+    """Takes novel categories out of the training classification.
+
+    Args:
+        logits: (N, C + 1), background last.
+        is_novel: (C,) bool.
+        mode: "zero" sets their logits to 0, as the official ViLD code does: a constant negative
+            of similarity 0. "exclude" sets them to -inf: they take no part in the softmax.
+
+    Returns:
+        (N, C + 1); no gradient reaches the novel columns.
+    """
+    if mode not in NOVEL_LOGIT_MODES:
+        raise ValueError(f"novel logits must be one of {NOVEL_LOGIT_MODES}, got '{mode}'")
+    value = 0.0 if mode == "zero" else float("-inf")
+    columns = torch.cat([is_novel, is_novel.new_zeros(1)])  # (C + 1,): background stays
+    return logits.masked_fill(columns, value)

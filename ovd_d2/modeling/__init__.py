@@ -1,0 +1,25 @@
+"""Meta-architecture, heads and classifier; importing this registers them with Detectron2."""
+
+from ovd_d2.modeling.box_head import (
+    EmbeddingProjection,
+    OpenVocabularyOutputLayers,
+    RegionEmbeddingHead,
+    ViLDBoxHead,
+)
+from ovd_d2.modeling.classifier import CLIPClassifier
+from ovd_d2.modeling.meta_arch import OpenVocabularyRCNN
+from ovd_d2.modeling.roi_heads import VARIANTS, Variant, ViLDROIHeads
+from ovd_d2.modeling.rpn import NormRPNHead
+
+__all__ = [
+    "VARIANTS",
+    "CLIPClassifier",
+    "EmbeddingProjection",
+    "NormRPNHead",
+    "OpenVocabularyOutputLayers",
+    "OpenVocabularyRCNN",
+    "RegionEmbeddingHead",
+    "Variant",
+    "ViLDBoxHead",
+    "ViLDROIHeads",
+]

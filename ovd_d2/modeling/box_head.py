@@ -1,0 +1,173 @@
+"""Region trunks and what sits on top of them: embedding, classification, box regression."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec, get_norm
+from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY, FastRCNNConvFCHead
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_rcnn_inference
+from detectron2.structures import Instances
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ovd_d2.losses import suppress_novel_logits
+from ovd_d2.modeling.classifier import CLIPClassifier
+
+
+class _NormedLinear(nn.Linear):
+    """A linear layer followed by a norm over its outputs, under Detectron2's `norm` name."""
+
+    def __init__(self, in_features: int, out_features: int, norm: str) -> None:
+        super().__init__(in_features, out_features, bias=False)
+        self.norm = get_norm(norm, out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)  # (N, out)
+        return self.norm(x[:, :, None, None]).flatten(1)  # norms of images want (N, C, H, W)
+
+
+@ROI_BOX_HEAD_REGISTRY.register()
+class ViLDBoxHead(FastRCNNConvFCHead):
+    """Detectron2's conv + fc trunk with a norm after the fc layers, too.
+
+    The official ViLD head: 4 conv(256, BN) and 2 fc(1024, BN), each followed by a ReLU.
+    """
+
+    @configurable
+    def __init__(self, input_shape: ShapeSpec, *, fc_norm: str = "", **kwargs: Any) -> None:
+        """
+        Args:
+            input_shape: shape of the pooled region features.
+            fc_norm: norm of the fc layers, "" for none.
+            kwargs: conv_dims, fc_dims, conv_norm of :class:`FastRCNNConvFCHead`.
+        """
+        super().__init__(input_shape, **kwargs)
+        if not fc_norm:
+            return
+        for k, fc in enumerate(self.fcs):
+            normed = _NormedLinear(fc.in_features, fc.out_features, fc_norm)
+            normed.weight = fc.weight
+            self.fcs[k] = normed
+            setattr(self, f"fc{k + 1}", normed)  # keeps the place in nn.Sequential's order
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        return {
+            **super().from_config(cfg, input_shape),
+            "fc_norm": cfg.MODEL.ROI_BOX_HEAD.FC_NORM,
+        }
+
+
+class EmbeddingProjection(nn.Linear):
+    """Maps trunk features to unit region embeddings in the teacher's space.
+
+    forward: (N, F) or (N, C, H, W) -> (N, D) unit rows, float32 (also under autocast).
+    """
+
+    def __init__(self, input_shape: ShapeSpec, embedding_dim: int) -> None:
+        super().__init__(
+            input_shape.channels * (input_shape.height or 1) * (input_shape.width or 1),
+            embedding_dim,
+        )
+        nn.init.normal_(self.weight, std=0.01)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(super().forward(x.flatten(1)).float(), dim=1)
+
+
+class RegionEmbeddingHead(nn.Module):
+    """A trunk and a projection: pooled features (N, C, H, W) -> region embeddings (N, D).
+
+    ViLD-ensemble's image branch, apart from the text branch.
+    """
+
+    def __init__(self, *, trunk: nn.Module, projection: EmbeddingProjection) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.projection = projection
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return self.projection(self.trunk(pooled))
+
+
+class OpenVocabularyOutputLayers(FastRCNNOutputLayers):
+    """Detectron2's box predictor with words in place of the linear classifier.
+
+    It can stand wherever :class:`FastRCNNOutputLayers` does. `forward` returns logits
+    (N, C + 1), background last, and class-agnostic deltas (N, 4).
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        classifier: CLIPClassifier,
+        novel_training_logits: str,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            input_shape: shape of the trunk's output.
+            classifier: similarity to the vocabulary.
+            novel_training_logits: see :func:`ovd_d2.losses.suppress_novel_logits`.
+            kwargs: of :class:`FastRCNNOutputLayers`.
+        """
+        super().__init__(input_shape, **kwargs)
+        if self.bbox_pred.out_features != 4:
+            raise ValueError(
+                "an open vocabulary needs class-agnostic box regression: set "
+                "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG True"
+            )
+        del self.cls_score  # its rows would be tied to the training categories
+        self.projection = EmbeddingProjection(input_shape, classifier.embedding_dim)
+        self.classifier = classifier
+        self.novel_training_logits = novel_training_logits
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        ret = super().from_config(cfg, input_shape)
+        ret["novel_training_logits"] = cfg.MODEL.OVD.NOVEL_TRAINING_LOGITS
+        ret["classifier"] = CLIPClassifier(
+            embedding_dim=cfg.MODEL.OVD.EMBEDDING_DIM,
+            num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            temperature=cfg.MODEL.OVD.TEMPERATURE,
+        )
+        return ret
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Trunk features (N, ...) -> (N, D) unit region embeddings."""
+        return self.projection(x)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.classifier(self.embed(x))
+        if self.training:
+            logits = suppress_novel_logits(
+                logits, self.classifier.is_novel, self.novel_training_logits
+            )
+        return logits, self.bbox_pred(x.flatten(1))
+
+    def select_detections(
+        self, probs: Tensor, deltas: Tensor, proposals: list[Instances]
+    ) -> list[Instances]:
+        """Box decoding, thresholding, per-class NMS and the cap on detections.
+
+        Args:
+            probs: (N, C) scores of all proposals of the batch.
+            deltas: (N, 4).
+            proposals: the batch's proposals, N in all.
+        """
+        probs = F.pad(probs, (0, 1))  # Detectron2's NMS drops a background column
+        counts = [len(p) for p in proposals]
+        detections, _ = fast_rcnn_inference(
+            self.predict_boxes((probs, deltas), proposals),
+            probs.split(counts),
+            [p.image_size for p in proposals],
+            self.test_score_thresh,
+            self.test_nms_thresh,
+            self.test_topk_per_image,
+        )
+        return detections

@@ -1,0 +1,97 @@
+"""The classifier whose weights are words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ovd_d2.vocabulary import Vocabulary
+
+
+class CLIPClassifier(nn.Module):
+    """Cosine similarity to frozen text embeddings and to one learned background embedding.
+
+    ViLD, section 3.2 (ViLD-text). The text embeddings are buffers, never parameters: no optimizer
+    sees them. They and the novel flags are part of the state dict, and loading a state dict
+    brings the vocabulary it was saved with, whatever its length.
+
+    Attributes:
+        text_embeddings: (C, D) float32 unit rows.
+        is_novel: (C,) bool.
+        background: (D,) parameter, normalised in use.
+    """
+
+    text_embeddings: Tensor
+    is_novel: Tensor
+
+    def __init__(self, *, embedding_dim: int, num_classes: int, temperature: float) -> None:
+        """
+        Args:
+            embedding_dim: D, the teacher's width.
+            num_classes: C, until `set_vocabulary` brings another.
+            temperature: divides the cosine similarity.
+        """
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        self.temperature = temperature
+        self.embedding_dim = embedding_dim
+        self.background = nn.Parameter(torch.empty(embedding_dim).normal_(std=0.01))
+        self.register_buffer("text_embeddings", torch.zeros(num_classes, embedding_dim))
+        self.register_buffer("is_novel", torch.zeros(num_classes, dtype=torch.bool))
+        self._has_vocabulary = False
+
+    @property
+    def num_classes(self) -> int:
+        return self.text_embeddings.shape[0]
+
+    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Takes the names' embeddings and novel flags, on the device the classifier is on."""
+        if vocabulary.embedding_dim != self.embedding_dim:
+            raise ValueError(
+                f"the vocabulary's embeddings are {vocabulary.embedding_dim} wide, the model's "
+                f"MODEL.OVD.EMBEDDING_DIM is {self.embedding_dim}: build the vocabulary with the "
+                "model's teacher, or set the key"
+            )
+        self._resize(len(vocabulary))
+        self.text_embeddings.copy_(vocabulary.embeddings)
+        self.is_novel.copy_(vocabulary.novel)
+        self._has_vocabulary = True
+
+    def forward(self, region_embeddings: Tensor) -> Tensor:
+        """
+        Args:
+            region_embeddings: (N, D) unit rows.
+
+        Returns:
+            (N, C + 1) logits: cosine similarity over temperature, background last.
+
+        Raises:
+            RuntimeError: no vocabulary has been set or loaded.
+        """
+        if not self._has_vocabulary:
+            raise RuntimeError(
+                "the classifier has no vocabulary yet: set MODEL.OVD.VOCABULARY, load a "
+                "checkpoint, or call model.set_vocabulary(vocabulary)"
+            )
+        background = F.normalize(self.background, dim=0)[None]  # (1, D)
+        weights = torch.cat([self.text_embeddings, background])  # (C + 1, D)
+        return region_embeddings @ weights.t() / self.temperature
+
+    def _resize(self, num_classes: int) -> None:
+        # New buffers (not in-place resizing): the old ones may be shared with a state dict.
+        embeddings, novel = self.text_embeddings, self.is_novel
+        self.text_embeddings = embeddings.new_zeros(num_classes, self.embedding_dim)
+        self.is_novel = novel.new_zeros(num_classes)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        stored = state_dict.get(prefix + "text_embeddings")
+        if stored is not None and stored.shape[1:] == self.text_embeddings.shape[1:]:
+            self._resize(len(stored))
+            self._has_vocabulary = bool(stored.any())
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -1,0 +1,202 @@
+"""ViLD's ROI heads: a text branch, an image branch, and how they share or mix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads, build_box_head
+from detectron2.structures import ImageList, Instances
+from torch import Tensor
+
+from ovd_d2 import scoring
+from ovd_d2.losses import distillation_l1
+from ovd_d2.modeling.box_head import (
+    EmbeddingProjection,
+    OpenVocabularyOutputLayers,
+    RegionEmbeddingHead,
+)
+from ovd_d2.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What one of the paper's systems trains and how it scores.
+
+    Attributes:
+        classifies: the text branch is trained by cross-entropy.
+        distils: the image branch is trained to match the teacher.
+        separate_heads: the image branch has a trunk and projection of its own.
+        scores: "text", "image" or "ensemble".
+    """
+
+    classifies: bool
+    distils: bool
+    separate_heads: bool
+    scores: str
+
+
+VARIANTS = {
+    "vild_text": Variant(classifies=True, distils=False, separate_heads=False, scores="text"),
+    "vild_image": Variant(classifies=False, distils=True, separate_heads=False, scores="image"),
+    "vild": Variant(classifies=True, distils=True, separate_heads=False, scores="text"),
+    "vild_ensemble": Variant(classifies=True, distils=True, separate_heads=True, scores="ensemble"),
+}
+
+
+def get_variant(name: str) -> Variant:
+    """The variant of that name; a KeyError lists the known ones."""
+    if name not in VARIANTS:
+        raise KeyError(f"MODEL.OVD.VARIANT must be one of {', '.join(VARIANTS)}; got '{name}'")
+    return VARIANTS[name]
+
+
+@ROI_HEADS_REGISTRY.register()
+class ViLDROIHeads(StandardROIHeads):
+    """Standard ROI heads that classify by words and learn from cached teacher embeddings.
+
+    `forward` takes one argument more than Detectron2's: `cached_proposals`, one `Instances` an
+    image with `proposal_boxes` (K boxes in the coordinates of the augmented image) and
+    `teacher_embeddings` (K, D); needed in training by every variant that distils.
+    """
+
+    box_predictor: OpenVocabularyOutputLayers
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        variant: Variant,
+        image_head: RegionEmbeddingHead | None,
+        distillation_weight: float,
+        base_weight: float,
+        objectness_weight: float,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            variant: which system this is.
+            image_head: the image branch, if it is a separate one; else the text branch's trunk
+                and projection serve both.
+            distillation_weight: w of the ViLD-image loss.
+            base_weight: see :func:`ovd_d2.scoring.vild_ensemble`.
+            objectness_weight: see :func:`ovd_d2.scoring.mix_objectness`.
+            kwargs: of :class:`StandardROIHeads`.
+        """
+        super().__init__(**kwargs)
+        if variant.separate_heads != (image_head is not None):
+            raise ValueError(f"{variant} and image_head={image_head} do not fit each other")
+        self.variant = variant
+        self.image_head = image_head
+        self.distillation_weight = distillation_weight
+        self.base_weight = base_weight
+        self.objectness_weight = objectness_weight
+        # A loaded state dict may bring a vocabulary of another length.
+        self.register_load_state_dict_post_hook(lambda module, _: module._sync_num_classes())
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        ret = super().from_config(cfg, input_shape)
+        ret["variant"] = get_variant(cfg.MODEL.OVD.VARIANT)
+        ret["distillation_weight"] = cfg.MODEL.OVD.DISTILLATION.WEIGHT
+        ret["base_weight"] = cfg.MODEL.OVD.BASE_WEIGHT
+        ret["objectness_weight"] = cfg.MODEL.OVD.OBJECTNESS_WEIGHT
+        return ret
+
+    @classmethod
+    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        ret = super()._init_box_head(cfg, input_shape)
+        variant = get_variant(cfg.MODEL.OVD.VARIANT)
+        box_predictor = OpenVocabularyOutputLayers(cfg, ret["box_head"].output_shape)
+        if not variant.classifies:
+            box_predictor.loss_weight["loss_cls"] = 0.0
+        ret["box_predictor"] = box_predictor
+        ret["image_head"] = cls._init_image_head(cfg, input_shape) if variant.separate_heads else None
+        return ret
+
+    @classmethod
+    def _init_image_head(
+        cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]
+    ) -> RegionEmbeddingHead:
+        resolution = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
+        channels = input_shape[cfg.MODEL.ROI_HEADS.IN_FEATURES[0]].channels
+        trunk = build_box_head(cfg, ShapeSpec(channels, resolution, resolution))
+        projection = EmbeddingProjection(trunk.output_shape, cfg.MODEL.OVD.EMBEDDING_DIM)
+        return RegionEmbeddingHead(trunk=trunk, projection=projection)
+
+    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Makes the heads detect these names; nothing else changes."""
+        self.box_predictor.classifier.set_vocabulary(vocabulary)
+        self._sync_num_classes()
+
+    def _sync_num_classes(self) -> None:
+        self.num_classes = self.box_predictor.classifier.num_classes
+        self.box_predictor.num_classes = self.num_classes
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+        cached_proposals: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """See :meth:`StandardROIHeads.forward`; `cached_proposals` as the class says."""
+        instances, losses = super().forward(images, features, proposals, targets)
+        if self.training and self.variant.distils:
+            losses["loss_distillation"] = self._distillation_loss(features, cached_proposals)
+        return instances, losses
+
+    def _distillation_loss(
+        self, features: dict[str, Tensor], cached_proposals: list[Instances] | None
+    ) -> Tensor:
+        if cached_proposals is None:
+            raise ValueError(
+                "this variant learns from cached proposals, but the batch has none: set "
+                "MODEL.OVD.DISTILLATION.CACHE and use OpenVocabularyDatasetMapper"
+            )
+        pooled = self._pool(features, cached_proposals)
+        if self.image_head is not None:
+            student = self.image_head(pooled)
+        else:
+            student = self.box_predictor.embed(self.box_head(pooled))
+        teacher = torch.cat([x.teacher_embeddings for x in cached_proposals])
+        return distillation_l1(student, teacher, self.distillation_weight)
+
+    def _pool(self, features: dict[str, Tensor], proposals: list[Instances]) -> Tensor:
+        return self.box_pooler(
+            [features[f] for f in self.box_in_features], [x.proposal_boxes for x in proposals]
+        )
+
+    def _forward_box(
+        self, features: dict[str, Tensor], proposals: list[Instances]
+    ) -> dict[str, Tensor] | list[Instances]:
+        if self.training:
+            return super()._forward_box(features, proposals)
+        pooled = self._pool(features, proposals)  # both branches read the same pooled features
+        region = self.box_head(pooled)
+        logits, deltas = self.box_predictor(region)
+        probs = self._scores(logits, pooled, region)
+        if self.objectness_weight > 0:
+            objectness = torch.cat([x.objectness_logits for x in proposals]).sigmoid()
+            probs = scoring.mix_objectness(probs, objectness, self.objectness_weight)
+        return self.box_predictor.select_detections(probs, deltas, proposals)
+
+    def _scores(self, logits: Tensor, pooled: Tensor, region: Tensor) -> Tensor:
+        """(N, C) scores of the variant, before objectness."""
+        if self.variant.scores == "text":
+            return scoring.text_probabilities(logits)
+        embeddings = (
+            self.image_head(pooled) if self.image_head is not None else self.box_predictor.embed(region)
+        )
+        classifier = self.box_predictor.classifier
+        image_probs = scoring.image_probabilities(
+            embeddings, classifier.text_embeddings, classifier.temperature
+        )
+        if self.variant.scores == "image":
+            return image_probs
+        text_probs = scoring.text_probabilities(logits)
+        return scoring.vild_ensemble(text_probs, image_probs, classifier.is_novel, self.base_weight)

@@ -1,0 +1,75 @@
+"""How detectors turn similarities into scores: pure functions of tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def text_probabilities(logits: Tensor) -> Tensor:
+    """Text-branch scores: softmax over all categories and background, background dropped.
+
+    Args:
+        logits: (N, C + 1) similarities over temperature, background last.
+
+    Returns:
+        (N, C) float32.
+    """
+    return F.softmax(logits.float(), dim=1)[:, :-1]
+
+
+def image_probabilities(
+    region_embeddings: Tensor, text_embeddings: Tensor, temperature: float
+) -> Tensor:
+    """Image-branch scores: softmax over the categories alone, no background.
+
+    Args:
+        region_embeddings: (N, D) unit rows.
+        text_embeddings: (C, D) unit rows.
+        temperature: divides the cosine similarity (ViLD: 0.01).
+
+    Returns:
+        (N, C) float32, rows sum to 1.
+    """
+    similarity = region_embeddings.float() @ text_embeddings.float().t()  # (N, C)
+    return F.softmax(similarity / temperature, dim=1)
+
+
+def vild_ensemble(
+    text_probs: Tensor, image_probs: Tensor, is_novel: Tensor, base_weight: float = 2 / 3
+) -> Tensor:
+    """Weighted geometric mean of both branches (ViLD, section 3.4, equation 6).
+
+    Base categories trust the text branch, `text^w * image^(1-w)`; novel ones, which the text
+    branch has never been trained on, the image branch, `text^(1-w) * image^w`.
+
+    Args:
+        text_probs, image_probs: (N, C).
+        is_novel: (C,) bool.
+        base_weight: w in [0, 1].
+
+    Returns:
+        (N, C).
+    """
+    if not 0.0 <= base_weight <= 1.0:
+        raise ValueError(f"base_weight must lie in [0, 1], got {base_weight}")
+    text_weight = torch.where(is_novel, 1.0 - base_weight, base_weight).to(text_probs)  # (C,)
+    return text_probs**text_weight * image_probs ** (1.0 - text_weight)
+
+
+def mix_objectness(probs: Tensor, objectness: Tensor, weight: float) -> Tensor:
+    """Weighted geometric mean of category scores and objectness, `p^(1-weight) * o^weight`.
+
+    Scores without a background class (ViLD-image, CLIP on crops) need it to rank proposals; 0.5
+    is the plain geometric mean, 0 leaves the scores as they are.
+
+    Args:
+        probs: (N, C).
+        objectness: (N,) probabilities in [0, 1].
+        weight: in [0, 1].
+
+    Returns:
+        (N, C).
+    """
+    return probs ** (1.0 - weight) * objectness[:, None] ** weight

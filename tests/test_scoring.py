@@ -1,0 +1,60 @@
+import math
+
+import pytest
+import torch
+
+from ovd_d2.scoring import (
+    image_probabilities,
+    mix_objectness,
+    text_probabilities,
+    vild_ensemble,
+)
+
+
+def test_text_probabilities_drop_the_background():
+    logits = torch.tensor([[math.log(1.0), math.log(2.0), math.log(5.0)]])
+    torch.testing.assert_close(text_probabilities(logits), torch.tensor([[1 / 8, 2 / 8]]))
+
+
+def test_image_probabilities_are_a_softmax_over_names():
+    regions = torch.tensor([[1.0, 0.0]])
+    names = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    probs = image_probabilities(regions, names, temperature=0.5)
+    expected = math.exp(2) / (math.exp(2) + 1)
+    torch.testing.assert_close(probs, torch.tensor([[expected, 1 - expected]]))
+
+
+def test_ensemble_by_hand():
+    text = torch.tensor([[0.8, 0.1]])
+    image = torch.tensor([[0.1, 0.8]])
+    scores = vild_ensemble(text, image, torch.tensor([False, True]))
+    base = 0.8 ** (2 / 3) * 0.1 ** (1 / 3)  # 0.4
+    novel = 0.1 ** (1 / 3) * 0.8 ** (2 / 3)  # 0.4
+    torch.testing.assert_close(scores, torch.tensor([[base, novel]]))
+    assert scores[0, 0].item() == pytest.approx(0.4)
+
+
+def test_ensemble_weight_one_is_text_for_base_and_image_for_novel():
+    text = torch.tensor([[0.3, 0.2]])
+    image = torch.tensor([[0.5, 0.7]])
+    scores = vild_ensemble(text, image, torch.tensor([False, True]), base_weight=1.0)
+    torch.testing.assert_close(scores, torch.tensor([[0.3, 0.7]]))
+
+
+def test_ensemble_of_no_regions_and_of_one_category():
+    empty = vild_ensemble(torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(3, dtype=torch.bool))
+    assert empty.shape == (0, 3)
+    one = vild_ensemble(torch.tensor([[0.0]]), torch.tensor([[1.0]]), torch.tensor([True]))
+    assert one.tolist() == [[0.0]]
+
+
+def test_ensemble_weight_outside_the_unit_interval_is_refused():
+    with pytest.raises(ValueError, match="1.5"):
+        vild_ensemble(torch.zeros(1, 1), torch.zeros(1, 1), torch.tensor([True]), 1.5)
+
+
+def test_objectness_half_is_the_geometric_mean():
+    mixed = mix_objectness(torch.tensor([[0.25, 1.0]]), torch.tensor([0.64]), 0.5)
+    torch.testing.assert_close(mixed, torch.tensor([[0.4, 0.8]]))
+    probs = torch.tensor([[0.25]])
+    torch.testing.assert_close(mix_objectness(probs, torch.tensor([0.64]), 0.0), probs)

@@ -1,0 +1,49 @@
+#!/usr/bin/env python
+"""Train or evaluate an open-vocabulary detector, as Detectron2's own train_net.py does."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser, launch
+
+from ovd_d2.engine.run import evaluate, load_config, train
+from ovd_d2.errors import SetupError
+
+EPILOG = """
+examples:
+  train on one machine:
+    tools/train_net.py --config-file configs/vild_r50.yaml --num-gpus 8
+  change an option:
+    tools/train_net.py --config-file configs/vild_r50.yaml MODEL.WEIGHTS r50.pkl SOLVER.BASE_LR 0.01
+  evaluate a checkpoint:
+    tools/train_net.py --config-file configs/vild_r50.yaml --eval-only MODEL.WEIGHTS model_final.pth
+  on the processor:
+    tools/train_net.py --config-file configs/pictograms/vild_text_r18.yaml MODEL.DEVICE cpu
+"""
+
+
+def main(args: argparse.Namespace) -> None:
+    try:
+        cfg: CfgNode = load_config(args.config_file, args.opts)
+        if args.eval_only:
+            evaluate(cfg, args)
+        else:
+            train(cfg, args)
+    except SetupError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    parser = default_argument_parser(epilog=EPILOG)
+    arguments = parser.parse_args()
+    launch(
+        main,
+        arguments.num_gpus,
+        num_machines=arguments.num_machines,
+        machine_rank=arguments.machine_rank,
+        dist_url=arguments.dist_url,
+        args=(arguments,),
+    )

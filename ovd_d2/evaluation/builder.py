@@ -1,0 +1,46 @@
+"""The one place that decides which evaluator serves a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+
+from ovd_d2.data.categories import get_categories
+from ovd_d2.evaluation.coco_evaluator import OpenVocabularyCOCOEvaluator
+from ovd_d2.evaluation.lvis_evaluator import OpenVocabularyLVISEvaluator
+
+EVALUATORS = {"lvis": OpenVocabularyLVISEvaluator, "coco": OpenVocabularyCOCOEvaluator}
+
+
+def build_evaluator(
+    cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+) -> DatasetEvaluator:
+    """The evaluator for `dataset_name` by its metadata's `evaluator_type` ("lvis" or "coco").
+
+    Base and novel come from `ovd_d2.data.categories.get_categories`. Masks are evaluated when
+    `cfg.MODEL.MASK_ON`. The output folder is `cfg.OUTPUT_DIR/inference` unless given.
+
+    Raises:
+        KeyError: the data set is not registered.
+        ValueError: no evaluator exists for its type.
+    """
+    if dataset_name not in DatasetCatalog:
+        raise KeyError(
+            f"data set '{dataset_name}' is not registered with detectron2's DatasetCatalog; "
+            "check DATASETS.TEST, or register it (see datasets/README.md)"
+        )
+    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
+    if evaluator_type not in EVALUATORS:
+        raise ValueError(
+            f"data set '{dataset_name}' has evaluator_type {evaluator_type!r}, expected one of "
+            f"{sorted(EVALUATORS)}; set MetadataCatalog.get('{dataset_name}').evaluator_type"
+        )
+    return EVALUATORS[evaluator_type](
+        dataset_name,
+        tasks=("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",),
+        output_dir=output_folder or str(Path(cfg.OUTPUT_DIR) / "inference"),
+        novel=get_categories(dataset_name).is_novel,
+    )

@@ -1,0 +1,56 @@
+"""Evaluation results as text tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from tabulate import tabulate
+
+COLUMNS = {
+    "AP": "AP",
+    "APr": "APr",
+    "APc": "APc",
+    "APf": "APf",
+    "AP50_base": "AP50 base",
+    "AP50_novel": "AP50 novel",
+}
+TASKS = {"box": ("bbox", "box"), "mask": ("segm",)}
+
+
+def results_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """A Markdown table, one row a method, in percent.
+
+    Args:
+        rows: method name -> what the evaluator returned (`{"bbox": {...}, "segm": {...}}`; "box" is
+            accepted for "bbox"). A missing or undefined number is shown as "-"; mask columns are
+            left out where no method has masks.
+
+    Returns:
+        The table, without a final line break.
+    """
+    tasks = [
+        (title, keys)
+        for title, keys in TASKS.items()
+        if title == "box" or any(key in metrics for metrics in rows.values() for key in keys)
+    ]
+    header = ["method"]
+    for title, _ in tasks:  # "box AP" opens the six box columns; repeating it would widen them all
+        header += [f"{title} {name}" if name == "AP" else name for name in COLUMNS.values()]
+    body = [
+        [method] + [_cell(_of_task(metrics, keys).get(key)) for _, keys in tasks for key in COLUMNS]
+        for method, metrics in rows.items()
+    ]
+    alignment = ["left"] + ["right"] * (len(header) - 1)
+    return tabulate(
+        body, headers=header, tablefmt="pipe", colalign=alignment, disable_numparse=True
+    )
+
+
+def _of_task(metrics: Mapping[str, Any], keys: tuple[str, ...]) -> Mapping[str, float]:
+    return next((metrics[key] for key in keys if key in metrics), {})
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.1f}"

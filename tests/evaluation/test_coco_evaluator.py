@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from evaluation_scenes import (
+    COCO_IDS,
+    NAMES,
+    NOVEL,
+    feed,
+    make_dataset,
+    no_detections,
+    noisy_detections,
+)
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from ovd_d2.evaluation import OpenVocabularyCOCOEvaluator
+from ovd_d2.evaluation import coco_evaluator as module
+from ovd_d2.evaluation.groups import read_per_category
+
+METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+
+
+@pytest.fixture
+def dataset():
+    return make_dataset(COCO_IDS)
+
+
+@pytest.fixture
+def evaluator(register, dataset, tmp_path):
+    register(
+        "ov_coco_test",
+        dataset,
+        "coco",
+        thing_classes=NAMES,
+        thing_dataset_id_to_contiguous_id={one: k for k, one in enumerate(COCO_IDS)},
+    )
+    return OpenVocabularyCOCOEvaluator(
+        "ov_coco_test", output_dir=str(tmp_path / "out"), novel=NOVEL
+    )
+
+
+def reference(tmp_path, iou_type: str) -> COCOeval:
+    truth = COCO(str(tmp_path / "ov_coco_test.json"))
+    results = json.loads((tmp_path / "out" / "coco_instances_results.json").read_text())
+    if iou_type == "segm":
+        for one in results:
+            del one["bbox"]
+    coco_eval = COCOeval(truth, truth.loadRes(results), iou_type)
+    coco_eval.evaluate()
+    coco_eval.accumulate()
+    coco_eval.summarize()
+    return coco_eval
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_numbers_equal_pycocotools(evaluator, dataset, tmp_path, iou_type):
+    metrics = feed(evaluator, noisy_detections(dataset, COCO_IDS))[iou_type]
+    expected = reference(tmp_path, iou_type)
+    assert 5 < metrics["AP"] < 95
+    for k, name in enumerate(METRICS):
+        assert metrics[name] == pytest.approx(expected.stats[k] * 100), name
+    precision = expected.eval["precision"][:, :, :, 0, -1]
+    for group, wanted in (("base", False), ("novel", True)):
+        members = [k for k, flag in enumerate(NOVEL) if flag is wanted]
+        values, at_50 = precision[:, :, members], precision[0][:, members]
+        assert metrics[f"AP_{group}"] == pytest.approx(values[values > -1].mean() * 100)
+        assert metrics[f"AP50_{group}"] == pytest.approx(at_50[at_50 > -1].mean() * 100)
+
+
+def test_all_is_the_weighted_mean_of_base_and_novel(evaluator, dataset):
+    metrics = feed(evaluator, noisy_detections(dataset, COCO_IDS))["bbox"]
+    # 3 base and 3 novel categories have ground truth ("ghost" has none)
+    assert metrics["AP50"] == pytest.approx((metrics["AP50_base"] + metrics["AP50_novel"]) / 2)
+
+
+def test_per_category_file(evaluator, dataset, tmp_path):
+    metrics = feed(evaluator, noisy_detections(dataset, COCO_IDS))
+    table = read_per_category(tmp_path / "out" / "per_category.json")
+    assert set(table) == {"bbox", "segm"}
+    assert table["segm"]["AP-ghost"] is None
+    known = [table["segm"][f"AP-{name}"] for name in NAMES[:-1]]
+    assert metrics["segm"]["AP"] == pytest.approx(np.mean(known))
+    assert not any("-" in key for key in metrics["bbox"])
+
+
+def test_no_detections_is_zero_not_nan(evaluator, dataset):
+    evaluator._tasks = ("bbox", "segm")
+    metrics = feed(evaluator, no_detections(dataset))
+    for values in (metrics["bbox"], metrics["segm"]):
+        assert [values[name] for name in ("AP", "AP50", "AP_base", "AP50_novel")] == [0] * 4
+
+
+def test_no_images_seen_gives_no_numbers(evaluator):
+    assert feed(evaluator, []) == {}
+
+
+def test_one_category(register):
+    dataset = make_dataset([7, 9])
+    dataset["categories"].pop()
+    register(
+        "ov_coco_test",
+        dataset,
+        "coco",
+        thing_classes=["anchor"],
+        thing_dataset_id_to_contiguous_id={7: 0},
+    )
+    evaluator = OpenVocabularyCOCOEvaluator("ov_coco_test", novel=[True])
+    metrics = feed(evaluator, noisy_detections(dataset, [7]))["bbox"]
+    assert metrics["AP_novel"] == pytest.approx(metrics["AP"]) and metrics["AP"] > 0
+    assert math.isnan(metrics["AP_base"]) and math.isnan(metrics["AP50_base"])
+
+
+def test_pycocotools_serves_where_detectron2_is_not_compiled(register, dataset, monkeypatch):
+    register("ov_coco_test", dataset, "coco", thing_classes=NAMES)
+    monkeypatch.setattr(module, "fast_evaluation_available", lambda: False)
+    assert not OpenVocabularyCOCOEvaluator("ov_coco_test", novel=NOVEL)._use_fast_impl
+
+
+def test_wrong_number_of_flags(register, dataset):
+    register("ov_coco_test", dataset, "coco", thing_classes=NAMES)
+    with pytest.raises(ValueError, match="2 novel flags for 7 categories"):
+        OpenVocabularyCOCOEvaluator("ov_coco_test", novel=[True, False])

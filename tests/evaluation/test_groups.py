@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from ovd_d2.evaluation.groups import CategoryAP, percent, read_per_category, write_per_category
+
+
+def precision_of(ap: list[list[float]]) -> np.ndarray:
+    """(T, R=4, C) constant over recall; `ap` is one list of C values per IoU threshold."""
+    return np.repeat(np.array(ap)[:, None, :], 4, axis=1)
+
+
+def test_means_over_groups_by_hand():
+    precision = precision_of([[0.8, 0.6, 0.4, -1.0], [0.4, 0.2, 0.0, -1.0]])
+    table = CategoryAP.from_precision(list("abcd"), [False, True, True, True], precision)
+    np.testing.assert_allclose(table.ap, [60, 40, 20, np.nan])
+    np.testing.assert_allclose(table.ap50, [80, 60, 40, np.nan])
+    assert table.group_means() == pytest.approx(
+        {"AP_base": 60.0, "AP_novel": 30.0, "AP50_base": 80.0, "AP50_novel": 50.0}
+    )
+
+
+def test_a_group_without_ground_truth_is_nan_and_says_so(caplog):
+    table = CategoryAP.from_precision(["a", "b"], [False, True], precision_of([[0.5, -1.0]]))
+    with caplog.at_level("INFO"):
+        means = table.group_means()
+    assert means["AP_base"] == pytest.approx(50.0)
+    assert math.isnan(means["AP_novel"]) and math.isnan(means["AP50_novel"])
+    assert "No novel category has ground truth" in caplog.text
+    assert "No base" not in caplog.text
+
+
+def test_no_categories():
+    table = CategoryAP.from_precision([], [], np.zeros((10, 101, 0)))
+    assert all(math.isnan(value) for value in table.group_means().values())
+
+
+@pytest.mark.parametrize("novel", [[True], [True, False, True]])
+def test_wrong_number_of_flags(novel):
+    with pytest.raises(ValueError, match=f"{len(novel)} novel flags for 2 categories"):
+        CategoryAP.from_precision(["a", "b"], novel, precision_of([[0.5, 0.5]]))
+
+
+def test_wrong_precision_shape():
+    with pytest.raises(ValueError, match=r"\(1, 4, 3\), expected .* 2 categories"):
+        CategoryAP.from_precision(["a", "b"], [True, False], precision_of([[0.5, 0.5, 0.1]]))
+
+
+def test_per_category_file_round_trip_is_strict_json(tmp_path):
+    table = CategoryAP.from_precision(["a", "b"], [False, True], precision_of([[0.5, -1.0]]))
+    path = write_per_category({"bbox": table}, tmp_path / "new")
+    expected = {"bbox": {"AP-a": 50.0, "AP50-a": 50.0, "AP-b": None, "AP50-b": None}}
+    assert read_per_category(path) == expected
+    assert "NaN" not in path.read_text()
+    assert json.loads(path.read_text()) == expected
+    assert [one.name for one in path.parent.iterdir()] == ["per_category.json"]
+
+
+def test_percent():
+    assert percent(0.25) == 25.0
+    assert percent(0.0) == 0.0
+    assert math.isnan(percent(-1))

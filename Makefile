@@ -1,0 +1,58 @@
+# Every target works from a fresh clone: it makes or takes an environment, installs what is
+# missing, then runs. Written for GNU make 3.81 and a POSIX shell.
+#
+# Environment, in this order: PYTHON=/path/to/python, an active virtual or conda environment,
+# otherwise .venv in this folder.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint
+
+VENV := .venv
+WORKERS ?= 2
+
+ifdef PYTHON
+  PY := $(PYTHON)
+else ifdef VIRTUAL_ENV
+  PY := $(VIRTUAL_ENV)/bin/python
+else ifneq ($(filter-out base,$(CONDA_DEFAULT_ENV)),)
+  PY := $(CONDA_PREFIX)/bin/python
+else
+  PY := $(VENV)/bin/python
+  NEEDS := $(VENV)/bin/python
+endif
+
+help:
+	@echo "make demo    set up if needed, then the whole story: data, teacher, training, AP, pictures"
+	@echo '             NAMES="red anchor, snowman" looks for these names; OUTPUT=folder (output/demo)'
+	@echo 'make test    set up if needed, then all tests; ARGS="tests/test_files.py -k name" selects'
+	@echo "make lint    set up if needed, then ruff (rules, format) and mypy"
+	@echo "make setup   only set up; FORCE=1 checks every step again"
+	@echo "Python 3.10 to 3.12. Environment: PYTHON=/path/to/python, else the active one, else .venv"
+
+# The interpreters of pyenv are looked at last: its shims only reach the selected version.
+$(VENV)/bin/python:
+	@for candidate in python3 python3.12 python3.11 python3.10 \
+	    "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.1[012].*/bin/python3; do \
+	  if "$$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))' \
+	      >/dev/null 2>&1; then \
+	    echo "creating $(VENV) with $$("$$candidate" --version)"; \
+	    exec "$$candidate" -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo "error: found no Python 3.10, 3.11 or 3.12 (python3 is: $$(python3 --version 2>&1))." >&2; \
+	echo "Install one, or name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; \
+	exit 1
+
+setup: $(NEEDS)
+	@"$(PY)" tools/setup_environment.py $(if $(FORCE),--force)
+
+demo: setup
+	@"$(PY)" tools/run_demo.py $(if $(NAMES),--names "$(NAMES)") $(if $(OUTPUT),--output "$(OUTPUT)")
+
+test: setup
+	@OMP_NUM_THREADS=1 "$(PY)" -m pytest -q -n $(WORKERS) $(if $(ARGS),$(ARGS),tests)
+
+lint: setup
+	"$(PY)" -m ruff check .
+	"$(PY)" -m ruff format --check .
+	"$(PY)" -m mypy ovd_d2 tools

@@ -1,0 +1,37 @@
+"""Packaging of ovd_d2. `make setup` installs it in editable mode with pinned requirements."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="ovd_d2",
+    version="0.1.0",
+    description="Open-vocabulary object detection for Detectron2",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.13",
+    packages=find_packages(include=["ovd_d2", "ovd_d2.*"]),
+    package_data={"ovd_d2": ["**/*.json", "clip/weights/*.safetensors"]},
+    # detectron2 is needed too, but has no release on the package index: install it with
+    # tools/install_detectron2.py. OpenCV is needed as well, under whichever of its names
+    # (opencv-python, opencv-python-headless, a system package) is already there.
+    install_requires=[
+        "torch>=2.4,<3",
+        "torchvision>=0.19,<1",
+        "open_clip_torch>=3.0,<4",
+        "safetensors>=0.4.5",
+        "numpy>=2.0,<3",
+        "pillow>=10.3",
+        "matplotlib>=3.9",
+        "shapely>=2.0.5",
+        "pycocotools>=2.0.8",
+        "lvis>=0.5.3,<0.6",
+        "tqdm>=4.66",
+        "fvcore>=0.1.5.post20221221,<0.1.6",
+        "iopath>=0.1.7,<0.1.10",
+        # detectron2.model_zoo imports pkg_resources, which setuptools 82 removed.
+        "setuptools>=64,<82",
+    ],
+    extras_require={
+        "opencv": ["opencv-python-headless>=4.10"],
+        "dev": ["ruff", "mypy", "pytest>=8", "pytest-xdist", "types-tqdm"],
+    },
+)

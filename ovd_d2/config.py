@@ -23,7 +23,8 @@ def _add_model_keys(cfg: CfgNode) -> None:
 
     # Which ViLD: "vild_text" (text branch alone), "vild_image" (distillation alone), "vild" (one
     # head learns both), "vild_ensemble" (two heads, their scores mixed at test time).
-    ovd.VARIANT = "vild"
+    # All but vild_text need DISTILLATION.CACHE for training.
+    ovd.VARIANT = "vild_text"
     # The category names and their text embeddings: a file made by tools/build_vocabulary.py.
     # Its order is the data set's; ROI_HEADS.NUM_CLASSES must equal its length.
     ovd.VOCABULARY = ""
@@ -53,7 +54,6 @@ def _add_model_keys(cfg: CfgNode) -> None:
 
     ovd.DISTILLATION = CfgNode()
     # The proposal-embedding cache of the training set: a folder made by tools/build_cache.py.
-    # Unused by vild_text.
     ovd.DISTILLATION.CACHE = ""
     # w of the paper: 0.5 for ResNet-50.
     ovd.DISTILLATION.WEIGHT = 0.5

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.utils.file_io import PathManager
 
-from ovd_d2.cache import EmbeddingCache, check_compatible
+from ovd_d2.cache import CacheError, EmbeddingCache, check_compatible
 from ovd_d2.data.categories import get_categories
 from ovd_d2.errors import SetupError
 from ovd_d2.losses import NOVEL_LOGIT_MODES
@@ -117,7 +117,7 @@ def _cache_problems(
         return
     try:
         cache = EmbeddingCache(path)
-    except (OSError, ValueError) as error:
+    except (OSError, CacheError) as error:
         yield f"MODEL.OVD.DISTILLATION.CACHE: {error}"
         return
     teacher = vocabulary.teacher if vocabulary is not None else cache.manifest.teacher

@@ -1,0 +1,82 @@
+"""The first stage as a producer of stored proposals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.file_io import PathManager
+from torch import Tensor
+from tqdm import tqdm
+
+from ovd_d2.cache import DatasetInfo, Manifest, RecordWriter, dataset_fingerprint
+from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
+from ovd_d2.files import fingerprint_json, sha256_file
+from ovd_d2.modeling import OpenVocabularyRCNN
+
+
+def proposal_manifest(
+    cfg: CfgNode, dataset_name: str, dataset_dicts: list[dict[str, Any]]
+) -> Manifest:
+    """Says which weights and which first stage the proposals of a data set come from."""
+    recipe = {
+        "weights": sha256_file(PathManager.get_local_path(cfg.MODEL.WEIGHTS)),
+        "top_k": cfg.MODEL.RPN.POST_NMS_TOPK_TEST,
+        "nms": cfg.MODEL.RPN.NMS_THRESH,
+        "pre_nms_top_k": cfg.MODEL.RPN.PRE_NMS_TOPK_TEST,
+        "input_size": [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST],
+    }
+    fingerprint = dataset_fingerprint(dataset_dicts)
+    return Manifest(
+        kind="proposals",
+        dataset=DatasetInfo(dataset_name, fingerprint, len(dataset_dicts)),
+        proposals=fingerprint_json(recipe),
+        recipe=recipe,
+    )
+
+
+@torch.no_grad()
+def extract_proposals(
+    cfg: CfgNode,
+    model: OpenVocabularyRCNN,
+    dataset_dicts: list[dict[str, Any]],
+    writer: RecordWriter,
+) -> Manifest:
+    """Writes the model's proposals of every image that the writer does not hold yet.
+
+    Proposals are what the RPN keeps after its NMS (`RPN.NMS_THRESH`, the best
+    `RPN.POST_NMS_TOPK_TEST`), in the coordinates of the original image, sorted by falling
+    objectness.
+    """
+    todo = [record for record in dataset_dicts if record["image_id"] not in writer.done_ids]
+    loader = build_detection_test_loader(
+        todo,
+        mapper=OpenVocabularyDatasetMapper(cfg, is_train=False),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+    model.eval()
+    for batch in tqdm(loader, desc="proposals", unit="img", total=len(todo)):
+        for record, proposals in zip(batch, model.predict_proposals(batch), strict=True):
+            boxes, objectness = to_original_image(proposals, record["height"], record["width"])
+            writer.add(record["image_id"], {"boxes": boxes, "objectness": objectness})
+    return writer.finish()
+
+
+def to_original_image(proposals: Instances, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Proposals of the network's input in the coordinates of the original image.
+
+    Args:
+        proposals: with `proposal_boxes` and `objectness_logits`.
+        height, width: of the original image, pixels.
+
+    Returns:
+        (K, 4) float32 absolute XYXY inside the image, none empty; (K,) float32 probabilities.
+    """
+    boxes = Boxes(proposals.proposal_boxes.tensor.clone())
+    boxes.scale(width / proposals.image_size[1], height / proposals.image_size[0])
+    boxes.clip((height, width))
+    keep = boxes.nonempty()
+    return boxes.tensor[keep].float().cpu(), proposals.objectness_logits[keep].sigmoid().cpu()

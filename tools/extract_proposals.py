@@ -1,0 +1,59 @@
+#!/usr/bin/env python
+"""Write the class-agnostic proposals of a trained first stage: the boxes a cache embeds."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from detectron2.data import DatasetCatalog
+
+from ovd_d2.cache import CacheError, RecordWriter
+from ovd_d2.engine import build_open_vocabulary_model, check_setup
+from ovd_d2.engine.proposals import extract_proposals, proposal_manifest
+from ovd_d2.engine.run import load_config
+from ovd_d2.errors import SetupError
+
+EPILOG = """
+example (the config and the weights of a detector trained on base categories alone):
+  tools/extract_proposals.py --config-file configs/vild_text_r50.yaml \\
+      --dataset lvis_v1_train_norare --output datasets://lvis/proposals \\
+      MODEL.WEIGHTS output/vild_text_r50/model_final.pth
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, help="config of the trained detector")
+    parser.add_argument("--dataset", required=True, help="a registered data set")
+    parser.add_argument("--output", required=True, help="folder of the proposals")
+    parser.add_argument("--top-k", type=int, default=300, help="proposals an image (default 300)")
+    parser.add_argument("--overwrite", action="store_true", help="delete what is in --output first")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, e.g. MODEL.WEIGHTS")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = load_config(args.config_file, args.opts)
+    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = args.top_k
+    cfg.MODEL.OVD.VOCABULARY = ""  # the first stage has no names
+    cfg.DATASETS.TEST = (args.dataset,)
+    if not cfg.MODEL.WEIGHTS:
+        raise SetupError(["MODEL.WEIGHTS is empty: proposals need a trained first stage"])
+    check_setup(cfg)
+    dataset_dicts = DatasetCatalog.get(args.dataset)
+    model = build_open_vocabulary_model(cfg)
+    manifest = proposal_manifest(cfg, args.dataset, dataset_dicts)
+    with RecordWriter(args.output, manifest, overwrite=args.overwrite) as writer:
+        manifest = extract_proposals(cfg, model, dataset_dicts, writer)
+    print(f"{manifest.num_rows} proposals of {manifest.num_images} images in {args.output}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (SetupError, CacheError) as error:
+        sys.exit(str(error))

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ def test_atomic_write_replaces_the_target_and_leaves_no_temporary(tmp_path: Path
         temporary.write_text("new")
         assert not target.exists()
     assert target.read_text() == "new"
-    assert os.listdir(target.parent) == ["result.txt"]
+    assert [path.name for path in target.parent.iterdir()] == ["result.txt"]
 
 
 def test_an_error_keeps_the_old_content(tmp_path: Path) -> None:
@@ -30,16 +31,23 @@ def test_an_error_keeps_the_old_content(tmp_path: Path) -> None:
         temporary.write_text("half")
         raise RuntimeError("stop")
     assert target.read_text() == "old"
-    assert os.listdir(tmp_path) == ["result.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["result.txt"]
 
 
 def test_data_is_flushed_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    real_fsync, real_replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("fsync"), real_fsync(fd))[1])
-    monkeypatch.setattr(
-        os, "replace", lambda a, b: (calls.append("replace"), real_replace(a, b))[1]
-    )
+
+    def recorded(name: str) -> Callable[..., object]:
+        real = getattr(os, name)
+
+        def call(*args: object) -> object:
+            calls.append(name)
+            return real(*args)
+
+        return call
+
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(os, name, recorded(name))
     with atomic_write(tmp_path / "x") as temporary:
         temporary.write_bytes(b"1")
     assert calls == ["fsync", "replace", "fsync"]  # file, rename, folder

@@ -1,0 +1,33 @@
+"""The offline store of proposals and their teacher embeddings.
+
+Building an embedding cache needs the teacher: import `ovd_d2.cache.builder` for it. The names
+below stay light, since every loader worker imports them.
+"""
+
+from ovd_d2.cache.manifest import (
+    CacheError,
+    DamagedFileError,
+    DatasetInfo,
+    Manifest,
+    ShardInfo,
+    dataset_fingerprint,
+)
+from ovd_d2.cache.store import CachedProposals, EmbeddingCache, ProposalStore, RecordStore
+from ovd_d2.cache.verify import check_compatible, verify_store
+from ovd_d2.cache.writer import RecordWriter
+
+__all__ = [
+    "CacheError",
+    "CachedProposals",
+    "DamagedFileError",
+    "DatasetInfo",
+    "EmbeddingCache",
+    "Manifest",
+    "ProposalStore",
+    "RecordStore",
+    "RecordWriter",
+    "ShardInfo",
+    "check_compatible",
+    "dataset_fingerprint",
+    "verify_store",
+]

@@ -10,9 +10,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lvis import LVIS, LVISEval, LVISResults
-
 from ovd_d2.evaluation.lvis_compat import patch_lvis
+
+patch_lvis()  # before the first import of lvis anywhere
+
+from lvis import LVIS, LVISEval, LVISResults  # noqa: E402
 
 MAX_DETECTIONS_PER_IMAGE = 300  # LVIS's protocol
 
@@ -64,7 +66,6 @@ def run_lvis_eval(
         The finished LVISEval: `.results` (fractions, -1 where undefined), `.eval["precision"]`
         (T, R, C, A) with categories in ascending id order.
     """
-    patch_lvis()
     detections = Detections(lvis_gt, _for_iou_type(results, iou_type), max_dets_per_image)
     lvis_eval = LVISEval(lvis_gt, detections, iou_type)
     if category_ids is not None:

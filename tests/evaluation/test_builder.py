@@ -10,6 +10,7 @@ from evaluation_scenes import (
     make_dataset,
     noisy_detections,
 )
+
 from ovd_d2.evaluation import (
     OpenVocabularyCOCOEvaluator,
     OpenVocabularyLVISEvaluator,

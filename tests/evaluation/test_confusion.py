@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from ovd_d2.evaluation import CategoryConfusion, confusion_table, novel_confusion
 
 NAMES = ["anchor", "bell", "cloud", "drum"]

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parent.parent
+TOOL = ROOT / "tools" / "setup_environment.py"
+
+
+@pytest.fixture
+def tool(tmp_path: Path) -> ModuleType:
+    """A fresh module whose stamp lies in the test's folder."""
+    spec = importlib.util.spec_from_file_location("setup_environment", TOOL)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.STAMP = tmp_path / "stamp.json"
+    return module
+
+
+@pytest.fixture
+def steps(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """The steps that a set-up takes, recorded instead of carried out."""
+    taken: list[tuple[str, ...]] = []
+    monkeypatch.setattr(tool, "step", lambda title, *arguments: taken.append(arguments))
+    monkeypatch.setattr(tool, "install_detectron2", lambda: taken.append(("detectron2",)))
+    monkeypatch.setattr(tool, "has_opencv", lambda: False)
+    return taken
+
+
+def requirement_lines() -> list[Requirement]:
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("version", [(3, 9), (3, 13), (2, 7)])
+def test_other_pythons_are_refused(tool: ModuleType, version: tuple[int, int]) -> None:
+    with pytest.raises(
+        tool.SetupError, match=rf"Python {version[0]}\.{version[1]}.*3\.10 to 3\.12"
+    ):
+        tool.check_python(version)
+
+
+@pytest.mark.parametrize("version", [(3, 10), (3, 11), (3, 12)])
+def test_these_pythons_are_accepted(tool: ModuleType, version: tuple[int, int]) -> None:
+    tool.check_python(version)
+
+
+def test_requirements_by_name(tool: ModuleType) -> None:
+    text = '# comment\n\nlvis==1  # why\nA_b>=2; python_version < "3.11"\na_b==3\n'
+    pins = tool.parse_requirements(text)
+    assert pins == {"lvis": "lvis==1", "a_b": 'A_b>=2; python_version < "3.11"\na_b==3'}
+    assert tool.plain_pins(pins) == ['A_b>=2; python_version < "3.11"', "a_b==3"]
+
+
+def test_order_of_the_steps(tool: ModuleType, steps: list[tuple[str, ...]]) -> None:
+    assert tool.main([]) == 0
+    requirements, opencv, lvis, detectron2, package = steps
+    assert "torch==2.11.0" in requirements
+    assert not any(entry.startswith(("opencv", "lvis")) for entry in requirements)
+    assert opencv[1].startswith("opencv-python-headless==")
+    assert lvis[1:] == ("--no-deps", "lvis==0.5.3")
+    assert detectron2 == ("detectron2",)
+    assert package[-1] == str(ROOT) and "--editable" in package
+
+
+def test_opencv_that_is_there_is_kept(
+    tool: ModuleType, steps: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tool, "has_opencv", lambda: True)
+    tool.set_up()
+    assert not any(entry.startswith("opencv") for arguments in steps for entry in arguments)
+
+
+def test_second_call_skips_until_an_input_changes(
+    tool: ModuleType, steps: list[tuple[str, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changing = tmp_path / "requirements.txt"
+    changing.write_text("a==1\n")
+    monkeypatch.setattr(tool, "INPUTS", (changing,))
+    monkeypatch.setattr(tool, "MODULES", ("json",))
+    assert tool.main([]) == 0
+    done = len(steps)
+    assert tool.main([]) == 0 and len(steps) == done
+    assert tool.main(["--force"]) == 0 and len(steps) == 2 * done
+    changing.write_text("a==2\n")
+    assert tool.main([]) == 0 and len(steps) == 3 * done
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"inputs": "other"}'])
+def test_damaged_stamp_counts_as_none(tool: ModuleType, content: str) -> None:
+    tool.STAMP.write_text(content)
+    assert not tool.up_to_date()
+
+
+def test_missing_module_makes_it_out_of_date(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tool, "MODULES", ("json",))
+    tool.write_stamp()
+    assert tool.up_to_date()
+    monkeypatch.setattr(tool, "MODULES", ("json", "no_such_module_here"))
+    assert not tool.up_to_date()
+
+
+def test_failing_pip_leaves_no_stamp(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed = subprocess.CompletedProcess([], 1)
+    monkeypatch.setattr(tool.subprocess, "run", lambda *_, **__: failed)
+    assert tool.main([]) == 1
+    assert "requirements" in capsys.readouterr().err
+    assert not tool.STAMP.exists()
+
+
+def test_pins_lie_in_the_ranges_of_setup_py() -> None:
+    tree = ast.parse((ROOT / "setup.py").read_text())
+    keywords = {node.arg: node.value for node in ast.walk(tree) if isinstance(node, ast.keyword)}
+    ranges = [Requirement(text) for text in ast.literal_eval(keywords["install_requires"])]
+    for wanted in ranges:
+        pins = [pin for pin in requirement_lines() if pin.name == wanted.name]
+        assert pins, f"{wanted.name} is not pinned in requirements.txt"
+        for pin in pins:
+            (exact,) = pin.specifier
+            assert exact.operator == "==" and exact.version in wanted.specifier, pin
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])
+def test_every_python_gets_one_pin_of_each_package(python: str) -> None:
+    names = [
+        pin.name
+        for pin in requirement_lines()
+        if pin.marker is None or pin.marker.evaluate({"python_version": python})
+    ]
+    assert len(names) == len(set(names)) == len({pin.name for pin in requirement_lines()})
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(
+    ("environment", "arguments", "expected"),
+    [
+        ({}, [], ".venv/bin/python"),
+        ({"VIRTUAL_ENV": "/active"}, [], "/active/bin/python"),
+        ({"CONDA_DEFAULT_ENV": "base", "CONDA_PREFIX": "/conda"}, [], ".venv/bin/python"),
+        ({"CONDA_DEFAULT_ENV": "ovd", "CONDA_PREFIX": "/conda"}, [], "/conda/bin/python"),
+        ({"VIRTUAL_ENV": "/active"}, [f"PYTHON={sys.executable}"], sys.executable),
+    ],
+)
+def test_make_chooses_the_environment(
+    environment: dict[str, str], arguments: list[str], expected: str
+) -> None:
+    command = ["make", "--dry-run", "--no-print-directory", "setup", *arguments]
+    result = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.splitlines()[-1].rstrip() == f'"{expected}" tools/setup_environment.py'

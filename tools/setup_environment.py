@@ -1,0 +1,162 @@
+"""Install everything ovd_d2 needs into the environment of the Python that runs this file.
+
+Pinned requirements, OpenCV (kept if some build of it is there), lvis, detectron2, then ovd_d2
+in editable mode. What was done is stamped into the environment, so that a second call with
+the same requirements ends at once. `make setup` calls it.
+
+Stands alone on the standard library, because it runs before anything is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUIREMENTS = ROOT / "requirements.txt"
+INSTALLER = ROOT / "tools" / "install_detectron2.py"
+# A change of any of these makes the environment out of date.
+INPUTS = (REQUIREMENTS, ROOT / "setup.py", INSTALLER, Path(__file__).resolve())
+STAMP = Path(sys.prefix) / ".ovd_d2-setup.json"
+MODULES = ("torch", "torchvision", "cv2", "lvis", "open_clip", "detectron2", "ovd_d2", "pytest")
+OLDEST, NEWEST = (3, 10), (3, 12)
+
+EPILOG = """example:
+  .venv/bin/python tools/setup_environment.py
+"""
+
+
+class SetupError(Exception):
+    """A step failed; the message says which and what to do."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--force", action="store_true", help="check every step again")
+    args = parser.parse_args(argv)
+    try:
+        check_python(sys.version_info[:2])
+        if args.force or not up_to_date():
+            set_up()
+    except SetupError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def check_python(version: tuple[int, int]) -> None:
+    """Raise SetupError unless this Python is one that the pins serve."""
+    if not OLDEST <= version <= NEWEST:
+        raise SetupError(
+            f"Python {version[0]}.{version[1]} ({sys.executable}) is not supported: ovd_d2 needs "
+            "3.10 to 3.12. Name another one: make PYTHON=/path/to/python3.11 ..."
+        )
+
+
+def up_to_date() -> bool:
+    """Whether the stamp fits today's inputs and the main modules can still be found."""
+    try:
+        stamp = json.loads(STAMP.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(stamp == stamp_content()) and all(map(importlib.util.find_spec, MODULES))
+
+
+def stamp_content() -> dict[str, str]:
+    """What the environment was set up from: inputs, interpreter, checkout."""
+    digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in INPUTS)).hexdigest()
+    return {"inputs": digest, "python": sys.version, "prefix": sys.prefix, "checkout": str(ROOT)}
+
+
+def set_up() -> None:
+    """Run every step; each is quick where its work is already done."""
+    start = time.monotonic()
+    pins = parse_requirements(REQUIREMENTS.read_text(encoding="utf-8"))
+    ensure_pip()
+    step("requirements (about 2 GB to fetch the first time)", "install", *plain_pins(pins))
+    if not has_opencv():
+        step("opencv", "install", pins["opencv-python-headless"])
+    # Its requirements name opencv-python, which would be written over the headless build.
+    step("lvis", "install", "--no-deps", pins["lvis"])
+    install_detectron2()
+    step("ovd_d2", "install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
+    write_stamp()
+    print(f"set-up: done in {time.monotonic() - start:.0f} s, in {sys.prefix}", flush=True)
+
+
+def parse_requirements(text: str) -> dict[str, str]:
+    """Requirement lines by the name of the package; those of one name are joined by a newline."""
+    pins: dict[str, str] = {}
+    for line in text.splitlines():
+        requirement = line.split("#")[0].strip()
+        if requirement:
+            name = re.split(r"[=<>!~;\[ ]", requirement)[0].lower()
+            pins[name] = "\n".join(filter(None, (pins.get(name), requirement)))
+    return pins
+
+
+def plain_pins(pins: dict[str, str]) -> list[str]:
+    """The requirements that need no special treatment, one a list entry."""
+    special = ("opencv-python-headless", "lvis")
+    return [line for name in pins if name not in special for line in pins[name].splitlines()]
+
+
+def has_opencv() -> bool:
+    """Whether some build of OpenCV is there and works without a display."""
+    command = [sys.executable, "-c", "import cv2"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def ensure_pip() -> None:
+    """Bring pip into an environment that lacks it, as one does whose creation was cut short."""
+    if importlib.util.find_spec("pip") is not None:
+        return
+    if subprocess.run([sys.executable, "-m", "ensurepip"], check=False).returncode != 0:
+        raise SetupError(
+            f"{sys.executable} has no pip and cannot make it. On Debian or Ubuntu: install "
+            "python3-venv, remove the folder .venv and run this again"
+        )
+
+
+def step(title: str, *arguments: str) -> None:
+    """Run one pip command; raise SetupError if it fails."""
+    print(f"set-up: {title}", flush=True)
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
+    if not sys.stdout.isatty():
+        command.append("--quiet")  # progress bars are for people
+    if subprocess.run(command, check=False).returncode != 0:
+        raise SetupError(
+            f"{title}: pip failed (above). Check the network and the free disk space (6 GB), "
+            "then run the same command again: finished steps are not repeated"
+        )
+
+
+def install_detectron2() -> None:
+    """Hand over to the installer of detectron2, which prints its own errors."""
+    print("set-up: detectron2", flush=True)
+    if subprocess.run([sys.executable, str(INSTALLER)], check=False).returncode != 0:
+        raise SetupError(f"detectron2: {INSTALLER.name} failed (above)")
+
+
+def write_stamp() -> None:
+    """Leave the stamp; without the right to write there, the next call checks again."""
+    temporary = STAMP.with_name(f"{STAMP.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(stamp_content(), indent=2) + "\n", encoding="utf-8")
+        temporary.replace(STAMP)
+    except OSError as error:
+        print(f"set-up: no stamp written, every call will check all steps ({error})", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -18,21 +18,8 @@ from .colours import COLOURS, contrast, luminance, sample_ink
 from .glyphs import Glyph, PictogramCategory, font_path
 from .textures import textured_background
 
-__all__ = [
-    "COLOURS",
-    "MAX_ROTATION_DEG",
-    "OBJECT_SIDE",
-    "Appearance",
-    "draw_object",
-    "glyph_mask",
-    "paste_glyph",
-    "random_crop_sample",
-    "sample_appearance",
-    "sample_side",
-    "textured_background",
-]
-
 MAX_ROTATION_DEG = 30.0
+MIN_OBJECT_PX = 20  # below, a person cannot name the glyph
 OBJECT_SIDE = (0.14, 0.50)  # longer side of an object, as a fraction of the image's side
 _MIN_CONTRAST = 0.22  # between ink and what lies under it; below, the object gets a backing
 _BACKINGS = ("none", "halo", "sticker")
@@ -166,19 +153,33 @@ def sample_appearance(rng: np.random.Generator, category: PictogramCategory) -> 
     )
 
 
-def sample_side(rng: np.random.Generator, image_side: int) -> int:
-    """The longer side of an object in px: log-uniform within OBJECT_SIDE of the image's side."""
-    low, high = OBJECT_SIDE
-    return round(image_side * float(np.exp(rng.uniform(np.log(low), np.log(high)))))
+def sample_side(rng: np.random.Generator, image_side: int, largest: float = OBJECT_SIDE[1]) -> int:
+    """The longer side of an object in px, log-uniform.
 
-
-def object_layers(
-    glyph: Glyph, size_px: int, appearance: Appearance
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ink alpha, backing alpha and silhouette of an object, all (h, w), max(h, w) == size_px.
-
-    The silhouette (bool) is the object's mask: the outline of ink and halo with the holes filled.
+    From OBJECT_SIDE[0] of the image's side, but never below MIN_OBJECT_PX, to `largest` of it.
     """
+    low = max(OBJECT_SIDE[0] * image_side, MIN_OBJECT_PX)
+    high = max(low, largest * image_side)
+    return round(float(np.exp(rng.uniform(np.log(low), np.log(high)))))
+
+
+@dataclass(frozen=True)
+class ObjectLayers:
+    """What an object is made of: arrays of one shape (h, w).
+
+    Attributes:
+        ink: uint8 alpha of the glyph.
+        backing: uint8 alpha of halo or sticker below it; all 0 without one.
+        silhouette: bool, the object's mask: the outline of all that is drawn, holes filled.
+    """
+
+    ink: np.ndarray
+    backing: np.ndarray
+    silhouette: np.ndarray
+
+
+def object_layers(glyph: Glyph, size_px: int, appearance: Appearance) -> ObjectLayers:
+    """Render an object whose longer side, rim included, is `size_px`."""
     margin = 0
     if appearance.backing != "none":
         margin = max(1, round(appearance.margin * size_px))
@@ -186,12 +187,13 @@ def object_layers(
     ink = glyph_mask(glyph, inner, appearance.rotation_deg, appearance.weight)
     ink = np.pad(ink, margin)
     if margin == 0:
-        return ink, np.zeros_like(ink), _filled(ink)
+        return ObjectLayers(ink, np.zeros_like(ink), _filled(ink))
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * margin + 1, 2 * margin + 1))
     backing = cv2.dilate(ink, kernel)
+    silhouette = _filled(backing)
     if appearance.backing == "sticker":
-        backing = np.maximum(backing, _filled(backing).astype(np.uint8) * 255)
-    return ink, backing, _filled(backing)
+        backing = np.maximum(backing, silhouette.astype(np.uint8) * 255)
+    return ObjectLayers(ink, backing, silhouette)
 
 
 def _filled(alpha: np.ndarray) -> np.ndarray:
@@ -210,15 +212,46 @@ def _backing_colour(rng: np.random.Generator, ink: tuple[int, int, int]) -> tupl
     return round(red), round(green), round(blue)
 
 
-def _readable(rng: np.random.Generator, canvas: np.ndarray, appearance: Appearance) -> Appearance:
-    """The same appearance, with a backing if the ink would drown in the canvas below."""
-    pixels = canvas.reshape(-1, 3)
-    below = pixels[:: max(1, len(pixels) // 64)]
+def readable_appearance(
+    rng: np.random.Generator,
+    canvas: np.ndarray,
+    size_px: int,
+    appearance: Appearance,
+    centre: tuple[float, float],
+) -> Appearance:
+    """The same appearance, with a backing if the ink would drown in the canvas around `centre`."""
     choice = _BACKINGS[1 + int(rng.integers(2))]
-    if appearance.backing != "none" or len(below) == 0:
+    half = size_px // 2
+    x, y = round(centre[0]), round(centre[1])
+    window = canvas[
+        max(0, y - half) : max(0, y + half + 1), max(0, x - half) : max(0, x + half + 1)
+    ]
+    pixels = window.reshape(-1, 3)
+    if appearance.backing != "none" or len(pixels) == 0:
         return appearance
-    drowned = np.quantile(contrast(appearance.ink, below), 0.3) < _MIN_CONTRAST
+    distances = contrast(appearance.ink, pixels[:: max(1, len(pixels) // 64)])
+    drowned = np.quantile(distances, 0.3) < _MIN_CONTRAST
     return replace(appearance, backing=choice) if drowned else appearance
+
+
+def top_left(silhouette: np.ndarray, centre: tuple[float, float]) -> tuple[int, int]:
+    """(x, y) of the first pixel of a (h, w) patch whose box is centred at `centre`."""
+    height, width = silhouette.shape
+    return round(centre[0] - width / 2), round(centre[1] - height / 2)
+
+
+def paste_object(
+    rng: np.random.Generator,
+    canvas: np.ndarray,
+    layers: ObjectLayers,
+    appearance: Appearance,
+    xy: tuple[int, int],
+) -> None:
+    """Paint the layers of an object into `canvas`, in place."""
+    backing_colour = _backing_colour(rng, appearance.ink)
+    if appearance.backing != "none":
+        paste_glyph(canvas, layers.backing, backing_colour, xy)
+    paste_glyph(canvas, layers.ink, appearance.ink, xy)
 
 
 def draw_object(
@@ -238,19 +271,11 @@ def draw_object(
     Returns:
         The silhouette, bool (h, w) and unclipped, and the (x, y) of its top left pixel.
     """
-    height, width = canvas.shape[:2]
-    half = size_px // 2
-    x, y = round(centre[0]), round(centre[1])
-    under = canvas[max(0, y - half) : min(height, y + half + 1),
-                   max(0, x - half) : min(width, x + half + 1)]  # fmt: skip
-    appearance = _readable(rng, under, appearance)
-    ink, backing, silhouette = object_layers(glyph, size_px, appearance)
-    xy = (round(centre[0] - ink.shape[1] / 2), round(centre[1] - ink.shape[0] / 2))
-    backing_colour = _backing_colour(rng, appearance.ink)
-    if appearance.backing != "none":
-        paste_glyph(canvas, backing, backing_colour, xy)
-    paste_glyph(canvas, ink, appearance.ink, xy)
-    return silhouette, xy
+    appearance = readable_appearance(rng, canvas, size_px, appearance, centre)
+    layers = object_layers(glyph, size_px, appearance)
+    xy = top_left(layers.silhouette, centre)
+    paste_object(rng, canvas, layers, appearance, xy)
+    return layers.silhouette, xy
 
 
 def random_crop_sample(

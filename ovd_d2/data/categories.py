@@ -76,7 +76,7 @@ def _read_categories(json_file: str, dataset_name: str) -> list[dict]:
             "(set DETECTRON2_DATASETS to the folder that holds it, or prepare it; "
             "see datasets/README.md)"
         ) from None
-    except (KeyError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a COCO / LVIS annotation file ({error!r})") from error
     return categories
 

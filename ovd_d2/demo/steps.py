@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -28,6 +29,8 @@ class Step:
         script: path of the script below the repository root.
         arguments: its arguments.
         product: the file that exists when the step is done.
+        folder: what the step alone fills, if it is such. Emptied before a step that was begun in
+            another form starts over, so that no half of one run is taken up by another.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Step:
     script: str
     arguments: tuple[str, ...]
     product: Path
+    folder: Path | None = None
 
 
 def repository_root() -> Path:
@@ -48,8 +52,8 @@ def repository_root() -> Path:
 def run_steps(steps: Sequence[Step], folder: Path) -> dict[str, float]:
     """Runs what has not been done yet, in order.
 
-    A step is done when its record says that this very command, after these very predecessors,
-    has made its product. Killed at any point, the next run continues with the step in hand; the
+    A step is done when its record says that this very command, after these very predecessors and
+    with these very configs, has made its product. Killed at any point, the next run continues with the step in hand; the
     long ones resume inside, too.
 
     Args:
@@ -60,27 +64,29 @@ def run_steps(steps: Sequence[Step], folder: Path) -> dict[str, float]:
         Seconds each step took when it was run.
     """
     seconds: dict[str, float] = {}
-    history = ""
+    history = _configs_fingerprint()
     for number, step in enumerate(steps, 1):
         history = fingerprint_json([history, step.script, step.arguments])
         record = folder / "steps" / f"{step.name}.json"
         title = f"[{number}/{len(steps)}] {step.purpose}"
-        done = _seconds_if_done(record, history, step.product)
-        if done is None:
-            print(f"\n{title}", flush=True)
-            done = _run(step, folder / "logs" / f"{step.name}.log")
-            atomic_write_json(record, {"history": history, "seconds": done})
-        else:
-            print(f"{title}: done before ({done:.0f} s)", flush=True)
-        seconds[step.name] = done
+        before = json.loads(record.read_text()) if record.exists() else {}
+        same = before.get("history") == history
+        if same and before["seconds"] is not None and step.product.exists():
+            print(f"{title}: done before ({before['seconds']:.0f} s)", flush=True)
+            seconds[step.name] = before["seconds"]
+            continue
+        print(f"\n{title}", flush=True)
+        if not same and step.folder is not None:
+            shutil.rmtree(step.folder, ignore_errors=True)
+        atomic_write_json(record, {"history": history, "seconds": None})
+        seconds[step.name] = _run(step, folder / "logs" / f"{step.name}.log")
+        atomic_write_json(record, {"history": history, "seconds": seconds[step.name]})
     return seconds
 
 
-def _seconds_if_done(record: Path, history: str, product: Path) -> float | None:
-    if not (record.exists() and product.exists()):
-        return None
-    found = json.loads(record.read_text())
-    return found["seconds"] if found["history"] == history else None
+def _configs_fingerprint() -> str:
+    files = sorted((repository_root() / "configs").rglob("*.yaml"))
+    return fingerprint_json([file.read_text() for file in files])
 
 
 def _run(step: Step, log: Path) -> float:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
+from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase
@@ -14,6 +17,19 @@ from torch.utils.data import DataLoader
 from ovd_d2.engine import build
 from ovd_d2.engine.hooks import ProgressBar
 from ovd_d2.evaluation import build_evaluator
+from ovd_d2.files import atomic_write_json
+
+
+def results_path(output_dir: str | os.PathLike[str]) -> Path:
+    """Where the numbers of the last evaluation are."""
+    return Path(output_dir) / "inference" / "results.json"
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: the AP of a group without ground truth is null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 class OpenVocabularyTrainer(DefaultTrainer):
@@ -45,6 +61,16 @@ class OpenVocabularyTrainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
         return build_evaluator(cfg, dataset_name, folder)
+
+    @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
+    ) -> dict[str, Any]:
+        """Detectron2's evaluation; the numbers also go to `OUTPUT_DIR/inference/results.json`."""
+        results = super().test(cfg, model, evaluators)
+        if comm.is_main_process() and cfg.DATASETS.TEST:
+            atomic_write_json(results_path(cfg.OUTPUT_DIR), _without_nan(results))
+        return results
 
     def build_hooks(self) -> list[HookBase | None]:
         hooks = super().build_hooks()

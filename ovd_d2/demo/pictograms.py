@@ -1,0 +1,173 @@
+"""The demo's way from nothing to ViLD, as the commands a user would type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_TAG
+from ovd_d2.data.paths import datasets_root
+from ovd_d2.demo.steps import Step
+
+DATASET = "pictograms_v1"
+TRAIN_SET = f"{DATASET}_train"
+VAL_SET = f"{DATASET}_val"
+PROPOSALS_PER_IMAGE = 40
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of the Pictograms family with its seed.
+
+    Attributes:
+        folder: holds one sub-folder a training.
+        seed: of all randomness in training.
+    """
+
+    folder: Path
+    seed: int = 0
+
+    def output(self, method: str) -> Path:
+        return self.folder / f"seed{self.seed}" / method
+
+    @property
+    def start_weights(self) -> Path:
+        return self.output("start") / "model_final.pth"
+
+    @property
+    def cache(self) -> Path:
+        return self.output("cache")
+
+
+def data_steps() -> list[Step]:
+    """The data set, then its vocabulary (which needs nothing but the category names)."""
+    root = datasets_root() / DATASET
+    return [
+        Step(
+            "data",
+            "Draw Pictograms: scenes of glyphs, rare ones without boxes in the training set",
+            "datasets/prepare_pictograms.py",
+            (),
+            root / f"{VAL_SET}.json",
+        ),
+        Step(
+            "teacher",
+            "Look at the teacher: a small CLIP that has read all names but seen no scene",
+            "tools/train_pictogram_clip.py",
+            ("--evaluate", SHIPPED_TAG),
+            root / f"{TRAIN_SET}.json",
+        ),
+        Step(
+            "vocabulary",
+            "Write the category names as text embeddings",
+            "tools/build_vocabulary.py",
+            ("--dataset", TRAIN_SET, *_teacher(), "--output", str(_vocabulary(root))),
+            _vocabulary(root),
+        ),
+    ]
+
+
+def _vocabulary(root: Path) -> Path:
+    return root / "vocabulary.safetensors"
+
+
+def _teacher() -> tuple[str, ...]:
+    return ("--architecture", ARCHITECTURE, "--pretrained", SHIPPED_TAG)
+
+
+def start_steps(run: Run) -> list[Step]:
+    """ViLD-text from scratch on base boxes, its proposals, their teacher embeddings."""
+    proposals = run.output("proposals")
+    return [
+        train_step(run, "start", "Train the first stage on base boxes (ViLD-text from scratch)"),
+        Step(
+            f"proposals_seed{run.seed}",
+            "Propose boxes: anything that looks like an object, named or not",
+            "tools/extract_proposals.py",
+            (
+                *("--config-file", "configs/pictograms/start_r18.yaml"),
+                *("--dataset", TRAIN_SET, "--top-k", str(PROPOSALS_PER_IMAGE)),
+                *("--output", str(proposals), "MODEL.WEIGHTS", str(run.start_weights)),
+            ),
+            proposals / "manifest.json",
+            proposals,
+        ),
+        Step(
+            f"cache_seed{run.seed}",
+            "Let the teacher look at every proposal, once, and keep what it sees",
+            "tools/build_cache.py",
+            (
+                *("--dataset", TRAIN_SET, "--proposals", str(proposals)),
+                *(*_teacher(), "--output", str(run.cache)),
+            ),
+            run.cache / "manifest.json",
+            run.cache,
+        ),
+    ]
+
+
+def train_step(run: Run, method: str, purpose: str) -> Step:
+    """Trains `configs/pictograms/<method>_r18.yaml` and evaluates it.
+
+    The first stage ("start") is not evaluated; "supervised_base" starts from scratch; all others
+    from the first stage's weights.
+    """
+    output = run.output(method)
+    options = ["SEED", str(run.seed), "OUTPUT_DIR", str(output)]
+    product = output / "inference" / "results.json"
+    if method == "start":
+        options += ["DATASETS.TEST", "()"]
+        product = run.start_weights
+    elif method != "supervised_base":
+        options += ["MODEL.WEIGHTS", str(run.start_weights)]
+        options += ["MODEL.OVD.DISTILLATION.CACHE", str(run.cache)]
+    return Step(
+        f"{method}_seed{run.seed}",
+        purpose,
+        "tools/train_net.py",
+        ("--config-file", f"configs/pictograms/{method}_r18.yaml", "--resume", *options),
+        product,
+        output,
+    )
+
+
+def evaluate_crops_step(run: Run) -> Step:
+    """The teacher on crops of the first stage's proposals."""
+    output = run.output("clip_crops")
+    return Step(
+        f"clip_crops_seed{run.seed}",
+        "Evaluate the teacher on crops: the upper line, and why it is too slow",
+        "tools/train_net.py",
+        (
+            *("--config-file", "configs/pictograms/clip_crops_r18.yaml", "--eval-only"),
+            *("SEED", str(run.seed), "OUTPUT_DIR", str(output)),
+            *("MODEL.WEIGHTS", str(run.start_weights)),
+        ),
+        output / "inference" / "results.json",
+        output,
+    )
+
+
+def demo_steps(folder: Path) -> list[Step]:
+    """Everything `make demo` trains."""
+    run = Run(folder)
+    return [
+        *data_steps(),
+        *start_steps(run),
+        train_step(run, "vild_ensemble", "Train ViLD-ensemble: words for base, the teacher's eye for all"),
+        train_step(run, "vild_text", "Train ViLD-text just as long: words alone"),
+    ]
+
+
+def benchmark_steps(folder: Path, seeds: list[int]) -> list[Step]:
+    """Everything the demo table compares, for several seeds."""
+    steps = data_steps()
+    for seed in seeds:
+        run = Run(folder, seed)
+        steps += start_steps(run)
+        steps += [
+            train_step(run, method, f"Train {method}, seed {seed}")
+            for method in ("vild_ensemble", "vild_text", "vild", "supervised_base")
+        ]
+        steps.append(evaluate_crops_step(run))
+    return steps

@@ -1,0 +1,141 @@
+"""What the demo leaves to look at: tables, pictures, confusions, timings."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_utils
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import Boxes, BoxMode, Instances
+from tabulate import tabulate
+
+from ovd_d2.data.categories import CategoryTable, get_categories
+from ovd_d2.evaluation import confusion_table, novel_confusion, results_table
+from ovd_d2.files import atomic_write
+from ovd_d2.visualization import SheetRow, picture_sheet
+
+SHOWN_SCORE = 0.25
+NUM_SCENES = 6
+
+
+def detections_path(output: Path, dataset_name: str) -> Path:
+    """Where the evaluator of `tools/train_net.py` saved the detections of a run."""
+    return output / "inference" / dataset_name / "lvis_instances_results.json"
+
+
+def read_results(output: Path) -> dict[str, Any]:
+    """The numbers of a run; an undefined one is nan again."""
+    text = (output / "inference" / "results.json").read_text()
+    return {
+        task: {k: float("nan") if v is None else v for k, v in metrics.items()}
+        for task, metrics in json.loads(text).items()
+    }
+
+
+def write_report(
+    folder: Path, dataset_name: str, runs: Mapping[str, Path], seconds: Mapping[str, float]
+) -> str:
+    """Writes report.txt and pictures.png into `folder`.
+
+    Args:
+        folder: of the demo.
+        dataset_name: the evaluated data set.
+        runs: title of a method -> its output folder; the first one is drawn and its confusions
+            are told.
+        seconds: of every step.
+
+    Returns:
+        The text of report.txt.
+    """
+    table = get_categories(dataset_name)
+    title, output = next(iter(runs.items()))
+    detections = json.loads(detections_path(output, dataset_name).read_text())
+    confusions = novel_confusion(
+        MetadataCatalog.get(dataset_name).json_file, detections, table.names, table.is_novel
+    )
+    text = "\n\n".join(
+        [
+            f"AP on {dataset_name} (Pictograms, not photographs), percent",
+            results_table({name: read_results(path) for name, path in runs.items()}),
+            f"The worst novel categories of {title}",
+            confusion_table(confusions),
+            "Time",
+            _time_table(seconds),
+        ]
+    )
+    with atomic_write(folder / "report.txt") as temporary:
+        temporary.write_text(text + "\n")
+    _draw_scenes(folder / "pictures.png", dataset_name, title, detections, table)
+    return text
+
+
+def _time_table(seconds: Mapping[str, float]) -> str:
+    rows = [[name, f"{value:.0f} s"] for name, value in seconds.items()]
+    rows.append(["all", f"{sum(seconds.values()):.0f} s"])
+    return tabulate(rows, tablefmt="plain", colalign=("left", "right"))
+
+
+def _draw_scenes(
+    path: Path,
+    dataset_name: str,
+    title: str,
+    detections: Sequence[Mapping[str, Any]],
+    table: CategoryTable,
+) -> None:
+    by_image = defaultdict(list)
+    for detection in detections:
+        if detection["score"] >= SHOWN_SCORE:
+            by_image[detection["image_id"]].append(detection)
+    rows = []
+    for record in scenes_with_novel(DatasetCatalog.get(dataset_name), table.is_novel, NUM_SCENES):
+        size = (record["height"], record["width"])
+        rows.append(
+            SheetRow(
+                read_image(record["file_name"], "RGB"),
+                record["annotations"],
+                to_instances(by_image[record["image_id"]], size),
+            )
+        )
+    picture_sheet(
+        rows,
+        path,
+        f"{title} on {dataset_name}",
+        names=table.names,
+        is_novel=table.is_novel,
+        score_threshold=SHOWN_SCORE,
+    )
+
+
+def scenes_with_novel(
+    dataset_dicts: Sequence[Mapping[str, Any]], is_novel: Sequence[bool], count: int
+) -> list[Mapping[str, Any]]:
+    """The first `count` scenes with at least two novel objects and one base object."""
+    chosen = []
+    for record in dataset_dicts:
+        novel = sum(is_novel[one["category_id"]] for one in record["annotations"])
+        if novel >= 2 and len(record["annotations"]) > novel:
+            chosen.append(record)
+    return chosen[:count]
+
+
+def to_instances(
+    detections: Sequence[Mapping[str, Any]], image_size: tuple[int, int]
+) -> Instances:
+    """COCO-style results of one image (ids from 1 on) as Detectron2 predictions."""
+    instances = Instances(image_size)
+    boxes = [BoxMode.convert(d["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS) for d in detections]
+    instances.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    instances.scores = torch.tensor([d["score"] for d in detections], dtype=torch.float32)
+    classes = [d["category_id"] - 1 for d in detections]
+    instances.pred_classes = torch.tensor(classes, dtype=torch.int64)
+    masks = [mask_utils.decode(d["segmentation"]) for d in detections]
+    stacked = np.stack(masks) if masks else np.zeros((0, *image_size), dtype=np.uint8)
+    instances.pred_masks = torch.from_numpy(stacked).bool()
+    return instances

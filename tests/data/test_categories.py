@@ -1,0 +1,90 @@
+import json
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ovd_d2.data.base_only import drop_annotations
+from ovd_d2.data.categories import get_categories
+from ovd_d2.data.paths import datasets_root
+
+
+@pytest.fixture
+def register(tmp_path):
+    names = []
+
+    def _register(categories, **metadata):
+        name = f"tests_categories_{len(names)}"
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+        DatasetCatalog.register(name, list)
+        MetadataCatalog.get(name).set(json_file=str(path), **metadata)
+        names.append(name)
+        return name
+
+    yield _register
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_rare_categories_of_an_lvis_file_are_novel(register):
+    name = register(
+        [
+            {"id": 2, "name": "b", "frequency": "r"},
+            {"id": 1, "name": "a", "frequency": "f"},
+        ]
+    )
+    table = get_categories(name)
+    assert (table.names, table.is_novel, table.frequencies) == (["a", "b"], [False, True], ["f", "r"])
+
+
+def test_novel_classes_of_the_metadata_come_first(register):
+    name = register([{"id": 5, "name": "a"}, {"id": 9, "name": "b"}], novel_classes=["a"])
+    table = get_categories(name)
+    assert (table.is_novel, table.frequencies) == ([True, False], None)
+
+
+def test_unknown_novel_class_is_refused(register):
+    name = register([{"id": 1, "name": "a"}], novel_classes=["zebra"])
+    with pytest.raises(ValueError, match="zebra"):
+        get_categories(name)
+
+
+def test_lvis_has_866_base_and_337_novel_categories():
+    table = get_categories("lvis_v1_train_norare")
+    assert (len(table), sum(table.is_novel)) == (1203, 337)
+
+
+def test_missing_and_foreign_files_are_named(register, tmp_path):
+    name = register([])
+    path = tmp_path / f"{name}.json"
+    path.write_text("[]")
+    with pytest.raises(ValueError, match=str(path)):
+        get_categories(name)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="DETECTRON2_DATASETS"):
+        get_categories(name)
+
+
+def test_unregistered_name_lists_the_known_ones():
+    with pytest.raises(KeyError, match="pictograms_v1_train"):
+        get_categories("pictogram")
+
+
+def test_annotations_of_novel_categories_are_dropped_and_images_stay():
+    records = [
+        {"image_id": 1, "annotations": [{"category_id": 0}, {"category_id": 1}]},
+        {"image_id": 2, "annotations": [{"category_id": 1}]},
+    ]
+    kept = drop_annotations(records, [False, True])
+    assert [len(record["annotations"]) for record in kept] == [1, 0]
+    assert len(records[0]["annotations"]) == 2
+
+
+def test_datasets_prefix_follows_the_environment(monkeypatch, tmp_path):
+    from detectron2.utils.file_io import PathManager
+
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    assert datasets_root() == tmp_path
+    assert PathManager.get_local_path("datasets://a/b.json") == str(tmp_path / "a" / "b.json")
+    assert not PathManager.exists("datasets://a/b.json")

@@ -1,0 +1,92 @@
+import pytest
+import torch
+
+from ovd_d2.modeling import CLIPClassifier
+from tests.tiny import DIM, random_units, tiny_vocabulary
+
+
+def make_classifier(num_classes=4, temperature=0.01):
+    torch.manual_seed(0)
+    return CLIPClassifier(embedding_dim=DIM, num_classes=num_classes, temperature=temperature)
+
+
+def test_logits_are_cosine_over_temperature_with_background_last():
+    classifier = make_classifier(temperature=0.5)
+    vocabulary = tiny_vocabulary()
+    classifier.set_vocabulary(vocabulary)
+    region = vocabulary.embeddings[1:2]
+    logits = classifier(region)
+    background = torch.nn.functional.normalize(classifier.background, dim=0)
+    assert logits.shape == (1, 5)
+    assert logits[0, 1].item() == pytest.approx(2.0, abs=1e-5)  # cosine 1 over 0.5
+    assert logits[0, 4].item() == pytest.approx((region[0] @ background).item() / 0.5, abs=1e-5)
+
+
+def test_background_counts_by_direction_alone():
+    classifier = make_classifier()
+    classifier.set_vocabulary(tiny_vocabulary())
+    region = random_units(3, seed=5)
+    before = classifier(region)
+    with torch.no_grad():
+        classifier.background.mul_(100.0)
+    torch.testing.assert_close(classifier(region), before)
+
+
+def test_text_embeddings_are_no_parameters_and_stay_after_a_step():
+    classifier = make_classifier()
+    vocabulary = tiny_vocabulary()
+    classifier.set_vocabulary(vocabulary)
+    assert [name for name, _ in classifier.named_parameters()] == ["background"]
+    optimizer = torch.optim.SGD(classifier.parameters(), lr=1.0, weight_decay=0.1)
+    before = classifier.background.clone()
+    torch.nn.functional.cross_entropy(classifier(random_units(2)), torch.tensor([0, 4])).backward()
+    optimizer.step()
+    assert torch.equal(classifier.text_embeddings, vocabulary.embeddings)
+    assert not torch.equal(classifier.background, before)
+
+
+def test_state_dict_brings_its_own_vocabulary():
+    first = make_classifier()
+    first.set_vocabulary(tiny_vocabulary(["dog", "cow"], seed=3))
+    second = make_classifier(num_classes=4)
+    second.set_vocabulary(tiny_vocabulary())
+    held = second.state_dict()["text_embeddings"]
+    second.load_state_dict(first.state_dict())
+    assert second.num_classes == 2
+    assert second.is_novel.tolist() == [True, False]
+    torch.testing.assert_close(second(random_units(3)), first(random_units(3)))
+    assert held.shape == (4, DIM)  # a state dict handed out before is not changed
+
+
+def test_one_name_is_enough():
+    classifier = make_classifier()
+    classifier.set_vocabulary(tiny_vocabulary(["dog"]))
+    assert classifier(random_units(2)).shape == (2, 2)
+    assert classifier(random_units(0)).shape == (0, 2)
+
+
+def test_without_a_vocabulary_it_says_so():
+    with pytest.raises(RuntimeError, match="set_vocabulary"):
+        make_classifier()(random_units(1))
+    fresh = make_classifier()
+    fresh.load_state_dict(make_classifier().state_dict())  # zeros are no vocabulary either
+    with pytest.raises(RuntimeError, match="set_vocabulary"):
+        fresh(random_units(1))
+
+
+def test_another_width_is_refused():
+    classifier = CLIPClassifier(embedding_dim=16, num_classes=4, temperature=0.01)
+    with pytest.raises(ValueError, match="8 wide.*16"):
+        classifier.set_vocabulary(tiny_vocabulary())
+
+
+def test_temperature_must_be_positive():
+    with pytest.raises(ValueError, match="0"):
+        make_classifier(temperature=0.0)
+
+
+def test_vocabulary_follows_the_module_to_another_type():
+    classifier = make_classifier().to(torch.float64)
+    classifier.set_vocabulary(tiny_vocabulary())
+    assert classifier.text_embeddings.dtype == torch.float64
+    assert classifier(random_units(2).double()).dtype == torch.float64

@@ -1,0 +1,155 @@
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from ovd_d2.modeling import VARIANTS
+from ovd_d2.scoring import image_probabilities, text_probabilities, vild_ensemble
+from tests.tiny import random_units, tiny_config, tiny_input, tiny_vocabulary
+
+
+def make_model(variant="vild_text", vocabulary=None, norm=""):
+    torch.manual_seed(0)
+    model = build_model(tiny_config(variant, norm))
+    model.set_vocabulary(vocabulary or tiny_vocabulary())
+    return model
+
+
+def training_losses(model, *inputs):
+    with EventStorage():
+        return model.train()(list(inputs))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_losses_by_variant(variant):
+    losses = training_losses(make_model(variant), tiny_input(), tiny_input(seed=1))
+    assert ("loss_distillation" in losses) == VARIANTS[variant].distils
+    assert (losses["loss_cls"] > 0) == VARIANTS[variant].classifies
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("norm", ["", "BN"])
+@pytest.mark.parametrize(("objects", "cached"), [(0, 3), (2, 0), (0, 0)])
+def test_no_objects_and_no_proposals_still_reach_every_parameter(variant, norm, objects, cached):
+    model = make_model(variant, norm=norm)
+    losses = training_losses(model, tiny_input(objects, cached), tiny_input(objects, cached))
+    total = sum(losses.values())
+    total.backward()
+    assert torch.isfinite(total)
+    # A parameter without gradient would stall a distributed run.
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_distillation_needs_cached_proposals():
+    with pytest.raises(ValueError, match="DISTILLATION.CACHE"):
+        training_losses(make_model("vild"), tiny_input(cached=None))
+
+
+def test_text_variant_ignores_cached_proposals():
+    losses = [
+        training_losses(make_model("vild_text"), tiny_input(cached=cached)) for cached in (None, 3)
+    ]
+    assert losses[0].keys() == losses[1].keys()
+
+
+def test_shared_head_distils_into_the_text_trunk_and_a_separate_one_does_not():
+    for variant, shared in (("vild", True), ("vild_ensemble", False)):
+        model = make_model(variant)
+        training_losses(model, tiny_input())["loss_distillation"].backward()
+        gradient = model.roi_heads.box_predictor.projection.weight.grad
+        assert (gradient is not None and gradient.abs().sum() > 0) == shared
+        if not shared:
+            assert model.roi_heads.image_head.projection.weight.grad.abs().sum() > 0
+
+
+def test_text_embeddings_stay_frozen_over_a_training_step():
+    model = make_model("vild_ensemble")
+    before = model.roi_heads.box_predictor.classifier.text_embeddings.clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+    sum(training_losses(model, tiny_input()).values()).backward()
+    optimizer.step()
+    assert torch.equal(model.roi_heads.box_predictor.classifier.text_embeddings, before)
+
+
+def score_parts(model):
+    heads = model.roi_heads.eval()
+    pooled = torch.randn(5, 16, 7, 7, generator=torch.Generator().manual_seed(1))
+    region = heads.box_head(pooled)
+    logits, _ = heads.box_predictor(region)
+    return heads, pooled, region, logits
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_scores_by_variant(variant):
+    model = make_model(variant)
+    heads, pooled, region, logits = score_parts(model)
+    classifier = heads.box_predictor.classifier
+    embeddings = heads.image_head(pooled) if heads.image_head else heads.box_predictor.embed(region)
+    text = text_probabilities(logits)
+    image = image_probabilities(embeddings, classifier.text_embeddings, 0.01)
+    expected = {
+        "text": text,
+        "image": image,
+        "ensemble": vild_ensemble(text, image, classifier.is_novel, 2 / 3),
+    }[VARIANTS[variant].scores]
+    torch.testing.assert_close(heads._scores(logits, pooled, region), expected)
+
+
+@torch.no_grad()
+def test_a_vocabulary_of_one_name_detects_and_segments():
+    model = make_model("vild_ensemble", tiny_vocabulary(["dog"])).eval()
+    found = model([tiny_input()])[0]["instances"]
+    assert set(found.pred_classes.tolist()) <= {0}
+    assert found.pred_masks.shape[1:] == (64, 64)
+
+
+@torch.no_grad()
+def test_a_thousand_names():
+    names = [f"thing {k}" for k in range(1000)]
+    model = make_model("vild_ensemble", tiny_vocabulary(names)).eval()
+    assert len(model([tiny_input()])[0]["instances"]) <= 100
+
+
+@torch.no_grad()
+def test_state_dict_round_trip_with_a_swapped_vocabulary():
+    first = make_model("vild_ensemble", tiny_vocabulary(["dog", "cow"], seed=4)).eval()
+    second = make_model("vild_ensemble").eval()
+    second.load_state_dict(first.state_dict())
+    assert second.roi_heads.num_classes == second.roi_heads.box_predictor.num_classes == 2
+    one, other = (model([tiny_input()])[0]["instances"] for model in (first, second))
+    torch.testing.assert_close(one.scores, other.scores)
+    assert torch.equal(one.pred_classes, other.pred_classes)
+
+
+@torch.no_grad()
+def test_objectness_lowers_scores_where_it_is_mixed_in():
+    plain = make_model("vild_image").eval()
+    plain.roi_heads.box_predictor.test_score_thresh = 0.0
+    mixed = make_model("vild_image").eval()
+    mixed.roi_heads.box_predictor.test_score_thresh = 0.0
+    mixed.roi_heads.objectness_weight = 0.5
+    top = [model([tiny_input()])[0]["instances"].scores[0] for model in (plain, mixed)]
+    # At random weights every objectness is about one half.
+    assert top[1].item() == pytest.approx((top[0] * 0.5).sqrt().item(), rel=0.05)
+
+
+def test_unknown_variant_is_refused():
+    with pytest.raises(KeyError, match="vild_ensemble"):
+        build_model(tiny_config("vild_text_and_more"))
+
+
+def test_student_matches_teacher_after_some_steps():
+    model = make_model("vild_ensemble")
+    optimizer = torch.optim.Adam(model.roi_heads.image_head.parameters(), lr=1e-2)
+    record = tiny_input(cached=4)
+    record["cached_proposals"].teacher_embeddings = random_units(4, seed=9)
+    history = []
+    for _ in range(15):
+        loss = training_losses(model, record)["loss_distillation"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    assert history[-1] < 0.5 * history[0]

@@ -1,0 +1,60 @@
+#!/usr/bin/env python
+"""The whole way on a bare machine: data, teacher, proposals, cache, ViLD, rare-category AP."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import ovd_d2  # noqa: F401  (registers the data sets)
+from ovd_d2.demo.pictograms import VAL_SET, Run, demo_steps
+from ovd_d2.demo.report import write_report
+from ovd_d2.demo.steps import Step, StepFailed, run_steps
+
+EPILOG = """
+examples:
+  tools/run_demo.py
+  tools/run_demo.py --names "red anchor, snowman"     (any words; they need no training)
+Killed or run again, it goes on where it was.
+"""
+DEFAULT_NAMES = "anchor, umbrella, snowman"
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder of results")
+    parser.add_argument(
+        "--names", default=DEFAULT_NAMES, help="what to look for in one scene, comma-separated"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    start = time.perf_counter()
+    folder = args.output.resolve()
+    seconds = run_steps(demo_steps(folder), folder)
+    run = Run(folder)
+    runs = {
+        "ViLD-ensemble": run.output("vild_ensemble"),
+        "ViLD-text": run.output("vild_text"),
+    }
+    print("\n" + write_report(folder, VAL_SET, runs, seconds))
+    picture = detect_names(run, folder, args.names)
+    print(f"\nreport    {folder / 'report.txt'}")
+    print(f"pictures  {folder / 'pictures.png'}")
+    print(f"'{args.names}'  {picture}")
+    print(f"this run took {time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except StepFailed as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; run it again to go on")

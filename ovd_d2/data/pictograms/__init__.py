@@ -1,17 +1,25 @@
 """Pictograms: the data set that is drawn by code, from a font, for a seed."""
 
+from .colours import COLOURS
+from .generate import DifferentArgumentsError, prepare
 from .glyphs import GLYPHS, Glyph, PictogramCategory, build_categories, max_categories
-from .render import COLOURS, glyph_mask, paste_glyph, random_crop_sample, textured_background
+from .plan import frequency_of, frequency_thresholds
+from .render import glyph_mask, paste_glyph, random_crop_sample
+from .textures import textured_background
 
 __all__ = [
     "COLOURS",
     "GLYPHS",
+    "DifferentArgumentsError",
     "Glyph",
     "PictogramCategory",
     "build_categories",
+    "frequency_of",
+    "frequency_thresholds",
     "glyph_mask",
     "max_categories",
     "paste_glyph",
+    "prepare",
     "random_crop_sample",
     "textured_background",
 ]

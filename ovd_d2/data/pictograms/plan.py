@@ -75,8 +75,8 @@ def choose_frequencies(categories: Sequence[PictogramCategory], seed: int) -> li
     frequent = max(1, round(FREQUENT_SHARE * len(categories)))
     shuffled = np.random.default_rng([seed, 1]).permutation(len(categories)).tolist()
     seen: set[str] = set()
-    repeated = []
-    order = []
+    order: list[int] = []
+    repeated: list[int] = []
     for index in shuffled:
         name = categories[index].glyph.name
         (repeated if name in seen else order).append(index)

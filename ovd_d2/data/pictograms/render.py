@@ -18,6 +18,23 @@ from .colours import COLOURS, contrast, luminance, sample_ink
 from .glyphs import Glyph, PictogramCategory, font_path
 from .textures import textured_background
 
+__all__ = [
+    "COLOURS",
+    "Appearance",
+    "ObjectLayers",
+    "draw_object",
+    "glyph_mask",
+    "object_layers",
+    "paste_glyph",
+    "paste_object",
+    "random_crop_sample",
+    "readable_appearance",
+    "sample_appearance",
+    "sample_side",
+    "textured_background",
+    "top_left",
+]
+
 MAX_ROTATION_DEG = 30.0
 MIN_OBJECT_PX = 20  # below, a person cannot name the glyph
 OBJECT_SIDE = (0.14, 0.50)  # longer side of an object, as a fraction of the image's side

@@ -103,7 +103,8 @@ class _Canvas:
         self, patch: np.ndarray, xy: tuple[int, int]
     ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
         """The overlap of picture and patch, as slices into either."""
-        (height, width), (x, y) = self.owner.shape, xy
+        height, width = self.image.shape[:2]
+        x, y = xy
         left, top = max(x, 0), max(y, 0)
         right = max(left, min(x + patch.shape[1], width))
         bottom = max(top, min(y + patch.shape[0], height))

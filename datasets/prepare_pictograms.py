@@ -1,0 +1,66 @@
+#!/usr/bin/env python3
+"""Draws the Pictograms data set and its mini pair."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from ovd_d2.data.pictograms import max_categories, prepare
+
+_EXAMPLES = """examples:
+  # the default: 80 categories, 1000 + 250 images of 160 px, and the mini pair
+  python datasets/prepare_pictograms.py
+  # for a GPU: 300 categories (colour x glyph), 1024 px
+  python datasets/prepare_pictograms.py --categories 300 --images 8000 --val-images 1000 \\
+      --size 1024 --root /data/pictograms_large
+"""
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    root = os.environ.get("DETECTRON2_DATASETS", "datasets")
+    parser.add_argument(
+        "--root", default=root, help="folder of all data sets (DETECTRON2_DATASETS or ./datasets)"
+    )
+    parser.add_argument(
+        "--categories", type=int, default=80, help=f"4 to {max_categories()} (default 80)"
+    )
+    parser.add_argument("--images", type=int, default=1000, help="training images (default 1000)")
+    parser.add_argument("--val-images", type=int, default=250, help="default 250")
+    parser.add_argument("--size", type=int, default=160, help="side in px (default 160)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, help="processes (default: one a core)")
+    parser.add_argument("--mini-only", action="store_true", help="only the mini pair for tests")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a set made with other arguments"
+    )
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    args = parse_arguments()
+    try:
+        folders = prepare(
+            args.root,
+            images=(args.images, args.val_images),
+            size=args.size,
+            categories=args.categories,
+            seed=args.seed,
+            workers=args.workers,
+            full=not args.mini_only,
+            overwrite=args.overwrite,
+        )
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for folder in folders:
+        print(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,296 @@
+"""Generation of the whole data set: parallel, resumable, the same bytes whatever the workers."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from ovd_d2.files import atomic_write, atomic_write_json
+
+from .annotations import LVISBuilder, describe_scene, lvis_categories
+from .glyphs import PictogramCategory, build_categories
+from .plan import SplitPlan, choose_frequencies, frequency_of, plan_train, plan_val
+from .scenes import draw_scene
+
+GENERATOR_VERSION = 1  # raise it whenever the same arguments give other pictures
+NAME, MINI_NAME = "pictograms_v1", "pictograms_v1_mini"
+MINI_IMAGES, MINI_SIZE = (24, 12), 96
+SPLITS = ("train", "val")
+MIN_SIZE = 64
+_ARGUMENTS_FILE = "arguments.json"
+_CHUNK = 20  # images a task; an interruption loses at most the chunks in hand
+_SEED_SCENES = 100  # keeps the streams of scenes apart from those of the plan
+
+
+class DifferentArgumentsError(ValueError):
+    """The folder holds a data set that was made with other arguments."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """All that decides what the files hold; stored beside them."""
+
+    name: str
+    train_images: int
+    val_images: int
+    size: int
+    categories: int
+    seed: int
+    generator_version: int = GENERATOR_VERSION
+
+    @property
+    def images(self) -> dict[str, int]:
+        return {"train": self.train_images, "val": self.val_images}
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Some consecutive images of one split: a task for a worker."""
+
+    folder: Path
+    arguments: Arguments
+    split: str
+    first: int
+    contents: tuple[tuple[int, ...], ...]
+
+    @property
+    def record_file(self) -> Path:
+        return self.folder / "records" / f"{self.split}-{self.first:08d}.json"
+
+
+def prepare(
+    root: str | os.PathLike[str],
+    images: tuple[int, int] = (1000, 250),
+    size: int = 160,
+    categories: int = 80,
+    seed: int = 0,
+    workers: int | None = None,
+    mini: bool = True,
+    *,
+    full: bool = True,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> list[Path]:
+    """Generate Pictograms below `root`, unless it is there already.
+
+    Args:
+        root: the folder of all data sets (DETECTRON2_DATASETS).
+        images: number of training and of validation images.
+        size: side of the square pictures, px, at least MIN_SIZE.
+        categories: how many; above len(GLYPHS) they become colour x glyph.
+        seed: decides everything else. The output does not depend on `workers`.
+        workers: processes; None takes one a core, 1 works in this process.
+        mini: also make the mini pair for tests, with the same categories.
+        full: make the full pair.
+        overwrite: replace what was made with other arguments.
+        progress: show progress bars.
+
+    Returns:
+        The folders of the data sets.
+
+    Raises:
+        DifferentArgumentsError: other arguments made what is there, and not `overwrite`.
+        ValueError: an argument is out of range, or so many categories do not fit.
+    """
+    if size < MIN_SIZE:
+        raise ValueError(f"size: expected at least {MIN_SIZE} px, got {size}")
+    wanted = []
+    if full:
+        wanted.append(Arguments(NAME, *images, size, categories, seed))
+    if mini:
+        wanted.append(Arguments(MINI_NAME, *MINI_IMAGES, MINI_SIZE, categories, seed))
+    return [
+        generate(Path(root), arguments, workers=workers, overwrite=overwrite, progress=progress)
+        for arguments in wanted
+    ]
+
+
+def generate(
+    root: Path,
+    arguments: Arguments,
+    *,
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Generate one pair of splits into root/name; arguments and errors as in `prepare`.
+
+    Work goes on in a hidden folder beside it, which keeps what is done when interrupted; the
+    final folder appears whole, by a rename.
+    """
+    final = root / arguments.name
+    partial = root / f".{arguments.name}.partial"
+    _settle(final, arguments, overwrite)
+    if final.exists():
+        return final
+    _settle(partial, arguments, overwrite)
+    categories = build_categories(arguments.categories)
+    frequencies = choose_frequencies(categories, arguments.seed)
+    plans = {
+        "train": plan_train(frequencies, arguments.train_images, arguments.seed),
+        "val": plan_val(arguments.categories, arguments.val_images, arguments.seed),
+    }
+    (partial / "records").mkdir(parents=True, exist_ok=True)
+    atomic_write_json(partial / _ARGUMENTS_FILE, asdict(arguments))
+    chunks = [chunk for split in SPLITS for chunk in _chunks(partial, arguments, split, plans)]
+    _run(chunks, workers, progress, arguments.name)
+    _write_annotations(partial, arguments, categories, frequencies, chunks)
+    shutil.rmtree(partial / "records")
+    partial.rename(final)
+    return final
+
+
+def _settle(folder: Path, arguments: Arguments, overwrite: bool) -> None:
+    """Remove a folder of other arguments if allowed, or refuse; equal arguments may stay."""
+    if not folder.exists():
+        return
+    difference = _difference(folder, arguments)
+    if difference and not overwrite:
+        raise DifferentArgumentsError(
+            f"{folder}: made with other arguments ({difference}); "
+            "use --overwrite to replace it, or another --root"
+        )
+    if difference:
+        shutil.rmtree(folder)
+
+
+def _difference(folder: Path, arguments: Arguments) -> str:
+    """How the arguments stored in `folder` differ; "" if they do not."""
+    path = folder / _ARGUMENTS_FILE
+    if not path.is_file():
+        return f"{_ARGUMENTS_FILE} is missing"
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return f"{_ARGUMENTS_FILE} is not JSON"
+    wanted = asdict(arguments)
+    return ", ".join(
+        f"{key} was {stored.get(key)}, now {value}"
+        for key, value in wanted.items()
+        if stored.get(key) != value
+    )
+
+
+def _chunks(
+    folder: Path, arguments: Arguments, split: str, plans: dict[str, SplitPlan]
+) -> Iterator[_Chunk]:
+    contents = plans[split].images
+    for first in range(0, len(contents), _CHUNK):
+        yield _Chunk(folder, arguments, split, first, contents[first : first + _CHUNK])
+
+
+def _run(chunks: list[_Chunk], workers: int | None, progress: bool, label: str) -> None:
+    """Draw the chunks that are not done yet."""
+    total = sum(len(chunk.contents) for chunk in chunks)
+    left = [chunk for chunk in chunks if not chunk.record_file.exists()]
+    done = total - sum(len(chunk.contents) for chunk in left)
+    workers = min(workers or _available_cores(), len(left))
+    bar = tqdm(total=total, initial=done, desc=label, unit="image", disable=not progress)
+    with bar:
+        if workers <= 1:
+            for chunk in left:
+                bar.update(_draw_chunk(chunk))
+            return
+        with _pool(workers) as pool:
+            futures: list[Future[int]] = [pool.submit(_draw_chunk, chunk) for chunk in left]
+            for future in as_completed(futures):
+                bar.update(future.result())
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool that drops what is still queued when the caller fails or is interrupted."""
+    # A forked worker starts at once; a spawned one first imports torch and Detectron2 again.
+    method = "fork" if sys.platform == "linux" else "spawn"
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context(method))
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+def _available_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@lru_cache(maxsize=2)
+def _categories(count: int) -> list[PictogramCategory]:
+    return build_categories(count)
+
+
+def _draw_chunk(chunk: _Chunk) -> int:
+    """Draw and write the images of a chunk, then its record file; returns how many images."""
+    arguments = chunk.arguments
+    categories = _categories(arguments.categories)
+    folder = chunk.folder / chunk.split
+    folder.mkdir(exist_ok=True)
+    records = []
+    for index, contents in enumerate(chunk.contents, chunk.first):
+        stream = [arguments.seed, _SEED_SCENES + SPLITS.index(chunk.split), index]
+        rng = np.random.default_rng(np.random.SeedSequence(stream))
+        scene = draw_scene(rng, contents, categories, arguments.size)
+        with atomic_write(folder / _file_name(index)) as temporary:
+            Image.fromarray(scene.image).save(temporary, format="PNG", compress_level=4)
+        records.append(describe_scene(rng, scene, len(categories)))
+    atomic_write_json(chunk.record_file, records)
+    return len(records)
+
+
+def _file_name(index: int) -> str:
+    return f"{index + 1:06d}.png"
+
+
+def _write_annotations(
+    folder: Path,
+    arguments: Arguments,
+    categories: list[PictogramCategory],
+    frequencies: list[str],
+    chunks: list[_Chunk],
+) -> None:
+    """Merge the records into one JSON file a split."""
+    records: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    for chunk in chunks:
+        records[chunk.split] += json.loads(chunk.record_file.read_text(encoding="utf-8"))
+    table = lvis_categories(categories, frequencies, records["train"])
+    _check_rule(table, arguments.train_images)
+    for split in SPLITS:
+        hide_rare = split == "train"
+        builder = LVISBuilder(
+            arguments.name, split, table, hide_rare=hide_rare, side=arguments.size
+        )
+        # Ids are unique over both splits, so that caches of the two cannot be mixed up.
+        offset = 1 if split == "train" else 1 + arguments.train_images
+        for index, record in enumerate(records[split]):
+            builder.add(offset + index, _file_name(index), record)
+        with atomic_write(folder / f"{arguments.name}_{split}.json") as temporary:
+            text = json.dumps(builder.build(asdict(arguments)), separators=(",", ":"))
+            temporary.write_text(text, encoding="utf-8")
+
+
+def _check_rule(table: list[dict[str, Any]], num_images: int) -> None:
+    """Assert LVIS's frequency rule on what was drawn."""
+    for category in table:
+        found = frequency_of(category["image_count"], num_images)
+        if found != category["frequency"] or category["image_count"] < 1:
+            raise AssertionError(
+                f"{category['name']}: planned as {category['frequency']!r}, but in "
+                f"{category['image_count']} of {num_images} images, which is {found!r}"
+            )

@@ -83,7 +83,7 @@ def set_up() -> None:
     start = time.monotonic()
     pins = parse_requirements(REQUIREMENTS.read_text(encoding="utf-8"))
     ensure_pip()
-    step("requirements (about 2 GB to fetch the first time)", "install", *plain_pins(pins))
+    step("requirements (some minutes the first time; 5 GB on disk)", "install", *plain_pins(pins))
     if not has_opencv():
         step("opencv", "install", pins["opencv-python-headless"])
     # Its requirements name opencv-python, which would be written over the headless build.

@@ -38,7 +38,7 @@ def patch_lvis() -> None:
     """
     try:
         with _root_logger_kept():
-            evaluation = importlib.import_module("lvis.eval")
+            evaluation: Any = importlib.import_module("lvis.eval")
     except ImportError as error:
         raise ImportError(
             f"LVIS evaluation needs the packages lvis and pycocotools ({error}). "

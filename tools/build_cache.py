@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from detectron2.data import DatasetCatalog
 
 import ovd_d2  # noqa: F401 (registers the data sets)
-from ovd_d2.cache import ProposalStore
+from ovd_d2.cache import CacheError, ProposalStore
 from ovd_d2.cache.builder import BuildSummary, build_cache
 from ovd_d2.cache.writer import IMAGES_PER_SHARD
 from ovd_d2.clip.crops import RESIZE_CHOICES
@@ -93,4 +94,7 @@ def describe(summary: BuildSummary) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except CacheError as error:
+        sys.exit(str(error))

@@ -271,13 +271,13 @@ def delete_store(folder: Path) -> None:
 
 
 class _FolderLock:
-    """Keeps two writers out of one folder; the system releases it when a process dies."""
+    """Keeps two processes from writing to one folder; the system frees it when one dies."""
 
     def __init__(self, folder: Path) -> None:
         self._stream = (folder / LOCK_FILE).open("a")  # held while the writer lives
         try:
             _lock_stream(self._stream.fileno())
-        except BlockingIOError:
+        except (BlockingIOError, PermissionError):  # POSIX allows either
             self._stream.close()
             raise CacheError(
                 f"another process is writing to {folder}; wait for it, stop it, or take another "
@@ -295,7 +295,8 @@ def _lock_stream(descriptor: int) -> None:
     if sys.platform != "win32":
         import fcntl
 
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Not flock: loader workers would inherit that lock and hold it after a kill of the writer.
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _shard_number(name: str) -> int:

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ovd_d2.cache import DatasetInfo, Manifest, RecordWriter
+
+DIM = 8
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)  # the tests fork
+
+
+@pytest.fixture
+def make_manifest() -> Callable[..., Manifest]:
+    def make(kind: str = "embeddings", num_images: int = 5, **changes: object) -> Manifest:
+        embeds = kind == "embeddings"
+        values: dict = {
+            "kind": kind,
+            "dataset": DatasetInfo("toy_train", "d" * 16, num_images),
+            "proposals": "p" * 16,
+            "recipe": {"scales": [1.0, 1.5]},
+            "teacher": "Toy-RN-0123" if embeds else "",
+            "embedding_dim": DIM if embeds else 0,
+            **changes,
+        }
+        return Manifest(**values)
+
+    return make
+
+
+@pytest.fixture
+def make_record() -> Callable[..., Tensors]:
+    """`make_record(image_id)`: id % 4 proposals (so K = 0 occurs), the same in every process."""
+
+    def make(image_id: int, kind: str = "embeddings", rows: int | None = None) -> Tensors:
+        generator = torch.Generator().manual_seed(image_id)
+        k = image_id % 4 if rows is None else rows
+        corner = torch.rand(k, 2, generator=generator) * 50
+        size = torch.rand(k, 2, generator=generator) * 50
+        record = {
+            "boxes": torch.cat([corner, corner + size], 1),
+            "objectness": torch.rand(k, generator=generator),
+        }
+        if kind == "embeddings":
+            rows_ = torch.randn(k, DIM, generator=generator)
+            record["embeddings"] = torch.nn.functional.normalize(rows_, dim=1)
+        return record
+
+    return make
+
+
+@pytest.fixture
+def build(
+    make_manifest: Callable[..., Manifest], make_record: Callable[..., Tensors]
+) -> Callable[..., Path]:
+    """`build(folder, ids)`: a finished store, continued if one is there."""
+
+    def run(path: Path, ids: range = range(1, 6), kind: str = "embeddings", shard: int = 2) -> Path:
+        with RecordWriter(path, make_manifest(kind, len(ids)), images_per_shard=shard) as writer:
+            for image_id in ids:
+                if image_id not in writer.done_ids:
+                    writer.add(image_id, make_record(image_id, kind))
+            writer.finish()
+        return path
+
+    return run
+
+
+@pytest.fixture
+def in_child() -> Callable[[Callable[[], object]], int]:
+    """Start a function in a forked process; returns the process id."""
+
+    def start(function: Callable[[], object]) -> int:
+        child = os.fork()
+        if child:
+            return child
+        code = 1
+        try:
+            function()
+            code = 0
+        finally:
+            if code:
+                traceback.print_exc()
+            os._exit(code)  # never back into pytest
+
+    return start

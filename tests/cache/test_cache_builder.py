@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ovd_d2.cache import (
+    CacheError,
+    DatasetInfo,
+    EmbeddingCache,
+    Manifest,
+    ProposalStore,
+    RecordWriter,
+    dataset_fingerprint,
+)
+from ovd_d2.cache.builder import build_cache, load_image
+from ovd_d2.clip.crops import embed_proposals
+from ovd_d2.clip.teacher import CLIPTeacher
+
+NAME = "toy_train"
+SIZE = (24, 32)  # height, width
+
+
+class ColourModel(torch.nn.Module):
+    """Its embedding is the mean colour of the picture: D = 3, easy to check by hand."""
+
+    def __init__(self, seed: int = 0, broken_after: int | None = None) -> None:
+        super().__init__()
+        self.register_buffer("seed", torch.tensor(seed))  # changes the fingerprint only
+        self.broken_after = broken_after
+        self.calls = 0
+
+    def encode_image(self, batch: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.broken_after is not None and self.calls > self.broken_after:
+            return torch.full((len(batch), 3), float("nan"))
+        return batch.mean(dim=(2, 3))
+
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        return torch.ones(len(tokens), 3)
+
+
+def colour_teacher(model: ColourModel | None = None) -> CLIPTeacher:
+    return CLIPTeacher(
+        model or ColourModel(),
+        lambda sentences: torch.zeros(len(sentences), 1, dtype=torch.int64),
+        {"size": (8, 8), "mean": (0, 0, 0), "std": (1, 1, 1), "interpolation": "bilinear"},
+        architecture="Colour",
+    )
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> list[dict[str, Any]]:
+    """Four images: left half red, right half blue, so that context changes the embedding."""
+    pixels = np.zeros((*SIZE, 3), np.uint8)
+    pixels[:, :16, 0] = 255
+    pixels[:, 16:, 2] = 255
+    (tmp_path / "images").mkdir()
+    entries = []
+    for image_id in (11, 12, 13, 14):
+        path = tmp_path / "images" / f"{image_id}.png"
+        Image.fromarray(pixels).save(path)
+        entries.append(
+            {"file_name": str(path), "image_id": image_id, "height": SIZE[0], "width": SIZE[1]}
+        )
+    return entries
+
+
+@pytest.fixture
+def proposals(tmp_path: Path, dataset: list[dict[str, Any]]) -> ProposalStore:
+    """Images 11, 12, 13 have a red, a blue and a mixed box in rising objectness; 14 has none."""
+    boxes = torch.tensor([[2.0, 2, 8, 8], [20, 2, 28, 8], [12, 4, 20, 12]])
+    info = DatasetInfo(NAME, dataset_fingerprint(dataset), len(dataset))
+    with RecordWriter(tmp_path / "proposals", Manifest("proposals", info, "rpn")) as writer:
+        for entry in dataset:
+            k = 0 if entry["image_id"] == 14 else 3
+            record = {"boxes": boxes[:k], "objectness": torch.tensor([0.1, 0.5, 0.9])[:k]}
+            writer.add(entry["image_id"], record)
+        writer.finish()
+    return ProposalStore(tmp_path / "proposals")
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, dataset: list[dict[str, Any]], proposals: ProposalStore
+) -> Callable[..., EmbeddingCache]:
+    def build(model: ColourModel | None = None, **options: Any) -> EmbeddingCache:
+        summary = build_cache(
+            options.pop("dataset_dicts", dataset),
+            proposals,
+            colour_teacher(model),
+            options.pop("path", tmp_path / "cache"),
+            dataset_name=NAME,
+            images_per_shard=2,
+            progress=False,
+            **options,
+        )
+        return EmbeddingCache(summary.path)
+
+    return build
+
+
+def test_embeddings_are_those_of_the_crops(
+    run: Callable[..., EmbeddingCache], dataset: list[dict[str, Any]], proposals: ProposalStore
+) -> None:
+    cache = run()
+    assert cache.verify() == []
+    assert list(cache) == [11, 12, 13, 14]
+    read = cache[11]
+    assert read.embeddings is not None
+    assert torch.equal(read.boxes, proposals[11].boxes)
+    assert torch.equal(read.objectness, proposals[11].objectness)
+    red, blue = torch.tensor([1.0, 0, 0]), torch.tensor([0.0, 0, 1])
+    torch.testing.assert_close(read.embeddings[0], red, atol=1e-3, rtol=0)
+    torch.testing.assert_close(read.embeddings[1], blue, atol=1e-3, rtol=0)
+    half = torch.tensor([0.5**0.5, 0, 0.5**0.5])  # 1x and 1.5x are both half red, half blue
+    torch.testing.assert_close(read.embeddings[2], half, atol=1e-2, rtol=0)
+    expected = embed_proposals(load_image(dataset[0]), read.boxes, colour_teacher())
+    torch.testing.assert_close(read.embeddings, expected, atol=1e-3, rtol=0)
+    assert len(cache[14]) == 0
+
+
+def test_manifest_names_what_the_cache_was_made_from(
+    run: Callable[..., EmbeddingCache], dataset: list[dict[str, Any]], proposals: ProposalStore
+) -> None:
+    manifest = run(top_k=2, resize="squash").manifest
+    assert manifest.teacher == colour_teacher().fingerprint
+    assert manifest.embedding_dim == 3
+    assert manifest.proposals == proposals.fingerprint
+    assert manifest.dataset == DatasetInfo(NAME, dataset_fingerprint(dataset), 4)
+    assert manifest.recipe["scales"] == [1.0, 1.5]
+    assert manifest.recipe["resize"] == "squash"
+    assert manifest.recipe["top_k"] == 2
+
+
+def test_top_k_keeps_the_highest_objectness_with_its_own_boxes(
+    run: Callable[..., EmbeddingCache], proposals: ProposalStore
+) -> None:
+    read = run(top_k=2)[12]
+    torch.testing.assert_close(read.objectness, torch.tensor([0.9, 0.5]))
+    assert torch.equal(read.boxes, proposals[12].boxes[[2, 1]])
+    assert read.embeddings is not None
+    blue = torch.tensor([0.0, 0, 1])
+    torch.testing.assert_close(read.embeddings[1], blue, atol=1e-3, rtol=0)
+
+
+def test_summary_counts(
+    tmp_path: Path, dataset: list[dict[str, Any]], proposals: ProposalStore
+) -> None:
+    options: dict[str, Any] = {"dataset_name": NAME, "images_per_shard": 3, "progress": False}
+    teacher = colour_teacher()
+    summary = build_cache(dataset, proposals, teacher, tmp_path / "cache", **options)
+    assert (summary.images, summary.images_built, summary.proposals) == (4, 4, 9)
+    files = (tmp_path / "cache").glob("*.safetensors")
+    assert summary.bytes == sum(path.stat().st_size for path in files)
+    again = build_cache(dataset, proposals, teacher, tmp_path / "cache", **options)
+    assert (again.images, again.images_built, again.proposals) == (4, 0, 9)
+
+
+def test_an_interrupted_build_continues_without_repeating(
+    tmp_path: Path, run: Callable[..., EmbeddingCache]
+) -> None:
+    with pytest.raises(ValueError, match="image 13: refused: .*embeddings are NaN"):
+        run(ColourModel(broken_after=2), path=tmp_path / "broken")
+    model = ColourModel()
+    continued = run(model, path=tmp_path / "broken")
+    assert model.calls == 1  # images 11 and 12 are there, 14 has no proposals
+    whole = run(path=tmp_path / "whole")
+    assert continued.fingerprint == whole.fingerprint
+
+
+def test_another_teacher_does_not_continue_a_build(run: Callable[..., EmbeddingCache]) -> None:
+    run()
+    first, other = (colour_teacher(ColourModel(seed)).fingerprint for seed in (0, 1))
+    with pytest.raises(CacheError, match=f"teacher: '{first}' here, '{other}' asked for"):
+        run(ColourModel(1))
+    assert run(ColourModel(1), overwrite=True).manifest.teacher == other
+
+
+def test_all_problems_of_the_input_are_reported_before_any_work(
+    tmp_path: Path, run: Callable[..., EmbeddingCache], dataset: list[dict[str, Any]]
+) -> None:
+    model = ColourModel()
+    dicts = [*dataset, dataset[0], {**dataset[0], "image_id": 77}]
+    with pytest.raises(CacheError) as caught:
+        run(model, dataset_dicts=dicts, top_k=0)
+    message = str(caught.value)
+    assert "1 image ids occur more than once" in message
+    assert "no proposals for 1 of 6 images (first ids: [77])" in message
+    assert "top_k is 0" in message
+    assert model.calls == 0
+    assert not (tmp_path / "cache").exists()
+    with pytest.raises(CacheError, match="image ids must be integers, found 'a'"):
+        run(dataset_dicts=[{**dataset[0], "image_id": "a"}])
+    with pytest.raises(CacheError, match="it has no images"):
+        run(dataset_dicts=[])
+
+
+def test_a_missing_image_is_named(
+    run: Callable[..., EmbeddingCache], dataset: list[dict[str, Any]]
+) -> None:
+    Path(dataset[2]["file_name"]).unlink()
+    with pytest.raises(CacheError, match=r"image 13: .*13\.png is missing"):
+        run()
+
+
+@pytest.mark.parametrize("damage", ["empty", "garbage", "truncated"])
+def test_a_damaged_image_is_named_and_the_build_continues_once_repaired(
+    run: Callable[..., EmbeddingCache], dataset: list[dict[str, Any]], damage: str
+) -> None:
+    path = Path(dataset[2]["file_name"])
+    noise = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    sound = path.read_bytes()
+    path.write_bytes({"empty": b"", "garbage": b"x" * 99, "truncated": sound[:600]}[damage])
+    with pytest.raises(CacheError, match=r"image 13: .*13\.png cannot be read"):
+        run()
+    path.write_bytes(sound)
+    assert list(run()) == [11, 12, 13, 14]
+
+
+def test_an_image_of_another_size_is_named(
+    run: Callable[..., EmbeddingCache], dataset: list[dict[str, Any]]
+) -> None:
+    Image.new("RGB", (40, 24)).save(dataset[1]["file_name"])
+    with pytest.raises(CacheError, match=r"image 12: .*is 24 x 40 .*says 24 x 32"):
+        run()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
+def test_any_colour_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
+    Image.new("RGB", (5, 3), (255, 255, 255)).convert(mode).save(path)
+    image = load_image({"file_name": str(path), "image_id": 1, "height": 3, "width": 5})
+    assert image.shape == (3, 5, 3)
+    assert image.dtype == np.uint8
+    assert image.min() == 255

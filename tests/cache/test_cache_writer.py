@@ -1,0 +1,318 @@
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ovd_d2.cache import CacheError, DatasetInfo, EmbeddingCache, Manifest, RecordWriter
+from ovd_d2.cache import writer as writer_module
+
+CRASHED = 137
+IDS = range(1, 6)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file of a store except the lock, by its path inside the folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != writer_module.LOCK_FILE
+    }
+
+
+def die_at(step: int) -> None:
+    """End this process, as a power cut would, at its `step`-th change of the file system.
+
+    A write is torn: half of it has happened. Everything else has not happened yet.
+    """
+    left = step
+
+    def counted(real: Callable, tear: bool) -> Callable:
+        def call(target: object, *args: object, **kwargs: object) -> object:
+            nonlocal left
+            if left == 0:
+                if tear:
+                    data = args[0]
+                    real(target, data[: len(data) // 2])  # type: ignore[index, arg-type]
+                os._exit(CRASHED)
+            left -= 1
+            return real(target, *args, **kwargs)
+
+        return call
+
+    for name in ("write_bytes", "write_text", "replace", "unlink", "rmdir"):
+        setattr(Path, name, counted(getattr(Path, name), tear=name.startswith("write")))
+    os.fsync = counted(os.fsync, tear=False)  # type: ignore[assignment]
+
+
+def test_finished_store_has_only_shards_and_a_manifest(tmp_path: Path, build: Callable) -> None:
+    build(tmp_path)
+    assert list(content(tmp_path)) == [
+        "manifest.json",
+        "shard-00000.safetensors",
+        "shard-00001.safetensors",
+        "shard-00002.safetensors",
+    ]
+    manifest = Manifest.load(tmp_path)
+    assert manifest.complete
+    assert [shard.images for shard in manifest.shards] == [2, 2, 1]
+    assert [shard.rows for shard in manifest.shards] == [1 + 2, 3 + 0, 1]
+
+
+def test_an_added_image_is_on_the_disk_at_once(
+    tmp_path: Path, make_manifest: Callable, make_record: Callable
+) -> None:
+    with RecordWriter(tmp_path, make_manifest()) as writer:
+        writer.add(7, make_record(7))
+        assert (tmp_path / "pending" / "7.safetensors").exists()
+    with RecordWriter(tmp_path, make_manifest()) as writer:
+        assert set(writer.done_ids) == {7}
+
+
+def test_a_crash_at_every_single_step_is_harmless(
+    tmp_path: Path, build: Callable, in_child: Callable
+) -> None:
+    ids = range(1, 4)  # one full shard, one image left over
+    expected = content(build(tmp_path / "whole", ids))
+    rng = random.Random(0)
+
+    def build_and_die(folder: Path, step: int) -> int:
+        def run() -> None:
+            die_at(step)
+            build(folder, ids)
+
+        return _exit_code(in_child(run))
+
+    for step in range(1000):
+        folder = tmp_path / f"step{step}"
+        first = build_and_die(folder, step)
+        if step % 3 == 0:
+            build_and_die(folder, rng.randrange(20))  # and again while it recovers
+        build(folder, ids)
+        assert content(folder) == expected, f"crash at step {step}"
+        if first == 0:
+            break
+    # 4 steps each (write, flush, rename, flush) for 3 images, 2 shards and 4 manifests;
+    # 3 deletions, 2 flushes after them, 1 removal of the folder.
+    assert step == 4 * (3 + 2 + 4) + 3 + 2 + 1
+
+
+def test_kill_9_at_random_moments(tmp_path: Path, build: Callable, in_child: Callable) -> None:
+    ids = range(30)
+    expected = content(build(tmp_path / "whole", ids, shard=4))
+    rng = random.Random(1)
+    started, start = os.pipe()
+
+    def announced_build() -> None:
+        os.write(start, b"x")
+        build(tmp_path / "killed", ids, shard=4)
+
+    codes = []
+    for _ in range(12):
+        child = in_child(announced_build)
+        os.read(started, 1)
+        time.sleep(rng.uniform(0.0, 0.02))
+        os.kill(child, signal.SIGKILL)
+        codes.append(_exit_code(child))
+    assert -signal.SIGKILL in codes
+    assert content(build(tmp_path / "killed", ids, shard=4)) == expected
+
+
+def test_a_truncated_pending_file_is_redone(
+    tmp_path: Path,
+    build: Callable,
+    make_manifest: Callable,
+    make_record: Callable,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with RecordWriter(tmp_path / "a", make_manifest()) as writer:
+        for image_id in (1, 2, 3):
+            writer.add(image_id, make_record(image_id))
+    path = tmp_path / "a" / "pending" / "3.safetensors"
+    os.truncate(path, path.stat().st_size - 10)
+    (tmp_path / "a" / "pending" / "1.safetensors").write_bytes(b"")
+    with RecordWriter(tmp_path / "a", make_manifest(), images_per_shard=2) as writer:
+        assert set(writer.done_ids) == {2}
+    assert "3.safetensors is damaged" in caplog.text
+    build(tmp_path / "a", IDS)
+    cache = EmbeddingCache(tmp_path / "a")
+    assert list(cache) == list(IDS)
+    assert torch.equal(cache[3].boxes, make_record(3)["boxes"])
+
+
+def test_pending_file_damaged_while_running_does_not_complete_the_store(
+    tmp_path: Path, build: Callable, make_manifest: Callable, make_record: Callable
+) -> None:
+    with RecordWriter(tmp_path, make_manifest()) as writer:
+        for image_id in IDS:
+            writer.add(image_id, make_record(image_id))
+        (tmp_path / "pending" / "3.safetensors").write_bytes(b"garbage")
+        with pytest.raises(CacheError, match="4 records, data set 'toy_train' has 5 images"):
+            writer.finish()
+    assert list(EmbeddingCache(build(tmp_path))) == list(IDS)
+
+
+@pytest.mark.parametrize("damage", ["delete", "truncate"])
+def test_a_lost_shard_is_built_again(tmp_path: Path, build: Callable, damage: str) -> None:
+    expected = content(build(tmp_path / "whole"))
+    folder = build(tmp_path / "hurt")
+    path = folder / "shard-00002.safetensors"
+    if damage == "delete":
+        path.unlink()
+    else:
+        os.truncate(path, path.stat().st_size // 2)
+    build(folder)
+    assert content(folder) == expected
+
+
+def test_a_full_disk_loses_only_the_image_in_hand(
+    tmp_path: Path,
+    build: Callable,
+    make_manifest: Callable,
+    make_record: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device", str(path))
+
+    with RecordWriter(tmp_path / "a", make_manifest()) as writer:
+        writer.add(1, make_record(1))
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_bytes", full)
+            with pytest.raises(OSError, match="No space left"):
+                writer.add(2, make_record(2))
+        assert set(writer.done_ids) == {1}
+        assert not list((tmp_path / "a").rglob("*.tmp"))
+    assert content(build(tmp_path / "a")) == content(build(tmp_path / "whole"))
+
+
+def test_another_header_is_refused_and_the_keys_are_named(
+    tmp_path: Path, build: Callable, make_manifest: Callable
+) -> None:
+    build(tmp_path)
+    other = make_manifest(teacher="Other-77", recipe={"scales": [1.0]})
+    with pytest.raises(CacheError) as caught:
+        RecordWriter(tmp_path, other)
+    message = str(caught.value)
+    assert "teacher: 'Toy-RN-0123' here, 'Other-77' asked for" in message
+    assert "recipe.scales: [1.0, 1.5] here, [1.0] asked for" in message
+    assert "--overwrite" in message
+    assert "embedding_dim" not in message
+
+
+def test_tuples_in_a_recipe_do_not_stop_a_continued_build(
+    tmp_path: Path, make_manifest: Callable
+) -> None:
+    manifest = make_manifest(recipe={"scales": (1.0, 1.5)})
+    RecordWriter(tmp_path, manifest).close()
+    RecordWriter(tmp_path, manifest).close()
+
+
+def test_overwrite_deletes_the_old_store_and_nothing_else(
+    tmp_path: Path, build: Callable, make_manifest: Callable, make_record: Callable
+) -> None:
+    build(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    manifest = make_manifest(teacher="Other-77", num_images=1)
+    with RecordWriter(tmp_path, manifest, overwrite=True) as writer:
+        assert not writer.done_ids
+        writer.add(3, make_record(3))
+        writer.finish()
+    assert list(EmbeddingCache(tmp_path)) == [3]
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_shards_without_a_manifest_are_not_touched(
+    tmp_path: Path, build: Callable, make_manifest: Callable
+) -> None:
+    build(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(CacheError, match="shard-00000.safetensors but no manifest.json"):
+        RecordWriter(tmp_path, make_manifest())
+    assert (tmp_path / "shard-00000.safetensors").exists()
+
+
+def test_finish_refuses_a_store_that_lacks_images(
+    tmp_path: Path, make_manifest: Callable, make_record: Callable
+) -> None:
+    with RecordWriter(tmp_path, make_manifest(num_images=2)) as writer:
+        writer.add(1, make_record(1))
+        with pytest.raises(CacheError, match="1 records, data set 'toy_train' has 2 images"):
+            writer.finish()
+    assert not Manifest.load(tmp_path).complete
+
+
+def test_a_finished_store_may_be_finished_again(tmp_path: Path, build: Callable) -> None:
+    before = content(build(tmp_path))
+    assert content(build(tmp_path)) == before
+
+
+def test_bad_ids_are_refused(
+    tmp_path: Path, make_manifest: Callable, make_record: Callable
+) -> None:
+    with RecordWriter(tmp_path, make_manifest()) as writer:
+        writer.add(1, make_record(1))
+        with pytest.raises(ValueError, match="image 1 is already stored"):
+            writer.add(1, make_record(1))
+        with pytest.raises(ValueError, match="image id -1"):
+            writer.add(-1, make_record(1))
+        with pytest.raises(TypeError):
+            writer.add("2", make_record(2))  # type: ignore[arg-type]
+        embeddings = make_record(3)["embeddings"]
+        embeddings[0, 0] = float("nan")
+        with pytest.raises(ValueError, match="image 3: refused: .*embeddings are NaN"):
+            writer.add(3, {**make_record(3), "embeddings": embeddings})
+        assert set(writer.done_ids) == {1}
+
+
+def test_two_processes_cannot_write_to_one_folder(
+    tmp_path: Path, make_manifest: Callable, in_child: Callable
+) -> None:
+    def second() -> None:
+        with pytest.raises(CacheError, match="another process is writing"):
+            RecordWriter(tmp_path, make_manifest())
+
+    with RecordWriter(tmp_path, make_manifest()):
+        assert _exit_code(in_child(second)) == 0
+    assert _exit_code(in_child(lambda: RecordWriter(tmp_path, make_manifest()))) == 0
+
+
+def test_orphaned_workers_do_not_keep_the_lock(
+    tmp_path: Path, make_manifest: Callable, in_child: Callable
+) -> None:
+    with RecordWriter(tmp_path, make_manifest()):
+        worker = in_child(lambda: time.sleep(30))
+    try:
+        RecordWriter(tmp_path, make_manifest()).close()
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "boxes"}, "kind is 'boxes'"),
+        ({"dtype": "float64"}, "dtype is 'float64'"),
+        ({"embedding_dim": 0}, "embedding_dim is 0"),
+        ({"teacher": ""}, "teacher is empty"),
+        ({"dataset": DatasetInfo("none", "x", 0)}, "'none' has no images"),
+    ],
+)
+def test_invalid_manifests_are_refused(
+    make_manifest: Callable, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_manifest(**{"kind": "embeddings", **changes})
+
+
+def _exit_code(child: int) -> int:
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, CRASHED, -signal.SIGKILL), "the child failed; see its traceback"
+    return code

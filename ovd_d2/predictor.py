@@ -1,0 +1,244 @@
+"""From one image and a list of words to detections."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.structures import Instances
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+from ovd_d2.clip.prompts import clean_name, embed_names
+from ovd_d2.clip.teacher import CLIPTeacher
+from ovd_d2.data.augmentation import build_augmentations
+from ovd_d2.engine.build import build_open_vocabulary_model, is_open_vocabulary
+from ovd_d2.errors import SetupError
+from ovd_d2.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+
+class OpenVocabularyPredictor:
+    """Detects, in one BGR image, the configured vocabulary or any names given with the call.
+
+    >>> predictor = OpenVocabularyPredictor(cfg)
+    >>> instances = predictor(cv2.imread("street.jpg"), ["red car", "unicycle"])["instances"]
+    >>> [predictor.names[k] for k in instances.pred_classes]
+
+    The teacher is loaded when names are first given; text embeddings of the last few lists of
+    names are kept, so that calling again with the same list costs nothing.
+
+    Scores are shares among names, and few names alone would share out every object in the picture.
+    So the configured vocabulary competes with the names given: its names are scored beside them
+    and left out of the result, save those that say part of a given name or more than it
+    ("anchor" does not compete with "red anchor"). `distractors=False` switches this off.
+
+    Attributes:
+        model: the detector, in eval mode.
+        names: what `pred_classes` of the last call index.
+        is_novel: for each of `names`, whether the detector was trained without boxes of it.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        *,
+        model: nn.Module | None = None,
+        teacher: CLIPTeacher | None = None,
+        distractors: bool = True,
+        cached_vocabularies: int = 8,
+    ) -> None:
+        """
+        Args:
+            cfg: a complete config; `MODEL.WEIGHTS`, `MODEL.OVD.VOCABULARY` (the names it was
+                trained with) and `MODEL.OVD.TEACHER` matter most.
+            model: use this detector instead of building the config's.
+            teacher: use this teacher instead of the config's.
+            distractors: let the configured vocabulary compete with the names given.
+            cached_vocabularies: lists of names whose embeddings are kept.
+
+        Raises:
+            SetupError: the weights or the vocabulary are missing or damaged.
+        """
+        self.cfg = cfg.clone()
+        self._configured = _configured_vocabulary(self.cfg)
+        if model is None:
+            _check_weights(self.cfg)
+            model = build_open_vocabulary_model(self.cfg)
+        self.model = model.eval()
+        self._teacher = teacher
+        self._distractors = distractors
+        self._cache: OrderedDict[tuple[str, ...], Vocabulary] = OrderedDict()
+        self._cache_size = cached_vocabularies
+        self._augmentations = T.AugmentationList(build_augmentations(self.cfg, is_train=False))
+        self._active: Vocabulary | None = None
+        self.names: list[str] = []
+        self.is_novel: list[bool] = []
+        if self._configured is not None:
+            self._report_on(self._configured, len(self._configured))
+
+    def __call__(
+        self, image_bgr: np.ndarray, names: Sequence[str] | None = None
+    ) -> dict[str, Instances]:
+        """
+        Args:
+            image_bgr: (H, W, 3) uint8, channels blue, green, red, as OpenCV reads.
+            names: what to look for, in words; None for the configured vocabulary.
+
+        Returns:
+            `{"instances": Instances}` with `pred_boxes` (XYXY, pixels of `image_bgr`), `scores`,
+            `pred_classes` (indices into `predictor.names`) and `pred_masks` where the model has
+            masks.
+
+        Raises:
+            ValueError: not such an image, or names that are blank or equal.
+            SetupError: names are given and the teacher cannot be had, or is not the vocabulary's.
+        """
+        _check_image(image_bgr)
+        self._set_names(names)
+        with torch.no_grad():
+            output = self.model([self._model_input(image_bgr)])[0]
+        instances = output["instances"]
+        return {"instances": instances[instances.pred_classes < len(self.names)]}
+
+    @property
+    def teacher(self) -> CLIPTeacher:
+        """The config's teacher, loaded on first use."""
+        if self._teacher is None:
+            wanted = self.cfg.MODEL.OVD.TEACHER
+            logger.info("Loading the teacher %s (%s)", wanted.ARCHITECTURE, wanted.PRETRAINED)
+            try:
+                self._teacher = CLIPTeacher.from_open_clip(
+                    wanted.ARCHITECTURE, wanted.PRETRAINED, device=self.cfg.MODEL.DEVICE
+                )
+            except (OSError, ValueError) as error:
+                raise SetupError([f"MODEL.OVD.TEACHER: {error}"]) from error
+        return self._teacher
+
+    def _model_input(self, image_bgr: np.ndarray) -> dict[str, object]:
+        height, width = image_bgr.shape[:2]
+        image = image_bgr[:, :, ::-1] if self.cfg.INPUT.FORMAT == "RGB" else image_bgr
+        augmented = T.AugInput(np.ascontiguousarray(image))
+        self._augmentations(augmented)
+        pixels = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
+        return {"image": torch.from_numpy(pixels), "height": height, "width": width}
+
+    def _set_names(self, names: Sequence[str] | None) -> None:
+        if names is None:
+            if self._configured is None:
+                raise SetupError(
+                    ["no names were given and MODEL.OVD.VOCABULARY is empty: give either"]
+                )
+            vocabulary, reported = self._configured, len(self._configured)
+        else:
+            vocabulary, reported = self._vocabulary_of(_checked_names(names)), len(names)
+        if vocabulary is not self._active and is_open_vocabulary(self.model):
+            self.model.set_vocabulary(vocabulary)  # type: ignore[operator]
+        self._active = vocabulary
+        self._report_on(vocabulary, reported)
+
+    def _report_on(self, vocabulary: Vocabulary, count: int) -> None:
+        self.names = list(vocabulary.names[:count])
+        self.is_novel = vocabulary.novel[:count].tolist()
+
+    def _vocabulary_of(self, names: tuple[str, ...]) -> Vocabulary:
+        """The names given, then their distractors."""
+        if names not in self._cache:
+            self._cache[names] = self._embed(names)
+            if len(self._cache) > self._cache_size:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(names)
+        return self._cache[names]
+
+    def _embed(self, names: tuple[str, ...]) -> Vocabulary:
+        if not is_open_vocabulary(self.model):
+            raise SetupError(
+                [
+                    f"MODEL.META_ARCHITECTURE {self.cfg.MODEL.META_ARCHITECTURE} has a fixed list "
+                    "of categories; names need OpenVocabularyRCNN"
+                ]
+            )
+        self._check_teacher()
+        prompts = self.cfg.MODEL.OVD.TEACHER.PROMPTS
+        embeddings = embed_names(names, self.teacher, prompts)
+        novel = torch.tensor([name not in self._base_names() for name in map(clean_name, names)])
+        others = self._distractors_for(names)
+        if others and self._configured is not None:
+            embeddings = torch.cat([embeddings, self._configured.embeddings[others]])
+            novel = torch.cat([novel, self._configured.novel[others]])
+            names = (*names, *(f"{self._configured.names[k]} (distractor)" for k in others))
+        return Vocabulary(
+            names, embeddings, novel, teacher=self.teacher.fingerprint, prompts=prompts
+        )
+
+    def _check_teacher(self) -> None:
+        expected = self._configured.teacher if self._configured is not None else ""
+        if expected and expected != self.teacher.fingerprint:
+            raise SetupError(
+                [
+                    f"MODEL.OVD.TEACHER is {self.teacher.fingerprint}, but the vocabulary was made "
+                    f"with {expected}: their embeddings do not compare; name that teacher"
+                ]
+            )
+
+    def _base_names(self) -> set[str]:
+        if self._configured is None:
+            return set()
+        flags = zip(self._configured.names, self._configured.novel.tolist(), strict=True)
+        return {clean_name(name) for name, is_novel in flags if not is_novel}
+
+    def _distractors_for(self, names: Sequence[str]) -> list[int]:
+        """Indices of configured names that share out nothing with a given name's words."""
+        if self._configured is None or not self._distractors:
+            return []
+        given = [set(clean_name(name).split()) for name in names]
+        configured = [set(clean_name(name).split()) for name in self._configured.names]
+        return [
+            k
+            for k, words in enumerate(configured)
+            if not any(words <= wanted or wanted <= words for wanted in given)
+        ]
+
+
+def _configured_vocabulary(cfg: CfgNode) -> Vocabulary | None:
+    if not cfg.MODEL.OVD.VOCABULARY:
+        return None
+    try:
+        return Vocabulary.load(cfg.MODEL.OVD.VOCABULARY)
+    except (OSError, ValueError) as error:
+        raise SetupError([f"MODEL.OVD.VOCABULARY: {error}"]) from error
+
+
+def _check_weights(cfg: CfgNode) -> None:
+    weights = cfg.MODEL.WEIGHTS
+    if not weights:
+        raise SetupError(["MODEL.WEIGHTS is empty: name the checkpoint of a trained model"])
+    if "://" not in weights and not PathManager.exists(weights):
+        raise SetupError([f"MODEL.WEIGHTS: no file at {weights}"])
+
+
+def _check_image(image: np.ndarray) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ValueError(
+            f"image must be (height, width, 3) uint8 in BGR order, got {image.shape} {image.dtype}"
+        )
+
+
+def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(names, str):
+        raise ValueError(f"names must be a list of strings, got the one string {names!r}")
+    if not names:
+        raise ValueError("names is empty: give at least one, or None for the configured vocabulary")
+    words = [clean_name(name) for name in names]
+    if not all(words):
+        raise ValueError(f"names must not be blank: {list(names)}")
+    repeated = sorted({word for word in words if words.count(word) > 1})
+    if repeated:
+        raise ValueError(f"names mean the same: {repeated}; give each once")
+    return tuple(names)

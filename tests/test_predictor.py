@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+
+from ovd_d2 import add_ovd_config
+from ovd_d2.errors import SetupError
+from ovd_d2.predict_files import expand_inputs, predict_files
+from ovd_d2.predictor import OpenVocabularyPredictor
+from ovd_d2.vocabulary import Vocabulary
+
+CONFIG = Path(__file__).parents[1] / "configs" / "pictograms" / "vild_ensemble_r18.yaml"
+NAMES = ["anchor", "umbrella", "chess_knight"]
+DIM = 64
+
+
+class FakeTeacher:
+    """Every sentence has a random direction of its own; counts the sentences it encodes."""
+
+    embedding_dim = DIM
+    fingerprint = "fake-0123456789abcdef"
+
+    def __init__(self) -> None:
+        self.encoded = 0
+
+    def encode_text(self, sentences: list[str]) -> torch.Tensor:
+        self.encoded += len(sentences)
+        rows = []
+        for sentence in sentences:
+            seed = int.from_bytes(hashlib.sha256(sentence.encode()).digest()[:4], "big")
+            rows.append(torch.randn(DIM, generator=torch.Generator().manual_seed(seed)))
+        return torch.nn.functional.normalize(torch.stack(rows), dim=1)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return build_model(tiny_config()).eval()
+
+
+def tiny_config():
+    cfg = get_cfg()
+    add_ovd_config(cfg)
+    cfg.merge_from_file(str(CONFIG))
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(NAMES)
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 20
+    cfg.MODEL.OVD.TEACHER.PROMPTS = "single"
+    cfg.MODEL.OVD.VOCABULARY = ""
+    cfg.TEST.DETECTIONS_PER_IMAGE = 200
+    return cfg
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    cfg = tiny_config()
+    cfg.MODEL.OVD.VOCABULARY = str(tmp_path / "vocabulary.safetensors")
+    embeddings = FakeTeacher().encode_text(NAMES)
+    novel = torch.tensor([False, False, True])
+    vocabulary = Vocabulary(NAMES, embeddings, novel, teacher=FakeTeacher.fingerprint)
+    vocabulary.save(cfg.MODEL.OVD.VOCABULARY)
+    return cfg
+
+
+@pytest.fixture
+def teacher():
+    return FakeTeacher()
+
+
+@pytest.fixture
+def predictor(cfg, model, teacher):
+    return OpenVocabularyPredictor(cfg, model=model, teacher=teacher)
+
+
+@pytest.fixture
+def image():
+    return np.random.default_rng(0).integers(0, 255, (120, 200, 3), dtype=np.uint8)
+
+
+def classes(output):
+    return set(output["instances"].pred_classes.tolist())
+
+
+def test_configured_vocabulary_needs_no_teacher(predictor, teacher, image):
+    instances = predictor(image)["instances"]
+    assert predictor.names == NAMES
+    assert predictor.is_novel == [False, False, True]
+    assert instances.image_size == (120, 200)
+    assert len(instances) > 0 and classes({"instances": instances}) <= {0, 1, 2}
+    assert tuple(instances.pred_masks.shape[1:]) == (120, 200)
+    assert teacher.encoded == 0
+
+
+def test_names_in_words(predictor, image):
+    output = predictor(image, ["snowman", "Chess Knight", "UMBRELLA", "red kite"])
+    assert predictor.names == ["snowman", "Chess Knight", "UMBRELLA", "red kite"]
+    # only "umbrella" is a base name of the vocabulary
+    assert predictor.is_novel == [True, True, False, True]
+    assert classes(output) <= {0, 1, 2, 3} and len(output["instances"]) > 0
+
+
+def test_back_to_the_configured_vocabulary(predictor, image):
+    before = predictor(image)["instances"]
+    predictor(image, ["snowman"])
+    after = predictor(image)["instances"]
+    assert predictor.names == NAMES
+    torch.testing.assert_close(before.scores, after.scores)
+    assert before.pred_classes.tolist() == after.pred_classes.tolist()
+
+
+def test_text_embeddings_are_kept_for_the_last_lists(cfg, model, teacher, image):
+    predictor = OpenVocabularyPredictor(cfg, model=model, teacher=teacher, cached_vocabularies=2)
+    predictor(image, ["a", "b"])
+    predictor(image, ["c"])
+    assert teacher.encoded == 3
+    predictor(image, ["a", "b"])  # kept, and now the youngest
+    assert teacher.encoded == 3
+    predictor(image, ["d"])  # drops "c"
+    predictor(image, ["a", "b"])
+    assert teacher.encoded == 4
+    predictor(image, ["c"])
+    assert teacher.encoded == 5
+    assert predictor.names == ["c"]
+
+
+def test_the_order_of_names_is_the_order_of_classes(predictor, image):
+    one = predictor(image, ["snowman", "kite"])["instances"]
+    other = predictor(image, ["kite", "snowman"])["instances"]
+    assert len(one) == len(other)
+    for k in range(2):
+        torch.testing.assert_close(
+            one.scores[one.pred_classes == k], other.scores[other.pred_classes == 1 - k]
+        )
+    assert not torch.allclose(
+        one.scores[one.pred_classes == 0].max(), one.scores[one.pred_classes == 1].max()
+    )
+
+
+def test_distractors_compete_but_are_not_reported(cfg, model, teacher, image):
+    with_them = OpenVocabularyPredictor(cfg, model=model, teacher=teacher)
+    without = OpenVocabularyPredictor(cfg, model=model, teacher=teacher, distractors=False)
+    competing = with_them(image, ["snowman"])["instances"]
+    assert classes({"instances": competing}) <= {0} and with_them.names == ["snowman"]
+    alone = without(image, ["snowman"])["instances"]
+    assert model.roi_heads.num_classes == 1
+    assert alone.scores.max() > competing.scores.max()
+
+
+def test_a_name_does_not_compete_with_its_refinement(predictor, image):
+    assert predictor._distractors_for(["red anchor"]) == [1, 2]
+    assert predictor._distractors_for(["knight"]) == [0, 1]
+    assert predictor._distractors_for(["anchor", "umbrella", "chess knight"]) == []
+    assert predictor._distractors_for(["snowman"]) == [0, 1, 2]
+
+
+def test_channel_order_follows_the_config(cfg, model, teacher, image):
+    assert cfg.INPUT.FORMAT == "RGB"
+    rgb = OpenVocabularyPredictor(cfg, model=model, teacher=teacher)(image)["instances"]
+    cfg.INPUT.FORMAT = "BGR"
+    bgr = OpenVocabularyPredictor(cfg, model=model, teacher=teacher)
+    flipped = np.ascontiguousarray(image[:, :, ::-1])
+    torch.testing.assert_close(rgb.scores, bgr(flipped)["instances"].scores)
+    assert not torch.equal(rgb.scores, bgr(image)["instances"].scores)
+
+
+def test_same_as_the_evaluation_loop(predictor, model, cfg, image, tmp_path):
+    """The predictor sees the pixels that the test loader would show the model."""
+    from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
+
+    file = tmp_path / "scene.png"
+    cv2.imwrite(str(file), image)
+    record = {"file_name": str(file), "image_id": 1, "height": 120, "width": 200}
+    mapped = OpenVocabularyDatasetMapper(cfg, is_train=False)(record)
+    found = predictor(image)["instances"]
+    with torch.no_grad():
+        expected = model([mapped])[0]["instances"]
+    torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+    torch.testing.assert_close(found.scores, expected.scores)
+
+
+def test_weights_and_vocabulary_from_files(cfg, model, teacher, image, tmp_path):
+    DetectionCheckpointer(model, str(tmp_path)).save("trained")
+    cfg.MODEL.WEIGHTS = str(tmp_path / "trained.pth")
+    loaded = OpenVocabularyPredictor(cfg, teacher=teacher)
+    expected = OpenVocabularyPredictor(cfg, model=model, teacher=teacher)
+    torch.testing.assert_close(
+        loaded(image)["instances"].scores, expected(image)["instances"].scores
+    )
+    assert not loaded.model.training
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        ([], "names is empty"),
+        ("anchor", "one string 'anchor'"),
+        (["anchor", " "], "blank"),
+        (["red_anchor", "Red anchor"], r"mean the same: \['red anchor'\]"),
+    ],
+)
+def test_names_that_cannot_be(predictor, image, names, message):
+    with pytest.raises(ValueError, match=message):
+        predictor(image, names)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [np.zeros((5, 5), np.uint8), np.zeros((5, 5, 3), np.float32), np.zeros((0, 5, 3), np.uint8)],
+)
+def test_wrong_image(predictor, wrong):
+    with pytest.raises(ValueError, match=r"\(height, width, 3\) uint8 in BGR"):
+        predictor(wrong)
+
+
+def test_another_teacher_is_refused(predictor, teacher, image):
+    teacher.fingerprint = "other-fedcba9876543210"
+    with pytest.raises(SetupError, match="other-fedc.* was made with fake-0123"):
+        predictor(image, ["snowman"])
+
+
+def test_missing_files_are_named(cfg, teacher, tmp_path):
+    with pytest.raises(SetupError, match="MODEL.WEIGHTS is empty"):
+        OpenVocabularyPredictor(cfg)
+    cfg.MODEL.WEIGHTS = str(tmp_path / "gone.pth")
+    with pytest.raises(SetupError, match="no file at .*gone.pth"):
+        OpenVocabularyPredictor(cfg)
+    cfg.MODEL.OVD.VOCABULARY = str(tmp_path / "none.safetensors")
+    with pytest.raises(SetupError, match="MODEL.OVD.VOCABULARY: .*none.safetensors"):
+        OpenVocabularyPredictor(cfg)
+
+
+def test_missing_teacher_file(cfg, model, image, tmp_path):
+    cfg.MODEL.OVD.TEACHER.PRETRAINED = str(tmp_path / "clip.safetensors")
+    predictor = OpenVocabularyPredictor(cfg, model=model)
+    with pytest.raises(SetupError, match="MODEL.OVD.TEACHER: .*clip.safetensors"):
+        predictor(image, ["snowman"])
+
+
+def test_without_a_configured_vocabulary(model, teacher, image):
+    predictor = OpenVocabularyPredictor(tiny_config(), model=model, teacher=teacher)
+    with pytest.raises(SetupError, match="no names were given"):
+        predictor(image)
+    predictor(image, ["anchor"])
+    assert predictor.is_novel == [True]  # nothing is known of its training
+
+
+def test_a_closed_vocabulary_model_refuses_names(cfg, teacher, image):
+    closed = torch.nn.Identity()
+    predictor = OpenVocabularyPredictor(cfg, model=closed, teacher=teacher)
+    with pytest.raises(SetupError, match="fixed list of categories"):
+        predictor(image, ["snowman"])
+
+
+def test_files(predictor, image, tmp_path):
+    for name in ("one", "two"):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), image)
+    files = expand_inputs([str(tmp_path / "*.png"), str(tmp_path / "one.png")])
+    assert [file.name for file in files] == ["one.png", "two.png"]
+    found = predict_files(
+        predictor, files, tmp_path / "out", names=["snowman", "kite"], confidence_threshold=0.02
+    )
+    assert json.loads((tmp_path / "out" / "detections.json").read_text()) == found
+    assert sorted(one.name for one in (tmp_path / "out").iterdir()) == [
+        "detections.json",
+        "one.png",
+        "two.png",
+    ]
+    records = found[str(files[0])]
+    assert records and {one["name"] for one in records} <= {"snowman", "kite"}
+    assert [one["score"] for one in records] == sorted(
+        (one["score"] for one in records), reverse=True
+    )
+    nothing = predict_files(predictor, files, tmp_path / "out", confidence_threshold=1.1)
+    assert list(nothing.values()) == [[], []]
+
+
+def test_inputs_that_cannot_be(predictor, tmp_path):
+    (tmp_path / "sub").mkdir()
+    for file in (tmp_path / "same.png", tmp_path / "sub" / "same.jpg"):
+        file.write_text("this is no image")
+    with pytest.raises(SetupError, match="no file matches '.*nothing") as caught:
+        expand_inputs([str(tmp_path / "nothing*"), str(tmp_path / "**" / "same.*")])
+    assert "2 files are called 'same'" in str(caught.value)
+    with pytest.raises(SetupError, match="same.png is not an image"):
+        predict_files(predictor, [tmp_path / "same.png"], tmp_path / "out")
+
+
+def test_a_name_with_brackets_is_a_file(tmp_path):
+    (tmp_path / "scene[1].png").write_bytes(b"")
+    assert expand_inputs([str(tmp_path / "scene[1].png")]) == [tmp_path / "scene[1].png"]

@@ -1,0 +1,71 @@
+#!/usr/bin/env python
+"""Detect whatever can be named in words, in any images."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import ovd_d2  # noqa: F401 (registers the model)
+from ovd_d2.engine.run import load_config
+from ovd_d2.errors import SetupError
+from ovd_d2.predict_files import expand_inputs, predict_files
+from ovd_d2.predictor import OpenVocabularyPredictor
+
+EPILOG = """
+example:
+  tools/predict.py --config-file configs/pictograms/vild_ensemble_r18.yaml \\
+      --input "scenes/*.png" --names "red anchor, snowman" --output found \\
+      MODEL.WEIGHTS output/demo/seed0/vild_ensemble/model_final.pth
+
+Writes one picture an image and detections.json. Without --names it looks for the vocabulary of
+the config.
+"""
+
+
+def parse_args(args: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, help="config of the trained model")
+    parser.add_argument("--input", required=True, nargs="+", help="image files or glob patterns")
+    parser.add_argument("--names", help="what to look for, comma-separated")
+    parser.add_argument("--output", required=True, type=Path, help="folder of the pictures")
+    parser.add_argument(
+        "--confidence-threshold",
+        type=float,
+        default=0.25,
+        help="least score shown (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-distractors",
+        action="store_true",
+        help="do not let the names of the config's vocabulary compete with --names",
+    )
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config options: KEY VALUE ...")
+    return parser.parse_args(args)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse_args(arguments)
+    names = [name.strip() for name in args.names.split(",")] if args.names is not None else None
+    files = expand_inputs(args.input)
+    cfg = load_config(args.config_file, args.opts)
+    predictor = OpenVocabularyPredictor(cfg, distractors=not args.no_distractors)
+    found = predict_files(
+        predictor,
+        files,
+        args.output,
+        names=names,
+        confidence_threshold=args.confidence_threshold,
+    )
+    total = sum(map(len, found.values()))
+    print(f"{total} detections in {len(files)} images: {args.output / 'detections.json'}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (SetupError, ValueError) as error:
+        sys.exit(f"error: {error}")

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ovd_d2.files import atomic_write, atomic_write_json
+from ovd_d2.files import atomic_write, atomic_write_json, flush_folder
 
 from .annotations import LVISBuilder, describe_scene, lvis_categories
 from .glyphs import PictogramCategory, build_categories
@@ -28,7 +28,7 @@ from .scenes import draw_scene
 
 GENERATOR_VERSION = 1  # raise it whenever the same arguments give other pictures
 NAME, MINI_NAME = "pictograms_v1", "pictograms_v1_mini"
-MINI_IMAGES, MINI_SIZE = (24, 12), 96
+MINI_IMAGES, MINI_SIZE, MINI_CATEGORIES = (24, 12), 96, 80
 SPLITS = ("train", "val")
 MIN_SIZE = 64
 _ARGUMENTS_FILE = "arguments.json"
@@ -94,7 +94,7 @@ def prepare(
         categories: how many; above len(GLYPHS) they become colour x glyph.
         seed: decides everything else. The output does not depend on `workers`.
         workers: processes; None takes one a core, 1 works in this process.
-        mini: also make the mini pair for tests, with the same categories.
+        mini: also make the mini pair for tests, of at most MINI_CATEGORIES categories.
         full: make the full pair.
         overwrite: replace what was made with other arguments.
         progress: show progress bars.
@@ -112,7 +112,8 @@ def prepare(
     if full:
         wanted.append(Arguments(NAME, *images, size, categories, seed))
     if mini:
-        wanted.append(Arguments(MINI_NAME, *MINI_IMAGES, MINI_SIZE, categories, seed))
+        few = min(categories, MINI_CATEGORIES)  # more would not fit into so few images
+        wanted.append(Arguments(MINI_NAME, *MINI_IMAGES, MINI_SIZE, few, seed))
     return [
         generate(Path(root), arguments, workers=workers, overwrite=overwrite, progress=progress)
         for arguments in wanted
@@ -134,38 +135,44 @@ def generate(
     """
     final = root / arguments.name
     partial = root / f".{arguments.name}.partial"
-    _settle(final, arguments, overwrite)
-    if final.exists():
-        return final
-    _settle(partial, arguments, overwrite)
     categories = build_categories(arguments.categories)
     frequencies = choose_frequencies(categories, arguments.seed)
     plans = {
         "train": plan_train(frequencies, arguments.train_images, arguments.seed),
         "val": plan_val(arguments.categories, arguments.val_images, arguments.seed),
     }
+    if _is_usable(final, arguments, overwrite):
+        return final
+    if not _is_usable(partial, arguments, overwrite):
+        shutil.rmtree(partial, ignore_errors=True)
     (partial / "records").mkdir(parents=True, exist_ok=True)
     atomic_write_json(partial / _ARGUMENTS_FILE, asdict(arguments))
     chunks = [chunk for split in SPLITS for chunk in _chunks(partial, arguments, split, plans)]
     _run(chunks, workers, progress, arguments.name)
     _write_annotations(partial, arguments, categories, frequencies, chunks)
     shutil.rmtree(partial / "records")
+    if final.exists():  # overwritten only now, when its successor is complete
+        shutil.rmtree(final)
     partial.rename(final)
+    flush_folder(root)
     return final
 
 
-def _settle(folder: Path, arguments: Arguments, overwrite: bool) -> None:
-    """Remove a folder of other arguments if allowed, or refuse; equal arguments may stay."""
+def _is_usable(folder: Path, arguments: Arguments, overwrite: bool) -> bool:
+    """Whether `folder` is there and was made with these arguments; may it not be replaced, raise.
+
+    Raises:
+        DifferentArgumentsError: other arguments, and not `overwrite`.
+    """
     if not folder.exists():
-        return
+        return False
     difference = _difference(folder, arguments)
     if difference and not overwrite:
         raise DifferentArgumentsError(
             f"{folder}: made with other arguments ({difference}); "
             "use --overwrite to replace it, or another --root"
         )
-    if difference:
-        shutil.rmtree(folder)
+    return not difference
 
 
 def _difference(folder: Path, arguments: Arguments) -> str:

@@ -204,8 +204,10 @@ def _pick_images(
 def _fill_empty(contents: list[list[int]]) -> None:
     """Give every empty image a category of the fullest one, in place; counts stay as they are."""
     for objects in contents:
+        if objects:
+            continue
         fullest = max(contents, key=len)
-        if not objects and len(fullest) > 1:
+        if len(fullest) > 1:
             objects.append(fullest.pop())
 
 

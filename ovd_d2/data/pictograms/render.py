@@ -40,7 +40,7 @@ MIN_OBJECT_PX = 20  # below, a person cannot name the glyph
 OBJECT_SIDE = (0.14, 0.50)  # longer side of an object, as a fraction of the image's side
 _MIN_CONTRAST = 0.22  # between ink and what lies under it; below, the object gets a backing
 _BACKINGS = ("none", "halo", "sticker")
-_SMALL_MASTER, _LARGE_MASTER = 256, 768
+_MASTERS = (128, 256, 768)  # px; a glyph is scaled down from the first of at least twice its size
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def glyph_mask(
     """
     if size_px < 1:
         raise ValueError(f"size_px: expected at least 1, got {size_px}")
-    master_px = _SMALL_MASTER if size_px <= _SMALL_MASTER // 2 else _LARGE_MASTER
+    master_px = next((side for side in _MASTERS if side >= 2 * size_px), _MASTERS[-1])
     master = _master_mask(glyph.codepoint, master_px, round(weight * master_px))
     rotated = _tight(_rotate(master, rotation_deg))
     scale = size_px / max(rotated.shape)

@@ -67,6 +67,13 @@ class OpenVocabularyPredictor:
             SetupError: the weights or the vocabulary are missing or damaged.
         """
         self.cfg = cfg.clone()
+        if self.cfg.MODEL.OVD.CLASSIFY_WITH != "detector":
+            raise SetupError(
+                [
+                    f"MODEL.OVD.CLASSIFY_WITH is '{self.cfg.MODEL.OVD.CLASSIFY_WITH}': it serves "
+                    "evaluation only (tools/train_net.py --eval-only); set it to 'detector'"
+                ]
+            )
         self._configured = _configured_vocabulary(self.cfg)
         if model is None:
             _check_weights(self.cfg)

@@ -22,6 +22,7 @@ NOVEL_COLOR = (230, 85, 13)
 NOVEL_MARK = "★ "
 READABLE_SIDE = 480  # pixels: below this, labels cover the objects
 MAX_NAME_LENGTH = 26
+LINE_WIDTH = 3
 
 Objects: TypeAlias = Instances | Sequence[Mapping[str, Any]]
 
@@ -69,7 +70,7 @@ def draw_instances(
     *,
     score_threshold: float = 0.0,
     scale: float | None = None,
-    alpha: float = 0.35,
+    alpha: float = 0.25,
 ) -> np.ndarray:
     """Draws boxes, masks and labels; novel categories in orange with a star, base ones in blue.
 
@@ -293,8 +294,9 @@ def _place_label(
 def _overlap(
     one: tuple[float, float, float, float], other: tuple[float, float, float, float]
 ) -> float:
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
+    """Common area; labels that only touch (by the width of a line) do not overlap."""
+    width = min(one[2], other[2]) - max(one[0], other[0]) - LINE_WIDTH
+    height = min(one[3], other[3]) - max(one[1], other[1]) - LINE_WIDTH
     return max(width, 0.0) * max(height, 0.0)
 
 

@@ -239,6 +239,12 @@ def test_missing_files_are_named(cfg, teacher, tmp_path):
         OpenVocabularyPredictor(cfg)
 
 
+def test_crops_are_for_evaluation(cfg, model):
+    cfg.MODEL.OVD.CLASSIFY_WITH = "clip_crops"
+    with pytest.raises(SetupError, match="'clip_crops': it serves evaluation only"):
+        OpenVocabularyPredictor(cfg, model=model)
+
+
 def test_missing_teacher_file(cfg, model, image, tmp_path):
     cfg.MODEL.OVD.TEACHER.PRETRAINED = str(tmp_path / "clip.safetensors")
     predictor = OpenVocabularyPredictor(cfg, model=model)

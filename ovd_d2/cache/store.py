@@ -202,4 +202,5 @@ class EmbeddingCache(RecordStore):
 
 def _decode(embeddings: torch.Tensor) -> torch.Tensor:
     """Stored rows (K, D) -> float32 unit rows; the norm lost to fp16 rounding is restored."""
-    return torch.nn.functional.normalize(embeddings.float(), dim=1)
+    rows = embeddings.to(torch.float32, copy=True)
+    return rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True))

@@ -76,6 +76,7 @@ class RecordWriter:
         self._pending: set[int] = set()
         self._done: set[int] = set()
         self.path.mkdir(parents=True, exist_ok=True)
+        flush_folder(self.path.parent)
         self._lock = _FolderLock(self.path)
         try:
             if overwrite:
@@ -159,7 +160,8 @@ class RecordWriter:
                     f"{self.path} holds {foreign[0].name} but no {MANIFEST_FILE}; take another "
                     "folder or --overwrite to delete it"
                 )
-            # The manifest comes first: pending files without one would have no identity.
+            # Before any record: pending files without a manifest would have no identity.
+            self._pending_folder.mkdir(exist_ok=True)  # flushed to the disk with the manifest
             fresh = Manifest(**{**vars(wanted), "complete": False, "shards": []})
             fresh.save(self.path)
             return fresh

@@ -64,11 +64,18 @@ def build(
 ) -> Callable[..., Path]:
     """`build(folder, ids)`: a finished store, continued if one is there."""
 
-    def run(path: Path, ids: range = range(1, 6), kind: str = "embeddings", shard: int = 2) -> Path:
+    def run(
+        path: Path,
+        ids: range = range(1, 6),
+        kind: str = "embeddings",
+        shard: int = 2,
+        added: Callable[[int], object] = lambda image_id: None,
+    ) -> Path:
         with RecordWriter(path, make_manifest(kind, len(ids)), images_per_shard=shard) as writer:
             for image_id in ids:
                 if image_id not in writer.done_ids:
                     writer.add(image_id, make_record(image_id, kind))
+                    added(image_id)
             writer.finish()
         return path
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from ovd_d2.cache import (
@@ -22,6 +24,7 @@ from ovd_d2.cache.builder import build_cache, load_image
 from ovd_d2.clip.crops import embed_proposals
 from ovd_d2.clip.teacher import CLIPTeacher
 
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
 NAME = "toy_train"
 SIZE = (24, 32)  # height, width
 
@@ -230,6 +233,27 @@ def test_an_image_of_another_size_is_named(
     Image.new("RGB", (40, 24)).save(dataset[1]["file_name"])
     with pytest.raises(CacheError, match=r"image 12: .*is 24 x 40 .*says 24 x 32"):
         run()
+
+
+def test_the_command_builds_and_reports(
+    tmp_path: Path,
+    dataset: list[dict[str, Any]],
+    proposals: ProposalStore,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    main = runpy.run_path(str(TOOLS / "build_cache.py"))["main"]
+    monkeypatch.setattr(CLIPTeacher, "from_open_clip", lambda *args, **kwargs: colour_teacher())
+    monkeypatch.setattr(DatasetCatalog, "get", lambda name: dataset if name == NAME else None)
+    arguments = f"--dataset {NAME} --proposals {proposals.path} --output {tmp_path / 'cache'}"
+    main([*arguments.split(), "--architecture", "Colour", "--pretrained", "x", "--top-k", "2"])
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["images"] == "4 (4 in this run)"
+    assert lines["proposals"] == "6"
+    assert lines["path"] == str(tmp_path / "cache")
+    assert float(lines["seconds"]) > 0
+    assert int(lines["bytes"].replace(",", "")) > 0
+    assert len(EmbeddingCache(tmp_path / "cache")[11]) == 2
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])

@@ -76,31 +76,42 @@ def test_an_added_image_is_on_the_disk_at_once(
 
 
 def test_a_crash_at_every_single_step_is_harmless(
-    tmp_path: Path, build: Callable, in_child: Callable
+    tmp_path: Path,
+    build: Callable,
+    make_manifest: Callable,
+    in_child: Callable,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # the machine itself stays up
     ids = range(1, 4)  # one full shard, one image left over
     expected = content(build(tmp_path / "whole", ids))
     rng = random.Random(0)
 
     def build_and_die(folder: Path, step: int) -> int:
+        log = folder.with_suffix(".log").open("ab", buffering=0)
+
         def run() -> None:
             die_at(step)
-            build(folder, ids)
+            build(folder, ids, added=lambda image_id: log.write(b"%d\n" % image_id))
 
-        return _exit_code(in_child(run))
+        with log:
+            return _exit_code(in_child(run))
 
     for step in range(1000):
         folder = tmp_path / f"step{step}"
         first = build_and_die(folder, step)
         if step % 3 == 0:
             build_and_die(folder, rng.randrange(20))  # and again while it recovers
+        with RecordWriter(folder, make_manifest(num_images=3), images_per_shard=2) as writer:
+            added = {int(line) for line in folder.with_suffix(".log").read_text().split()}
+            assert added <= set(writer.done_ids), f"crash at step {step} lost an image"
         build(folder, ids)
         assert content(folder) == expected, f"crash at step {step}"
         if first == 0:
             break
     # 4 steps each (write, flush, rename, flush) for 3 images, 2 shards and 4 manifests;
-    # 3 deletions, 2 flushes after them, 1 removal of the folder.
-    assert step == 4 * (3 + 2 + 4) + 3 + 2 + 1
+    # 3 deletions, 2 flushes after them; the folder's own flush and the removal of pending/.
+    assert step == 4 * (3 + 2 + 4) + 3 + 2 + 2
 
 
 def test_kill_9_at_random_moments(tmp_path: Path, build: Callable, in_child: Callable) -> None:
@@ -156,6 +167,18 @@ def test_pending_file_damaged_while_running_does_not_complete_the_store(
         with pytest.raises(CacheError, match="4 records, data set 'toy_train' has 5 images"):
             writer.finish()
     assert list(EmbeddingCache(build(tmp_path))) == list(IDS)
+
+
+def test_a_shard_lost_from_the_middle_leaves_no_litter(
+    tmp_path: Path, build: Callable, make_record: Callable
+) -> None:
+    os.truncate(build(tmp_path) / "shard-00000.safetensors", 100)
+    cache = EmbeddingCache(build(tmp_path))
+    assert list(cache) == list(IDS)
+    assert torch.equal(cache[1].boxes, make_record(1)["boxes"])
+    listed = {shard.file for shard in cache.manifest.shards}
+    assert set(content(tmp_path)) == {*listed, "manifest.json"}
+    assert cache.verify() == []
 
 
 @pytest.mark.parametrize("damage", ["delete", "truncate"])

@@ -29,15 +29,21 @@ def test_there_are_configs():
 @pytest.mark.parametrize("name", ["vild_text", "vild_image", "vild", "vild_ensemble"])
 def test_variant_configs_say_their_variant(name):
     for path in (f"configs/{name}_r50.yaml", f"configs/pictograms/{name}_r18.yaml"):
-        assert load_config(str(ROOT / path)).MODEL.OVD.VARIANT == name
+        cfg = load_config(str(ROOT / path))
+        assert cfg.MODEL.OVD.VARIANT == name
 
 
 def test_the_full_recipe_is_the_published_one():
     cfg = load_config(str(ROOT / "configs/vild_r50.yaml"))
     solver = cfg.SOLVER
     assert (solver.IMS_PER_BATCH, solver.MAX_ITER, solver.BASE_LR) == (256, 180000, 0.32)
-    assert solver.BASE_LR * solver.WARMUP_FACTOR == pytest.approx(0.0032)
-    assert (cfg.INPUT.LSJ.MIN_SCALE, cfg.INPUT.LSJ.MAX_SCALE, cfg.INPUT.LSJ.SIZE) == (0.1, 2.0, 1024)
+    first_rate = solver.BASE_LR * solver.WARMUP_FACTOR
+    assert first_rate == pytest.approx(0.0032)
+    assert (cfg.INPUT.LSJ.MIN_SCALE, cfg.INPUT.LSJ.MAX_SCALE, cfg.INPUT.LSJ.SIZE) == (
+        0.1,
+        2.0,
+        1024,
+    )
     assert (cfg.MODEL.OVD.TEMPERATURE, cfg.MODEL.OVD.DISTILLATION.WEIGHT) == (0.01, 0.5)
     head = cfg.MODEL.ROI_BOX_HEAD
     assert (head.NUM_CONV, head.CONV_DIM, head.NUM_FC, head.FC_DIM) == (4, 256, 2, 1024)

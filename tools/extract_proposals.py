@@ -31,7 +31,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", required=True, help="folder of the proposals")
     parser.add_argument("--top-k", type=int, default=300, help="proposals an image (default 300)")
     parser.add_argument("--overwrite", action="store_true", help="delete what is in --output first")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, e.g. MODEL.WEIGHTS")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, e.g. MODEL.WEIGHTS"
+    )
     return parser.parse_args()
 
 

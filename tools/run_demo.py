@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import ovd_d2  # noqa: F401  (registers the data sets)
-from ovd_d2.demo.pictograms import VAL_SET, Run, demo_steps
-from ovd_d2.demo.report import write_report
-from ovd_d2.demo.steps import Step, StepFailed, run_steps
+from ovd_d2.demo.pictograms import VAL_SET, Run, demo_steps, names_step
+from ovd_d2.demo.report import scene_for, write_report
+from ovd_d2.demo.steps import StepFailed, run_steps
 
 EPILOG = """
 examples:
@@ -26,7 +26,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder of results")
+    parser.add_argument(
+        "--output", type=Path, default=Path("output/demo"), help="folder of results"
+    )
     parser.add_argument(
         "--names", default=DEFAULT_NAMES, help="what to look for in one scene, comma-separated"
     )
@@ -44,10 +46,11 @@ def main() -> None:
         "ViLD-text": run.output("vild_text"),
     }
     print("\n" + write_report(folder, VAL_SET, runs, seconds))
-    picture = detect_names(run, folder, args.names)
+    look = names_step(run, args.names, scene_for(args.names, VAL_SET).resolve())
+    run_steps([look], folder)
     print(f"\nreport    {folder / 'report.txt'}")
     print(f"pictures  {folder / 'pictures.png'}")
-    print(f"'{args.names}'  {picture}")
+    print(f"names     {look.product}")
     print(f"this run took {time.perf_counter() - start:.0f} s")
 
 

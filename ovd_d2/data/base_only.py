@@ -24,5 +24,7 @@ def drop_annotations(
         dropped += len(record["annotations"]) - len(annotations)
         kept.append({**record, "annotations": annotations})
     if dropped:
-        logger.info("Dropped %d annotations of novel categories: they are never trained on.", dropped)
+        logger.info(
+            "Dropped %d annotations of novel categories: they are never trained on.", dropped
+        )
     return kept

@@ -32,9 +32,7 @@ def register_pictograms(folder: str, split: str, root: Path) -> None:
     json_file = str(root / folder / f"{name}.json")
     image_root = f"{root / folder}/"  # load_lvis_json appends the split folder without a slash
     DatasetCatalog.register(name, partial(_load_pictograms, name, json_file, image_root))
-    MetadataCatalog.get(name).set(
-        json_file=json_file, image_root=image_root, evaluator_type="lvis"
-    )
+    MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="lvis")
 
 
 def _load_lvis_base(json_file: str, image_root: str) -> list[dict[str, Any]]:

@@ -36,6 +36,8 @@ def transform_cached_proposals(
     Returns:
         `Instances` with `proposal_boxes`, `teacher_embeddings` (K'', D) float32 and `objectness`.
     """
+    if cached.embeddings is None:
+        raise ValueError("these proposals hold no embeddings: open an EmbeddingCache")
     boxes = Boxes(torch.from_numpy(transforms.apply_box(cached.boxes[:top_k].numpy())).float())
     boxes.clip(image_size)
     keep = boxes.nonempty(threshold=MIN_PROPOSAL_SIDE)

@@ -154,9 +154,28 @@ def demo_steps(folder: Path) -> list[Step]:
     return [
         *data_steps(),
         *start_steps(run),
-        train_step(run, "vild_ensemble", "Train ViLD-ensemble: words for base, the teacher's eye for all"),
+        train_step(
+            run, "vild_ensemble", "Train ViLD-ensemble: words for base, the teacher's eye for all"
+        ),
         train_step(run, "vild_text", "Train ViLD-text just as long: words alone"),
     ]
+
+
+def names_step(run: Run, names: str, image: Path) -> Step:
+    """Looks for a user's own words in one scene with the trained ViLD-ensemble."""
+    output = run.folder / "your_names"
+    return Step(
+        "names",
+        f"Look for {names}",
+        "tools/predict.py",
+        (
+            *("--config-file", "configs/pictograms/vild_ensemble_r18.yaml"),
+            *("--input", str(image), "--names", names, "--output", str(output)),
+            *("MODEL.WEIGHTS", str(run.output("vild_ensemble") / "model_final.pth")),
+        ),
+        output / f"{image.stem}.png",
+        output,
+    )
 
 
 def benchmark_steps(folder: Path, seeds: list[int]) -> list[Step]:

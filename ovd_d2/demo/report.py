@@ -125,9 +125,22 @@ def scenes_with_novel(
     return chosen[:count]
 
 
-def to_instances(
-    detections: Sequence[Mapping[str, Any]], image_size: tuple[int, int]
-) -> Instances:
+def scene_for(names: str, dataset_name: str) -> Path:
+    """The picture in which most of the comma-separated names may be found.
+
+    A name may be found where all words of a category are among its own ("red anchor": anchor).
+    """
+    wanted = [set(name.lower().split()) for name in names.split(",")]
+    categories = [set(name.lower().split()) for name in get_categories(dataset_name).names]
+
+    def found(record: Mapping[str, Any]) -> int:
+        present = {one["category_id"] for one in record["annotations"]}
+        return sum(any(categories[k] <= name for k in present) for name in wanted)
+
+    return Path(max(DatasetCatalog.get(dataset_name), key=found)["file_name"])
+
+
+def to_instances(detections: Sequence[Mapping[str, Any]], image_size: tuple[int, int]) -> Instances:
     """COCO-style results of one image (ids from 1 on) as Detectron2 predictions."""
     instances = Instances(image_size)
     boxes = [BoxMode.convert(d["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS) for d in detections]

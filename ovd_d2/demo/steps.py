@@ -53,8 +53,8 @@ def run_steps(steps: Sequence[Step], folder: Path) -> dict[str, float]:
     """Runs what has not been done yet, in order.
 
     A step is done when its record says that this very command, after these very predecessors and
-    with these very configs, has made its product. Killed at any point, the next run continues with the step in hand; the
-    long ones resume inside, too.
+    with these very configs, has made its product. Killed at any point, the next run continues with
+    the step in hand; the long ones resume inside, too.
 
     Args:
         steps: in order of dependency.

@@ -36,8 +36,9 @@ def apply_vocabulary(cfg: CfgNode, model: nn.Module) -> None:
     To be called after weights are loaded, too: a checkpoint brings the vocabulary it was trained
     with, and the one the config names must win.
     """
-    if cfg.MODEL.OVD.VOCABULARY and is_open_vocabulary(model):
-        model.set_vocabulary(Vocabulary.load(cfg.MODEL.OVD.VOCABULARY))
+    set_vocabulary = getattr(model, "set_vocabulary", None)
+    if cfg.MODEL.OVD.VOCABULARY and set_vocabulary is not None:
+        set_vocabulary(Vocabulary.load(cfg.MODEL.OVD.VOCABULARY))
 
 
 def build_open_vocabulary_model(cfg: CfgNode) -> nn.Module:

@@ -57,31 +57,39 @@ def _dataset_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
 def _open_vocabulary_problems(
     cfg: CfgNode, training_dicts: list[dict[str, Any]] | None
 ) -> Iterable[str]:
-    ovd = cfg.MODEL.OVD
-    if ovd.VARIANT not in VARIANTS:
-        yield f"MODEL.OVD.VARIANT: '{ovd.VARIANT}' is not one of {', '.join(VARIANTS)}"
-    if ovd.NOVEL_TRAINING_LOGITS not in NOVEL_LOGIT_MODES:
-        yield f"MODEL.OVD.NOVEL_TRAINING_LOGITS: expected one of {NOVEL_LOGIT_MODES}"
-    if ovd.CLASSIFY_WITH not in ("detector", "clip_crops"):
-        yield f"MODEL.OVD.CLASSIFY_WITH: '{ovd.CLASSIFY_WITH}' is neither detector nor clip_crops"
-    if not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
-        yield "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG must be True: novel names have no box weights"
-    if cfg.MODEL.MASK_ON and not cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK:
-        yield "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK must be True: novel names have no mask weights"
+    training = training_dicts is not None
+    yield from _choice_problems(cfg)
     vocabulary = None
-    try:
-        vocabulary = Vocabulary.load(ovd.VOCABULARY) if ovd.VOCABULARY else None
-    except (OSError, ValueError) as error:
-        yield f"MODEL.OVD.VOCABULARY: {error}"
-    else:
-        if vocabulary is not None:
-            yield from _vocabulary_problems(cfg, vocabulary, training=training_dicts is not None)
-    if training_dicts is None:
-        return
-    if not ovd.VOCABULARY:
+    path = cfg.MODEL.OVD.VOCABULARY
+    if path:
+        try:
+            vocabulary = Vocabulary.load(path)
+        except (OSError, ValueError) as error:
+            yield f"MODEL.OVD.VOCABULARY: {error}"
+    elif training:
         yield "MODEL.OVD.VOCABULARY is empty: make one with tools/build_vocabulary.py"
-    if ovd.VARIANT in VARIANTS and VARIANTS[ovd.VARIANT].distils:
+    if vocabulary is not None:
+        yield from _vocabulary_problems(cfg, vocabulary, training)
+    variant = VARIANTS.get(cfg.MODEL.OVD.VARIANT)
+    if training_dicts is not None and variant is not None and variant.distils:
         yield from _cache_problems(cfg, vocabulary, training_dicts)
+
+
+def _choice_problems(cfg: CfgNode) -> Iterable[str]:
+    ovd = cfg.MODEL.OVD
+    choices = {
+        "VARIANT": tuple(VARIANTS),
+        "NOVEL_TRAINING_LOGITS": NOVEL_LOGIT_MODES,
+        "CLASSIFY_WITH": ("detector", "clip_crops"),
+    }
+    for key, known in choices.items():
+        if ovd[key] not in known:
+            yield f"MODEL.OVD.{key}: '{ovd[key]}' is not one of {', '.join(known)}"
+    reason = "must be True: novel names have no weights of their own"
+    if not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
+        yield f"MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG {reason}"
+    if cfg.MODEL.MASK_ON and not cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK:
+        yield f"MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK {reason}"
 
 
 def _vocabulary_problems(cfg: CfgNode, vocabulary: Vocabulary, training: bool) -> Iterable[str]:

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.file_io import PathManager
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ovd_d2.cache import DatasetInfo, Manifest, RecordWriter, dataset_fingerprint
@@ -41,7 +41,7 @@ def proposal_manifest(
 @torch.no_grad()
 def extract_proposals(
     cfg: CfgNode,
-    model: OpenVocabularyRCNN,
+    model: nn.Module,
     dataset_dicts: list[dict[str, Any]],
     writer: RecordWriter,
 ) -> Manifest:
@@ -50,7 +50,14 @@ def extract_proposals(
     Proposals are what the RPN keeps after its NMS (`RPN.NMS_THRESH`, the best
     `RPN.POST_NMS_TOPK_TEST`), in the coordinates of the original image, sorted by falling
     objectness.
+
+    Raises:
+        TypeError: the model has no first stage that can be asked alone.
     """
+    if not isinstance(model, OpenVocabularyRCNN):
+        raise TypeError(
+            f"proposals need MODEL.META_ARCHITECTURE OpenVocabularyRCNN, got {type(model).__name__}"
+        )
     todo = [record for record in dataset_dicts if record["image_id"] not in writer.done_ids]
     loader = build_detection_test_loader(
         todo,

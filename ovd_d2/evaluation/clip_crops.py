@@ -90,8 +90,17 @@ class CropClassifier(nn.Module):
         )
 
 
-def with_crop_classifier(cfg: CfgNode, detector: OpenVocabularyRCNN) -> CropClassifier:
-    """`detector` with its categories replaced by those of the configured teacher on crops."""
+def with_crop_classifier(cfg: CfgNode, detector: nn.Module) -> CropClassifier:
+    """`detector` with its categories replaced by those of the configured teacher on crops.
+
+    Raises:
+        TypeError: the detector has no vocabulary for the teacher to choose from.
+    """
+    if not isinstance(detector, OpenVocabularyRCNN):
+        raise TypeError(
+            "MODEL.OVD.CLASSIFY_WITH clip_crops needs MODEL.META_ARCHITECTURE OpenVocabularyRCNN, "
+            f"got {type(detector).__name__}"
+        )
     return CropClassifier(
         detector=detector.eval(),
         teacher=CLIPTeacher.from_open_clip(

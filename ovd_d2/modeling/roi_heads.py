@@ -114,7 +114,9 @@ class ViLDROIHeads(StandardROIHeads):
         if not variant.classifies:
             box_predictor.loss_weight["loss_cls"] = 0.0
         ret["box_predictor"] = box_predictor
-        ret["image_head"] = cls._init_image_head(cfg, input_shape) if variant.separate_heads else None
+        ret["image_head"] = (
+            cls._init_image_head(cfg, input_shape) if variant.separate_heads else None
+        )
         return ret
 
     @classmethod
@@ -190,7 +192,9 @@ class ViLDROIHeads(StandardROIHeads):
         if self.variant.scores == "text":
             return scoring.text_probabilities(logits)
         embeddings = (
-            self.image_head(pooled) if self.image_head is not None else self.box_predictor.embed(region)
+            self.image_head(pooled)
+            if self.image_head is not None
+            else self.box_predictor.embed(region)
         )
         classifier = self.box_predictor.classifier
         image_probs = scoring.image_probabilities(

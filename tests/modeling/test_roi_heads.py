@@ -38,7 +38,9 @@ def test_no_objects_and_no_proposals_still_reach_every_parameter(variant, norm, 
     total.backward()
     assert torch.isfinite(total)
     # A parameter without gradient would stall a distributed run.
-    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert [
+        name for name, p in model.named_parameters() if p.requires_grad and p.grad is None
+    ] == []
 
 
 def test_distillation_needs_cached_proposals():

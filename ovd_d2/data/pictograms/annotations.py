@@ -38,9 +38,11 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
     a part with a hole is cut in two through the hole. RLE is no way out here, since Detectron2's
     LVIS loader takes polygons only.
     """
-    grown = np.kron(mask.astype(np.uint8), np.ones((_TRACE_SCALE, _TRACE_SCALE), np.uint8))
+    left, top, width, height = (int(value) for value in mask_to_box(mask))
+    grown = mask[top : top + height, left : left + width].astype(np.uint8)
+    grown = grown.repeat(_TRACE_SCALE, axis=0).repeat(_TRACE_SCALE, axis=1)
     polygons = []
-    for contour in _solid_contours(np.ascontiguousarray(grown), (0, 0)):
+    for contour in _solid_contours(grown, (left * _TRACE_SCALE, top * _TRACE_SCALE)):
         smooth = cv2.approxPolyDP(contour, _TOLERANCE * _TRACE_SCALE, closed=True)[:, 0]
         contour = smooth if len(smooth) >= 3 else contour
         points = (contour.astype(np.float64) + 0.5) / _TRACE_SCALE

@@ -255,10 +255,17 @@ def _draw_chunk(chunk: _Chunk) -> int:
         rng = np.random.default_rng(np.random.SeedSequence(stream))
         scene = draw_scene(rng, contents, categories, arguments.size)
         with atomic_write(folder / _file_name(index)) as temporary:
-            Image.fromarray(scene.image).save(temporary, format="PNG", compress_level=4)
+            # Level 1: the grain does not compress, and a higher one takes most of the time.
+            Image.fromarray(scene.image).save(temporary, format="PNG", compress_level=1)
         records.append(describe_scene(rng, scene, len(categories)))
-    atomic_write_json(chunk.record_file, records)
+    _write_compact(chunk.record_file, records)
     return len(records)
+
+
+def _write_compact(path: Path, content: Any) -> None:
+    """JSON without blanks: indented, these long lists of numbers are slow to write and to read."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
 
 
 def _file_name(index: int) -> str:
@@ -287,9 +294,8 @@ def _write_annotations(
         offset = 1 if split == "train" else 1 + arguments.train_images
         for index, record in enumerate(records[split]):
             builder.add(offset + index, _file_name(index), record)
-        with atomic_write(folder / f"{arguments.name}_{split}.json") as temporary:
-            text = json.dumps(builder.build(asdict(arguments)), separators=(",", ":"))
-            temporary.write_text(text, encoding="utf-8")
+        path = folder / f"{arguments.name}_{split}.json"
+        _write_compact(path, builder.build(asdict(arguments)))
 
 
 def _check_rule(table: list[dict[str, Any]], num_images: int) -> None:

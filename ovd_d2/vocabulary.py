@@ -165,7 +165,9 @@ def _checked_embeddings(embeddings: torch.Tensor, names: list[str]) -> torch.Ten
     bad = (~torch.isfinite(values)).any(dim=1)
     if bad.any():
         first = int(bad.nonzero()[0])
-        raise ValueError(f"embeddings hold NaN or infinity, first in row {first} ('{names[first]}')")
+        raise ValueError(
+            f"embeddings hold NaN or infinity, first in row {first} ('{names[first]}')"
+        )
     error = (values.norm(dim=1) - 1).abs()
     if error.max() > _NORM_TOLERANCE:
         worst = int(error.argmax())
@@ -182,5 +184,7 @@ def _checked_novel(novel: torch.Tensor | None, count: int) -> torch.Tensor:
     if novel.dtype != torch.bool:
         raise TypeError(f"novel must be a bool tensor, got {novel.dtype}")
     if tuple(novel.shape) != (count,):
-        raise ValueError(f"novel must have shape ({count},): one flag a name; got {tuple(novel.shape)}")
+        raise ValueError(
+            f"novel must have shape ({count},): one flag a name; got {tuple(novel.shape)}"
+        )
     return novel.detach().clone()

@@ -20,8 +20,6 @@ from ovd_d2.clip.teacher import CLIPTeacher
 DEFAULT_SCALES = (1.0, 1.5)
 RESIZE_CHOICES = ("open_clip", "squash")
 
-_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-
 
 def crop_recipe(
     scales: Sequence[float] = DEFAULT_SCALES, resize: str = "open_clip"
@@ -91,14 +89,8 @@ def crop_batch(
     _check_image(image, resize)
     picture = Image.fromarray(image)
     windows = scaled_boxes(boxes, scale, image.shape[0], image.shape[1]).tolist()
-    if not windows:
-        return torch.zeros(0, 3, *teacher.image_size)
-    mode = teacher.resize_mode if resize == "open_clip" else "squash"
-    square = teacher.image_size[0] == teacher.image_size[1]
-    if mode == "squash" or (mode == "shortest" and square):
-        pixels = np.stack([_fit(picture.crop(tuple(window)), teacher, mode) for window in windows])
-        return _normalise(pixels, teacher)
-    return torch.stack([teacher.preprocess_image(picture.crop(tuple(w))) for w in windows])
+    crops = [picture.crop(tuple(window)) for window in windows]
+    return teacher.preprocessing.prepare(crops, squash=resize == "squash")
 
 
 def embed_proposals(
@@ -133,7 +125,11 @@ def embed_proposals(
 
 
 def _mean_embedding(
-    image: np.ndarray, boxes: torch.Tensor, teacher: CLIPTeacher, scales: Sequence[float], resize: str
+    image: np.ndarray,
+    boxes: torch.Tensor,
+    teacher: CLIPTeacher,
+    scales: Sequence[float],
+    resize: str,
 ) -> torch.Tensor:
     crops = [crop_batch(image, boxes, scale, teacher, resize=resize) for scale in scales]
     embeddings = teacher.encode_images(torch.cat(crops)).cpu()  # (S * K, D) unit rows
@@ -152,41 +148,3 @@ def _check_image(image: np.ndarray, resize: str) -> None:
         )
     if resize not in RESIZE_CHOICES:
         raise ValueError(f"unknown resize '{resize}'; choices: {', '.join(RESIZE_CHOICES)}")
-
-
-def _fit(crop: Image.Image, teacher: CLIPTeacher, mode: str) -> np.ndarray:
-    """One resize straight to (h, w, 3) uint8.
-
-    For "shortest" Pillow's `box` names the part of the crop that survives torchvision's resize and
-    centre crop, so the pixels are the same and the ends of long crops are never computed.
-    """
-    height, width = teacher.image_size
-    box: tuple[float, float, float, float] = (0, 0, crop.width, crop.height)
-    if mode == "shortest":
-        box = _centre_box(crop.width, crop.height, height)
-    resized = crop.resize((width, height), _RESAMPLING[teacher.interpolation], box=box)
-    return np.asarray(resized)
-
-
-def _centre_box(width: int, height: int, size: int) -> tuple[float, float, float, float]:
-    """The source region of "resize the shorter side to `size`, crop the centre size x size"."""
-    if width <= height:
-        top, bottom = _centre_span(height, width, size)
-        return 0, top, width, bottom
-    left, right = _centre_span(width, height, size)
-    return left, 0, right, height
-
-
-def _centre_span(long: int, short: int, size: int) -> tuple[float, float]:
-    resized = int(size * long / short)  # torchvision truncates the longer side
-    offset = int(round((resized - size) / 2.0))  # and rounds the crop's corner
-    scale = long / resized
-    return offset * scale, min((offset + size) * scale, long)
-
-
-def _normalise(pixels: np.ndarray, teacher: CLIPTeacher) -> torch.Tensor:
-    """(K, h, w, 3) uint8 -> (K, 3, h, w) float32."""
-    batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255)
-    mean = torch.tensor(teacher.mean).view(1, 3, 1, 1)
-    std = torch.tensor(teacher.std).view(1, 3, 1, 1)
-    return batch.sub_(mean).div_(std)

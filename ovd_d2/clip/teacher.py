@@ -16,11 +16,11 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.factory import load_checkpoint, load_state_dict
-from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.factory import load_state_dict
 from PIL import Image
 
 from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_TAG, SHIPPED_WEIGHTS
+from ovd_d2.clip.preprocess import Preprocessing
 
 _MAX_LISTED = 5
 
@@ -33,12 +33,8 @@ class CLIPTeacher:
     Attributes:
         architecture: open_clip's name of the model.
         embedding_dim: D.
-        image_size: (height, width) in pixels of the image encoder's input.
-        mean, std: per RGB channel, for pixels in [0, 1].
-        interpolation: "bicubic" or "bilinear".
-        resize_mode: open_clip's way to reach `image_size`: "shortest" (resize the shorter side,
-            crop the centre), "longest" (resize the longer side, pad) or "squash" (ignore the
-            aspect ratio).
+        preprocessing: input size, normalisation and resizing; `image_size` (height, width), `mean`,
+            `std` and `interpolation` are short for its fields.
         device: where the model runs.
     """
 
@@ -64,14 +60,7 @@ class CLIPTeacher:
         self.device = torch.device(device)
         self._model = model.to(self.device).eval().requires_grad_(False)
         self._tokenizer = tokenizer
-        self._preprocess_cfg = PreprocessCfg(**preprocess_cfg)
-        self._transform = image_transform_v2(self._preprocess_cfg, is_train=False)
-        size = self._preprocess_cfg.size
-        self.image_size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
-        self.mean = tuple(float(value) for value in self._preprocess_cfg.mean)
-        self.std = tuple(float(value) for value in self._preprocess_cfg.std)
-        self.interpolation = self._preprocess_cfg.interpolation
-        self.resize_mode = self._preprocess_cfg.resize_mode
+        self.preprocessing = Preprocessing.from_open_clip(preprocess_cfg)
         self.embedding_dim: int = self.encode_text(["a"]).shape[1]
 
     @classmethod
@@ -91,21 +80,39 @@ class CLIPTeacher:
             ValueError: unknown architecture or tag, or a file that does not fit the architecture.
             FileNotFoundError: `pretrained` looks like a path and no such file exists.
         """
-        _check_architecture(architecture)
+        _check_architecture(architecture, pretrained)
         weights = _resolve_weights(architecture, pretrained)
-        # strict fp32: the fingerprint must not depend on how the file stored the numbers
         if weights is None:
             model = open_clip.create_model(architecture, pretrained=pretrained)
         else:
-            model = _empty_model(architecture)
-            _load_local(model, architecture, weights)
+            model = _load_local(architecture, weights)
         tokenizer = open_clip.get_tokenizer(architecture)
         preprocess_cfg = open_clip.get_model_preprocess_cfg(model)
         return cls(model, tokenizer, preprocess_cfg, architecture=architecture, device=device)
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the image encoder's input, pixels."""
+        return self.preprocessing.image_size
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Per RGB channel, for pixels in [0, 1]."""
+        return self.preprocessing.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Per RGB channel, for pixels in [0, 1]."""
+        return self.preprocessing.std
+
+    @property
+    def interpolation(self) -> str:
+        """ "bicubic" or "bilinear"."""
+        return self.preprocessing.interpolation
+
     @cached_property
     def fingerprint(self) -> str:
-        """`<architecture>-<16 hex digits>`: SHA-256 over the names, shapes and values of all weights."""
+        """`<architecture>-<16 hex digits>`: SHA-256 over names, shapes, values of all weights."""
         digest = hashlib.sha256()
         for key, value in sorted(self._model.state_dict().items()):
             array = value.detach().cpu().contiguous()
@@ -115,12 +122,12 @@ class CLIPTeacher:
 
     @torch.no_grad()  # not inference_mode: its tensors could not take part in training later
     def encode_images(self, batch: torch.Tensor) -> torch.Tensor:
-        """(N, 3, h, w) float32 normalised pixels -> (N, D) float32 unit rows on `device`; N >= 0."""
-        expected = (3, *self.image_size)
-        if batch.ndim != 4 or tuple(batch.shape[1:]) != expected:
+        """(N, 3, h, w) normalised float32 pixels -> (N, D) float32 unit rows on `device`."""
+        height, width = self.image_size
+        if batch.ndim != 4 or tuple(batch.shape[1:]) != (3, height, width):
             raise ValueError(
-                f"images for {self.architecture}: expected shape (N, {', '.join(map(str, expected))}),"
-                f" got {tuple(batch.shape)}"
+                f"images for {self.architecture}: expected shape (N, 3, {height}, {width}), "
+                f"got {tuple(batch.shape)}"
             )
         if batch.shape[0] == 0:
             return torch.zeros(0, self.embedding_dim, device=self.device)
@@ -129,7 +136,7 @@ class CLIPTeacher:
 
     @torch.no_grad()
     def encode_text(self, sentences: Sequence[str]) -> torch.Tensor:
-        """N sentences -> (N, D) float32 unit rows on `device`; longer ones are cut to the context."""
+        """N sentences, cut to the context length -> (N, D) float32 unit rows on `device`."""
         if not sentences:
             return torch.zeros(0, self.embedding_dim, device=self.device)
         tokens = self._tokenizer(list(sentences)).to(self.device)  # (N, L)
@@ -137,14 +144,19 @@ class CLIPTeacher:
         return F.normalize(features.float(), dim=1)
 
     def preprocess_image(self, image: Image.Image | np.ndarray) -> torch.Tensor:
-        """open_clip's inference transform of a PIL image or (H, W, 3) uint8 RGB array -> (3, h, w)."""
+        """open_clip's inference transform: PIL or (H, W, 3) uint8 RGB -> (3, h, w) float32."""
         if isinstance(image, np.ndarray):
             image = Image.fromarray(image)
-        return self._transform(image)
+        return self.preprocessing.prepare([image.convert("RGB")])[0]
 
 
-def _check_architecture(architecture: str) -> None:
-    if ":" in architecture:  # hf-hub:owner/name and local-dir:path carry their own configuration
+def _check_architecture(architecture: str, pretrained: str) -> None:
+    if ":" in architecture:  # hf-hub:owner/name and local-dir:path bring their own weights
+        if pretrained:
+            raise ValueError(
+                f"architecture '{architecture}' brings its own weights: leave pretrained empty, "
+                f"got '{pretrained}'"
+            )
         return
     known = open_clip.list_models()
     if architecture.replace("/", "-") not in known:
@@ -159,7 +171,7 @@ def _resolve_weights(architecture: str, pretrained: str) -> Path | None:
     """The local file that `pretrained` names, or None for a tag that open_clip resolves itself."""
     if architecture == ARCHITECTURE and pretrained == SHIPPED_TAG:
         return SHIPPED_WEIGHTS
-    if ":" in architecture and not pretrained:
+    if ":" in architecture:
         return None
     tags = open_clip.list_pretrained_tags_by_model(architecture.replace("/", "-"))
     if pretrained in tags:
@@ -179,15 +191,8 @@ def _resolve_weights(architecture: str, pretrained: str) -> Path | None:
     )
 
 
-def _empty_model(architecture: str) -> torch.nn.Module:
-    """The architecture with random weights; towers never fetch weights of their own."""
-    return open_clip.create_model(
-        architecture, load_weights=False, pretrained_image=False, pretrained_text=False
-    )
-
-
-def _load_local(model: torch.nn.Module, architecture: str, path: Path) -> None:
-    """Strict load; on failure the first differing keys are listed with both shapes."""
+def _load_local(architecture: str, path: Path) -> torch.nn.Module:
+    """Strict load without the network; on failure differing keys are listed with both shapes."""
     try:
         found = load_state_dict(str(path), weights_only=True)
     except Exception as error:  # the readers raise whatever they like on a damaged file
@@ -196,14 +201,21 @@ def _load_local(model: torch.nn.Module, architecture: str, path: Path) -> None:
             "safetensors, or a .pt state dict without pickled objects"
         ) from error
     try:
-        load_checkpoint(model, str(path), strict=True, weights_only=True)
-    except Exception as error:
-        problems = _shape_problems(model.state_dict(), found)
+        return open_clip.create_model(architecture, pretrained=str(path), weights_only=True)
+    except (KeyError, RuntimeError, TypeError) as error:
+        problems = _shape_problems(_expected_state(architecture), found)
         raise ValueError(
             f"{path} does not fit the architecture {architecture}:\n  "
             + "\n  ".join(problems or [str(error)])
             + "\nGive the architecture the file was trained with, or another file."
         ) from error
+
+
+def _expected_state(architecture: str) -> dict[str, torch.Tensor]:
+    model = open_clip.create_model(
+        architecture, load_weights=False, pretrained_image=False, pretrained_text=False
+    )
+    return model.state_dict()
 
 
 def _shape_problems(expected: dict[str, torch.Tensor], found: dict[str, Any]) -> list[str]:

@@ -1,0 +1,121 @@
+#!/usr/bin/env python
+"""Train the Pictogram CLIP, the small teacher of the Pictograms data set."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ovd_d2.clip import CLIPTeacher
+from ovd_d2.clip.pictogram_clip import (
+    CropAccuracy,
+    TrainingSettings,
+    crop_accuracy,
+    save_weights,
+    train,
+)
+from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_TAG
+from ovd_d2.data.pictograms.glyphs import build_categories
+
+EXAMPLE = """examples:
+  train for about twelve minutes on two cores:
+    python tools/train_pictogram_clip.py --minutes 12 --output output/pictogram_rn.safetensors
+  test the weights in the package:
+    python tools/train_pictogram_clip.py --evaluate shipped
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    defaults = TrainingSettings()
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("output/pictogram_rn.safetensors"))
+    parser.add_argument(
+        "--evaluate", metavar="WEIGHTS", help=f"only test a file or '{SHIPPED_TAG}'"
+    )
+    parser.add_argument("--categories", type=int, default=defaults.categories)
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, default=defaults.steps)
+    length.add_argument("--minutes", type=float, help="choose the steps to take about that long")
+    parser.add_argument(
+        "--crops",
+        type=int,
+        default=defaults.crops_per_category,
+        help="rendered crops a category",
+    )
+    parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
+    parser.add_argument("--batch-size", type=int, default=defaults.batch_size)
+    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--test-crops", type=int, default=20, help="held-out crops a category")
+    parser.add_argument("--workers", type=int, default=2, help="processes that draw")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="threads that train; more than one helps on an idle machine only",
+    )
+    return parser.parse_args()
+
+
+def evaluate(weights: str, args: argparse.Namespace) -> tuple[CLIPTeacher, CropAccuracy]:
+    teacher = CLIPTeacher.from_open_clip(ARCHITECTURE, weights)
+    categories = build_categories(args.categories)
+    result = crop_accuracy(
+        teacher, categories, per_category=args.test_crops, seed=args.seed, workers=args.workers
+    )
+    return teacher, result
+
+
+def report(teacher: CLIPTeacher, result: CropAccuracy) -> None:
+    print(f"teacher {teacher.fingerprint}, D = {teacher.embedding_dim}")
+    print(f"zero-shot top-1 on {result.crops} held-out crops each (prompts vild63):")
+    print(f"  1x context     {result.tight:.4f}")
+    print(f"  1.5x context   {result.wide:.4f}")
+    print(f"  1x to 1.5x     {result.mixed:.4f}")
+    for right, answer, count in result.confusions[:5]:
+        print(f"  {count} x '{right}' taken for '{answer}'")
+
+
+def main() -> None:
+    args = parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("ovd_d2").setLevel(logging.INFO)
+    torch.set_num_threads(args.threads)
+    if args.evaluate:
+        report(*evaluate(args.evaluate, args))
+        return
+    settings = replace(
+        TrainingSettings(),
+        categories=args.categories,
+        crops_per_category=args.crops,
+        steps=args.steps,
+        batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        seed=args.seed,
+    )
+    checkpoint = args.output.with_suffix(".checkpoint.pt")
+    state = train(settings, checkpoint, minutes=args.minutes, workers=args.workers)
+    metadata = {"architecture": ARCHITECTURE, "command": shlex.join(["python", *sys.argv])}
+    save_weights(state, args.output, metadata)
+    teacher, result = evaluate(str(args.output), args)  # of the file, as it will be used
+    report(teacher, result)
+    metadata |= {
+        "seed": str(args.seed),
+        "top1_1x": f"{result.tight:.4f}",
+        "top1_1.5x": f"{result.wide:.4f}",
+        "top1_mixed": f"{result.mixed:.4f}",
+        "torch": torch.__version__,
+    }
+    save_weights(state, args.output, metadata)
+    print(f"{args.output}: {args.output.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -83,16 +83,16 @@ def test_membership_and_unknown_ids(tmp_path: Path, build: Callable) -> None:
 
 def test_changing_a_read_record_changes_nothing_else(tmp_path: Path, build: Callable) -> None:
     cache = EmbeddingCache(build(tmp_path))
-    before = cache[3]
-    changed = cache[3]
-    for value in (changed.boxes, changed.objectness, changed.embeddings):
-        assert value is not None
+
+    def values() -> list[torch.Tensor]:
+        record = cache[3]
+        assert record.embeddings is not None
+        return [record.boxes, record.objectness, record.embeddings]
+
+    before = [value.clone() for value in values()]
+    for value in values():
         value.zero_()
-    after = cache[3]
-    assert torch.equal(after.boxes, before.boxes)
-    assert torch.equal(after.objectness, before.objectness)
-    assert after.embeddings is not None and before.embeddings is not None
-    assert torch.equal(after.embeddings, before.embeddings)
+    assert all(torch.equal(*pair) for pair in zip(before, values(), strict=True))
 
 
 def test_fp32_storage_is_exact_up_to_normalisation(

@@ -152,8 +152,8 @@ def _check_shapes(
         expected, found = (rows, *spec.shape), tuple(tensors[name].shape)
         if found != expected:
             raise ValueError(
-                f"image {image_id}: {name} has shape {found}, expected "
-                f"{('K', *spec.shape)} with K = {rows} as in boxes".replace("'K'", "K")
+                f"image {image_id}: {name} has shape {found}, expected {expected} "
+                "(as many rows as boxes)"
             )
 
 

@@ -1,5 +1,6 @@
 """Meta-architecture, heads and classifier; importing this registers them with Detectron2."""
 
+from ovd_d2.modeling.backbone import build_narrow_resnet_fpn_backbone
 from ovd_d2.modeling.box_head import (
     EmbeddingProjection,
     OpenVocabularyOutputLayers,
@@ -22,4 +23,5 @@ __all__ = [
     "Variant",
     "ViLDBoxHead",
     "ViLDROIHeads",
+    "build_narrow_resnet_fpn_backbone",
 ]

@@ -35,7 +35,11 @@ def test_rare_categories_of_an_lvis_file_are_novel(register):
         ]
     )
     table = get_categories(name)
-    assert (table.names, table.is_novel, table.frequencies) == (["a", "b"], [False, True], ["f", "r"])
+    assert (table.names, table.is_novel, table.frequencies) == (
+        ["a", "b"],
+        [False, True],
+        ["f", "r"],
+    )
 
 
 def test_novel_classes_of_the_metadata_come_first(register):

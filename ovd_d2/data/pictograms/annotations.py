@@ -13,7 +13,6 @@ from .glyphs import PictogramCategory
 from .scenes import Scene
 
 _TRACE_SCALE = 2  # contours are traced at twice the size: see mask_to_polygons
-_NEGATIVE_SHARE = 0.25  # of the categories, listed as negative for an image
 _TOLERANCE = 0.3  # px by which a polygon may leave its contour; a third of the file's size
 _DECIMALS = 2
 
@@ -79,8 +78,17 @@ def mask_to_box(mask: np.ndarray) -> list[float]:
     return [float(columns[0]), float(rows[0]), float(width), float(height)]
 
 
-def describe_scene(rng: np.random.Generator, scene: Scene, num_categories: int) -> dict[str, Any]:
+def describe_scene(
+    rng: np.random.Generator, scene: Scene, num_categories: int, negative_share: float
+) -> dict[str, Any]:
     """What the JSON needs of a scene, without the ids that only the whole split can give.
+
+    Args:
+        rng: chooses the negatives.
+        scene: with the visible mask of every object.
+        num_categories: C.
+        negative_share: this part of the categories is listed as negative (as far as so many are
+            absent); 1 lists every absent one.
 
     Returns:
         {"objects": [{category, colour, segmentation, bbox, area}], "negatives": [category]},
@@ -98,7 +106,7 @@ def describe_scene(rng: np.random.Generator, scene: Scene, num_categories: int) 
     ]
     present = {item.category for item in scene.objects}
     absent = np.array([index for index in range(num_categories) if index not in present], int)
-    count = min(len(absent), round(_NEGATIVE_SHARE * num_categories))
+    count = min(len(absent), round(negative_share * num_categories))
     negatives = sorted(rng.choice(absent, count, replace=False).tolist())
     return {"objects": objects, "negatives": negatives}
 

@@ -1,0 +1,107 @@
+import json
+
+import pytest
+
+from ovd_d2.demo import steps as steps_module
+from ovd_d2.demo.steps import Step, StepFailed, run_steps
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A stand-in for the repository: a script that appends a line to the file it is given."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "tools").mkdir()
+    script = tmp_path / "tools" / "write.py"
+    script.write_text(
+        "import sys, pathlib\n"
+        "path = pathlib.Path(sys.argv[1])\n"
+        "path.parent.mkdir(parents=True, exist_ok=True)\n"
+        "if 'fail' in sys.argv: print('the reason'); sys.exit(3)\n"
+        "with path.open('a') as stream: stream.write(' '.join(sys.argv[2:]) + '\\n')\n"
+    )
+    monkeypatch.setattr(steps_module, "repository_root", lambda: tmp_path)
+    return tmp_path
+
+
+def make_step(checkout, name, *arguments, own_folder=True):
+    folder = checkout / "out" / name
+    product = folder / "product.txt"
+    return Step(
+        name,
+        f"make {name}",
+        "tools/write.py",
+        (str(product), *arguments),
+        product,
+        folder if own_folder else None,
+    )
+
+
+def lines(step: Step) -> list[str]:
+    return step.product.read_text().splitlines()
+
+
+def test_a_second_run_does_nothing_and_keeps_the_times(checkout, capsys):
+    steps = [make_step(checkout, "a"), make_step(checkout, "b")]
+    first = run_steps(steps, checkout / "demo")
+    second = run_steps(steps, checkout / "demo")
+    assert first == second and list(first) == ["a", "b"]
+    assert [len(lines(step)) for step in steps] == [1, 1]
+    assert "done before" in capsys.readouterr().out
+
+
+def test_the_command_is_printed_as_it_can_be_typed(checkout, capsys):
+    step = make_step(checkout, "a", "two words")
+    run_steps([step], checkout / "demo")
+    assert f"$ python tools/write.py {step.product} 'two words'" in capsys.readouterr().out
+
+
+def test_a_changed_step_starts_over_and_so_do_its_successors(checkout):
+    later = make_step(checkout, "b")
+    run_steps([make_step(checkout, "a", "1"), later], checkout / "demo")
+    changed = make_step(checkout, "a", "2")
+    run_steps([changed, later], checkout / "demo")
+    assert lines(changed) == ["2"]  # the folder was emptied, not added to
+    assert lines(later) == [""]
+
+
+def test_a_changed_config_starts_everything_over(checkout):
+    step = make_step(checkout, "a", own_folder=False)
+    run_steps([step], checkout / "demo")
+    (checkout / "configs" / "new.yaml").write_text("A: 1")
+    run_steps([step], checkout / "demo")
+    assert len(lines(step)) == 2
+
+
+def test_an_interrupted_step_is_continued_in_its_folder(checkout):
+    step = make_step(checkout, "a")
+    run_steps([step], checkout / "demo")
+    record = checkout / "demo" / "steps" / "a.json"
+    interrupted = {**json.loads(record.read_text()), "seconds": None}
+    record.write_text(json.dumps(interrupted))
+    run_steps([step], checkout / "demo")
+    assert len(lines(step)) == 2  # what the first run left was still there
+
+
+def test_a_lost_product_is_made_again(checkout):
+    step = make_step(checkout, "a")
+    run_steps([step], checkout / "demo")
+    step.product.unlink()
+    run_steps([step], checkout / "demo")
+    assert len(lines(step)) == 1
+
+
+def test_a_failure_tells_status_log_and_what_to_do(checkout):
+    with pytest.raises(StepFailed, match=r"(?s)exit status 3.*a\.log.*the reason.*again"):
+        run_steps([make_step(checkout, "a", "fail")], checkout / "demo")
+
+
+def test_a_command_that_makes_nothing_has_failed(checkout):
+    step = make_step(checkout, "a")
+    elsewhere = Step("a", "", step.script, (str(checkout / "other.txt"),), step.product)
+    with pytest.raises(StepFailed, match="exit status 0"):
+        run_steps([elsewhere], checkout / "demo")
+
+
+def test_the_repository_root_holds_the_tools():
+    root = steps_module.repository_root()
+    assert (root / "tools" / "train_net.py").is_file()

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import shlex
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -24,8 +25,8 @@ from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_TAG
 from ovd_d2.data.pictograms.glyphs import build_categories
 
 EXAMPLE = """examples:
-  train for about twelve minutes on two cores:
-    python tools/train_pictogram_clip.py --minutes 12 --output output/pictogram_rn.safetensors
+  make the weights in the package (about 16 minutes on two cores; killed, it continues):
+    python tools/train_pictogram_clip.py --output output/pictogram_rn.safetensors
   test the weights in the package:
     python tools/train_pictogram_clip.py --evaluate shipped
 """
@@ -108,6 +109,7 @@ def main() -> None:
     report(teacher, result)
     metadata |= {
         "seed": str(args.seed),
+        "settings": json.dumps(asdict(settings)),
         "top1_1x": f"{result.tight:.4f}",
         "top1_1.5x": f"{result.wide:.4f}",
         "top1_mixed": f"{result.mixed:.4f}",

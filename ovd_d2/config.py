@@ -16,6 +16,8 @@ def add_ovd_config(cfg: CfgNode) -> None:
     _add_model_keys(cfg)
     _add_head_keys(cfg)
     _add_input_keys(cfg)
+    # "SGD" (Detectron2's own) or "ADAMW", which converges sooner in short runs from scratch.
+    cfg.SOLVER.OPTIMIZER = "SGD"
 
 
 def _add_model_keys(cfg: CfgNode) -> None:
@@ -62,6 +64,8 @@ def _add_model_keys(cfg: CfgNode) -> None:
 
 
 def _add_head_keys(cfg: CfgNode) -> None:
+    # build_timm_fpn_backbone: timm's name of the network, e.g. that of a CLIP image tower.
+    cfg.MODEL.BACKBONE.TIMM_ARCHITECTURE = ""
     # Norm after each fc layer of ViLDBoxHead, e.g. "BN" or "SyncBN". "" for none.
     cfg.MODEL.ROI_BOX_HEAD.FC_NORM = ""
     # Norm after each conv of NormRPNHead, e.g. "SyncBN". "" for none.

@@ -30,7 +30,8 @@ def test_there_are_configs():
 def test_variant_configs_say_their_variant(name):
     for path in (f"configs/{name}_r50.yaml", f"configs/pictograms/{name}_r18.yaml"):
         cfg = load_config(str(ROOT / path))
-        assert cfg.MODEL.OVD.VARIANT == name
+        variant = cfg.MODEL.OVD.VARIANT
+        assert variant == name
 
 
 def test_the_full_recipe_is_the_published_one():

@@ -22,6 +22,7 @@ def tiny_config(variant: str = "vild_text", norm: str = "") -> CfgNode:
     cfg = get_cfg()
     add_ovd_config(cfg)
     cfg.merge_from_file("configs/pictograms/base_r18.yaml")
+    cfg.MODEL.WEIGHTS = ""
     cfg.MODEL.FPN.OUT_CHANNELS = 16
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 4
     cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16

@@ -11,7 +11,7 @@ from pathlib import Path
 import ovd_d2  # noqa: F401  (registers the data sets)
 from ovd_d2.demo import benchmark
 from ovd_d2.demo.pictograms import benchmark_steps
-from ovd_d2.demo.steps import StepFailed, repository_root, run_steps
+from ovd_d2.demo.steps import Pipeline, StepFailed, repository_root
 from ovd_d2.files import atomic_write, atomic_write_json
 
 EPILOG = """
@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
 
 def demo_table(args: argparse.Namespace) -> None:
     folder = args.output.resolve()
-    run_steps(benchmark_steps(folder, args.seeds), folder)
+    Pipeline(benchmark_steps(folder, args.seeds), folder).run()
     seeds = " ".join(map(str, args.seeds))
     rows = benchmark.collect_rows(folder, args.seeds)
     document = {

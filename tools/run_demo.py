@@ -11,7 +11,7 @@ from pathlib import Path
 import ovd_d2  # noqa: F401  (registers the data sets)
 from ovd_d2.demo.pictograms import VAL_SET, Run, demo_steps, names_step
 from ovd_d2.demo.report import scene_for, write_report
-from ovd_d2.demo.steps import StepFailed, run_steps
+from ovd_d2.demo.steps import Pipeline, StepFailed
 
 EPILOG = """
 examples:
@@ -39,7 +39,7 @@ def main() -> None:
     args = parse_args()
     start = time.perf_counter()
     folder = args.output.resolve()
-    seconds = run_steps(demo_steps(folder), folder)
+    seconds = Pipeline(demo_steps(folder), folder).run()
     run = Run(folder)
     runs = {
         "ViLD-ensemble": run.output("vild_ensemble"),
@@ -47,7 +47,7 @@ def main() -> None:
     }
     print("\n" + write_report(folder, VAL_SET, runs, seconds))
     look = names_step(run, args.names, scene_for(args.names, VAL_SET).resolve())
-    run_steps([look], folder)
+    Pipeline([look], folder).run()
     print(f"\nreport    {folder / 'report.txt'}")
     print(f"pictures  {folder / 'pictures.png'}")
     print(f"names     {look.product}")

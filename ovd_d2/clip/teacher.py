@@ -122,6 +122,19 @@ class CLIPTeacher:
             digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
         return f"{self.architecture}-{digest.hexdigest()[:16]}"
 
+    def timm_trunk_state(self) -> dict[str, torch.Tensor]:
+        """The weights of the image tower's timm network, under timm's own names.
+
+        Raises:
+            ValueError: the architecture's image tower is not a timm network.
+        """
+        prefix = "visual.trunk."
+        state = self._model.state_dict()
+        trunk = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+        if not trunk:
+            raise ValueError(f"the image tower of {self.architecture} is not a timm network")
+        return trunk
+
     @torch.no_grad()  # not inference_mode: its tensors could not take part in training later
     def encode_images(self, batch: torch.Tensor) -> torch.Tensor:
         """(N, 3, h, w) normalised float32 pixels -> (N, D) float32 unit rows on `device`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_TAG
+from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_TAG, SHIPPED_WEIGHTS
 from ovd_d2.data.paths import datasets_root
 from ovd_d2.demo.steps import Step
 
@@ -40,7 +40,7 @@ class Run:
 
 
 def data_steps() -> list[Step]:
-    """The data set, then its vocabulary (which needs nothing but the category names)."""
+    """The data set, then its vocabulary; the teacher and what is taken from it."""
     root = datasets_root() / DATASET
     return [
         Step(
@@ -55,7 +55,14 @@ def data_steps() -> list[Step]:
             "Look at the teacher: a small CLIP that has read all names but seen no scene",
             "tools/train_pictogram_clip.py",
             ("--evaluate", SHIPPED_TAG),
-            root / f"{TRAIN_SET}.json",
+            SHIPPED_WEIGHTS,
+        ),
+        Step(
+            "backbone",
+            "Take the teacher's image tower as initial weights of the detector's backbone",
+            "tools/convert_clip_backbone.py",
+            (*_teacher(), "--output", str(_backbone(root))),
+            _backbone(root),
         ),
         Step(
             "vocabulary",
@@ -63,8 +70,13 @@ def data_steps() -> list[Step]:
             "tools/build_vocabulary.py",
             ("--dataset", TRAIN_SET, *_teacher(), "--output", str(_vocabulary(root))),
             _vocabulary(root),
+            needs=("data",),
         ),
     ]
+
+
+def _backbone(root: Path) -> Path:
+    return root / "backbone.pth"
 
 
 def _vocabulary(root: Path) -> Path:
@@ -76,10 +88,10 @@ def _teacher() -> tuple[str, ...]:
 
 
 def start_steps(run: Run) -> list[Step]:
-    """ViLD-text from scratch on base boxes, its proposals, their teacher embeddings."""
+    """ViLD-text, the beginning on base boxes, its proposals, their teacher embeddings."""
     proposals = run.output("proposals")
     return [
-        train_step(run, "start", "Train the first stage on base boxes (ViLD-text from scratch)"),
+        train_step(run, "start", "Train the first stage on base boxes (ViLD-text, the beginning)"),
         Step(
             f"proposals_seed{run.seed}",
             "Propose boxes: anything that looks like an object, named or not",
@@ -90,7 +102,8 @@ def start_steps(run: Run) -> list[Step]:
                 *("--output", str(proposals), "MODEL.WEIGHTS", str(run.start_weights)),
             ),
             proposals / "manifest.json",
-            proposals,
+            needs=(f"start_seed{run.seed}",),
+            folder=proposals,
         ),
         Step(
             f"cache_seed{run.seed}",
@@ -101,7 +114,8 @@ def start_steps(run: Run) -> list[Step]:
                 *(*_teacher(), "--output", str(run.cache)),
             ),
             run.cache / "manifest.json",
-            run.cache,
+            needs=(f"proposals_seed{run.seed}",),
+            folder=run.cache,
         ),
     ]
 
@@ -115,18 +129,21 @@ def train_step(run: Run, method: str, purpose: str) -> Step:
     output = run.output(method)
     options = ["SEED", str(run.seed), "OUTPUT_DIR", str(output)]
     product = output / "inference" / "results.json"
+    needs: tuple[str, ...] = ("vocabulary", "backbone")
     if method == "start":
         options += ["DATASETS.TEST", "()"]
         product = run.start_weights
     elif method != "supervised_base":
         options += ["MODEL.WEIGHTS", str(run.start_weights)]
         options += ["MODEL.OVD.DISTILLATION.CACHE", str(run.cache)]
+        needs = (f"{'start' if method == 'vild_text' else 'cache'}_seed{run.seed}",)
     return Step(
         f"{method}_seed{run.seed}",
         purpose,
         "tools/train_net.py",
         ("--config-file", f"configs/pictograms/{method}_r18.yaml", "--resume", *options),
         product,
+        needs,
         output,
     )
 
@@ -144,6 +161,7 @@ def evaluate_crops_step(run: Run) -> Step:
             *("MODEL.WEIGHTS", str(run.start_weights)),
         ),
         output / "inference" / "results.json",
+        (f"start_seed{run.seed}",),
         output,
     )
 
@@ -174,7 +192,7 @@ def names_step(run: Run, names: str, image: Path) -> Step:
             *("MODEL.WEIGHTS", str(run.output("vild_ensemble") / "model_final.pth")),
         ),
         output / f"{image.stem}.png",
-        output,
+        folder=output,
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import torch
+from detectron2 import solver
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import (
@@ -47,6 +49,21 @@ def build_open_vocabulary_model(cfg: CfgNode) -> nn.Module:
     DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     apply_vocabulary(cfg, model)
     return model.eval()
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """Detectron2's SGD, or AdamW over the same parameter groups, as `SOLVER.OPTIMIZER` says."""
+    if cfg.SOLVER.OPTIMIZER == "SGD":
+        return solver.build_optimizer(cfg, model)
+    parameters = solver.get_default_optimizer_params(
+        model,
+        base_lr=cfg.SOLVER.BASE_LR,
+        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+    )
+    adamw = solver.build.maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
+    return adamw(parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
 
 
 def load_training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:

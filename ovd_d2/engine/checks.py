@@ -11,6 +11,7 @@ from detectron2.utils.file_io import PathManager
 
 from ovd_d2.cache import CacheError, EmbeddingCache, check_compatible
 from ovd_d2.data.categories import get_categories
+from ovd_d2.data.paths import PREFIX as DATASETS_PREFIX
 from ovd_d2.errors import SetupError
 from ovd_d2.losses import NOVEL_LOGIT_MODES
 from ovd_d2.modeling.roi_heads import VARIANTS
@@ -28,8 +29,11 @@ def check_setup(cfg: CfgNode, training_dicts: list[dict[str, Any]] | None = None
     problems = list(_dataset_problems(cfg, training=training_dicts is not None))
     if cfg.MODEL.META_ARCHITECTURE == "OpenVocabularyRCNN":
         problems += _open_vocabulary_problems(cfg, training_dicts)
+    if cfg.SOLVER.OPTIMIZER not in ("SGD", "ADAMW"):
+        problems.append(f"SOLVER.OPTIMIZER: '{cfg.SOLVER.OPTIMIZER}' is neither SGD nor ADAMW")
     weights = cfg.MODEL.WEIGHTS
-    if weights and "://" not in weights and not PathManager.exists(weights):
+    is_local = "://" not in weights or weights.startswith(DATASETS_PREFIX)
+    if weights and is_local and not PathManager.exists(weights):
         problems.append(f"MODEL.WEIGHTS: no file at {weights}")
     if problems:
         raise SetupError(problems)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import DatasetEvaluator
@@ -43,6 +44,10 @@ class OpenVocabularyTrainer(DefaultTrainer):
         model = super().build_model(cfg)
         build.apply_vocabulary(cfg, model)
         return model
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build.build_optimizer(cfg, model)
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)

@@ -1,6 +1,6 @@
 """Meta-architecture, heads and classifier; importing this registers them with Detectron2."""
 
-from ovd_d2.modeling.backbone import build_narrow_resnet_fpn_backbone
+from ovd_d2.modeling.backbone import TimmBackbone, build_timm_fpn_backbone
 from ovd_d2.modeling.box_head import (
     EmbeddingProjection,
     OpenVocabularyOutputLayers,
@@ -20,8 +20,9 @@ __all__ = [
     "OpenVocabularyOutputLayers",
     "OpenVocabularyRCNN",
     "RegionEmbeddingHead",
+    "TimmBackbone",
     "Variant",
     "ViLDBoxHead",
     "ViLDROIHeads",
-    "build_narrow_resnet_fpn_backbone",
+    "build_timm_fpn_backbone",
 ]

@@ -44,5 +44,10 @@ def test_no_step_would_empty_the_data_sets(all_steps, tmp_path):
 
 def test_fine_tuned_methods_start_from_the_first_stage_of_their_seed(tmp_path):
     for step in benchmark_steps(tmp_path, [3]):
-        if step.name in ("vild_seed3", "vild_text_seed3", "vild_ensemble_seed3", "clip_crops_seed3"):
+        if step.name in (
+            "vild_seed3",
+            "vild_text_seed3",
+            "vild_ensemble_seed3",
+            "clip_crops_seed3",
+        ):
             assert str(tmp_path / "seed3" / "start" / "model_final.pth") in step.arguments

@@ -1,9 +1,11 @@
 import json
+import time
 
 import pytest
 
 from ovd_d2.demo import steps as steps_module
-from ovd_d2.demo.steps import Step, StepFailed, run_steps
+from ovd_d2.demo.status import _short, last_progress
+from ovd_d2.demo.steps import Pipeline, Step, StepFailed
 
 
 @pytest.fixture
@@ -23,7 +25,11 @@ def checkout(tmp_path, monkeypatch):
     return tmp_path
 
 
-def make_step(checkout, name, *arguments, own_folder=True):
+def run_steps(steps, folder, jobs=2):
+    return Pipeline(steps, folder, jobs).run()
+
+
+def make_step(checkout, name, *arguments, own_folder=True, needs=()):
     folder = checkout / "out" / name
     product = folder / "product.txt"
     return Step(
@@ -32,6 +38,7 @@ def make_step(checkout, name, *arguments, own_folder=True):
         "tools/write.py",
         (str(product), *arguments),
         product,
+        tuple(needs),
         folder if own_folder else None,
     )
 
@@ -44,7 +51,7 @@ def test_a_second_run_does_nothing_and_keeps_the_times(checkout, capsys):
     steps = [make_step(checkout, "a"), make_step(checkout, "b")]
     first = run_steps(steps, checkout / "demo")
     second = run_steps(steps, checkout / "demo")
-    assert first == second and list(first) == ["a", "b"]
+    assert first == second and sorted(first) == ["a", "b"]
     assert [len(lines(step)) for step in steps] == [1, 1]
     assert "done before" in capsys.readouterr().out
 
@@ -56,7 +63,7 @@ def test_the_command_is_printed_as_it_can_be_typed(checkout, capsys):
 
 
 def test_a_changed_step_starts_over_and_so_do_its_successors(checkout):
-    later = make_step(checkout, "b")
+    later = make_step(checkout, "b", needs=["a"])
     run_steps([make_step(checkout, "a", "1"), later], checkout / "demo")
     changed = make_step(checkout, "a", "2")
     run_steps([changed, later], checkout / "demo")
@@ -105,3 +112,58 @@ def test_a_command_that_makes_nothing_has_failed(checkout):
 def test_the_repository_root_holds_the_tools():
     root = steps_module.repository_root()
     assert (root / "tools" / "train_net.py").is_file()
+
+
+def test_a_step_waits_for_what_it_needs(checkout):
+    order = []
+    steps = [make_step(checkout, "a"), make_step(checkout, "b", needs=["a"])]
+    pipeline = Pipeline(steps, checkout / "demo", jobs=2)
+    start = pipeline._start
+
+    def recording_start(step, status):
+        order.append((step.name, steps[0].product.exists()))
+        return start(step, status)
+
+    pipeline._start = recording_start
+    pipeline.run()
+    assert order == [("a", False), ("b", True)]
+
+
+def test_independent_steps_run_side_by_side(checkout):
+    # Each waits for the other's file: one at a time they would never end.
+    script = checkout / "tools" / "meet.py"
+    script.write_text(
+        "import sys, time, pathlib\n"
+        "mine, other = map(pathlib.Path, sys.argv[1:])\n"
+        "mine.write_text('here')\n"
+        "end = time.time() + 20\n"
+        "while not other.exists():\n"
+        "    time.sleep(0.05)\n"
+        "    if time.time() > end: sys.exit(1)\n"
+    )
+    one, two = checkout / "one", checkout / "two"
+    steps = [
+        Step("one", "", "tools/meet.py", (str(one), str(two)), one),
+        Step("two", "", "tools/meet.py", (str(two), str(one)), two),
+    ]
+    assert sorted(run_steps(steps, checkout / "demo")) == ["one", "two"]
+
+
+def test_a_failure_stops_the_others(checkout):
+    script = checkout / "tools" / "sleep.py"
+    script.write_text("import time\ntime.sleep(60)\n")
+    sleeper = Step("sleeper", "", "tools/sleep.py", (), checkout / "never")
+    start = time.monotonic()
+    with pytest.raises(StepFailed, match="'bad'"):
+        run_steps([sleeper, make_step(checkout, "bad", "fail")], checkout / "demo")
+    assert time.monotonic() - start < 30
+
+
+def test_progress_is_read_from_the_newest_bar(tmp_path):
+    log = tmp_path / "a.log"
+    log.write_text(
+        "words\nstart:   5%|# | 1/20 [00:01<00:09, 2.0it/s]\rstart:  45%|## | 9/20 [00:10<00:12, 2.2it/s]"
+    )
+    assert _short(last_progress(log)) == "45% 9/20 [00:10<00:12]"
+    log.write_text("no bar yet")
+    assert last_progress(log) == ""

@@ -18,6 +18,8 @@ def add_ovd_config(cfg: CfgNode) -> None:
     _add_input_keys(cfg)
     # "SGD" (Detectron2's own) or "ADAMW", which converges sooner in short runs from scratch.
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # ADAMW: learning rate of the backbone relative to the rest; below 1 for pretrained ones.
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
 
 
 def _add_model_keys(cfg: CfgNode) -> None:

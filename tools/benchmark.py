@@ -15,7 +15,7 @@ from ovd_d2.demo.steps import Pipeline, StepFailed, repository_root
 from ovd_d2.files import atomic_write, atomic_write_json
 
 EPILOG = """
-example (about two hours on two cores; run again, it goes on where it was):
+example (about an hour on two cores; takes up what make demo has trained, and goes on where it was):
   python tools/benchmark.py demo-table --seeds 0 1 2
 """
 
@@ -28,7 +28,10 @@ def parse_args() -> argparse.Namespace:
     table = commands.add_parser("demo-table", help="AP of the demo's methods on Pictograms")
     table.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     table.add_argument(
-        "--output", type=Path, default=Path("output/benchmark"), help="trained models"
+        "--output",
+        type=Path,
+        default=Path("output/demo"),
+        help="trained models; those of make demo",
     )
     table.add_argument("--docs", type=Path, default=repository_root() / "docs", help="written to")
     return parser.parse_args()

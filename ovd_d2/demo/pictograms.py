@@ -13,6 +13,7 @@ DATASET = "pictograms_v1"
 TRAIN_SET = f"{DATASET}_train"
 VAL_SET = f"{DATASET}_val"
 PROPOSALS_PER_IMAGE = 40
+DISTILLING = ("vild", "vild_ensemble")
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,7 @@ def start_steps(run: Run) -> list[Step]:
 def train_step(run: Run, method: str, purpose: str) -> Step:
     """Trains `configs/pictograms/<method>_r18.yaml` and evaluates it.
 
-    The first stage ("start") is not evaluated; "supervised_base" starts from scratch; all others
-    from the first stage's weights.
+    The first stage ("start") is not evaluated; all others start from its weights.
     """
     output = run.output(method)
     options = ["SEED", str(run.seed), "OUTPUT_DIR", str(output)]
@@ -133,10 +133,10 @@ def train_step(run: Run, method: str, purpose: str) -> Step:
     if method == "start":
         options += ["DATASETS.TEST", "()"]
         product = run.start_weights
-    elif method != "supervised_base":
+    else:
         options += ["MODEL.WEIGHTS", str(run.start_weights)]
         options += ["MODEL.OVD.DISTILLATION.CACHE", str(run.cache)]
-        needs = (f"{'start' if method == 'vild_text' else 'cache'}_seed{run.seed}",)
+        needs = (f"{'cache' if method in DISTILLING else 'start'}_seed{run.seed}",)
     return Step(
         f"{method}_seed{run.seed}",
         purpose,

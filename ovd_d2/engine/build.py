@@ -52,15 +52,20 @@ def build_open_vocabulary_model(cfg: CfgNode) -> nn.Module:
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Detectron2's SGD, or AdamW over the same parameter groups, as `SOLVER.OPTIMIZER` says."""
+    """Detectron2's SGD, or AdamW over the same parameter groups, as `SOLVER.OPTIMIZER` says.
+
+    AdamW trains the backbone (FPN apart) at `SOLVER.BACKBONE_MULTIPLIER` times the rate.
+    """
     if cfg.SOLVER.OPTIMIZER == "SGD":
         return solver.build_optimizer(cfg, model)
+    multiplier = cfg.SOLVER.BACKBONE_MULTIPLIER
     parameters = solver.get_default_optimizer_params(
         model,
         base_lr=cfg.SOLVER.BASE_LR,
         weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
         bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        lr_factor_func=lambda name: multiplier if name.startswith("backbone.bottom_up") else 1.0,
     )
     adamw = solver.build.maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
     return adamw(parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)

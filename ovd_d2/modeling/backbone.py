@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -25,7 +27,7 @@ class TimmBackbone(Backbone):
         """
         super().__init__()
         self.body = timm.create_model(architecture, pretrained=False, features_only=True)
-        info = self.body.feature_info
+        info: Any = self.body.feature_info
         names = [f"res{stride.bit_length() - 1}" for stride in info.reduction()]
         unknown = sorted(set(out_features) - set(names))
         if unknown:

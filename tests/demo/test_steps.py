@@ -161,9 +161,8 @@ def test_a_failure_stops_the_others(checkout):
 
 def test_progress_is_read_from_the_newest_bar(tmp_path):
     log = tmp_path / "a.log"
-    log.write_text(
-        "words\nstart:   5%|# | 1/20 [00:01<00:09, 2.0it/s]\rstart:  45%|## | 9/20 [00:10<00:12, 2.2it/s]"
-    )
+    bars = ["start:   5%|# | 1/20 [00:01<00:09, 2.0it/s]", "start:  45%|## | 9/20 [00:10<00:12]"]
+    log.write_text("words\n" + "\r".join(bars))
     assert _short(last_progress(log)) == "45% 9/20 [00:10<00:12]"
     log.write_text("no bar yet")
     assert last_progress(log) == ""

@@ -1,0 +1,98 @@
+import json
+import math
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_model
+
+from ovd_d2.engine import build
+from ovd_d2.engine.trainer import _without_nan, results_path
+from tests.tiny import tiny_config, tiny_vocabulary
+
+
+def test_optimizer_is_detectron2s_sgd_unless_adamw_is_asked_for():
+    cfg = tiny_config()
+    model = build_model(cfg)
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    assert isinstance(build.build_optimizer(cfg, model), torch.optim.SGD)
+    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    optimizer = build.build_optimizer(cfg, model)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    decay = {group["weight_decay"] for group in optimizer.param_groups}
+    assert decay == {cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.WEIGHT_DECAY_NORM}
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert trained == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def test_the_configured_vocabulary_wins_over_the_checkpoints(tmp_path):
+    # Both have four names: without care the checkpoint's would be taken, and nobody would see it.
+    cfg = tiny_config()
+    trained = build_model(cfg)
+    trained.set_vocabulary(tiny_vocabulary(seed=1))
+    DetectionCheckpointer(trained, save_dir=str(tmp_path)).save("model")
+    wanted = tiny_vocabulary(["dog", "cow", "bell", "rat"], seed=2)
+    wanted.save(tmp_path / "vocabulary.safetensors")
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    cfg.MODEL.OVD.VOCABULARY = str(tmp_path / "vocabulary.safetensors")
+    model = build.build_open_vocabulary_model(cfg)
+    classifier = model.roi_heads.box_predictor.classifier
+    assert torch.equal(classifier.text_embeddings, wanted.embeddings)
+    assert classifier.is_novel.tolist() == [True, False, False, False]
+    assert torch.equal(
+        model.backbone.fpn_output2.weight, trained.backbone.fpn_output2.weight
+    )  # the weights did come
+
+
+def test_without_a_configured_vocabulary_the_checkpoints_stays(tmp_path):
+    cfg = tiny_config()
+    trained = build_model(cfg)
+    trained.set_vocabulary(tiny_vocabulary(seed=1))
+    DetectionCheckpointer(trained, save_dir=str(tmp_path)).save("model")
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    model = build.build_open_vocabulary_model(cfg)
+    classifier = model.roi_heads.box_predictor.classifier
+    assert torch.equal(classifier.text_embeddings, tiny_vocabulary(seed=1).embeddings)
+
+
+def test_a_checkpoint_with_another_number_of_names_loads_all_but_the_names(tmp_path):
+    cfg = tiny_config()
+    trained = build_model(cfg)
+    trained.set_vocabulary(tiny_vocabulary(["dog", "cow"]))
+    DetectionCheckpointer(trained, save_dir=str(tmp_path)).save("model")
+    tiny_vocabulary().save(tmp_path / "vocabulary.safetensors")
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    cfg.MODEL.OVD.VOCABULARY = str(tmp_path / "vocabulary.safetensors")
+    model = build.build_open_vocabulary_model(cfg)
+    assert model.roi_heads.num_classes == 4
+    projection = model.roi_heads.box_predictor.projection.weight
+    assert torch.equal(projection, trained.roi_heads.box_predictor.projection.weight)
+
+
+def test_undefined_numbers_become_null():
+    results = {"bbox": {"AP": 1.5, "APl": math.nan}}
+    assert json.loads(json.dumps(_without_nan(results))) == {"bbox": {"AP": 1.5, "APl": None}}
+
+
+def test_results_lie_beside_the_detections():
+    assert results_path("out").parts == ("out", "inference", "results.json")
+
+
+def test_images_without_annotation_stay_or_go_as_the_config_says(monkeypatch):
+    cfg = tiny_config()
+    cfg.DATASETS.TRAIN = ("any",)
+    box = {"bbox": [0, 0, 5, 5], "category_id": 0, "iscrowd": 0}
+    novel = {**box, "category_id": 3}
+    records = [
+        {"image_id": 1, "annotations": [dict(box)]},
+        {"image_id": 2, "annotations": [dict(novel)]},
+    ]
+    monkeypatch.setattr(build, "get_detection_dataset_dicts", lambda *_, **__: records)
+
+    class Table:
+        is_novel = [False, False, False, True]
+
+    monkeypatch.setattr(build, "get_categories", lambda _: Table)
+    kept = build.load_training_dicts(cfg)
+    assert [(r["image_id"], len(r["annotations"])) for r in kept] == [(1, 1), (2, 0)]
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = True
+    assert [r["image_id"] for r in build.load_training_dicts(cfg)] == [1]

@@ -1,0 +1,66 @@
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from torch import nn
+
+from ovd_d2.clip import CLIPTeacher
+from ovd_d2.evaluation.clip_crops import CropClassifier, with_crop_classifier
+from ovd_d2.vocabulary import Vocabulary
+from tests.tiny import tiny_config
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return CLIPTeacher.from_open_clip("Pictogram-RN", "shipped")
+
+
+@pytest.fixture
+def record(tmp_path):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    path = tmp_path / "scene.png"
+    cv2.imwrite(str(path), image[:, :, ::-1])
+    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return {"file_name": str(path), "image": pixels, "height": 64, "width": 96}
+
+
+def make_model(teacher, objectness_weight=0.5):
+    torch.manual_seed(0)
+    cfg = tiny_config()
+    cfg.MODEL.OVD.EMBEDDING_DIM = teacher.embedding_dim
+    detector = build_model(cfg).eval()
+    names = ["anchor", "bell", "cat", "dog"]
+    embeddings = teacher.encode_text(names)
+    detector.set_vocabulary(Vocabulary(names, embeddings, torch.tensor([False] * 3 + [True])))
+    return CropClassifier(
+        detector=detector,
+        teacher=teacher,
+        objectness_weight=objectness_weight,
+        score_threshold=0.0,
+        nms_threshold=0.6,
+        detections_per_image=7,
+    ).eval()
+
+
+def test_detections_have_boxes_masks_and_at_most_the_cap(teacher, record):
+    instances = make_model(teacher)([record])[0]["instances"]
+    assert 0 < len(instances) <= 7
+    assert instances.pred_masks.shape[1:] == (64, 96)
+    assert instances.scores.diff().le(0).all()
+    assert set(instances.pred_classes.tolist()) <= {0, 1, 2, 3}
+
+
+def test_scores_are_the_teachers_on_the_original_pixels(teacher, record):
+    model = make_model(teacher, objectness_weight=0.0)
+    proposals = model.detector.predict_proposals([record])[0]
+    probs = model._crop_probabilities(record, proposals)
+    torch.testing.assert_close(probs.sum(dim=1), torch.ones(len(proposals)))
+    shifted = {**record, "image": torch.zeros_like(record["image"])}
+    torch.testing.assert_close(model._crop_probabilities(shifted, proposals), probs)
+
+
+def test_a_detector_without_vocabulary_is_refused():
+    with pytest.raises(TypeError, match="OpenVocabularyRCNN"):
+        with_crop_classifier(tiny_config(), nn.Identity())

@@ -1,0 +1,134 @@
+"""The whole way on the mini Pictograms, by the commands users type, in a few iterations."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ovd_d2.cache import EmbeddingCache
+from ovd_d2.data.pictograms import prepare
+
+ROOT = Path(__file__).parents[2]
+TRAIN, VAL = "pictograms_v1_mini_train", "pictograms_v1_mini_val"
+TEACHER = ["--architecture", "Pictogram-RN", "--pretrained", "shipped"]
+
+
+class Workplace:
+    """A folder with data sets in which the project's commands are run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {
+            **os.environ,
+            "DETECTRON2_DATASETS": str(folder / "datasets"),
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def run(self, script, *arguments, status=0):
+        command = [sys.executable, str(ROOT / "tools" / script), *map(str, arguments)]
+        done = subprocess.run(
+            command, cwd=ROOT, env=self.environment, capture_output=True, text=True
+        )
+        assert done.returncode == status, done.stdout[-2000:] + done.stderr[-2000:]
+        return done.stdout + done.stderr
+
+    def train(self, method, *options, status=0):
+        return self.run(
+            "train_net.py",
+            *("--config-file", f"configs/pictograms/{method}_r18.yaml", "--resume"),
+            *("OUTPUT_DIR", self.folder / method, "DATASETS.TRAIN", f"('{TRAIN}',)"),
+            *("DATASETS.TEST", f"('{VAL}',)", "MODEL.OVD.VOCABULARY", self.vocabulary),
+            *("MODEL.OVD.DISTILLATION.CACHE", self.folder / "cache", "SOLVER.MAX_ITER", 2),
+            *("SOLVER.STEPS", "()", "DATALOADER.NUM_WORKERS", 0),
+            *options,
+            status=status,
+        )
+
+    @property
+    def vocabulary(self):
+        return self.folder / "vocabulary.safetensors"
+
+    @property
+    def start_weights(self):
+        return self.folder / "start" / "model_final.pth"
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    place = Workplace(tmp_path_factory.mktemp("pipeline"))
+    prepare(place.folder / "datasets", full=False, workers=1, progress=False)
+    place.run("build_vocabulary.py", "--dataset", TRAIN, *TEACHER, "--output", place.vocabulary)
+    place.train("start", "MODEL.WEIGHTS", "", "DATASETS.TEST", "()")
+    place.run(
+        "extract_proposals.py",
+        *("--config-file", "configs/pictograms/start_r18.yaml", "--dataset", TRAIN),
+        *("--top-k", 8, "--output", place.folder / "proposals"),
+        *("MODEL.WEIGHTS", place.start_weights, "DATALOADER.NUM_WORKERS", 0),
+    )
+    place.run(
+        "build_cache.py",
+        *("--dataset", TRAIN, "--proposals", place.folder / "proposals", *TEACHER),
+        *("--output", place.folder / "cache"),
+    )
+    return place
+
+
+def test_the_cache_holds_every_image_and_is_sound(workplace):
+    cache = EmbeddingCache(workplace.folder / "cache")
+    assert len(cache) == 24
+    assert cache.verify() == []
+    record = cache[next(iter(cache))]
+    assert record.embeddings.shape == (len(record.boxes), 64)
+    assert len(record) <= 8
+
+
+def test_ensemble_trains_evaluates_and_resumes(workplace):
+    weights = ("MODEL.WEIGHTS", workplace.start_weights)
+    workplace.train("vild_ensemble", *weights)
+    results = json.loads(
+        (workplace.folder / "vild_ensemble" / "inference" / "results.json").read_text()
+    )
+    for task in ("bbox", "segm"):
+        assert {"AP", "APr", "APc", "APf", "AP50_base", "AP50_novel"} <= set(results[task])
+    metrics = (workplace.folder / "vild_ensemble" / "metrics.json").read_text()
+    assert "loss_distillation" in metrics
+    log = workplace.train("vild_ensemble", *weights, "SOLVER.MAX_ITER", 3)
+    assert "Starting training from iteration 2" in log
+    checkpoint = torch.load(
+        workplace.folder / "vild_ensemble" / "model_final.pth", weights_only=True
+    )
+    assert checkpoint["iteration"] == 2
+
+
+def test_names_of_ones_own(workplace):
+    scene = sorted((workplace.folder / "datasets").rglob("val/*.png"))[0]
+    output = workplace.folder / "found"
+    workplace.run(
+        "predict.py",
+        *("--config-file", "configs/pictograms/vild_text_r18.yaml", "--input", scene),
+        *("--names", "red anchor, snowman", "--output", output, "--confidence-threshold", 0.0),
+        *("MODEL.WEIGHTS", workplace.start_weights),
+        *("MODEL.OVD.VOCABULARY", workplace.vocabulary),
+    )
+    (detections,) = json.loads((output / "detections.json").read_text()).values()
+    assert {one["name"] for one in detections} <= {"red anchor", "snowman"}
+    assert (output / f"{scene.stem}.png").is_file()
+
+
+def test_training_refuses_a_cache_of_another_teacher_before_it_starts(workplace):
+    manifest_path = workplace.folder / "cache" / "manifest.json"
+    before = manifest_path.read_text()
+    manifest = json.loads(before)
+    manifest["teacher"] = "Pictogram-RN-somebody-else"
+    manifest_path.write_text(json.dumps(manifest))
+    try:
+        message = workplace.train("vild", "MODEL.WEIGHTS", "", status=1)
+    finally:
+        manifest_path.write_text(before)
+    assert "somebody-else" in message
+    assert "Traceback" not in message
+    assert not (workplace.folder / "vild").exists()

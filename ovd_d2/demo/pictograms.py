@@ -12,7 +12,7 @@ from ovd_d2.demo.steps import Step
 DATASET = "pictograms_v1"
 TRAIN_SET = f"{DATASET}_train"
 VAL_SET = f"{DATASET}_val"
-PROPOSALS_PER_IMAGE = 40
+PROPOSALS_PER_IMAGE = 25
 DISTILLING = ("vild", "vild_ensemble")
 
 

@@ -28,7 +28,7 @@ def test_there_are_configs():
 
 @pytest.mark.parametrize("name", ["vild_text", "vild_image", "vild", "vild_ensemble"])
 def test_variant_configs_say_their_variant(name):
-    for path in (f"configs/{name}_r50.yaml", f"configs/pictograms/{name}_r18.yaml"):
+    for path in (f"configs/{name}_r50.yaml", f"configs/pictograms/{name}.yaml"):
         cfg = load_config(str(ROOT / path))
         variant = cfg.MODEL.OVD.VARIANT
         assert variant == name

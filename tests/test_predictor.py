@@ -18,7 +18,7 @@ from ovd_d2.predict_files import expand_inputs, predict_files
 from ovd_d2.predictor import OpenVocabularyPredictor
 from ovd_d2.vocabulary import Vocabulary
 
-CONFIG = Path(__file__).parents[1] / "configs" / "pictograms" / "vild_ensemble_r18.yaml"
+CONFIG = Path(__file__).parents[1] / "configs" / "pictograms" / "vild_ensemble.yaml"
 NAMES = ["anchor", "umbrella", "chess_knight"]
 DIM = 64
 

@@ -18,10 +18,10 @@ NOVEL_NAMES = ["dog"]
 
 
 def tiny_config(variant: str = "vild_text", norm: str = "") -> CfgNode:
-    """R18-FPN with 16-channel heads, 3 base and 1 novel categories, 8-wide embeddings."""
+    """The Pictograms network with 16-channel heads, 3 base and 1 novel categories, 8-wide embeddings."""
     cfg = get_cfg()
     add_ovd_config(cfg)
-    cfg.merge_from_file("configs/pictograms/base_r18.yaml")
+    cfg.merge_from_file("configs/pictograms/base.yaml")
     cfg.MODEL.WEIGHTS = ""
     cfg.MODEL.FPN.OUT_CHANNELS = 16
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 4

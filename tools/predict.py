@@ -15,7 +15,7 @@ from ovd_d2.predictor import OpenVocabularyPredictor
 
 EPILOG = """
 example:
-  tools/predict.py --config-file configs/pictograms/vild_ensemble_r18.yaml \\
+  tools/predict.py --config-file configs/pictograms/vild_ensemble.yaml \\
       --input "scenes/*.png" --names "red anchor, snowman" --output found \\
       MODEL.WEIGHTS output/demo/seed0/vild_ensemble/model_final.pth
 

@@ -21,7 +21,7 @@ examples:
   evaluate a checkpoint:
     tools/train_net.py --config-file configs/vild_r50.yaml --eval-only MODEL.WEIGHTS model_final.pth
   on the processor:
-    tools/train_net.py --config-file configs/pictograms/vild_text_r18.yaml MODEL.DEVICE cpu
+    tools/train_net.py --config-file configs/pictograms/vild_text.yaml MODEL.DEVICE cpu
 """
 
 

@@ -56,7 +56,7 @@ def _milliseconds_per_image(run: Run, method: str) -> float:
     weights = (
         run.start_weights if method == "clip_crops" else run.output(method) / "model_final.pth"
     )
-    config = f"configs/pictograms/{method}_r18.yaml"
+    config = f"configs/pictograms/{method}.yaml"
     cfg: CfgNode = load_config(config, ["MODEL.WEIGHTS", str(weights)])
     model = build_open_vocabulary_model(cfg)
     if cfg.MODEL.OVD.CLASSIFY_WITH == "clip_crops":

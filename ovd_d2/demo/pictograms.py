@@ -98,7 +98,7 @@ def start_steps(run: Run) -> list[Step]:
             "Propose boxes: anything that looks like an object, named or not",
             "tools/extract_proposals.py",
             (
-                *("--config-file", "configs/pictograms/start_r18.yaml"),
+                *("--config-file", "configs/pictograms/start.yaml"),
                 *("--dataset", TRAIN_SET, "--top-k", str(PROPOSALS_PER_IMAGE)),
                 *("--output", str(proposals), "MODEL.WEIGHTS", str(run.start_weights)),
             ),
@@ -122,7 +122,7 @@ def start_steps(run: Run) -> list[Step]:
 
 
 def train_step(run: Run, method: str, purpose: str) -> Step:
-    """Trains `configs/pictograms/<method>_r18.yaml` and evaluates it.
+    """Trains `configs/pictograms/<method>.yaml` and evaluates it.
 
     The first stage ("start") is not evaluated; all others start from its weights.
     """
@@ -141,7 +141,7 @@ def train_step(run: Run, method: str, purpose: str) -> Step:
         f"{method}_seed{run.seed}",
         purpose,
         "tools/train_net.py",
-        ("--config-file", f"configs/pictograms/{method}_r18.yaml", "--resume", *options),
+        ("--config-file", f"configs/pictograms/{method}.yaml", "--resume", *options),
         product,
         needs,
         output,
@@ -156,7 +156,7 @@ def evaluate_crops_step(run: Run) -> Step:
         "Evaluate the teacher on crops: the upper line, and why it is too slow",
         "tools/train_net.py",
         (
-            *("--config-file", "configs/pictograms/clip_crops_r18.yaml", "--eval-only"),
+            *("--config-file", "configs/pictograms/clip_crops.yaml", "--eval-only"),
             *("SEED", str(run.seed), "OUTPUT_DIR", str(output)),
             *("MODEL.WEIGHTS", str(run.start_weights)),
         ),
@@ -187,7 +187,7 @@ def names_step(run: Run, names: str, image: Path) -> Step:
         f"Look for {names}",
         "tools/predict.py",
         (
-            *("--config-file", "configs/pictograms/vild_ensemble_r18.yaml"),
+            *("--config-file", "configs/pictograms/vild_ensemble.yaml"),
             *("--input", str(image), "--names", names, "--output", str(output)),
             *("MODEL.WEIGHTS", str(run.output("vild_ensemble") / "model_final.pth")),
         ),

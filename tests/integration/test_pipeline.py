@@ -39,7 +39,7 @@ class Workplace:
     def train(self, method, *options, status=0):
         return self.run(
             "train_net.py",
-            *("--config-file", f"configs/pictograms/{method}_r18.yaml", "--resume"),
+            *("--config-file", f"configs/pictograms/{method}.yaml", "--resume"),
             *("OUTPUT_DIR", self.folder / method, "DATASETS.TRAIN", f"('{TRAIN}',)"),
             *("DATASETS.TEST", f"('{VAL}',)", "MODEL.OVD.VOCABULARY", self.vocabulary),
             *("MODEL.OVD.DISTILLATION.CACHE", self.folder / "cache", "SOLVER.MAX_ITER", 2),
@@ -65,7 +65,7 @@ def workplace(tmp_path_factory):
     place.train("start", "MODEL.WEIGHTS", "", "DATASETS.TEST", "()")
     place.run(
         "extract_proposals.py",
-        *("--config-file", "configs/pictograms/start_r18.yaml", "--dataset", TRAIN),
+        *("--config-file", "configs/pictograms/start.yaml", "--dataset", TRAIN),
         *("--top-k", 8, "--output", place.folder / "proposals"),
         *("MODEL.WEIGHTS", place.start_weights, "DATALOADER.NUM_WORKERS", 0),
     )
@@ -109,7 +109,7 @@ def test_names_of_ones_own(workplace):
     output = workplace.folder / "found"
     workplace.run(
         "predict.py",
-        *("--config-file", "configs/pictograms/vild_text_r18.yaml", "--input", scene),
+        *("--config-file", "configs/pictograms/vild_text.yaml", "--input", scene),
         *("--names", "red anchor, snowman", "--output", output, "--confidence-threshold", 0.0),
         *("MODEL.WEIGHTS", workplace.start_weights),
         *("MODEL.OVD.VOCABULARY", workplace.vocabulary),

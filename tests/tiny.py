@@ -18,7 +18,7 @@ NOVEL_NAMES = ["dog"]
 
 
 def tiny_config(variant: str = "vild_text", norm: str = "") -> CfgNode:
-    """The Pictograms network with 16-channel heads, 3 base and 1 novel categories, 8-wide embeddings."""
+    """The Pictograms network with small heads, 3 base and 1 novel categories, 8-wide embeddings."""
     cfg = get_cfg()
     add_ovd_config(cfg)
     cfg.merge_from_file("configs/pictograms/base.yaml")

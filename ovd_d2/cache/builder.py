@@ -75,24 +75,13 @@ def build_cache(
     """
     start = time.perf_counter()
     _check_inputs(dataset_dicts, proposals, dataset_name, top_k)
-    manifest = Manifest(
-        kind="embeddings",
-        dataset=DatasetInfo(dataset_name, dataset_fingerprint(dataset_dicts), len(dataset_dicts)),
-        proposals=proposals.fingerprint,
-        recipe={**crop_recipe(resize=resize), "top_k": top_k},
-        teacher=teacher.fingerprint,
-        embedding_dim=teacher.embedding_dim,
-    )
+    recipe = {**crop_recipe(resize=resize), "top_k": top_k}
+    manifest = _embedding_manifest(dataset_dicts, dataset_name, proposals, teacher, recipe)
     with RecordWriter(path, manifest, images_per_shard, overwrite) as writer:
         waiting = [entry for entry in dataset_dicts if entry["image_id"] not in writer.done_ids]
-        bar = tqdm(
-            waiting,
-            desc=f"embed {dataset_name}",
-            unit="image",
-            total=len(dataset_dicts),
-            initial=len(dataset_dicts) - len(waiting),
-            disable=not progress,
-        )
+        done = len(dataset_dicts) - len(waiting)
+        bar = tqdm(waiting, f"embed {dataset_name}", len(dataset_dicts), unit="image",
+                   initial=done, disable=not progress)  # fmt: skip
         for entry in bar:
             kept = _top(proposals[entry["image_id"]], top_k)
             embeddings = embed_proposals(
@@ -101,13 +90,26 @@ def build_cache(
             writer.add(entry["image_id"], {**_fields(kept), "embeddings": embeddings})
         finished = writer.finish()
         size = sum((writer.path / shard.file).stat().st_size for shard in finished.shards)
-    return BuildSummary(
-        path=writer.path,
-        images=finished.num_images,
-        images_built=len(waiting),
-        proposals=finished.num_rows,
-        bytes=size,
-        seconds=time.perf_counter() - start,
+    seconds = time.perf_counter() - start
+    images, rows = finished.num_images, finished.num_rows
+    return BuildSummary(writer.path, images, len(waiting), rows, size, seconds)
+
+
+def _embedding_manifest(
+    dataset_dicts: Sequence[Mapping[str, Any]],
+    dataset_name: str,
+    proposals: ProposalStore,
+    teacher: CLIPTeacher,
+    recipe: dict[str, Any],
+) -> Manifest:
+    """What the cache is made of; a cache with another of these is another cache."""
+    return Manifest(
+        kind="embeddings",
+        dataset=DatasetInfo(dataset_name, dataset_fingerprint(dataset_dicts), len(dataset_dicts)),
+        proposals=proposals.fingerprint,
+        recipe=recipe,
+        teacher=teacher.fingerprint,
+        embedding_dim=teacher.embedding_dim,
     )
 
 

@@ -21,7 +21,7 @@ from ovd_d2.evaluation import confusion_table, novel_confusion, results_table
 from ovd_d2.files import atomic_write
 from ovd_d2.visualization import SheetRow, picture_sheet
 
-SHOWN_SCORE = 0.25
+SHOWN_SCORE = 0.5
 NUM_SCENES = 6
 
 
@@ -126,16 +126,20 @@ def scenes_with_novel(
 
 
 def scene_for(names: str, dataset_name: str) -> Path:
-    """The picture in which most of the comma-separated names may be found.
+    """The picture in which most of the comma-separated names may be found, at their largest.
 
     A name may be found where all words of a category are among its own ("red anchor": anchor).
     """
     wanted = [set(name.lower().split()) for name in names.split(",")]
     categories = [set(name.lower().split()) for name in get_categories(dataset_name).names]
 
-    def found(record: Mapping[str, Any]) -> int:
-        present = {one["category_id"] for one in record["annotations"]}
-        return sum(any(categories[k] <= name for k in present) for name in wanted)
+    def found(record: Mapping[str, Any]) -> tuple[int, float]:
+        area: dict[int, float] = {}
+        for one in record["annotations"]:
+            for k, name in enumerate(wanted):
+                if categories[one["category_id"]] <= name:
+                    area[k] = max(area.get(k, 0.0), one["bbox"][2] * one["bbox"][3])
+        return len(area), sum(area.values())
 
     return Path(max(DatasetCatalog.get(dataset_name), key=found)["file_name"])
 

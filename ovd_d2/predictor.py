@@ -11,13 +11,13 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
-from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from ovd_d2.clip.prompts import clean_name, embed_names
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.data.augmentation import build_augmentations
 from ovd_d2.engine.build import build_open_vocabulary_model, is_open_vocabulary
+from ovd_d2.engine.checks import weights_problems
 from ovd_d2.errors import SetupError
 from ovd_d2.vocabulary import Vocabulary
 
@@ -223,11 +223,11 @@ def _configured_vocabulary(cfg: CfgNode) -> Vocabulary | None:
 
 
 def _check_weights(cfg: CfgNode) -> None:
-    weights = cfg.MODEL.WEIGHTS
-    if not weights:
+    if not cfg.MODEL.WEIGHTS:
         raise SetupError(["MODEL.WEIGHTS is empty: name the checkpoint of a trained model"])
-    if "://" not in weights and not PathManager.exists(weights):
-        raise SetupError([f"MODEL.WEIGHTS: no file at {weights}"])
+    problems = weights_problems(cfg)
+    if problems:
+        raise SetupError(problems)
 
 
 def _check_image(image: np.ndarray) -> None:

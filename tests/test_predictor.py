@@ -229,6 +229,7 @@ def test_another_teacher_is_refused(predictor, teacher, image):
 
 
 def test_missing_files_are_named(cfg, teacher, tmp_path):
+    cfg.MODEL.WEIGHTS = ""
     with pytest.raises(SetupError, match="MODEL.WEIGHTS is empty"):
         OpenVocabularyPredictor(cfg)
     cfg.MODEL.WEIGHTS = str(tmp_path / "gone.pth")

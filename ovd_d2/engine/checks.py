@@ -31,12 +31,18 @@ def check_setup(cfg: CfgNode, training_dicts: list[dict[str, Any]] | None = None
         problems += _open_vocabulary_problems(cfg, training_dicts)
     if cfg.SOLVER.OPTIMIZER not in ("SGD", "ADAMW"):
         problems.append(f"SOLVER.OPTIMIZER: '{cfg.SOLVER.OPTIMIZER}' is neither SGD nor ADAMW")
-    weights = cfg.MODEL.WEIGHTS
-    is_local = "://" not in weights or weights.startswith(DATASETS_PREFIX)
-    if weights and is_local and not PathManager.exists(weights):
-        problems.append(f"MODEL.WEIGHTS: no file at {weights}")
+    problems += weights_problems(cfg)
     if problems:
         raise SetupError(problems)
+
+
+def weights_problems(cfg: CfgNode) -> list[str]:
+    """What is wrong with `MODEL.WEIGHTS`; empty weights and remote ones are not looked at."""
+    weights = cfg.MODEL.WEIGHTS
+    is_local = "://" not in weights or weights.startswith(DATASETS_PREFIX)
+    if weights and is_local and not PathManager.isfile(weights):
+        return [f"MODEL.WEIGHTS: no file at {PathManager.get_local_path(weights)}"]
+    return []
 
 
 def _dataset_problems(cfg: CfgNode, training: bool) -> Iterable[str]:

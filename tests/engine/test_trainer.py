@@ -39,7 +39,7 @@ def test_the_configured_vocabulary_wins_over_the_checkpoints(tmp_path):
     assert torch.equal(classifier.text_embeddings, wanted.embeddings)
     assert classifier.is_novel.tolist() == [True, False, False, False]
     assert torch.equal(
-        model.backbone.fpn_output2.weight, trained.backbone.fpn_output2.weight
+        model.backbone.fpn_output3.weight, trained.backbone.fpn_output3.weight
     )  # the weights did come
 
 

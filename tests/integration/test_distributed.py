@@ -36,13 +36,13 @@ def fixed_model():
     torch.manual_seed(0)
     cfg = tiny_config("vild_ensemble")
     cfg.MODEL.PROPOSAL_GENERATOR.NAME = "PrecomputedProposals"
-    cfg.MODEL.RESNETS.NORM = "FrozenBN"  # batch statistics would see one image instead of two
-    cfg.MODEL.FPN.NORM = ""
     cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 100
     cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION = 1.0
     model = build_model(cfg)
     model.set_vocabulary(tiny_vocabulary())
-    return model.train()
+    model.train()
+    model.backbone.eval()  # batch statistics would see one image instead of two
+    return model
 
 
 def train_step(model, inputs):

@@ -77,7 +77,7 @@ def test_text_embeddings_stay_frozen_over_a_training_step():
 
 def score_parts(model):
     heads = model.roi_heads.eval()
-    pooled = torch.randn(5, 16, 7, 7, generator=torch.Generator().manual_seed(1))
+    pooled = torch.randn(5, 16, 6, 6, generator=torch.Generator().manual_seed(1))
     region = heads.box_head(pooled)
     logits, _ = heads.box_predictor(region)
     return heads, pooled, region, logits
@@ -91,7 +91,7 @@ def test_scores_by_variant(variant):
     classifier = heads.box_predictor.classifier
     embeddings = heads.image_head(pooled) if heads.image_head else heads.box_predictor.embed(region)
     text = text_probabilities(logits)
-    image = image_probabilities(embeddings, classifier.text_embeddings, 0.01)
+    image = image_probabilities(embeddings, classifier.text_embeddings, 0.025)
     expected = {
         "text": text,
         "image": image,

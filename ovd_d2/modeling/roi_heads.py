@@ -138,23 +138,6 @@ class ViLDROIHeads(StandardROIHeads):
         self.num_classes = self.box_predictor.classifier.num_classes
         self.box_predictor.num_classes = self.num_classes
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        """A separate image branch that the weights do not have starts as a copy of the text branch.
-
-        So ViLD-ensemble can start from ViLD-text (DetPro duplicates its convs and fcs likewise).
-        """
-        if self.image_head is not None:
-            copies = {"box_head.": "image_head.trunk."}
-            copies["box_predictor.projection."] = "image_head.projection."
-            for source, target in copies.items():
-                for key in [k for k in state_dict if k.startswith(prefix + source)]:
-                    state_dict.setdefault(
-                        prefix + target + key[len(prefix + source) :], state_dict[key]
-                    )
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
     def forward(
         self,
         images: ImageList,

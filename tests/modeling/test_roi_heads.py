@@ -1,6 +1,5 @@
 import pytest
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
@@ -124,34 +123,6 @@ def test_state_dict_round_trip_with_a_swapped_vocabulary():
     one, other = (model([tiny_input()])[0]["instances"] for model in (first, second))
     torch.testing.assert_close(one.scores, other.scores)
     assert torch.equal(one.pred_classes, other.pred_classes)
-
-
-def test_image_branch_starts_as_a_copy_of_the_text_branch_where_the_weights_lack_it(tmp_path):
-    text = make_model("vild_text")
-    with torch.no_grad():
-        text.roi_heads.box_predictor.projection.weight.add_(1.0)
-    DetectionCheckpointer(text, save_dir=str(tmp_path)).save("text")
-    ensemble = make_model("vild_ensemble")
-    DetectionCheckpointer(ensemble).load(str(tmp_path / "text.pth"))
-    heads = ensemble.roi_heads
-    source = text.roi_heads
-    assert torch.equal(heads.image_head.projection.weight, source.box_predictor.projection.weight)
-    for name, value in source.box_head.state_dict().items():
-        assert torch.equal(heads.image_head.trunk.state_dict()[name], value)
-    # A copy, not the same memory: the branches part from here on.
-    pointer = heads.image_head.projection.weight.data_ptr()
-    assert pointer != heads.box_predictor.projection.weight.data_ptr()
-
-
-def test_a_trained_image_branch_is_kept(tmp_path):
-    trained = make_model("vild_ensemble")
-    with torch.no_grad():
-        trained.roi_heads.image_head.projection.weight.add_(1.0)
-    DetectionCheckpointer(trained, save_dir=str(tmp_path)).save("ensemble")
-    fresh = make_model("vild_ensemble")
-    DetectionCheckpointer(fresh).load(str(tmp_path / "ensemble.pth"))
-    wanted = trained.roi_heads.image_head.projection.weight
-    assert torch.equal(fresh.roi_heads.image_head.projection.weight, wanted)
 
 
 @torch.no_grad()

@@ -57,5 +57,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (SetupError, CacheError) as error:
+    except (SetupError, CacheError, TypeError) as error:  # TypeError: no first stage to ask
         sys.exit(str(error))

@@ -153,7 +153,8 @@ Written by `{document["command"]}` on {document["date"]}; raw numbers of every s
 {table_of(rows)}
 
 Novel = rare: 16 of 80 categories that have no box in training. `clip_crops` is the teacher on crops
-of the first stage's proposals; the others are trained for equally many iterations.
+of the first stage's proposals; the others are trained for equally many iterations. Every backbone
+starts from the teacher's image tower, which has seen all glyphs, the novel ones too, as crops.
 
 ## What a faithful ViLD must show
 

@@ -41,7 +41,8 @@ def weights_problems(cfg: CfgNode) -> list[str]:
     weights = cfg.MODEL.WEIGHTS
     is_local = "://" not in weights or weights.startswith(DATASETS_PREFIX)
     if weights and is_local and not PathManager.isfile(weights):
-        return [f"MODEL.WEIGHTS: no file at {PathManager.get_local_path(weights)}"]
+        path = PathManager.get_local_path(weights)
+        return [f"MODEL.WEIGHTS: no file at {path}; name a checkpoint, or '' to start from noise"]
     return []
 
 

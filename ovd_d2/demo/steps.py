@@ -12,11 +12,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
 
 from ovd_d2.demo.status import StatusLine
 from ovd_d2.files import atomic_write_json, fingerprint_json
 
 POLL_SECONDS = 0.2
+CONFIG_OPTION = "--config-file"
 
 
 class StepFailed(RuntimeError):
@@ -73,11 +77,19 @@ def repository_root() -> Path:
     return root
 
 
+def _config_values(step: Step) -> dict[str, Any] | None:
+    """What the step's config says, its base files included: another comment changes nothing."""
+    if CONFIG_OPTION not in step.arguments:
+        return None
+    file = repository_root() / step.arguments[step.arguments.index(CONFIG_OPTION) + 1]
+    return CfgNode.load_yaml_with_base(str(file))
+
+
 class Pipeline:
     """Runs steps in the order of their needs, several at a time, each one only once.
 
     A step is done when its record says that this very command, after these very predecessors and
-    with these very configs, has made its product. Killed at any point, the next run continues with
+    with this very config, has made its product. Killed at any point, the next run continues with
     the steps in hand; the long ones resume inside, too.
     """
 
@@ -122,12 +134,12 @@ class Pipeline:
         return seconds
 
     def _fingerprints(self) -> dict[str, str]:
-        configs = sorted((repository_root() / "configs").rglob("*.yaml"))
-        common = fingerprint_json([file.read_text() for file in configs])
         histories: dict[str, str] = {}
         for step in self._steps:
             before = [histories[name] for name in step.needs]
-            histories[step.name] = fingerprint_json([common, before, step.script, step.arguments])
+            histories[step.name] = fingerprint_json(
+                [_config_values(step), before, step.script, step.arguments]
+            )
         return histories
 
     def _record(self, step: Step) -> Path:

@@ -71,12 +71,21 @@ def test_a_changed_step_starts_over_and_so_do_its_successors(checkout):
     assert lines(later) == [""]
 
 
-def test_a_changed_config_starts_everything_over(checkout):
-    step = make_step(checkout, "a", own_folder=False)
-    run_steps([step], checkout / "demo")
-    (checkout / "configs" / "new.yaml").write_text("A: 1")
-    run_steps([step], checkout / "demo")
-    assert len(lines(step)) == 2
+def test_a_step_starts_over_when_its_config_says_something_else(checkout):
+    base, mine, other = (checkout / "configs" / f"{name}.yaml" for name in ("base", "mine", "other"))
+    base.write_text("SOLVER:\n  MAX_ITER: 1\n")
+    mine.write_text("_BASE_: base.yaml\nSEED: 1\n")
+    other.write_text("SEED: 1\n")
+    step = make_step(checkout, "a", "--config-file", str(mine), own_folder=False)
+    later = make_step(checkout, "b", own_folder=False, needs=("a",))
+    run_steps([step, later], checkout / "demo")
+    other.write_text("SEED: 2\n")
+    base.write_text("# a comment\nSOLVER:\n  MAX_ITER: 1\n")
+    run_steps([step, later], checkout / "demo")
+    assert len(lines(step)) == len(lines(later)) == 1
+    base.write_text("SOLVER:\n  MAX_ITER: 2\n")
+    run_steps([step, later], checkout / "demo")
+    assert len(lines(step)) == len(lines(later)) == 2
 
 
 def test_an_interrupted_step_is_continued_in_its_folder(checkout):

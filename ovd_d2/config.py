@@ -36,11 +36,17 @@ def _add_model_keys(cfg: CfgNode) -> None:
     ovd.EMBEDDING_DIM = 512
     # Divides cosine similarities, in training and at test time.
     ovd.TEMPERATURE = 0.01
+    # Another temperature at test time (DetPro: 0.007). 0: the same.
+    ovd.TEST_TEMPERATURE = 0.0
+    # What competes with the names: a "learned" embedding (the paper), or "text", the frozen
+    # embedding of the word "background" that vocabularies carry.
+    ovd.BACKGROUND = "learned"
     # Logits of novel categories in training: "zero" (as the official code) or "exclude" (-inf).
     ovd.NOVEL_TRAINING_LOGITS = "zero"
-    # vild_ensemble at test time: weight of the text branch for base categories (and of the image
-    # branch for novel ones).
+    # vild_ensemble at test time: weights of the text branch for base and for novel categories, the
+    # rest is the image branch's. Equal: one weight for all (transfer to other data sets).
     ovd.BASE_WEIGHT = 2 / 3
+    ovd.NOVEL_WEIGHT = 1 / 3
     # At test time scores are p^(1-w) * objectness^w. 0: objectness takes no part (the paper).
     # vild_image has no background class, so it needs some: its configs say 0.5.
     ovd.OBJECTNESS_WEIGHT = 0.0

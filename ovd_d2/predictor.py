@@ -13,8 +13,9 @@ from detectron2.data import transforms as T
 from detectron2.structures import Instances
 from torch import nn
 
-from ovd_d2.clip.prompts import clean_name, embed_names
+from ovd_d2.clip.prompts import clean_name
 from ovd_d2.clip.teacher import CLIPTeacher
+from ovd_d2.clip.vocabulary_builder import build_vocabulary
 from ovd_d2.data.augmentation import build_augmentations
 from ovd_d2.engine.build import build_open_vocabulary_model, is_open_vocabulary
 from ovd_d2.engine.checks import weights_problems
@@ -172,16 +173,24 @@ class OpenVocabularyPredictor:
                 ]
             )
         self._check_teacher()
-        prompts = self.cfg.MODEL.OVD.TEACHER.PROMPTS
-        embeddings = embed_names(names, self.teacher, prompts)
-        novel = torch.tensor([name not in self._base_names() for name in map(clean_name, names)])
+        given = build_vocabulary(
+            names,
+            self.teacher,
+            is_novel=[name not in self._base_names() for name in map(clean_name, names)],
+            prompts=self.cfg.MODEL.OVD.TEACHER.PROMPTS,
+        )
         others = self._distractors_for(names)
-        if others and self._configured is not None:
-            embeddings = torch.cat([embeddings, self._configured.embeddings[others]])
-            novel = torch.cat([novel, self._configured.novel[others]])
-            names = (*names, *(f"{self._configured.names[k]} (distractor)" for k in others))
+        return self._with_distractors(given, others) if others else given
+
+    def _with_distractors(self, given: Vocabulary, others: list[int]) -> Vocabulary:
+        assert self._configured is not None  # it is where distractors come from
         return Vocabulary(
-            names, embeddings, novel, teacher=self.teacher.fingerprint, prompts=prompts
+            [*given.names, *(f"{self._configured.names[k]} (distractor)" for k in others)],
+            torch.cat([given.embeddings, self._configured.embeddings[others]]),
+            torch.cat([given.novel, self._configured.novel[others]]),
+            teacher=given.teacher,
+            prompts=given.prompts,
+            background=given.background,
         )
 
     def _check_teacher(self) -> None:

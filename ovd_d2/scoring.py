@@ -37,24 +37,33 @@ def image_probabilities(
 
 
 def vild_ensemble(
-    text_probs: Tensor, image_probs: Tensor, is_novel: Tensor, base_weight: float = 2 / 3
+    text_probs: Tensor,
+    image_probs: Tensor,
+    is_novel: Tensor,
+    base_weight: float = 2 / 3,
+    novel_weight: float | None = None,
 ) -> Tensor:
     """Weighted geometric mean of both branches (ViLD, section 3.4, equation 6).
 
-    Base categories trust the text branch, `text^w * image^(1-w)`; novel ones, which the text
-    branch has never been trained on, the image branch, `text^(1-w) * image^w`.
+    `text^w * image^(1-w)`. Base categories trust the text branch; novel ones, which the text
+    branch has never been trained on, the image branch.
 
     Args:
         text_probs, image_probs: (N, C).
         is_novel: (C,) bool.
-        base_weight: w in [0, 1].
+        base_weight: w of base categories, in [0, 1].
+        novel_weight: w of novel categories, in [0, 1]; None means `1 - base_weight` (the paper).
+            Both equal: one weight for all, as where no category was trained on (transfer).
 
     Returns:
         (N, C).
     """
-    if not 0.0 <= base_weight <= 1.0:
-        raise ValueError(f"base_weight must lie in [0, 1], got {base_weight}")
-    text_weight = torch.where(is_novel, 1.0 - base_weight, base_weight).to(text_probs)  # (C,)
+    if novel_weight is None:
+        novel_weight = 1.0 - base_weight
+    for name, weight in (("base_weight", base_weight), ("novel_weight", novel_weight)):
+        if not 0.0 <= weight <= 1.0:
+            raise ValueError(f"{name} must lie in [0, 1], got {weight}")
+    text_weight = torch.where(is_novel, novel_weight, base_weight).to(text_probs)  # (C,)
     return text_probs**text_weight * image_probs ** (1.0 - text_weight)
 
 

@@ -28,6 +28,7 @@ class Vocabulary:
         novel: (C,) bool; True for categories without training boxes.
         teacher: fingerprint of the teacher whose text encoder was used ("" if unknown).
         prompts: name of the prompt family ("" if unknown).
+        background: (D,) float32 unit embedding of the word "background", or None.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Vocabulary:
         *,
         teacher: str = "",
         prompts: str = "",
+        background: torch.Tensor | None = None,
     ) -> None:
         """Checks everything it is given.
 
@@ -47,6 +49,7 @@ class Vocabulary:
             novel: (C,) bool; None means that every category is a base category.
             teacher: fingerprint of the teacher.
             prompts: prompt family.
+            background: (D,) unit embedding, for detectors with MODEL.OVD.BACKGROUND "text".
 
         Raises:
             ValueError: equal or blank names, NaN, rows that are not unit length, wrong counts.
@@ -57,6 +60,7 @@ class Vocabulary:
         self.novel = _checked_novel(novel, len(self.names))
         self.teacher = teacher
         self.prompts = prompts
+        self.background = _checked_background(background, self.embedding_dim)
         self._index = {name: position for position, name in enumerate(self.names)}
 
     def __len__(self) -> int:
@@ -82,6 +86,8 @@ class Vocabulary:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one safetensors file, atomically."""
         tensors = {"embeddings": self.embeddings.contiguous(), "novel": self.novel.contiguous()}
+        if self.background is not None:
+            tensors["background"] = self.background.contiguous()
         metadata = {
             "schema": SCHEMA,
             "names": json.dumps(self.names, ensure_ascii=False),
@@ -122,14 +128,15 @@ class Vocabulary:
                     f"{path}: not a vocabulary of this version (schema: expected '{SCHEMA}', found "
                     f"{schema!r}); make one with tools/build_vocabulary.py"
                 )
-            embeddings, novel = handle.get_tensor("embeddings"), handle.get_tensor("novel")
+            tensors = {key: handle.get_tensor(key) for key in handle.keys()}
         try:
             return cls(
                 json.loads(metadata["names"]),
-                embeddings,
-                novel,
+                tensors["embeddings"],
+                tensors["novel"],
                 teacher=metadata.get("teacher", ""),
                 prompts=metadata.get("prompts", ""),
+                background=tensors.get("background"),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error
@@ -176,6 +183,14 @@ def _checked_embeddings(embeddings: torch.Tensor, names: list[str]) -> torch.Ten
             f"{float(values[worst].norm()):.4f}; use torch.nn.functional.normalize"
         )
     return values.clone()
+
+
+def _checked_background(background: torch.Tensor | None, dim: int) -> torch.Tensor | None:
+    if background is None:
+        return None
+    if tuple(background.shape) != (dim,):
+        raise ValueError(f"background must have shape ({dim},), got {tuple(background.shape)}")
+    return _checked_embeddings(background[None], ["background"])[0]
 
 
 def _checked_novel(novel: torch.Tensor | None, count: int) -> torch.Tensor:

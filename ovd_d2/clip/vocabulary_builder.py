@@ -31,8 +31,14 @@ def build_vocabulary(
         progress: show a progress bar.
     """
     novel = None if is_novel is None else torch.tensor(list(is_novel), dtype=torch.bool)
-    embeddings = embed_names(names, teacher, prompts, progress=progress)
-    return Vocabulary(names, embeddings, novel, teacher=teacher.fingerprint, prompts=prompts)
+    return Vocabulary(
+        names,
+        embed_names(names, teacher, prompts, progress=progress),
+        novel,
+        teacher=teacher.fingerprint,
+        prompts=prompts,
+        background=embed_names(["background"], teacher, prompts)[0],
+    )
 
 
 def read_names(path: str | os.PathLike[str]) -> list[str]:

@@ -13,7 +13,9 @@ from ovd_d2.cache import CacheError, EmbeddingCache, check_compatible
 from ovd_d2.data.categories import get_categories
 from ovd_d2.data.paths import PREFIX as DATASETS_PREFIX
 from ovd_d2.errors import SetupError
+from ovd_d2.evaluation.clip_crops import CLASSIFY_WITH
 from ovd_d2.losses import NOVEL_LOGIT_MODES
+from ovd_d2.modeling.classifier import BACKGROUNDS
 from ovd_d2.modeling.roi_heads import VARIANTS
 from ovd_d2.vocabulary import Vocabulary
 
@@ -91,11 +93,20 @@ def _choice_problems(cfg: CfgNode) -> Iterable[str]:
     choices = {
         "VARIANT": tuple(VARIANTS),
         "NOVEL_TRAINING_LOGITS": NOVEL_LOGIT_MODES,
-        "CLASSIFY_WITH": ("detector", "clip_crops"),
+        "BACKGROUND": BACKGROUNDS,
+        "CLASSIFY_WITH": CLASSIFY_WITH,
     }
     for key, known in choices.items():
         if ovd[key] not in known:
             yield f"MODEL.OVD.{key}: '{ovd[key]}' is not one of {', '.join(known)}"
+    for key in ("BASE_WEIGHT", "NOVEL_WEIGHT", "OBJECTNESS_WEIGHT"):
+        if not 0 <= ovd[key] <= 1:
+            yield f"MODEL.OVD.{key}: {ovd[key]} is not between 0 and 1"
+    if ovd.TEMPERATURE <= 0 or ovd.TEST_TEMPERATURE < 0:
+        yield (
+            f"MODEL.OVD.TEMPERATURE {ovd.TEMPERATURE} must be positive, TEST_TEMPERATURE "
+            f"{ovd.TEST_TEMPERATURE} positive or 0 (the same); CLIP's is 0.01"
+        )
     reason = "must be True: novel names have no weights of their own"
     if not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
         yield f"MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG {reason}"
@@ -109,6 +120,11 @@ def _vocabulary_problems(cfg: CfgNode, vocabulary: Vocabulary, training: bool) -
         yield (
             f"MODEL.OVD.EMBEDDING_DIM is {cfg.MODEL.OVD.EMBEDDING_DIM}, but the embeddings in "
             f"{path} are {vocabulary.embedding_dim} wide: use one teacher for both"
+        )
+    if cfg.MODEL.OVD.BACKGROUND == "text" and vocabulary.background is None:
+        yield (
+            f'MODEL.OVD.BACKGROUND is "text", but {path} has no embedding of "background": '
+            "build it again with tools/build_vocabulary.py"
         )
     for name in cfg.DATASETS.TRAIN if training else cfg.DATASETS.TEST:
         try:

@@ -135,6 +135,8 @@ class OpenVocabularyOutputLayers(FastRCNNOutputLayers):
             embedding_dim=cfg.MODEL.OVD.EMBEDDING_DIM,
             num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
             temperature=cfg.MODEL.OVD.TEMPERATURE,
+            test_temperature=cfg.MODEL.OVD.TEST_TEMPERATURE or None,
+            background=cfg.MODEL.OVD.BACKGROUND,
         )
         return ret
 

@@ -11,8 +11,11 @@ from torch.nn import functional as F
 from ovd_d2.vocabulary import Vocabulary
 
 
+BACKGROUNDS = ("learned", "text")
+
+
 class CLIPClassifier(nn.Module):
-    """Cosine similarity to frozen text embeddings and to one learned background embedding.
+    """Cosine similarity to frozen text embeddings and to one background embedding.
 
     ViLD, section 3.2 (ViLD-text). The text embeddings are buffers, never parameters: no optimizer
     sees them. They and the novel flags are part of the state dict, and loading a state dict
@@ -21,28 +24,59 @@ class CLIPClassifier(nn.Module):
     Attributes:
         text_embeddings: (C, D) float32 unit rows.
         is_novel: (C,) bool.
-        background: (D,) parameter, normalised in use.
+        background: (D,), normalised in use; a parameter where it is learned.
     """
 
     text_embeddings: Tensor
     is_novel: Tensor
+    background: Tensor
 
-    def __init__(self, *, embedding_dim: int, num_classes: int, temperature: float) -> None:
+    def __init__(
+        self,
+        *,
+        embedding_dim: int,
+        num_classes: int,
+        temperature: float,
+        test_temperature: float | None = None,
+        background: str = "learned",
+    ) -> None:
         """
         Args:
             embedding_dim: D, the teacher's width.
             num_classes: C, until `set_vocabulary` brings another.
             temperature: divides the cosine similarity.
+            test_temperature: takes its place in eval mode; None: the same.
+            background: "learned" (the paper), or "text": the vocabulary's frozen embedding of the
+                word "background".
         """
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
-        self.temperature = temperature
+        if test_temperature is None:
+            test_temperature = temperature
+        if temperature <= 0 or test_temperature <= 0:
+            raise ValueError(
+                f"temperatures must be positive, got {temperature} and {test_temperature}"
+            )
+        if background not in BACKGROUNDS:
+            raise ValueError(f"background must be one of {BACKGROUNDS}, got '{background}'")
+        self._temperatures = {True: temperature, False: test_temperature}
         self.embedding_dim = embedding_dim
-        self.background = nn.Parameter(torch.empty(embedding_dim).normal_(std=0.01))
+        initial = torch.empty(embedding_dim).normal_(std=0.01)
+        if background == "learned":
+            self.background = nn.Parameter(initial)
+        else:
+            self.register_buffer("background", initial)
         self.register_buffer("text_embeddings", torch.zeros(num_classes, embedding_dim))
         self.register_buffer("is_novel", torch.zeros(num_classes, dtype=torch.bool))
         self._has_vocabulary = False
+
+    @property
+    def temperature(self) -> float:
+        """Divides cosine similarities, in the mode (training or eval) the module is in."""
+        return self._temperatures[self.training]
+
+    @property
+    def learns_background(self) -> bool:
+        return isinstance(self.background, nn.Parameter)
 
     @property
     def num_classes(self) -> int:
@@ -56,6 +90,8 @@ class CLIPClassifier(nn.Module):
                 f"MODEL.OVD.EMBEDDING_DIM is {self.embedding_dim}: build the vocabulary with the "
                 "model's teacher, or set the key"
             )
+        if not self.learns_background:
+            self.background.copy_(_background_of(vocabulary))
         self._resize(len(vocabulary))
         self.text_embeddings.copy_(vocabulary.embeddings)
         self.is_novel.copy_(vocabulary.novel)
@@ -95,3 +131,12 @@ class CLIPClassifier(nn.Module):
             self._resize(len(stored))
             self._has_vocabulary = bool(stored.any())
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _background_of(vocabulary: Vocabulary) -> Tensor:
+    if vocabulary.background is None:
+        raise ValueError(
+            'MODEL.OVD.BACKGROUND "text" needs a vocabulary with an embedding of "background", '
+            "this one has none: build it again with tools/build_vocabulary.py"
+        )
+    return vocabulary.background

@@ -50,8 +50,9 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # At test time scores are p^(1-w) * objectness^w. 0: objectness takes no part (the paper).
     # vild_image has no background class, so it needs some: its configs say 0.5.
     ovd.OBJECTNESS_WEIGHT = 0.0
-    # Where test scores come from: "detector", or "clip_crops": the teacher on crops of the
-    # detector's proposals (slow; the upper line in the paper's table).
+    # Where test scores come from: "detector"; "clip_crops": the teacher on crops of the detector's
+    # proposals (slow; the upper line in the paper's table); "text_and_clip_crops": the ensemble of
+    # the detector's text branch and the teacher on crops (ViLD-text + CLIP).
     ovd.CLASSIFY_WITH = "detector"
 
     # The frozen CLIP: an open_clip architecture with a pretrained tag or a local checkpoint file.

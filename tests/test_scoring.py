@@ -41,6 +41,15 @@ def test_ensemble_weight_one_is_text_for_base_and_image_for_novel():
     torch.testing.assert_close(scores, torch.tensor([[0.3, 0.7]]))
 
 
+def test_one_weight_for_all_categories_where_both_are_equal():
+    text, image = torch.tensor([[0.81, 0.81]]), torch.tensor([[0.16, 0.16]])
+    flags = torch.tensor([False, True])
+    scores = vild_ensemble(text, image, flags, base_weight=0.5, novel_weight=0.5)
+    torch.testing.assert_close(scores, torch.tensor([[0.36, 0.36]]))
+    scores = vild_ensemble(text, image, flags, base_weight=0.5, novel_weight=0.25)
+    torch.testing.assert_close(scores[0, 1].item(), 0.81**0.25 * 0.16**0.75)
+
+
 def test_ensemble_of_no_regions_and_of_one_category():
     empty = vild_ensemble(torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(3, dtype=torch.bool))
     assert empty.shape == (0, 3)
@@ -51,6 +60,8 @@ def test_ensemble_of_no_regions_and_of_one_category():
 def test_ensemble_weight_outside_the_unit_interval_is_refused():
     with pytest.raises(ValueError, match="1.5"):
         vild_ensemble(torch.zeros(1, 1), torch.zeros(1, 1), torch.tensor([True]), 1.5)
+    with pytest.raises(ValueError, match="novel_weight must lie in .* got -0.1"):
+        vild_ensemble(torch.zeros(1, 1), torch.zeros(1, 1), torch.tensor([True]), 0.5, -0.1)
 
 
 def test_objectness_half_is_the_geometric_mean():

@@ -54,6 +54,21 @@ def test_round_trip(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def test_background_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "vocabulary.safetensors"
+    Vocabulary(NAMES, EMBEDDINGS, background=torch.tensor([0.0, 1.0])).save(path)
+    background = Vocabulary.load(path).background
+    assert background is not None and background.tolist() == [0.0, 1.0]
+    make().save(path)
+    assert Vocabulary.load(path).background is None
+
+
+@pytest.mark.parametrize("background", [torch.ones(3), torch.ones(2)])
+def test_background_must_be_one_unit_row(background: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"background must have shape \(2,\)|'background'"):
+        Vocabulary(NAMES, EMBEDDINGS, background=background)
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [

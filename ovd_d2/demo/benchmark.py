@@ -59,7 +59,7 @@ def _milliseconds_per_image(run: Run, method: str) -> float:
     config = f"configs/pictograms/{method}.yaml"
     cfg: CfgNode = load_config(config, ["MODEL.WEIGHTS", str(weights)])
     model = build_open_vocabulary_model(cfg)
-    if cfg.MODEL.OVD.CLASSIFY_WITH == "clip_crops":
+    if cfg.MODEL.OVD.CLASSIFY_WITH != "detector":
         model = with_crop_classifier(cfg, model).eval()
     times = []
     for number, inputs in enumerate(build_test_loader(cfg, VAL_SET)):

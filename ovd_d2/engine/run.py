@@ -61,7 +61,7 @@ def evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
         cfg.MODEL.WEIGHTS, resume=args.resume
     )
     apply_vocabulary(cfg, model)
-    if cfg.MODEL.OVD.CLASSIFY_WITH == "clip_crops":
+    if cfg.MODEL.OVD.CLASSIFY_WITH != "detector":
         model = with_crop_classifier(cfg, model)
     results = OpenVocabularyTrainer.test(cfg, model)
     return dict(results) if comm.is_main_process() else {}

@@ -19,10 +19,15 @@ from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.modeling import OpenVocabularyRCNN
 
 
+CLASSIFY_WITH = ("detector", "clip_crops", "text_and_clip_crops")
+
+
 class CropClassifier(nn.Module):
     """Proposals and masks from a detector, categories from the teacher on the original pixels.
 
     Takes and returns what a detector does, so Detectron2's evaluation loop runs it unchanged.
+    With `text_branch` it is the paper's ViLD-text + CLIP: boxes are the text branch's, and the
+    teacher takes the image branch's place in the ensemble.
     """
 
     def __init__(
@@ -30,6 +35,7 @@ class CropClassifier(nn.Module):
         *,
         detector: OpenVocabularyRCNN,
         teacher: CLIPTeacher,
+        text_branch: bool,
         objectness_weight: float,
         score_threshold: float,
         nms_threshold: float,
@@ -37,15 +43,17 @@ class CropClassifier(nn.Module):
     ) -> None:
         """
         Args:
-            detector: holds the vocabulary; its own classification is not used.
+            detector: holds the vocabulary and the weights of the ensemble.
             teacher: must be the vocabulary's.
+            text_branch: the detector's text branch has a say.
             objectness_weight: see :func:`ovd_d2.scoring.mix_objectness`; 0.5 is the geometric
-                mean of the paper.
+                mean of the paper, 0 the teacher's word alone.
             score_threshold, nms_threshold, detections_per_image: as in Detectron2's ROI heads.
         """
         super().__init__()
         self.detector = detector
         self.teacher = teacher
+        self.text_branch = text_branch
         self.objectness_weight = objectness_weight
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
@@ -53,30 +61,46 @@ class CropClassifier(nn.Module):
 
     @torch.no_grad()
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
-        proposals = self.detector.predict_proposals(batched_inputs)
-        detected = [self._classify(x, p) for x, p in zip(batched_inputs, proposals, strict=True)]
-        with_masks = self.detector.inference(
-            batched_inputs, detected_instances=detected, do_postprocess=False
-        )
+        features, proposals = self.detector.propose(batched_inputs)
+        probs = torch.cat(
+            [
+                self._crop_probabilities(x, p)
+                for x, p in zip(batched_inputs, proposals, strict=True)
+            ]
+        )  # (K of all images, C)
+        boxes = [p.proposal_boxes.tensor for p in proposals]
+        if self.text_branch:
+            probs, boxes = self._with_text_branch(probs, features, proposals)
+        objectness = torch.cat([p.objectness_logits for p in proposals]).sigmoid()
+        probs = scoring.mix_objectness(probs, objectness, self.objectness_weight)
+        detected = self._select(probs, boxes, proposals)
+        with_masks = self.detector.roi_heads.forward_with_given_boxes(features, detected)
         return [
             {"instances": detector_postprocess(instances, x["height"], x["width"])}
             for instances, x in zip(with_masks, batched_inputs, strict=True)
         ]
 
-    def _classify(self, record: dict[str, Any], proposals: Instances) -> Instances:
-        probs = self._crop_probabilities(record, proposals)  # (K, C)
-        probs = scoring.mix_objectness(
-            probs, proposals.objectness_logits.sigmoid(), self.objectness_weight
-        )
+    def _with_text_branch(
+        self, probs: Tensor, features: dict[str, Tensor], proposals: list[Instances]
+    ) -> tuple[Tensor, list[Tensor]]:
+        heads = self.detector.roi_heads
+        text_probs, deltas = heads.predict_text(features, proposals)
+        boxes = heads.box_predictor.predict_boxes((text_probs, deltas), proposals)
+        return heads.ensemble(text_probs, probs), list(boxes)
+
+    def _select(
+        self, probs: Tensor, boxes: list[Tensor], proposals: list[Instances]
+    ) -> list[Instances]:
+        scores = F.pad(probs, (0, 1))  # Detectron2's NMS drops a background column
         detections, _ = fast_rcnn_inference(
-            [proposals.proposal_boxes.tensor],
-            [F.pad(probs, (0, 1))],
-            [proposals.image_size],
+            boxes,
+            list(scores.split([len(p) for p in proposals])),
+            [p.image_size for p in proposals],
             self.score_threshold,
             self.nms_threshold,
             self.detections_per_image,
         )
-        return detections[0]
+        return detections
 
     def _crop_probabilities(self, record: dict[str, Any], proposals: Instances) -> Tensor:
         image = read_image(record["file_name"], "RGB")
@@ -91,15 +115,15 @@ class CropClassifier(nn.Module):
 
 
 def with_crop_classifier(cfg: CfgNode, detector: nn.Module) -> CropClassifier:
-    """`detector` with its categories replaced by those of the configured teacher on crops.
+    """`detector` with the configured teacher on crops in its place, or beside its text branch.
 
     Raises:
         TypeError: the detector has no vocabulary for the teacher to choose from.
     """
     if not isinstance(detector, OpenVocabularyRCNN):
         raise TypeError(
-            "MODEL.OVD.CLASSIFY_WITH clip_crops needs MODEL.META_ARCHITECTURE OpenVocabularyRCNN, "
-            f"got {type(detector).__name__}"
+            f"MODEL.OVD.CLASSIFY_WITH {cfg.MODEL.OVD.CLASSIFY_WITH} needs "
+            f"MODEL.META_ARCHITECTURE OpenVocabularyRCNN, got {type(detector).__name__}"
         )
     return CropClassifier(
         detector=detector.eval(),
@@ -108,6 +132,7 @@ def with_crop_classifier(cfg: CfgNode, detector: nn.Module) -> CropClassifier:
             cfg.MODEL.OVD.TEACHER.PRETRAINED,
             device=cfg.MODEL.DEVICE,
         ),
+        text_branch=cfg.MODEL.OVD.CLASSIFY_WITH == "text_and_clip_crops",
         objectness_weight=cfg.MODEL.OVD.OBJECTNESS_WEIGHT,
         score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
         nms_threshold=cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,

@@ -7,6 +7,7 @@ from typing import Any
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
+from torch import Tensor
 
 from ovd_d2.vocabulary import Vocabulary
 
@@ -65,7 +66,13 @@ class OpenVocabularyRCNN(GeneralizedRCNN):
             One `Instances` an image with `proposal_boxes` (in the coordinates of the network's
             input) and `objectness_logits`, sorted by falling objectness.
         """
+        return self.propose(batched_inputs)[1]
+
+    def propose(
+        self, batched_inputs: list[dict[str, Any]]
+    ) -> tuple[dict[str, Tensor], list[Instances]]:
+        """Feature maps, name -> (N, C, H, W), and what :meth:`predict_proposals` returns."""
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         proposals, _ = self.proposal_generator(images, features, None)
-        return proposals
+        return features, proposals

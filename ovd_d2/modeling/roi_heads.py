@@ -73,6 +73,7 @@ class ViLDROIHeads(StandardROIHeads):
         image_head: RegionEmbeddingHead | None,
         distillation_weight: float,
         base_weight: float,
+        novel_weight: float,
         objectness_weight: float,
         **kwargs: Any,
     ) -> None:
@@ -82,7 +83,7 @@ class ViLDROIHeads(StandardROIHeads):
             image_head: the image branch, if it is a separate one; else the text branch's trunk
                 and projection serve both.
             distillation_weight: w of the ViLD-image loss.
-            base_weight: see :func:`ovd_d2.scoring.vild_ensemble`.
+            base_weight, novel_weight: see :func:`ovd_d2.scoring.vild_ensemble`.
             objectness_weight: see :func:`ovd_d2.scoring.mix_objectness`.
             kwargs: of :class:`StandardROIHeads`.
         """
@@ -93,6 +94,7 @@ class ViLDROIHeads(StandardROIHeads):
         self.image_head = image_head
         self.distillation_weight = distillation_weight
         self.base_weight = base_weight
+        self.novel_weight = novel_weight
         self.objectness_weight = objectness_weight
         if not variant.classifies:
             for predictor in self.predictors:
@@ -106,6 +108,7 @@ class ViLDROIHeads(StandardROIHeads):
         ret["variant"] = get_variant(cfg.MODEL.OVD.VARIANT)
         ret["distillation_weight"] = cfg.MODEL.OVD.DISTILLATION.WEIGHT
         ret["base_weight"] = cfg.MODEL.OVD.BASE_WEIGHT
+        ret["novel_weight"] = cfg.MODEL.OVD.NOVEL_WEIGHT
         ret["objectness_weight"] = cfg.MODEL.OVD.OBJECTNESS_WEIGHT
         return ret
 
@@ -196,6 +199,13 @@ class ViLDROIHeads(StandardROIHeads):
         probs = self._mix_objectness(probs, proposals)
         return self.box_predictor.select_detections(probs, deltas, proposals)
 
+    def predict_text(
+        self, features: dict[str, Tensor], proposals: list[Instances]
+    ) -> tuple[Tensor, Tensor]:
+        """The text branch alone: (N, C) probabilities and (N, 4) box deltas of N proposals."""
+        logits, deltas = self.box_predictor(self.box_head(self._pool(features, proposals)))
+        return scoring.text_probabilities(logits), deltas
+
     def _mix_objectness(self, probs: Tensor, proposals: list[Instances]) -> Tensor:
         if self.objectness_weight == 0:
             return probs
@@ -217,5 +227,14 @@ class ViLDROIHeads(StandardROIHeads):
         )
         if self.variant.scores == "image":
             return image_probs
-        text_probs = scoring.text_probabilities(logits)
-        return scoring.vild_ensemble(text_probs, image_probs, classifier.is_novel, self.base_weight)
+        return self.ensemble(scoring.text_probabilities(logits), image_probs)
+
+    def ensemble(self, text_probs: Tensor, image_probs: Tensor) -> Tensor:
+        """:func:`ovd_d2.scoring.vild_ensemble` with the weights and novel flags of these heads."""
+        return scoring.vild_ensemble(
+            text_probs,
+            image_probs,
+            self.classifier.is_novel,
+            self.base_weight,
+            self.novel_weight,
+        )

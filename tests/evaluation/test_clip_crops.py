@@ -26,7 +26,7 @@ def record(tmp_path):
     return {"file_name": str(path), "image": pixels, "height": 64, "width": 96}
 
 
-def make_model(teacher, objectness_weight=0.5):
+def make_model(teacher, objectness_weight=0.5, text_branch=False):
     torch.manual_seed(0)
     cfg = tiny_config()
     cfg.MODEL.OVD.EMBEDDING_DIM = teacher.embedding_dim
@@ -37,6 +37,7 @@ def make_model(teacher, objectness_weight=0.5):
     return CropClassifier(
         detector=detector,
         teacher=teacher,
+        text_branch=text_branch,
         objectness_weight=objectness_weight,
         score_threshold=0.0,
         nms_threshold=0.6,
@@ -59,6 +60,32 @@ def test_scores_are_the_teachers_on_the_original_pixels(teacher, record):
     torch.testing.assert_close(probs.sum(dim=1), torch.ones(len(proposals)))
     shifted = {**record, "image": torch.zeros_like(record["image"])}
     torch.testing.assert_close(model._crop_probabilities(shifted, proposals), probs)
+
+
+def test_the_text_branch_gets_the_weight_of_the_ensemble(teacher, record):
+    model = make_model(teacher, objectness_weight=0.0, text_branch=True)
+    heads = model.detector.roi_heads
+    features, proposals = model.detector.propose([record])
+    crops = model._crop_probabilities(record, proposals[0])
+    text, deltas = heads.predict_text(features, proposals)
+    probs, boxes = model._with_text_branch(crops, features, proposals)
+    expected = text[:, :3] ** (2 / 3) * crops[:, :3] ** (1 / 3)
+    torch.testing.assert_close(probs[:, :3], expected)
+    torch.testing.assert_close(probs[:, 3], text[:, 3] ** (1 / 3) * crops[:, 3] ** (2 / 3))
+    regressed = heads.box_predictor.predict_boxes((text, deltas), proposals)[0]
+    assert torch.equal(boxes[0], regressed)
+    assert len(model([record])[0]["instances"]) > 0
+
+
+def test_several_images_and_none_without_proposals(teacher, record):
+    model = make_model(teacher)
+    one = model([record])[0]["instances"]
+    both = model([record, record])
+    torch.testing.assert_close(both[1]["instances"].scores, one.scores)
+    model.detector.proposal_generator.post_nms_topk = {True: 0, False: 0}
+    for text_branch in (False, True):
+        model.text_branch = text_branch
+        assert len(model([record])[0]["instances"]) == 0
 
 
 def test_a_detector_without_vocabulary_is_refused():

@@ -2,12 +2,15 @@ import pytest
 import torch
 
 from ovd_d2.modeling import CLIPClassifier
+from ovd_d2.vocabulary import Vocabulary
 from tests.tiny import DIM, random_units, tiny_vocabulary
 
 
-def make_classifier(num_classes=4, temperature=0.01):
+def make_classifier(num_classes=4, temperature=0.01, **options):
     torch.manual_seed(0)
-    return CLIPClassifier(embedding_dim=DIM, num_classes=num_classes, temperature=temperature)
+    return CLIPClassifier(
+        embedding_dim=DIM, num_classes=num_classes, temperature=temperature, **options
+    )
 
 
 def test_logits_are_cosine_over_temperature_with_background_last():
@@ -43,6 +46,47 @@ def test_text_embeddings_are_no_parameters_and_stay_after_a_step():
     optimizer.step()
     assert torch.equal(classifier.text_embeddings, vocabulary.embeddings)
     assert not torch.equal(classifier.background, before)
+
+
+def test_another_temperature_at_test_time():
+    classifier = make_classifier(temperature=0.5, test_temperature=0.25)
+    classifier.set_vocabulary(tiny_vocabulary())
+    region = random_units(2)
+    torch.testing.assert_close(classifier.eval()(region), 2 * classifier.train()(region))
+    with pytest.raises(ValueError, match="0.5 and -1"):
+        make_classifier(temperature=0.5, test_temperature=-1)
+
+
+def vocabulary_with_background():
+    plain = tiny_vocabulary()
+    background = random_units(1, seed=9)[0]
+    return Vocabulary(plain.names, plain.embeddings, plain.novel, background=background)
+
+
+def test_background_in_words_is_the_vocabularys_and_frozen():
+    classifier = make_classifier(temperature=1.0, background="text")
+    vocabulary = vocabulary_with_background()
+    classifier.set_vocabulary(vocabulary)
+    assert list(classifier.parameters()) == []
+    region = random_units(2)
+    torch.testing.assert_close(classifier(region)[:, 4], region @ vocabulary.background)
+    other = make_classifier(temperature=1.0, background="text")
+    other.load_state_dict(classifier.state_dict())
+    torch.testing.assert_close(other(region), classifier(region))
+
+
+def test_a_learned_background_takes_no_notice_of_the_vocabularys():
+    classifier = make_classifier()
+    before = classifier.background.clone()
+    classifier.set_vocabulary(vocabulary_with_background())
+    assert torch.equal(classifier.background, before)
+
+
+def test_background_in_words_needs_one_in_the_vocabulary():
+    with pytest.raises(ValueError, match="tools/build_vocabulary.py"):
+        make_classifier(background="text").set_vocabulary(tiny_vocabulary())
+    with pytest.raises(ValueError, match="'noise'"):
+        make_classifier(background="noise")
 
 
 def test_state_dict_brings_its_own_vocabulary():

@@ -11,6 +11,7 @@ from detectron2.utils.file_io import PathManager
 
 from ovd_d2.cache import CacheError, EmbeddingCache, check_compatible
 from ovd_d2.data.categories import get_categories
+from ovd_d2.data.consistency import annotation_problems, picture_problems, split_problems
 from ovd_d2.data.paths import PREFIX as DATASETS_PREFIX
 from ovd_d2.errors import SetupError
 from ovd_d2.evaluation.clip_crops import CLASSIFY_WITH
@@ -34,8 +35,19 @@ def check_setup(cfg: CfgNode, training_dicts: list[dict[str, Any]] | None = None
     if cfg.SOLVER.OPTIMIZER not in ("SGD", "ADAMW"):
         problems.append(f"SOLVER.OPTIMIZER: '{cfg.SOLVER.OPTIMIZER}' is neither SGD nor ADAMW")
     problems += weights_problems(cfg)
+    if training_dicts and not problems:
+        problems += data_problems(cfg, training_dicts)
     if problems:
         raise SetupError(problems)
+
+
+def data_problems(cfg: CfgNode, training_dicts: list[dict[str, Any]]) -> list[str]:
+    """Pictures, annotations and split of the training images."""
+    name = ", ".join(cfg.DATASETS.TRAIN)
+    problems = picture_problems(name, training_dicts) + annotation_problems(name, training_dicts)
+    if len(cfg.DATASETS.TRAIN) == 1:
+        problems += split_problems(name, get_categories(name), training_dicts)
+    return problems
 
 
 def weights_problems(cfg: CfgNode) -> list[str]:

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+from yaml import YAMLError
 
-from ovd_d2.config import add_ovd_config
 from ovd_d2.engine.build import apply_vocabulary, load_training_dicts
 from ovd_d2.engine.checks import check_setup
+from ovd_d2.engine.config_keys import default_config, unknown_key_problems
 from ovd_d2.engine.trainer import OpenVocabularyTrainer
 from ovd_d2.errors import SetupError
 from ovd_d2.evaluation.clip_crops import with_crop_classifier
@@ -24,28 +25,41 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """A complete config from a yaml file and `KEY VALUE` pairs.
 
     Raises:
-        SetupError: no such file, or a key that does not exist.
+        SetupError: no such file, keys that do not exist (all are listed), values of a wrong type.
     """
-    cfg = get_cfg()
-    add_ovd_config(cfg)
+    cfg = default_config()
     if not PathManager.isfile(config_file):
         raise SetupError([f"--config-file: no file at '{config_file}'"])
     try:
+        if problems := unknown_key_problems(config_file, opts):
+            raise SetupError(problems)
         cfg.merge_from_file(config_file)
         cfg.merge_from_list(list(opts))
-    except (KeyError, ValueError, AssertionError) as error:
+    except SetupError:
+        raise
+    except (KeyError, ValueError, AssertionError, YAMLError) as error:
         raise SetupError([f"{config_file} / options: {error}"]) from error
     return cfg
 
 
-def train(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Checks the set-up, then trains (`args.resume`: from the last checkpoint)."""
+def load_for_training(cfg: CfgNode) -> list[dict[str, Any]]:
+    """The training images, after every check has passed.
+
+    Raises:
+        SetupError: lists all problems.
+    """
     try:
         training_dicts = load_training_dicts(cfg)
     except (KeyError, FileNotFoundError, AssertionError) as error:
         check_setup(cfg, [])  # lists this one among all others
         raise SetupError([str(error)]) from error
     check_setup(cfg, training_dicts)
+    return training_dicts
+
+
+def train(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Checks the set-up, then trains (`args.resume`: from the last checkpoint)."""
+    load_for_training(cfg)
     default_setup(_frozen(cfg), args)
     trainer = OpenVocabularyTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)

@@ -63,10 +63,7 @@ class CropClassifier(nn.Module):
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
         features, proposals = self.detector.propose(batched_inputs)
         probs = torch.cat(
-            [
-                self._crop_probabilities(x, p)
-                for x, p in zip(batched_inputs, proposals, strict=True)
-            ]
+            [self._crop_probabilities(x, p) for x, p in zip(batched_inputs, proposals, strict=True)]
         )  # (K of all images, C)
         boxes = [p.proposal_boxes.tensor for p in proposals]
         if self.text_branch:

@@ -2,9 +2,12 @@
 
 import json
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
 
 from ovd_d2.cache import DatasetInfo, Manifest, RecordWriter
 from ovd_d2.engine.checks import check_setup
@@ -13,7 +16,17 @@ from ovd_d2.vocabulary import Vocabulary
 from tests.tiny import BASE_NAMES, DIM, NOVEL_NAMES, random_units, tiny_config
 
 NAMES = BASE_NAMES + NOVEL_NAMES
-DICTS = [{"image_id": 1}, {"image_id": 2}]
+BOX = {"bbox": [1.0, 2.0, 3.0, 4.0], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+DICTS = [
+    {
+        "image_id": image_id,
+        "file_name": f"tests_checks/{image_id}.png",
+        "height": 6,
+        "width": 8,
+        "annotations": [BOX],
+    }
+    for image_id in (1, 2)
+]
 
 
 def write_vocabulary(path, names=NAMES, teacher="teacher-a", dim=DIM, novel=None):
@@ -45,8 +58,12 @@ def write_cache(path, ids=(1, 2), teacher="teacher-a", finish=True):
 
 
 @pytest.fixture
-def cfg(tmp_path):
-    """A set-up without a fault: data set, vocabulary and cache agree."""
+def cfg(tmp_path, monkeypatch):
+    """A set-up without a fault: data set, pictures, vocabulary and cache agree."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tests_checks").mkdir()
+    for record in DICTS:
+        cv2.imwrite(record["file_name"], np.zeros((6, 8, 3), np.uint8))
     path = tmp_path / "train.json"
     letters = ["f", "f", "f", "r"]
     categories = [
@@ -58,7 +75,9 @@ def cfg(tmp_path):
     MetadataCatalog.get("tests_checks").set(json_file=str(path), evaluator_type="lvis")
     write_vocabulary(tmp_path / "vocabulary.safetensors")
     write_cache(tmp_path / "cache")
+    monkeypatch.undo()  # the config files are found from the repository
     cfg = tiny_config("vild")
+    monkeypatch.chdir(tmp_path)
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("tests_checks",)
     cfg.MODEL.OVD.VOCABULARY = str(tmp_path / "vocabulary.safetensors")
     cfg.MODEL.OVD.DISTILLATION.CACHE = str(tmp_path / "cache")
@@ -85,7 +104,7 @@ def test_cache_of_another_teacher(cfg, tmp_path):
 
 
 def test_cache_that_lacks_images(cfg):
-    (problem,) = problems_of(cfg, [*DICTS, {"image_id": 77}])
+    (problem,) = problems_of(cfg, [*DICTS, {**DICTS[0], "image_id": 77}])
     assert "77" in problem
 
 
@@ -141,3 +160,35 @@ def test_every_problem_is_listed_at_once(cfg, tmp_path):
     words += ["CLS_AGNOSTIC_BBOX_REG", "CLS_AGNOSTIC_MASK", "gone.pth"]
     assert len(problems) == len(words)
     assert all(any(word in problem for problem in problems) for word in words)
+
+
+def test_scores_outside_their_range(cfg):
+    cfg.MODEL.OVD.BASE_WEIGHT = 1.5
+    cfg.MODEL.OVD.NOVEL_WEIGHT = -0.5
+    cfg.MODEL.OVD.OBJECTNESS_WEIGHT = 2.0
+    cfg.MODEL.OVD.TEST_TEMPERATURE = -1.0
+    problems = problems_of(cfg)
+    words = ["BASE_WEIGHT: 1.5", "NOVEL_WEIGHT: -0.5", "OBJECTNESS_WEIGHT: 2.0", "TEST_TEMPERATURE"]
+    assert [word for word in words if any(word in p for p in problems)] == words
+
+
+def test_background_in_words_that_the_vocabulary_lacks(cfg):
+    cfg.MODEL.OVD.BACKGROUND = "text"
+    assert 'no embedding of "background"' in problems_of(cfg)[0]
+
+
+def test_unknown_optimizer(cfg):
+    cfg.SOLVER.OPTIMIZER = "ADAM"
+    assert "'ADAM' is neither SGD nor ADAMW" in problems_of(cfg)[0]
+
+
+def test_missing_pictures_are_counted(cfg, tmp_path):
+    (tmp_path / DICTS[1]["file_name"]).unlink()
+    (problem,) = problems_of(cfg)
+    assert "1 of 2 pictures are missing, first tests_checks/2.png" in problem
+
+
+def test_no_base_annotation(cfg):
+    novel = {**BOX, "category_id": 3}
+    (problem,) = problems_of(cfg, [{**record, "annotations": [novel]} for record in DICTS])
+    assert "none of its 3 base categories has an annotation" in problem

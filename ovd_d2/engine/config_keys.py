@@ -1,0 +1,92 @@
+"""Mistakes in the keys of a config: unknown ones, and ones that nothing will read."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode, get_cfg
+
+from ovd_d2.config import add_ovd_config
+from ovd_d2.modeling.roi_heads import VARIANTS
+
+
+def default_config() -> CfgNode:
+    """Detectron2's keys and this package's, with their defaults."""
+    cfg = get_cfg()
+    add_ovd_config(cfg)
+    return cfg
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """`("MODEL.OVD.VARIANT", "vild")` ... for every leaf of nested mappings."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def unknown_key_problems(config_file: str, opts: Sequence[str]) -> list[str]:
+    """One message for each key of the file (its bases included) or options that does not exist.
+
+    Args:
+        config_file: a yaml file that can be read.
+        opts: `KEY VALUE` pairs, flat.
+    """
+    known = {key for key, _ in flatten(default_config())}
+    groups = {key.rsplit(".", depth)[0] for key in known for depth in range(1, key.count(".") + 1)}
+    tree = {k: v for k, v in CfgNode.load_yaml_with_base(config_file).items() if k != "_BASE_"}
+    problems = []
+    for source, keys in ((config_file, [k for k, _ in flatten(tree)]), ("options", opts[::2])):
+        for key in keys:
+            if key in known or key in groups or any(key.startswith(f"{k}.") for k in known):
+                continue  # below a leaf: Detectron2 says what is wrong with the value
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            problems.append(f"{source}: there is no key {key}{hint}")
+    if len(opts) % 2:
+        problems.append(f"options: '{opts[-1]}' has no value; they are KEY VALUE pairs")
+    return problems
+
+
+def idle_key_notices(cfg: CfgNode) -> list[str]:
+    """Keys that differ from their default and that the configured system does not read."""
+    defaults = dict(flatten(default_config()))
+    values = dict(flatten(cfg))
+    notices = []
+    for keys, reason in _idle(cfg):
+        changed = [key for key in keys if values[key] != defaults[key]]
+        notices += [f"{key} {values[key]!r} has no effect: {reason}" for key in changed]
+    return notices
+
+
+def _idle(cfg: CfgNode) -> Iterable[tuple[tuple[str, ...], str]]:
+    """Groups of keys nobody reads under this config, and why."""
+    ovd = cfg.MODEL.OVD
+    variant = VARIANTS.get(ovd.VARIANT)
+    ensembles = ovd.CLASSIFY_WITH == "text_and_clip_crops" or (
+        variant is not None and variant.scores == "ensemble"
+    )
+    if variant is not None and not variant.distils:
+        keys = ("CACHE", "WEIGHT", "PROPOSALS_PER_IMAGE")
+        yield (
+            tuple(f"MODEL.OVD.DISTILLATION.{key}" for key in keys),
+            f"MODEL.OVD.VARIANT {ovd.VARIANT} does not distil",
+        )
+    if not ensembles:
+        yield (
+            ("MODEL.OVD.BASE_WEIGHT", "MODEL.OVD.NOVEL_WEIGHT"),
+            f"MODEL.OVD.VARIANT {ovd.VARIANT} mixes no scores",
+        )
+    if cfg.SOLVER.OPTIMIZER == "SGD":
+        yield ("SOLVER.BACKBONE_MULTIPLIER",), "SOLVER.OPTIMIZER SGD has one rate for all"
+    if cfg.MODEL.BACKBONE.NAME != "build_timm_fpn_backbone":
+        yield (
+            ("MODEL.BACKBONE.TIMM_ARCHITECTURE",),
+            f"MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME}",
+        )
+    if not cfg.INPUT.LSJ.ENABLED:
+        keys = ("MIN_SCALE", "MAX_SCALE", "SIZE")
+        yield tuple(f"INPUT.LSJ.{key}" for key in keys), "INPUT.LSJ.ENABLED is False"

@@ -1,0 +1,159 @@
+"""What a training will need: memory of one GPU and room on the disk, before it starts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from ovd_d2.engine.build import build_optimizer
+
+PROBE_SIZES = (256, 384)  # pixels; memory is linear in the number of pixels
+OBJECTS = 8  # annotated objects in a probe image
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes one process needs to train; a lower bound (allocator and cuDNN workspaces come on top).
+
+    Attributes:
+        weights: parameters and buffers.
+        gradients: one for each trained parameter.
+        optimizer: momentum (SGD) or two moments (AdamW).
+        activations: what autograd keeps for the backward pass of all images of the process.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def estimate_training_memory(cfg: CfgNode, images_per_process: int) -> MemoryEstimate:
+    """Measures two small training steps on the CPU and extrapolates to the training image size.
+
+    Args:
+        cfg: complete config; norms that need several GPUs are replaced by plain ones.
+        images_per_process: of a batch.
+    """
+    cfg = _on_cpu(cfg)
+    model = build_model(cfg).train()
+    _give_any_vocabulary(model, cfg)
+    sizes = [_saved_bytes(cfg, model, size) for size in PROBE_SIZES]
+    pixels = [size * size for size in PROBE_SIZES]
+    slope = (sizes[1] - sizes[0]) / (pixels[1] - pixels[0])
+    per_image = sizes[0] + slope * (training_pixels(cfg) - pixels[0])
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    state = [*model.parameters(), *model.buffers()]
+    moments = 2 if cfg.SOLVER.OPTIMIZER == "ADAMW" else 1
+    return MemoryEstimate(
+        weights=sum(t.numel() * t.element_size() for t in state),
+        gradients=4 * trained,
+        optimizer=4 * moments * trained,
+        activations=round(per_image * images_per_process),
+    )
+
+
+def training_pixels(cfg: CfgNode) -> int:
+    """Pixels of the largest training image."""
+    if cfg.INPUT.LSJ.ENABLED:
+        return cfg.INPUT.LSJ.SIZE**2
+    return max(cfg.INPUT.MIN_SIZE_TRAIN) * cfg.INPUT.MAX_SIZE_TRAIN
+
+
+def checkpoint_bytes(cfg: CfgNode) -> int:
+    """Size of all checkpoints of a training: weights and optimizer state."""
+    model = build_model(_on_cpu(cfg))
+    optimizer = build_optimizer(cfg, model)
+    moments = 2 if isinstance(optimizer, torch.optim.AdamW) else 1
+    weights = 4 * sum(t.numel() for t in [*model.parameters(), *model.buffers()])
+    count = -(-cfg.SOLVER.MAX_ITER // cfg.SOLVER.CHECKPOINT_PERIOD) + 1  # and model_final
+    return count * (1 + moments) * weights
+
+
+def free_bytes(folder: str | os.PathLike[str]) -> int:
+    """Room on the disk that will hold `folder`, which need not exist yet."""
+    path = Path(folder).resolve()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def _on_cpu(cfg: CfgNode) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    for group in (cfg.MODEL.RESNETS, cfg.MODEL.FPN, cfg.MODEL.RPN, cfg.MODEL.ROI_BOX_HEAD):
+        group.NORM = group.NORM.replace("naiveSyncBN", "BN").replace("SyncBN", "BN")
+    cfg.MODEL.ROI_BOX_HEAD.FC_NORM = cfg.MODEL.ROI_BOX_HEAD.FC_NORM.replace("SyncBN", "BN")
+    cfg.MODEL.ROI_MASK_HEAD.NORM = cfg.MODEL.ROI_MASK_HEAD.NORM.replace("SyncBN", "BN")
+    return cfg
+
+
+def _give_any_vocabulary(model: nn.Module, cfg: CfgNode) -> None:
+    from ovd_d2.vocabulary import Vocabulary
+
+    set_vocabulary = getattr(model, "set_vocabulary", None)
+    if set_vocabulary is None:
+        return
+    count, dim = cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.OVD.EMBEDDING_DIM
+    rows = nn.functional.normalize(torch.ones(count, dim), dim=1)
+    names = [str(k) for k in range(count)]
+    set_vocabulary(Vocabulary(names, rows, background=rows[0]))
+
+
+def _saved_bytes(cfg: CfgNode, model: nn.Module, size: int) -> int:
+    """Bytes autograd keeps in one training forward pass of one image of `size` x `size`."""
+    kept: dict[int, int] = {}
+    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+
+    def remember(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    amp = torch.autocast("cpu", dtype=torch.bfloat16, enabled=cfg.SOLVER.AMP.ENABLED)
+    with EventStorage(), amp, saved_tensors_hooks(remember, lambda tensor: tensor):
+        losses = model([_probe_input(cfg, size)])  # alive until counted: no address is used twice
+        total = sum(kept.values())
+    del losses
+    return total
+
+
+def _probe_input(cfg: CfgNode, size: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    instances = Instances((size, size))
+    instances.gt_boxes = Boxes(_boxes(OBJECTS, size, generator))
+    instances.gt_classes = torch.zeros(OBJECTS, dtype=torch.int64)
+    instances.gt_masks = BitMasks(torch.ones(OBJECTS, size, size, dtype=torch.bool))
+    cached = Instances((size, size))
+    count = cfg.MODEL.OVD.DISTILLATION.PROPOSALS_PER_IMAGE
+    cached.proposal_boxes = Boxes(_boxes(count, size, generator))
+    cached.teacher_embeddings = torch.ones(count, cfg.MODEL.OVD.EMBEDDING_DIM)
+    return {
+        "image": torch.zeros(3, size, size, dtype=torch.uint8),
+        "instances": instances,
+        "cached_proposals": cached,
+        "height": size,
+        "width": size,
+    }
+
+
+def _boxes(count: int, size: int, generator: torch.Generator) -> Tensor:
+    corners = torch.rand(count, 2, generator=generator) * size / 2
+    return torch.cat([corners, corners + size / 3], dim=1)

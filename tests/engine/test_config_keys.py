@@ -1,0 +1,65 @@
+"""Unknown keys are listed at once, and keys that nothing reads are noted."""
+
+import pytest
+
+from ovd_d2.engine.config_keys import default_config, idle_key_notices, unknown_key_problems
+from ovd_d2.engine.run import load_config
+from ovd_d2.errors import SetupError
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    base = tmp_path / "base.yaml"
+    base.write_text("MODEL:\n  OVD:\n    VARIENT: vild\n")
+    path.write_text("_BASE_: base.yaml\nSOLVER:\n  BASE_LR: 0.1\n  MAX_ITERS: 5\nTYPO: 1\n")
+    return str(path)
+
+
+def test_unknown_keys_of_the_file_its_base_and_the_options_all_at_once(config_file):
+    problems = unknown_key_problems(config_file, ["MODEL.WEIGHT", "x", "SEED", "1"])
+    assert len(problems) == 4
+    for word in ("MODEL.OVD.VARIENT; did", "SOLVER.MAX_ITERS; did", "TYPO", "options: there"):
+        assert any(word in problem for problem in problems)
+    assert any("did you mean MODEL.OVD.VARIANT?" in problem for problem in problems)
+
+
+def test_an_option_without_value(config_file):
+    assert "'SEED' has no value" in unknown_key_problems(config_file, ["SEED"])[-1]
+
+
+def test_loading_a_config_lists_them_too(config_file):
+    with pytest.raises(SetupError) as caught:
+        load_config(config_file, ["NO.SUCH", "1"])
+    assert len(caught.value.problems) == 4
+
+
+def test_broken_yaml_and_a_value_of_another_type(tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_text("MODEL: [1, 2\n")
+    with pytest.raises(SetupError, match=r"broken.yaml"):
+        load_config(str(path))
+    path.write_text("SOLVER:\n  MAX_ITER: [1, 2]\n")
+    with pytest.raises(SetupError, match="MAX_ITER"):
+        load_config(str(path))
+
+
+def test_idle_keys_are_noted_only_where_they_were_changed():
+    cfg = default_config()
+    assert idle_key_notices(cfg) == []
+    cfg.MODEL.OVD.DISTILLATION.WEIGHT = 2.0
+    cfg.MODEL.OVD.BASE_WEIGHT = 0.5
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
+    cfg.INPUT.LSJ.SIZE = 512
+    cfg.MODEL.BACKBONE.TIMM_ARCHITECTURE = "resnet18"
+    notices = idle_key_notices(cfg)
+    assert len(notices) == 5
+    assert (
+        "MODEL.OVD.DISTILLATION.WEIGHT 2.0 has no effect: MODEL.OVD.VARIANT vild_text"
+        in (notices[0])
+    )
+    cfg.MODEL.OVD.VARIANT = "vild_ensemble"
+    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    cfg.INPUT.LSJ.ENABLED = True
+    cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"
+    assert idle_key_notices(cfg) == []

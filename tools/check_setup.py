@@ -1,0 +1,94 @@
+#!/usr/bin/env python
+"""Look at everything a training or an evaluation needs, and list every problem with its fix."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+from detectron2.config import CfgNode
+from tabulate import tabulate
+
+from ovd_d2.data.categories import get_categories
+from ovd_d2.data.consistency import split_notices
+from ovd_d2.engine.checks import check_setup
+from ovd_d2.engine.config_keys import idle_key_notices
+from ovd_d2.engine.estimates import checkpoint_bytes, estimate_training_memory, free_bytes
+from ovd_d2.engine.run import load_config, load_for_training
+from ovd_d2.errors import SetupError
+
+EPILOG = """
+example:
+  python tools/check_setup.py --config-file configs/pictograms/vild.yaml \\
+      MODEL.OVD.DISTILLATION.CACHE output/demo/seed0/cache
+Exit status 1 if there is a problem. tools/train_net.py makes the same checks before it starts.
+"""
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument("--eval-only", action="store_true", help="what an evaluation needs")
+    parser.add_argument("--num-gpus", type=int, default=1, help="images are shared among them")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
+    return parser.parse_args()
+
+
+def check_evaluation(cfg: CfgNode) -> list[str]:
+    check_setup(cfg)
+    return idle_key_notices(cfg)
+
+
+def check_training(cfg: CfgNode) -> list[str]:
+    """Raises SetupError; returns notices."""
+    training_dicts = load_for_training(cfg)
+    notices = idle_key_notices(cfg)
+    for name in cfg.DATASETS.TRAIN:
+        notices += split_notices(name, get_categories(name), training_dicts)
+    return notices
+
+
+def print_needs(cfg: CfgNode, num_gpus: int) -> None:
+    images = max(1, cfg.SOLVER.IMS_PER_BATCH // num_gpus)
+    memory = estimate_training_memory(cfg, images)
+    rows = [
+        [f"memory a process, {images} images", f"{size(memory.total)} at least"],
+        ["  of it activations", f"{size(memory.activations)}"],
+        ["checkpoints, all of them", f"{size(checkpoint_bytes(cfg))}"],
+        [f"free on the disk of {cfg.OUTPUT_DIR}", f"{size(free_bytes(cfg.OUTPUT_DIR))}"],
+    ]
+    print(tabulate(rows, ["needs (estimated)", ""], tablefmt="simple"))
+    if checkpoint_bytes(cfg) > free_bytes(cfg.OUTPUT_DIR):
+        raise SetupError(
+            [
+                f"the checkpoints will not fit on the disk of OUTPUT_DIR {cfg.OUTPUT_DIR}: name "
+                "another folder or raise SOLVER.CHECKPOINT_PERIOD"
+            ]
+        )
+
+
+def main() -> None:
+    args = parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        cfg = load_config(args.config_file, args.opts)
+        notices = check_evaluation(cfg) if args.eval_only else check_training(cfg)
+        if not args.eval_only:
+            print_needs(cfg, args.num_gpus)
+    except SetupError as error:
+        sys.exit(str(error))
+    for notice in notices:
+        print(f"note: {notice}")
+    print("Everything needed is there and fits.")
+
+
+if __name__ == "__main__":
+    main()

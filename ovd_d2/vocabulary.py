@@ -128,7 +128,7 @@ class Vocabulary:
                     f"{path}: not a vocabulary of this version (schema: expected '{SCHEMA}', found "
                     f"{schema!r}); make one with tools/build_vocabulary.py"
                 )
-            tensors = {key: handle.get_tensor(key) for key in handle.keys()}
+            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (it cannot be iterated)
         try:
             return cls(
                 json.loads(metadata["names"]),

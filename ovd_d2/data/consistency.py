@@ -1,4 +1,4 @@
-"""Is a data set what its annotation file says? Pictures, sizes, boxes, and the base / novel split."""
+"""Is a data set what its annotation file says? Pictures, sizes, boxes, base and novel."""
 
 from __future__ import annotations
 

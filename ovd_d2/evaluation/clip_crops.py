@@ -18,7 +18,6 @@ from ovd_d2.clip.crops import embed_proposals
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.modeling import OpenVocabularyRCNN
 
-
 CLASSIFY_WITH = ("detector", "clip_crops", "text_and_clip_crops")
 
 

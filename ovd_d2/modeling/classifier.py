@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from ovd_d2.vocabulary import Vocabulary
 
-
 BACKGROUNDS = ("learned", "text")
 
 

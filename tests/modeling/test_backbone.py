@@ -30,7 +30,7 @@ def test_unknown_stage_is_refused():
 
 def test_fpn_has_the_levels_of_the_heads():
     backbone = build_backbone(tiny_config())
-    assert set(backbone.output_shape()) == {"p3", "p4", "p5", "p6"}
+    assert set(backbone.output_shape()) == {"p2", "p3", "p4", "p5", "p6"}
 
 
 def test_the_teachers_tower_fits_name_by_name(tmp_path):

@@ -33,6 +33,13 @@ NEGATIVE_SHARES = {"train": 0.25, "val": 1.0}
 NAME, MINI_NAME = "pictograms_v1", "pictograms_v1_mini"
 MINI_IMAGES, MINI_SIZE, MINI_CATEGORIES = (24, 12), 96, 80
 SPLITS = ("train", "val")
+# Suffix of the JSON file -> its pictures, and whether rare categories' objects go unannotated.
+# "train_all" is for the supervised upper line, which no open-vocabulary detector may see.
+ANNOTATION_FILES = {
+    "train": ("train", True),
+    "train_all": ("train", False),
+    "val": ("val", False),
+}
 MIN_SIZE = 64
 _ARGUMENTS_FILE = "arguments.json"
 _CHUNK = 20  # images a task; an interruption loses at most the chunks in hand
@@ -283,14 +290,13 @@ def _write_annotations(
     frequencies: list[str],
     chunks: list[_Chunk],
 ) -> None:
-    """Merge the records into one JSON file a split."""
+    """Merge the records into the JSON files, ANNOTATION_FILES."""
     records: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     for chunk in chunks:
         records[chunk.split] += json.loads(chunk.record_file.read_text(encoding="utf-8"))
     table = lvis_categories(categories, frequencies, records["train"])
     _check_rule(table, arguments.train_images)
-    for split in SPLITS:
-        hide_rare = split == "train"
+    for suffix, (split, hide_rare) in ANNOTATION_FILES.items():
         builder = LVISBuilder(
             arguments.name, split, table, hide_rare=hide_rare, side=arguments.size
         )
@@ -298,7 +304,7 @@ def _write_annotations(
         offset = 1 if split == "train" else 1 + arguments.train_images
         for index, record in enumerate(records[split]):
             builder.add(offset + index, _file_name(index), record)
-        path = folder / f"{arguments.name}_{split}.json"
+        path = folder / f"{arguments.name}_{suffix}.json"
         _write_compact(path, builder.build(asdict(arguments)))
 
 

@@ -99,7 +99,8 @@ def test_pixels_fit_the_initial_weights(path):
 @pytest.mark.parametrize("name", ["vild_text", "vild", "vild_ensemble"])
 def test_ov_coco_is_generalised(name):
     cfg = config(f"ov_coco_{name}_r50.yaml")
-    assert (cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.OVD.VARIANT) == (65, name)
+    found = (cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.OVD.VARIANT)
+    assert found == (65, name)
     assert cfg.DATASETS.TEST == ("coco_generalized_zeroshot_val",)
 
 

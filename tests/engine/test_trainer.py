@@ -159,16 +159,17 @@ def test_the_number_of_gpus_rescales_the_recipe(two_novel_images, monkeypatch, t
     cfg.merge_from_list(["SOLVER.MAX_ITER", 9000, "SOLVER.STEPS", (6000, 8000)])
     cfg.merge_from_list(["SOLVER.WARMUP_ITERS", 1000])
     cfg.freeze()
-    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: gpus)
+    for module in ("detectron2.utils.comm", "detectron2.data.build"):
+        monkeypatch.setattr(f"{module}.get_world_size", lambda: gpus)
     monkeypatch.setattr("detectron2.utils.comm.shared_random_seed", lambda: 0)
     monkeypatch.setattr("detectron2.engine.defaults.create_ddp_model", lambda model, **_: model)
     trainer = OpenVocabularyTrainer(cfg)
     factor = gpus / 8
     solver = trainer.cfg.SOLVER
-    assert solver.IMS_PER_BATCH == 32 * factor
-    assert trainer.max_iter == solver.MAX_ITER == 9000 / factor
-    assert solver.STEPS == (6000 / factor, 8000 / factor)
-    assert solver.WARMUP_ITERS == 1000 / factor
+    scaled = (solver.IMS_PER_BATCH, solver.MAX_ITER, solver.STEPS, solver.WARMUP_ITERS)
+    steps = (6000 / factor, 8000 / factor)
+    assert scaled == (32 * factor, 9000 / factor, steps, 1000 / factor)
+    assert trainer.max_iter == solver.MAX_ITER
     rates = [group["initial_lr"] for group in trainer.optimizer.param_groups]
     assert rates == pytest.approx([0.04 * factor] * len(rates))
     assert trainer.data_loader.batch_size == 4  # images a GPU: unchanged

@@ -16,6 +16,7 @@ from detectron2.structures import BoxMode
 from ovd_d2.data import ov_coco
 from ovd_d2.data.base_only import drop_annotations
 from ovd_d2.data.categories import get_categories
+from ovd_d2.data.own import register_from_environment
 from ovd_d2.data.paths import datasets_root
 
 logger = logging.getLogger(__name__)
@@ -164,3 +165,4 @@ def register_all(root: Path) -> None:
 
 
 register_all(datasets_root())
+register_from_environment()

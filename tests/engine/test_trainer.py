@@ -7,7 +7,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 
 from ovd_d2.engine import build
-from ovd_d2.engine.trainer import OpenVocabularyTrainer, _without_nan, results_path
+from ovd_d2.engine.trainer import OpenVocabularyTrainer, results_path, without_nan
 from tests.tiny import tiny_config, tiny_vocabulary
 
 
@@ -71,7 +71,7 @@ def test_a_checkpoint_with_another_number_of_names_loads_all_but_the_names(tmp_p
 
 def test_undefined_numbers_become_null():
     results = {"bbox": {"AP": 1.5, "APl": math.nan}}
-    assert json.loads(json.dumps(_without_nan(results))) == {"bbox": {"AP": 1.5, "APl": None}}
+    assert json.loads(json.dumps(without_nan(results))) == {"bbox": {"AP": 1.5, "APl": None}}
 
 
 def test_results_lie_beside_the_detections():

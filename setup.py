@@ -27,6 +27,7 @@ setup(
         "lvis>=0.5.3,<0.6",
         "tabulate>=0.9",
         "tqdm>=4.66",
+        "pyyaml>=6",
         "fvcore>=0.1.5.post20221221,<0.1.6",
         "iopath>=0.1.7,<0.1.10",
         # detectron2.model_zoo imports pkg_resources, which setuptools 82 removed.

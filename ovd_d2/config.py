@@ -16,6 +16,9 @@ def add_ovd_config(cfg: CfgNode) -> None:
     _add_model_keys(cfg)
     _add_head_keys(cfg)
     _add_input_keys(cfg)
+    # Drop the annotations of novel categories from the training set; False for the supervised
+    # upper line alone, which may see them.
+    cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS = True
     # "SGD" (Detectron2's own) or "ADAMW", which converges sooner in short runs from scratch.
     cfg.SOLVER.OPTIMIZER = "SGD"
     # ADAMW: learning rate of the backbone relative to the rest; below 1 for pretrained ones.

@@ -4,22 +4,40 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 
 from ovd_d2 import add_ovd_config
 from ovd_d2.engine.run import load_config
 from ovd_d2.errors import SetupError
+from ovd_d2.modeling.roi_heads import get_variant
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml"))
 
 
+def config(name, *opts):
+    return load_config(str(ROOT / "configs" / name), opts)
+
+
 @pytest.mark.parametrize("path", CONFIGS)
 def test_config_builds(path):
-    cfg = load_config(str(ROOT / path), ["MODEL.DEVICE", "cpu"])
-    model = build_model(cfg)
+    cfg = load_config(str(ROOT / path), ["MODEL.DEVICE", "meta"])  # shapes only: no weights
+    with torch.device("meta"):
+        model = build_model(cfg)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) > 1e6
+
+
+@pytest.mark.parametrize("path", CONFIGS)
+def test_output_folder_is_the_configs_name(path):
+    """Two methods that write into one folder would take up each other's checkpoints."""
+    name = Path(path).stem
+    if name in ("base", "base_rcnn_fpn", "continue"):
+        return  # not trained themselves
+    folder = "pictograms/" if "pictograms" in path else ""
+    output = load_config(str(ROOT / path)).OUTPUT_DIR
+    assert output == f"./output/{folder}{name}"
 
 
 def test_there_are_configs():
@@ -28,10 +46,62 @@ def test_there_are_configs():
 
 @pytest.mark.parametrize("name", ["vild_text", "vild_image", "vild", "vild_ensemble"])
 def test_variant_configs_say_their_variant(name):
-    for path in (f"configs/{name}_r50.yaml", f"configs/pictograms/{name}.yaml"):
-        cfg = load_config(str(ROOT / path))
-        variant = cfg.MODEL.OVD.VARIANT
+    for path in (f"{name}_r50.yaml", f"{name}_r50_short.yaml", f"pictograms/{name}.yaml"):
+        variant = config(path).MODEL.OVD.VARIANT
         assert variant == name
+
+
+@pytest.mark.parametrize("suffix", ["", "_short"])
+def test_resnet_152_has_the_papers_distillation_weights(suffix):
+    for name, weight in (("vild", 1.0), ("vild_ensemble", 2.0)):
+        cfg = config(f"{name}_r152{suffix}.yaml")
+        assert cfg.MODEL.RESNETS.DEPTH == 152
+        found = (cfg.MODEL.OVD.VARIANT, cfg.MODEL.OVD.DISTILLATION.WEIGHT)
+        assert found == (name, weight)
+
+
+@pytest.mark.parametrize("suffix", ["", "_short"])
+def test_supervised_baselines_differ_in_the_annotations(suffix):
+    base = config(f"supervised_base_r50{suffix}.yaml")
+    everything = config(f"supervised_rfs_r50{suffix}.yaml")
+    for cfg in (base, everything):
+        assert cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
+        distils = get_variant(cfg.MODEL.OVD.VARIANT).distils
+        assert not distils  # no cache is opened
+    assert base.DATASETS.TRAIN == ("lvis_v1_train_norare",)
+    assert base.DATALOADER.FILTER_NOVEL_ANNOTATIONS
+    assert everything.DATASETS.TRAIN == ("lvis_v1_train",)
+    assert not everything.DATALOADER.FILTER_NOVEL_ANNOTATIONS
+    sampling = (everything.DATALOADER.SAMPLER_TRAIN, everything.DATALOADER.REPEAT_THRESHOLD)
+    assert sampling == ("RepeatFactorTrainingSampler", 0.001)
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if "pictograms" not in path])
+def test_every_recipe_says_for_how_many_gpus_it_is(path):
+    if path.endswith("base_rcnn_fpn.yaml"):
+        return  # no schedule
+    solver = load_config(str(ROOT / path)).SOLVER
+    assert solver.REFERENCE_WORLD_SIZE in (8, 64)
+    assert solver.IMS_PER_BATCH % solver.REFERENCE_WORLD_SIZE == 0
+    # One rule for all of them: 0.02 for 16 images.
+    assert pytest.approx(0.02 * solver.IMS_PER_BATCH / 16) == solver.BASE_LR
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if "short" in path or "coco" in path])
+def test_pixels_fit_the_initial_weights(path):
+    cfg = load_config(str(ROOT / path))
+    assert cfg.INPUT.FORMAT == "RGB"  # torchvision's weights
+    assert cfg.MODEL.PIXEL_MEAN == [123.675, 116.28, 103.53]
+    assert cfg.MODEL.PIXEL_STD == [58.395, 57.12, 57.375]
+    assert not cfg.MODEL.RESNETS.STRIDE_IN_1X1
+
+
+@pytest.mark.parametrize("name", ["vild_text", "vild", "vild_ensemble"])
+def test_ov_coco_is_generalised(name):
+    cfg = config(f"ov_coco_{name}_r50.yaml")
+    found = (cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.OVD.VARIANT)
+    assert found == (65, name)
+    assert cfg.DATASETS.TEST == ("coco_generalized_zeroshot_val",)
 
 
 def test_the_full_recipe_is_the_published_one():
@@ -46,6 +116,10 @@ def test_the_full_recipe_is_the_published_one():
         1024,
     )
     assert (cfg.MODEL.OVD.TEMPERATURE, cfg.MODEL.OVD.DISTILLATION.WEIGHT) == (0.01, 0.5)
+    assert (solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM, solver.WEIGHT_DECAY_BIAS) == (4e-5, 0, 0)
+    norms = (cfg.MODEL.RESNETS, cfg.MODEL.FPN, cfg.MODEL.RPN)
+    norms += (cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD)
+    assert {node.NORM for node in norms} == {"SyncBN"}
     head = cfg.MODEL.ROI_BOX_HEAD
     assert (head.NUM_CONV, head.CONV_DIM, head.NUM_FC, head.FC_DIM) == (4, 256, 2, 1024)
 

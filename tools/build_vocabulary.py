@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--dataset", help="registered data set; its rare categories are novel")
+    source.add_argument("--dataset", help="registered data set; it knows its novel categories")
     source.add_argument("--names-file", type=Path, help="text file, one name a line")
     parser.add_argument("--novel-file", type=Path, help="the novel ones among --names-file")
     parser.add_argument("--architecture", default=ARCHITECTURE, help="open_clip model name")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -31,14 +32,16 @@ class CategoryTable:
 def get_categories(dataset_name: str) -> CategoryTable:
     """The category table of a registered data set, read from its annotation file.
 
-    Novel are, in this order of precedence: the names in the metadata field `novel_classes`; the
-    rare categories (`frequency: r`) of an LVIS-format file (LVIS's own open-vocabulary protocol);
-    nothing otherwise.
+    Novel are, in this order of precedence: the names that the metadata field `base_classes` does
+    not list; the rare categories (`frequency: r`) of an LVIS-format file (LVIS's own
+    open-vocabulary protocol); nothing otherwise. A data set without annotation file (PASCAL VOC)
+    has the names of its metadata. The metadata field `spellings` maps the data set's spelling of a
+    name to one that a text encoder knows ("pottedplant" to "potted plant").
 
     Raises:
         KeyError: the data set is not registered.
         FileNotFoundError: its annotation file is missing.
-        ValueError: `novel_classes` holds a name the data set does not have.
+        ValueError: `base_classes` holds a name the data set does not have.
     """
     if dataset_name not in DatasetCatalog:
         raise KeyError(
@@ -48,15 +51,17 @@ def get_categories(dataset_name: str) -> CategoryTable:
     metadata = MetadataCatalog.get(dataset_name)
     if dataset_name.startswith("lvis_v1"):
         categories = LVIS_CATEGORIES  # ships with Detectron2; the official JSON takes 20 s to parse
+    elif metadata.get("json_file", None) is None and metadata.get("thing_classes", None):
+        categories = [{"id": k, "name": name} for k, name in enumerate(metadata.thing_classes)]
     else:
         categories = _read_categories(metadata.json_file, dataset_name)
     categories = sorted(categories, key=lambda category: category["id"])
+    spellings = metadata.get("spellings", {})
     names = [_display_name(category) for category in categories]
     letters = [category.get("frequency") for category in categories]
     frequencies = [str(letter) for letter in letters] if all(letters) else None
-    novel_classes = metadata.get("novel_classes", None)
-    novel = _novel_flags(dataset_name, names, frequencies, novel_classes)
-    return CategoryTable(names, novel, frequencies)
+    novel = _novel_flags(dataset_name, names, frequencies, metadata.get("base_classes", None))
+    return CategoryTable([spellings.get(name, name) for name in names], novel, frequencies)
 
 
 def _display_name(category: dict) -> str:
@@ -85,14 +90,15 @@ def _novel_flags(
     dataset_name: str,
     names: list[str],
     frequencies: list[str] | None,
-    novel_classes: list[str] | None,
+    base_classes: Sequence[str] | None,
 ) -> list[bool]:
-    if novel_classes is None:
+    if base_classes is None:
         return [letter == "r" for letter in frequencies] if frequencies else [False] * len(names)
-    unknown = sorted(set(novel_classes) - set(names))
+    base = set(base_classes)
+    unknown = sorted(base - set(names))
     if unknown:
         raise ValueError(
-            f"data set '{dataset_name}': novel_classes names {unknown[:5]} which are not among its "
-            f"{len(names)} categories"
+            f"data set '{dataset_name}': its base names {unknown[:5]} are not among its "
+            f"{len(names)} categories ({', '.join(names[:5])}, ...): spell them as its file does"
         )
-    return [name in set(novel_classes) for name in names]
+    return [name not in base for name in names]

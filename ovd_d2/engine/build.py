@@ -72,21 +72,27 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def load_training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
-    """The training images with their base annotations (novel ones are dropped by category).
+    """The training images with their base annotations; novel ones are dropped by category.
 
-    Images left without annotation go where `DATALOADER.FILTER_EMPTY_ANNOTATIONS` says.
+    Where `DATALOADER.FILTER_NOVEL_ANNOTATIONS` is False all annotations stay. Images left without
+    annotation go where `DATALOADER.FILTER_EMPTY_ANNOTATIONS` says.
     """
     dataset_dicts: list[dict[str, Any]] = []
     for name in cfg.DATASETS.TRAIN:
         records = get_detection_dataset_dicts(name, filter_empty=False, check_consistency=False)
-        dataset_dicts += drop_annotations(records, get_categories(name).is_novel)
+        if cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS:
+            records = drop_annotations(records, get_categories(name).is_novel)
+        dataset_dicts += records
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         dataset_dicts = filter_images_with_only_crowd_annotations(dataset_dicts)
     return dataset_dicts
 
 
 def build_train_loader(cfg: CfgNode) -> DataLoader:
-    """Detectron2's training loader over base annotations and cached proposals."""
+    """Detectron2's training loader over base annotations and cached proposals.
+
+    Samplers see what the model sees: repeat factors are those of the base annotations.
+    """
     return build_detection_train_loader(
         cfg,
         mapper=OpenVocabularyDatasetMapper(cfg, is_train=True),

@@ -124,6 +124,8 @@ def _choice_problems(cfg: CfgNode) -> Iterable[str]:
         yield f"MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG {reason}"
     if cfg.MODEL.MASK_ON and not cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK:
         yield f"MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK {reason}"
+    if not cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS:
+        yield "DATALOADER.FILTER_NOVEL_ANNOTATIONS must be True: novel boxes are not for training"
 
 
 def _vocabulary_problems(cfg: CfgNode, vocabulary: Vocabulary, training: bool) -> Iterable[str]:

@@ -26,10 +26,10 @@ def results_path(output_dir: str | os.PathLike[str]) -> Path:
     return Path(output_dir) / "inference" / "results.json"
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """JSON has no NaN: the AP of a group without ground truth is null."""
     if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
+        return {key: without_nan(inner) for key, inner in value.items()}
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
@@ -74,7 +74,7 @@ class OpenVocabularyTrainer(DefaultTrainer):
         """Detectron2's evaluation; the numbers also go to `OUTPUT_DIR/inference/results.json`."""
         results = super().test(cfg, model, evaluators)
         if comm.is_main_process() and cfg.DATASETS.TEST:
-            atomic_write_json(results_path(cfg.OUTPUT_DIR), _without_nan(results))
+            atomic_write_json(results_path(cfg.OUTPUT_DIR), without_nan(results))
         return results
 
     def build_hooks(self) -> list[HookBase | None]:

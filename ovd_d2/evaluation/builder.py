@@ -12,16 +12,22 @@ from ovd_d2.data.categories import get_categories
 from ovd_d2.evaluation.coco_evaluator import OpenVocabularyCOCOEvaluator
 from ovd_d2.evaluation.lvis_evaluator import OpenVocabularyLVISEvaluator
 
-EVALUATORS = {"lvis": OpenVocabularyLVISEvaluator, "coco": OpenVocabularyCOCOEvaluator}
+EVALUATORS = {
+    "lvis": OpenVocabularyLVISEvaluator,
+    "coco": OpenVocabularyCOCOEvaluator,
+    # COCO's AP50, not VOC's own 11-point AP; boxes marked difficult count (datasets/README.md).
+    "pascal_voc": OpenVocabularyCOCOEvaluator,
+}
 
 
 def build_evaluator(
     cfg: CfgNode, dataset_name: str, output_folder: str | None = None
 ) -> DatasetEvaluator:
-    """The evaluator for `dataset_name` by its metadata's `evaluator_type` ("lvis" or "coco").
+    """The evaluator for `dataset_name` by its metadata's `evaluator_type`, a key of `EVALUATORS`.
 
     Base and novel come from `ovd_d2.data.categories.get_categories`. Masks are evaluated when
-    `cfg.MODEL.MASK_ON`. The output folder is `cfg.OUTPUT_DIR/inference` unless given.
+    `cfg.MODEL.MASK_ON` and the metadata does not say `boxes_only`. The output folder is
+    `cfg.OUTPUT_DIR/inference` unless given.
 
     Raises:
         KeyError: the data set is not registered.
@@ -32,15 +38,17 @@ def build_evaluator(
             f"data set '{dataset_name}' is not registered with detectron2's DatasetCatalog; "
             "check DATASETS.TEST, or register it (see datasets/README.md)"
         )
-    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
+    metadata = MetadataCatalog.get(dataset_name)
+    evaluator_type = metadata.get("evaluator_type", None)
     if evaluator_type not in EVALUATORS:
         raise ValueError(
             f"data set '{dataset_name}' has evaluator_type {evaluator_type!r}, expected one of "
             f"{sorted(EVALUATORS)}; set MetadataCatalog.get('{dataset_name}').evaluator_type"
         )
+    masks = cfg.MODEL.MASK_ON and not metadata.get("boxes_only", False)
     return EVALUATORS[evaluator_type](
         dataset_name,
-        tasks=("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",),
+        tasks=("bbox", "segm") if masks else ("bbox",),
         output_dir=output_folder or str(Path(cfg.OUTPUT_DIR) / "inference"),
         novel=get_categories(dataset_name).is_novel,
     )

@@ -42,16 +42,39 @@ def test_rare_categories_of_an_lvis_file_are_novel(register):
     )
 
 
-def test_novel_classes_of_the_metadata_come_first(register):
-    name = register([{"id": 5, "name": "a"}, {"id": 9, "name": "b"}], novel_classes=["a"])
+def test_what_the_metadata_does_not_call_base_is_novel(register):
+    name = register([{"id": 5, "name": "a"}, {"id": 9, "name": "b"}], base_classes=["b"])
     table = get_categories(name)
     assert (table.is_novel, table.frequencies) == ([True, False], None)
 
 
-def test_unknown_novel_class_is_refused(register):
-    name = register([{"id": 1, "name": "a"}], novel_classes=["zebra"])
+def test_base_classes_come_before_frequencies(register):
+    categories = [
+        {"id": 1, "name": "a", "frequency": "r"},
+        {"id": 2, "name": "b", "frequency": "f"},
+    ]
+    assert get_categories(register(categories, base_classes=["a"])).is_novel == [False, True]
+    assert get_categories(register(categories, base_classes=[])).is_novel == [True, True]
+
+
+def test_unknown_base_class_is_refused(register):
+    name = register([{"id": 1, "name": "a"}], base_classes=["a", "zebra"])
     with pytest.raises(ValueError, match="zebra"):
         get_categories(name)
+
+
+def test_spellings_are_for_the_teacher_and_base_names_as_in_the_file(register):
+    categories = [{"id": 1, "name": "pottedplant"}, {"id": 2, "name": "cat"}]
+    spellings = {"pottedplant": "potted plant"}
+    name = register(categories, spellings=spellings, base_classes=["pottedplant"])
+    table = get_categories(name)
+    assert (table.names, table.is_novel) == (["potted plant", "cat"], [False, True])
+
+
+def test_voc_has_no_annotation_file_and_readable_names():
+    names = get_categories("voc_2007_test").names
+    assert len(names) == 20
+    assert {"potted plant", "dining table", "tv monitor", "aeroplane"} <= set(names)
 
 
 def test_lvis_has_866_base_and_337_novel_categories():

@@ -154,10 +154,11 @@ def test_every_problem_is_listed_at_once(cfg, tmp_path):
     cfg.MODEL.OVD.VOCABULARY = str(tmp_path / "gone.safetensors")
     cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = False
     cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK = False
+    cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS = False
     cfg.MODEL.WEIGHTS = str(tmp_path / "gone.pth")
     problems = problems_of(cfg)
     words = ["no_such_set", "vild_all", "NOVEL_TRAINING_LOGITS", "hope", "gone.safetensors"]
-    words += ["CLS_AGNOSTIC_BBOX_REG", "CLS_AGNOSTIC_MASK", "gone.pth"]
+    words += ["CLS_AGNOSTIC_BBOX_REG", "CLS_AGNOSTIC_MASK", "FILTER_NOVEL", "gone.pth"]
     assert len(problems) == len(words)
     assert all(any(word in problem for problem in problems) for word in words)
 

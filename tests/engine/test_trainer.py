@@ -1,12 +1,13 @@
 import json
 import math
 
+import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 
 from ovd_d2.engine import build
-from ovd_d2.engine.trainer import _without_nan, results_path
+from ovd_d2.engine.trainer import OpenVocabularyTrainer, results_path, without_nan
 from tests.tiny import tiny_config, tiny_vocabulary
 
 
@@ -70,7 +71,7 @@ def test_a_checkpoint_with_another_number_of_names_loads_all_but_the_names(tmp_p
 
 def test_undefined_numbers_become_null():
     results = {"bbox": {"AP": 1.5, "APl": math.nan}}
-    assert json.loads(json.dumps(_without_nan(results))) == {"bbox": {"AP": 1.5, "APl": None}}
+    assert json.loads(json.dumps(without_nan(results))) == {"bbox": {"AP": 1.5, "APl": None}}
 
 
 def test_results_lie_beside_the_detections():
@@ -96,3 +97,81 @@ def test_images_without_annotation_stay_or_go_as_the_config_says(monkeypatch):
     assert [(r["image_id"], len(r["annotations"])) for r in kept] == [(1, 1), (2, 0)]
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = True
     assert [r["image_id"] for r in build.load_training_dicts(cfg)] == [1]
+    cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS = False
+    assert [r["image_id"] for r in build.load_training_dicts(cfg)] == [1, 2]
+
+
+def records_of(categories):
+    """One image a list of category ids."""
+    return [
+        {
+            "image_id": k,
+            "file_name": f"{k}.png",
+            "height": 64,
+            "width": 64,
+            "annotations": [{"bbox": [0, 0, 5, 5], "category_id": c, "iscrowd": 0} for c in ids],
+        }
+        for k, ids in enumerate(categories)
+    ]
+
+
+class FourNames:
+    is_novel = [False, False, False, True]
+
+
+@pytest.fixture
+def two_novel_images(monkeypatch):
+    """Ten images of category 0, one of these with 1 beside it; two hold the novel category 3."""
+    categories = [[0] for _ in range(7)] + [[0, 1], [0, 3], [0, 3]]
+    monkeypatch.setattr(
+        build, "get_detection_dataset_dicts", lambda *_, **__: records_of(categories)
+    )
+    monkeypatch.setattr(build, "get_categories", lambda _: FourNames)
+
+
+def repeat_factors(cfg):
+    loader = build.build_train_loader(cfg)  # groups by aspect ratio, around a torch DataLoader
+    sampler = loader.dataset.dataset.sampler
+    return sampler._int_part + sampler._frac_part
+
+
+def test_repeat_factors_do_not_know_the_novel_categories(two_novel_images):
+    cfg = tiny_config()
+    cfg.DATASETS.TRAIN = ("any",)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
+    cfg.DATALOADER.REPEAT_THRESHOLD = 0.4
+    factors = repeat_factors(cfg)
+    # Category 1 is in 1 of 10 images: sqrt(0.4 / 0.1) = 2. The novel one (2 of 10) counts nowhere.
+    assert factors.tolist() == [1.0] * 7 + [2.0, 1.0, 1.0]
+    cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS = False
+    assert repeat_factors(cfg)[-1] == pytest.approx(2**0.5)
+
+
+@pytest.mark.parametrize("gpus", [1, 4, 16])
+def test_the_number_of_gpus_rescales_the_recipe(two_novel_images, monkeypatch, tmp_path, gpus):
+    cfg = tiny_config()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    cfg.DATASETS.TRAIN = ("any",)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.merge_from_list(["SOLVER.REFERENCE_WORLD_SIZE", 8, "SOLVER.IMS_PER_BATCH", 32])
+    cfg.merge_from_list(["SOLVER.BASE_LR", 0.04, "SOLVER.OPTIMIZER", "SGD"])
+    cfg.merge_from_list(["SOLVER.MAX_ITER", 9000, "SOLVER.STEPS", (6000, 8000)])
+    cfg.merge_from_list(["SOLVER.WARMUP_ITERS", 1000])
+    cfg.freeze()
+    for module in ("detectron2.utils.comm", "detectron2.data.build"):
+        monkeypatch.setattr(f"{module}.get_world_size", lambda: gpus)
+    monkeypatch.setattr("detectron2.utils.comm.shared_random_seed", lambda: 0)
+    monkeypatch.setattr("detectron2.engine.defaults.create_ddp_model", lambda model, **_: model)
+    trainer = OpenVocabularyTrainer(cfg)
+    factor = gpus / 8
+    solver = trainer.cfg.SOLVER
+    scaled = (solver.IMS_PER_BATCH, solver.MAX_ITER, solver.STEPS, solver.WARMUP_ITERS)
+    steps = (6000 / factor, 8000 / factor)
+    assert scaled == (32 * factor, 9000 / factor, steps, 1000 / factor)
+    assert trainer.max_iter == solver.MAX_ITER
+    rates = [group["initial_lr"] for group in trainer.optimizer.param_groups]
+    assert rates == pytest.approx([0.04 * factor] * len(rates))
+    assert trainer.data_loader.batch_size == 4  # images a GPU: unchanged
+    # What does not change with the number of GPUs.
+    assert trainer.cfg.MODEL.OVD == cfg.MODEL.OVD

@@ -43,14 +43,14 @@ def test_coco(register, cfg, tmp_path):
     for category in dataset["categories"]:
         del category["frequency"]
     mapping = {one: k for k, one in enumerate(COCO_IDS)}
-    novel_names = [name for name, flag in zip(NAMES, NOVEL, strict=True) if flag]
+    base_names = [name for name, flag in zip(NAMES, NOVEL, strict=True) if not flag]
     register(
         "ov_build",
         dataset,
         "coco",
         thing_classes=NAMES,
         thing_dataset_id_to_contiguous_id=mapping,
-        novel_classes=novel_names,
+        base_classes=base_names,
     )
     evaluator = build_evaluator(cfg, "ov_build", str(tmp_path / "elsewhere"))
     assert type(evaluator) is OpenVocabularyCOCOEvaluator
@@ -71,10 +71,18 @@ def test_tasks_follow_the_mask_head(register, cfg, mask_on, tasks):
     assert sorted(metrics) == tasks
 
 
+def test_a_data_set_without_masks_is_evaluated_by_boxes(register, cfg):
+    register("ov_build", make_dataset(IDS), "lvis", thing_classes=NAMES, boxes_only=True)
+    metrics = feed(build_evaluator(cfg, "ov_build"), noisy_detections(make_dataset(IDS), IDS))
+    assert sorted(metrics) == ["bbox"]
+
+
 @pytest.mark.parametrize("evaluator_type", ["cityscapes_instance", None])
 def test_unknown_type(register, cfg, evaluator_type):
     register("ov_build", make_dataset(IDS), evaluator_type, thing_classes=NAMES)
-    with pytest.raises(ValueError, match=r"'ov_build' has evaluator_type .*\['coco', 'lvis'\]"):
+    with pytest.raises(
+        ValueError, match=r"'ov_build' has evaluator_type .*\['coco', 'lvis', 'pascal_voc'\]"
+    ):
         build_evaluator(cfg, "ov_build")
 
 

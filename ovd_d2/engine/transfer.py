@@ -1,0 +1,234 @@
+"""One trained detector on data sets it was not trained for: only the vocabulary changes."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import default_setup
+from detectron2.evaluation import inference_on_dataset
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from tabulate import tabulate
+from torch import nn
+
+from ovd_d2.clip.teacher import CLIPTeacher
+from ovd_d2.clip.vocabulary_builder import build_vocabulary
+from ovd_d2.data.categories import CategoryTable, get_categories
+from ovd_d2.engine.build import build_test_loader
+from ovd_d2.engine.checks import weights_problems
+from ovd_d2.engine.trainer import without_nan
+from ovd_d2.errors import SetupError
+from ovd_d2.evaluation import build_evaluator
+from ovd_d2.evaluation.builder import EVALUATORS
+from ovd_d2.files import atomic_write_json
+from ovd_d2.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+PROTOCOLS = {
+    "coco": "COCO AP, best 100 detections an image",
+    "lvis": "LVIS AP, best 300 detections an image",
+    "pascal_voc": "COCO AP on VOC's boxes, difficult ones count",
+}
+COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+TASKS = {"bbox": "box", "segm": "mask"}
+PICTURES_LOOKED_FOR = 100  # of a data set, evenly spread
+
+
+@dataclass(frozen=True)
+class TransferSet:
+    """A data set that passed the checks."""
+
+    name: str
+    categories: CategoryTable
+    num_images: int
+
+    @property
+    def protocol(self) -> str:
+        return PROTOCOLS[MetadataCatalog.get(self.name).evaluator_type]
+
+
+def evaluate_transfer(
+    cfg: CfgNode, args: argparse.Namespace, dataset_names: Sequence[str]
+) -> dict[str, Any]:
+    """Evaluates `MODEL.WEIGHTS` on each data set with the data set's own names.
+
+    Everything that can be missing is looked for before the first image. Log, config, detections
+    and the report (`results.json`, after each data set) go to `OUTPUT_DIR/transfer`.
+
+    Args:
+        cfg: of the trained detector; `MODEL.OVD.TEACHER` embeds the names.
+        args: the command line, for the log.
+        dataset_names: registered data sets.
+
+    Returns:
+        The report: `weights`, `teacher`, `prompts` and `data_sets`: name -> `protocol`, `images`,
+        `categories` and what the evaluator returned (`bbox`, `segm`; percent). Empty on all but
+        the main process.
+
+    Raises:
+        SetupError: lists every problem of the config, the teacher and all data sets.
+    """
+    test_sets, teacher = _checked(cfg, dataset_names)
+    cfg = cfg.clone()
+    cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "transfer")  # the training's files stay
+    cfg.freeze()
+    default_setup(cfg, args)
+    model = build_model(cfg)
+    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    folder = Path(cfg.OUTPUT_DIR)
+    report: dict[str, Any] = {
+        "weights": cfg.MODEL.WEIGHTS,
+        "teacher": teacher.fingerprint,
+        "prompts": cfg.MODEL.OVD.TEACHER.PROMPTS,
+        "data_sets": {},
+    }
+    for test_set in test_sets:
+        results = _evaluate_one(cfg, model, teacher, test_set, folder / test_set.name)
+        if comm.is_main_process():
+            report["data_sets"][test_set.name] = {
+                "protocol": test_set.protocol,
+                "images": test_set.num_images,
+                "categories": len(test_set.categories),
+                **without_nan(dict(results)),
+            }
+            atomic_write_json(folder / "results.json", report)
+    return report if comm.is_main_process() else {}
+
+
+def transfer_table(report: dict[str, Any]) -> str:
+    """A Markdown table: one row a data set and task, in percent, the protocol in each."""
+    rows = []
+    for name, entry in report["data_sets"].items():
+        for task, word in TASKS.items():
+            if task in entry:
+                numbers = [_cell(entry[task].get(column)) for column in COLUMNS]
+                counts = [entry["images"], entry["categories"]]
+                rows.append([name, word, *counts, *numbers, entry["protocol"]])
+    headers = ["data set", "task", "images", "names", *COLUMNS, "protocol"]
+    numbers_right = ["left"] * 2 + ["right"] * (len(headers) - 3) + ["left"]
+    return tabulate(
+        rows, headers=headers, tablefmt="pipe", colalign=numbers_right, disable_numparse=True
+    )
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _evaluate_one(
+    cfg: CfgNode, model: nn.Module, teacher: CLIPTeacher, test_set: TransferSet, folder: Path
+) -> dict[str, Any]:
+    table = test_set.categories
+    vocabulary = build_vocabulary(
+        table.names,
+        teacher,
+        is_novel=table.is_novel,
+        prompts=cfg.MODEL.OVD.TEACHER.PROMPTS,
+        progress=comm.is_main_process(),
+    )
+    model.set_vocabulary(vocabulary)  # type: ignore[operator]
+    return inference_on_dataset(
+        model,
+        build_test_loader(cfg, test_set.name),
+        build_evaluator(cfg, test_set.name, str(folder)),
+    )
+
+
+def _checked(cfg: CfgNode, names: Sequence[str]) -> tuple[list[TransferSet], CLIPTeacher]:
+    problems = list(_config_problems(cfg))
+    test_sets = []
+    for name in names:
+        try:
+            test_sets.append(_checked_set(name))
+        except SetupError as error:
+            problems += error.problems
+    teacher = None
+    wanted = cfg.MODEL.OVD.TEACHER
+    try:
+        teacher = CLIPTeacher.from_open_clip(
+            wanted.ARCHITECTURE, wanted.PRETRAINED, device=cfg.MODEL.DEVICE
+        )
+    except (OSError, ValueError) as error:
+        problems.append(f"MODEL.OVD.TEACHER: {error}")
+    else:
+        problems += _teacher_problems(cfg, teacher)
+    if problems or teacher is None:
+        raise SetupError(problems)
+    return test_sets, teacher
+
+
+def _config_problems(cfg: CfgNode) -> Iterable[str]:
+    if cfg.MODEL.META_ARCHITECTURE != "OpenVocabularyRCNN":
+        yield (
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has a fixed list of "
+            "categories; transfer needs OpenVocabularyRCNN"
+        )
+    if cfg.MODEL.OVD.CLASSIFY_WITH != "detector":
+        yield f"MODEL.OVD.CLASSIFY_WITH is {cfg.MODEL.OVD.CLASSIFY_WITH}: transfer needs 'detector'"
+    if not cfg.MODEL.WEIGHTS:
+        yield "MODEL.WEIGHTS is empty: name the checkpoint of a trained model"
+    yield from weights_problems(cfg)
+
+
+def _teacher_problems(cfg: CfgNode, teacher: CLIPTeacher) -> Iterable[str]:
+    """Whether this teacher is that of the training vocabulary, as far as it is at hand."""
+    path = cfg.MODEL.OVD.VOCABULARY
+    if not path or not PathManager.isfile(path):
+        logger.warning(
+            "No vocabulary at '%s': it is not checked that MODEL.OVD.TEACHER is the teacher the "
+            "model was trained with.",
+            path,
+        )
+        return
+    trained_with = Vocabulary.load(path).teacher
+    if trained_with and trained_with != teacher.fingerprint:
+        yield (
+            f"MODEL.OVD.TEACHER is {teacher.fingerprint}, but {path} was made with "
+            f"{trained_with}: their embeddings do not compare; name that teacher"
+        )
+
+
+def _checked_set(name: str) -> TransferSet:
+    """Raises SetupError with every problem of one data set."""
+    if name not in DatasetCatalog:
+        known = ", ".join(sorted(DatasetCatalog.list()))
+        raise SetupError([f"--datasets: '{name}' is not registered; registered: {known}"])
+    evaluator_type = MetadataCatalog.get(name).get("evaluator_type", None)
+    if evaluator_type not in EVALUATORS:
+        known = ", ".join(sorted(EVALUATORS))
+        raise SetupError([f"'{name}' has evaluator_type {evaluator_type!r}; evaluated are {known}"])
+    try:
+        table = get_categories(name)
+        records = DatasetCatalog.get(name)
+    except (OSError, KeyError, ValueError, AssertionError) as error:
+        raise SetupError([f"'{name}': {error}"]) from error
+    problems = list(_content_problems(name, table, records))
+    if problems:
+        raise SetupError(problems)
+    return TransferSet(name, table, len(records))
+
+
+def _content_problems(
+    name: str, table: CategoryTable, records: list[dict[str, Any]]
+) -> Iterable[str]:
+    twice = sorted({one for one in table.names if table.names.count(one) > 1})
+    if twice:
+        yield f"'{name}': categories of equal names: {', '.join(twice[:5])}"
+    if not records:
+        yield f"'{name}': its annotation file lists no image"
+    step = max(1, len(records) // PICTURES_LOOKED_FOR)
+    paths = [record["file_name"] for record in records[::step]]
+    missing = [path for path in paths if not PathManager.isfile(path)]
+    if missing:
+        yield f"'{name}': {len(missing)} of {len(paths)} pictures missing, first {missing[0]}"

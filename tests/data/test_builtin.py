@@ -1,0 +1,61 @@
+"""Data sets that Detectron2 does not register, or not completely."""
+
+import json
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ovd_d2.data import builtin
+from ovd_d2.data.categories import get_categories
+
+
+def test_minival_has_no_masks_and_pictures_from_both_splits(tmp_path):
+    host = "http://images.cocodataset.org"
+    images = [
+        {"id": 9, "coco_url": f"{host}/train2017/9.jpg", "height": 10, "width": 20},
+        {
+            "id": 4,
+            "coco_url": f"{host}/val2017/4.jpg",
+            "height": 30,
+            "width": 40,
+            "neg_category_ids": [3],
+            "not_exhaustive_category_ids": [7],
+        },
+    ]
+    annotations = [{"id": 1, "image_id": 4, "category_id": 12, "bbox": [1, 2, 3, 4]}]
+    path = tmp_path / "minival.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": []}))
+    first, second = builtin._load_lvis_boxes(str(path), "/coco")
+    assert (first["image_id"], first["file_name"]) == (4, "/coco/val2017/4.jpg")
+    assert (first["height"], first["width"]) == (30, 40)
+    assert (first["neg_category_ids"], first["not_exhaustive_category_ids"]) == ([3], [7])
+    (box,) = first["annotations"]
+    assert (box["category_id"], box["bbox"]) == (11, [1, 2, 3, 4])
+    assert (second["file_name"], second["annotations"]) == ("/coco/train2017/9.jpg", [])
+
+
+def test_minival_has_lvis_categories():
+    table = get_categories("lvis_v1_minival")
+    assert (len(table), sum(table.is_novel)) == (1203, 337)
+    metadata = MetadataCatalog.get("lvis_v1_minival")
+    assert (metadata.evaluator_type, metadata.boxes_only) == ("lvis", True)
+    assert metadata.json_file.endswith("lvis/lvis_v1_minival.json")
+
+
+def test_objects365_reads_official_names_and_shows_them_spelled_out(tmp_path, monkeypatch):
+    metadata = MetadataCatalog.get("objects365_v2_val")
+    assert metadata.json_file.endswith("objects365/annotations/zhiyuan_objv2_val.json")
+    assert metadata.image_root.endswith("objects365/val")
+    names = ["Person", "Moniter/TV", "Table Tennis "]
+    categories = [{"id": k + 1, "name": name} for k, name in enumerate(names)]
+    path = tmp_path / "val.json"
+    path.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+    monkeypatch.setitem(vars(metadata), "json_file", str(path))
+    assert get_categories("objects365_v2_val").names == ["Person", "Monitor/TV", "Table Tennis"]
+
+
+def test_every_voc_set_is_an_open_vocabulary_test_set():
+    names = [name for name in DatasetCatalog.list() if name.startswith("voc_")]
+    assert {"voc_2007_test", "voc_2012_val"} <= set(names)
+    for name in names:
+        metadata = MetadataCatalog.get(name)
+        assert (metadata.evaluator_type, metadata.boxes_only) == ("pascal_voc", True)

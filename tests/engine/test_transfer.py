@@ -1,0 +1,103 @@
+"""What transfer refuses before it starts, and the table it prints."""
+
+import argparse
+import json
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+
+from ovd_d2.engine.transfer import evaluate_transfer, transfer_table
+from ovd_d2.errors import SetupError
+from ovd_d2.vocabulary import Vocabulary
+from tests.tiny import tiny_config
+
+
+@pytest.fixture
+def register(tmp_path):
+    names = []
+
+    def _register(categories, images):
+        name = f"tests_transfer_{len(names)}"
+        path = tmp_path / f"{name}.json"
+        records = [
+            {"id": k + 1, "file_name": file, "height": 9, "width": 9}
+            for k, file in enumerate(images)
+        ]
+        dataset = {"images": records, "annotations": [], "categories": categories}
+        path.write_text(json.dumps(dataset))
+        register_coco_instances(name, {}, str(path), str(tmp_path / "pictures"))
+        names.append(name)
+        return name
+
+    yield _register
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def problems_of(cfg, names):
+    with pytest.raises(SetupError) as caught:
+        evaluate_transfer(cfg, argparse.Namespace(), names)
+    return caught.value.problems
+
+
+def test_all_problems_of_all_data_sets_are_listed(register, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "1.png").touch()
+    twice = [{"id": 1, "name": "cat"}, {"id": 2, "name": "cat"}]
+    equal_names = register(twice, ["1.png"])
+    no_image = register([{"id": 1, "name": "cat"}], [])
+    no_picture = register([{"id": 1, "name": "cat"}], ["1.png", "2.png", "3.png"])
+    cfg = tiny_config()
+    cfg.OUTPUT_DIR = str(tmp_path / "out")
+    cfg.MODEL.WEIGHTS = str(tmp_path / "gone.pth")
+    cfg.MODEL.OVD.CLASSIFY_WITH = "clip_crops"
+    cfg.MODEL.OVD.TEACHER.PRETRAINED = str(tmp_path / "teacher.safetensors")
+    sets = [equal_names, no_image, no_picture, "voc_2007_test", "ade20k_sem_seg_val", "no_such_set"]
+    problems = problems_of(cfg, sets)
+    expected = [
+        "CLASSIFY_WITH",
+        "gone.pth",
+        f"'{equal_names}': categories of equal names: cat",
+        f"'{no_image}': its annotation file lists no image",
+        f"'{no_picture}': 2 of 3 pictures missing",
+        "'voc_2007_test'",
+        "'ade20k_sem_seg_val' has evaluator_type 'sem_seg'",
+        "'no_such_set' is not registered",
+        "teacher.safetensors",
+    ]
+    assert len(problems) == len(expected)
+    for problem, words in zip(problems, expected, strict=True):
+        assert words in problem
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_closed_vocabulary_model_and_missing_weights(register):
+    cfg = tiny_config()
+    cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    architecture, weights = problems_of(cfg, [])
+    assert "OpenVocabularyRCNN" in architecture
+    assert "MODEL.WEIGHTS is empty" in weights
+
+
+def test_another_teacher_than_the_models(tmp_path):
+    path = tmp_path / "vocabulary.safetensors"
+    Vocabulary(["cat"], torch.eye(1, 64), teacher="somebody-else").save(path)
+    (tmp_path / "model.pth").touch()
+    cfg = tiny_config()
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    cfg.MODEL.OVD.VOCABULARY = str(path)
+    (problem,) = problems_of(cfg, [])
+    assert "somebody-else" in problem and "Pictogram-RN" in problem
+
+
+def test_the_table_names_data_set_task_and_protocol():
+    box = {"AP": 12.34, "AP50": 20.0, "AP75": None}
+    entry = {"protocol": "COCO AP", "images": 5, "categories": 20, "bbox": box}
+    table = transfer_table({"data_sets": {"voc": entry, "coco": {**entry, "segm": {"AP": 1.0}}}})
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert rows[0][:5] == ["data set", "task", "images", "names", "AP"]
+    assert rows[2] == ["voc", "box", "5", "20", "12.3", "20.0", *"----", "COCO AP"]
+    assert [row[:2] for row in rows[2:]] == [["voc", "box"], ["coco", "box"], ["coco", "mask"]]

@@ -1,0 +1,67 @@
+#!/usr/bin/env python
+"""Evaluate a trained detector on other data sets by swapping its vocabulary: one table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from detectron2.engine import default_argument_parser, launch
+from detectron2.utils import comm
+
+from ovd_d2.engine.run import load_config
+from ovd_d2.engine.transfer import evaluate_transfer, transfer_table
+from ovd_d2.errors import SetupError
+
+EPILOG = """
+examples:
+  an LVIS-trained model on VOC, COCO and Objects365, as in the paper:
+    tools/evaluate_transfer.py --config-file configs/vild_ensemble_r50.yaml --num-gpus 8 \\
+        --datasets voc_2007_test coco_2017_val objects365_v2_val \\
+        MODEL.WEIGHTS output/vild_ensemble_r50/model_final.pth
+  a Pictograms model on a set of your own (OVD_DATASETS, README):
+    tools/evaluate_transfer.py --config-file configs/pictograms/vild_text.yaml \\
+        --datasets my_val MODEL.WEIGHTS output/demo/seed0/vild_text/model_final.pth
+
+Names become a vocabulary through MODEL.OVD.TEACHER. The table also goes to
+OUTPUT_DIR/transfer/results.json.
+"""
+
+
+def split_datasets(words: list[str]) -> tuple[list[str], list[str]]:
+    """Data set names, and the config options after them: the first word in capitals begins these.
+
+    argparse hands both to --datasets, which takes all words that follow it.
+    """
+    for position, word in enumerate(words):
+        if word.isupper():
+            return words[:position], words[position:]
+    return words, []
+
+
+def main(args: argparse.Namespace) -> None:
+    names, opts = split_datasets(args.datasets)
+    try:
+        cfg = load_config(args.config_file, [*args.opts, *opts])
+        report = evaluate_transfer(cfg, args, names)
+    except SetupError as error:
+        sys.exit(str(error))
+    if comm.is_main_process():
+        print(transfer_table(report))
+
+
+if __name__ == "__main__":
+    parser = default_argument_parser(epilog=EPILOG)
+    parser.description = __doc__
+    parser.add_argument(
+        "--datasets", nargs="+", required=True, metavar="NAME", help="registered data sets"
+    )
+    arguments = parser.parse_args()
+    launch(
+        main,
+        arguments.num_gpus,
+        num_machines=arguments.num_machines,
+        machine_rank=arguments.machine_rank,
+        dist_url=arguments.dist_url,
+        args=(arguments,),
+    )

@@ -30,9 +30,10 @@ def image_probabilities(
         temperature: divides the cosine similarity (ViLD: 0.01).
 
     Returns:
-        (N, C) float32, rows sum to 1.
+        (N, C) float32 (under autocast, too), rows sum to 1.
     """
-    similarity = region_embeddings.float() @ text_embeddings.float().t()  # (N, C)
+    with torch.autocast(text_embeddings.device.type, enabled=False):
+        similarity = region_embeddings.float() @ text_embeddings.float().t()  # (N, C)
     return F.softmax(similarity / temperature, dim=1)
 
 

@@ -24,6 +24,13 @@ def test_image_probabilities_are_a_softmax_over_names():
     torch.testing.assert_close(probs, torch.tensor([[expected, 1 - expected]]))
 
 
+def test_similarities_are_exact_under_autocast():
+    regions, names = torch.nn.functional.normalize(torch.rand(2, 20, 64) - 0.5, dim=2)
+    exact = image_probabilities(regions, names, temperature=0.01)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(image_probabilities(regions, names, temperature=0.01), exact)
+
+
 def test_ensemble_by_hand():
     text = torch.tensor([[0.8, 0.1]])
     image = torch.tensor([[0.1, 0.8]])

@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import setup_logger
 from yaml import YAMLError
 
 from ovd_d2.engine.build import apply_vocabulary, load_training_dicts
@@ -60,7 +61,7 @@ def load_for_training(cfg: CfgNode) -> list[dict[str, Any]]:
 def train(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Checks the set-up, then trains (`args.resume`: from the last checkpoint)."""
     load_for_training(cfg)
-    default_setup(_frozen(cfg), args)
+    set_up(cfg, args)
     trainer = OpenVocabularyTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     trainer.train()
@@ -69,7 +70,7 @@ def train(cfg: CfgNode, args: argparse.Namespace) -> None:
 def evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     """Evaluates `MODEL.WEIGHTS` (`args.resume`: the last checkpoint) on `DATASETS.TEST`."""
     check_setup(cfg)
-    default_setup(_frozen(cfg), args)
+    set_up(cfg, args)
     model = OpenVocabularyTrainer.build_model(cfg)
     DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
         cfg.MODEL.WEIGHTS, resume=args.resume
@@ -81,6 +82,8 @@ def evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     return dict(results) if comm.is_main_process() else {}
 
 
-def _frozen(cfg: CfgNode) -> CfgNode:
+def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Detectron2's set-up of logs, seed and output folder; this package's log joins its own."""
     cfg.freeze()
-    return cfg
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="ovd_d2")

@@ -13,7 +13,6 @@ from typing import Any
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import default_setup
 from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling import build_model
 from detectron2.utils import comm
@@ -26,6 +25,7 @@ from ovd_d2.clip.vocabulary_builder import build_vocabulary
 from ovd_d2.data.categories import CategoryTable, get_categories
 from ovd_d2.engine.build import build_test_loader
 from ovd_d2.engine.checks import weights_problems
+from ovd_d2.engine.run import set_up
 from ovd_d2.engine.trainer import without_nan
 from ovd_d2.errors import SetupError
 from ovd_d2.evaluation import build_evaluator
@@ -82,8 +82,7 @@ def evaluate_transfer(
     test_sets, teacher = _checked(cfg, dataset_names)
     cfg = cfg.clone()
     cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "transfer")  # the training's files stay
-    cfg.freeze()
-    default_setup(cfg, args)
+    set_up(cfg, args)
     model = build_model(cfg)
     DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     folder = Path(cfg.OUTPUT_DIR)

@@ -102,7 +102,8 @@ class CLIPClassifier(nn.Module):
             region_embeddings: (N, D) unit rows.
 
         Returns:
-            (N, C + 1) logits: cosine similarity over temperature, background last.
+            (N, C + 1) float32 logits: cosine similarity over temperature, background last. Also
+            under autocast: over a temperature of 0.01, half precision is off by tenths.
 
         Raises:
             RuntimeError: no vocabulary has been set or loaded.
@@ -114,7 +115,8 @@ class CLIPClassifier(nn.Module):
             )
         background = F.normalize(self.background, dim=0)[None]  # (1, D)
         weights = torch.cat([self.text_embeddings, background])  # (C + 1, D)
-        return region_embeddings @ weights.t() / self.temperature
+        with torch.autocast(weights.device.type, enabled=False):
+            return region_embeddings.to(weights) @ weights.t() / self.temperature
 
     def _resize(self, num_classes: int) -> None:
         # New buffers (not in-place resizing): the old ones may be shared with a state dict.

@@ -48,6 +48,15 @@ def test_text_embeddings_are_no_parameters_and_stay_after_a_step():
     assert not torch.equal(classifier.background, before)
 
 
+def test_logits_are_exact_under_autocast():
+    classifier = make_classifier()
+    classifier.set_vocabulary(tiny_vocabulary())
+    region = random_units(5, seed=3)
+    exact = classifier(region)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(classifier(region), exact)
+
+
 def test_another_temperature_at_test_time():
     classifier = make_classifier(temperature=0.5, test_temperature=0.25)
     classifier.set_vocabulary(tiny_vocabulary())

@@ -84,7 +84,7 @@ class CropClassifier(nn.Module):
         boxes = Boxes(proposals.proposal_boxes.tensor.clone())
         boxes.scale(image.shape[1] / width, image.shape[0] / height)
         embeddings = embed_proposals(image, boxes.tensor.cpu(), self.teacher)
-        classifier = self.detector.roi_heads.box_predictor.classifier
+        classifier = self.detector.roi_heads.classifier
         return scoring.image_probabilities(
             embeddings.to(self.detector.device), classifier.text_embeddings, classifier.temperature
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from ovd_d2.modeling.box_head import (
     OpenVocabularyOutputLayers,
     RegionEmbeddingHead,
 )
+from ovd_d2.modeling.classifier import CLIPClassifier
 from ovd_d2.vocabulary import Vocabulary
 
 
@@ -63,8 +65,6 @@ class ViLDROIHeads(StandardROIHeads):
     `teacher_embeddings` (K, D); needed in training by every variant that distils.
     """
 
-    box_predictor: OpenVocabularyOutputLayers
-
     @configurable
     def __init__(
         self,
@@ -94,6 +94,9 @@ class ViLDROIHeads(StandardROIHeads):
         self.distillation_weight = distillation_weight
         self.base_weight = base_weight
         self.objectness_weight = objectness_weight
+        if not variant.classifies:
+            for predictor in self.predictors:
+                predictor.loss_weight = {**predictor.loss_weight, "loss_cls": 0.0}
         # A loaded state dict may bring a vocabulary of another length.
         self.register_load_state_dict_post_hook(lambda module, _: module._sync_num_classes())
 
@@ -109,34 +112,42 @@ class ViLDROIHeads(StandardROIHeads):
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         ret = super()._init_box_head(cfg, input_shape)
-        variant = get_variant(cfg.MODEL.OVD.VARIANT)
-        box_predictor = OpenVocabularyOutputLayers(cfg, ret["box_head"].output_shape)
-        if not variant.classifies:
-            box_predictor.loss_weight["loss_cls"] = 0.0
-        ret["box_predictor"] = box_predictor
-        ret["image_head"] = (
-            cls._init_image_head(cfg, input_shape) if variant.separate_heads else None
-        )
+        ret["box_predictor"] = OpenVocabularyOutputLayers(cfg, ret["box_head"].output_shape)
+        ret["image_head"] = cls._init_image_head(cfg, input_shape)
         return ret
 
     @classmethod
     def _init_image_head(
         cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]
-    ) -> RegionEmbeddingHead:
+    ) -> RegionEmbeddingHead | None:
+        if not get_variant(cfg.MODEL.OVD.VARIANT).separate_heads:
+            return None
         resolution = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
         channels = input_shape[cfg.MODEL.ROI_HEADS.IN_FEATURES[0]].channels
         trunk = build_box_head(cfg, ShapeSpec(channels, resolution, resolution))
         projection = EmbeddingProjection(trunk.output_shape, cfg.MODEL.OVD.EMBEDDING_DIM)
         return RegionEmbeddingHead(trunk=trunk, projection=projection)
 
+    @property
+    def predictors(self) -> Sequence[OpenVocabularyOutputLayers]:
+        """Everything that classifies by words: here the one box predictor."""
+        return [self.box_predictor]
+
+    @property
+    def classifier(self) -> CLIPClassifier:
+        """Holds the vocabulary; where there are several, all hold the same."""
+        return self.predictors[0].classifier
+
     def set_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Makes the heads detect these names; nothing else changes."""
-        self.box_predictor.classifier.set_vocabulary(vocabulary)
+        for predictor in self.predictors:
+            predictor.classifier.set_vocabulary(vocabulary)
         self._sync_num_classes()
 
     def _sync_num_classes(self) -> None:
-        self.num_classes = self.box_predictor.classifier.num_classes
-        self.box_predictor.num_classes = self.num_classes
+        self.num_classes = self.classifier.num_classes
+        for predictor in self.predictors:
+            predictor.num_classes = self.num_classes
 
     def forward(
         self,
@@ -149,24 +160,24 @@ class ViLDROIHeads(StandardROIHeads):
         """See :meth:`StandardROIHeads.forward`; `cached_proposals` as the class says."""
         instances, losses = super().forward(images, features, proposals, targets)
         if self.training and self.variant.distils:
-            losses["loss_distillation"] = self._distillation_loss(features, cached_proposals)
+            if cached_proposals is None:
+                raise ValueError(
+                    "this variant learns from cached proposals, but the batch has none: set "
+                    "MODEL.OVD.DISTILLATION.CACHE and use OpenVocabularyDatasetMapper"
+                )
+            pooled = self._pool(features, cached_proposals)
+            teacher = torch.cat([x.teacher_embeddings for x in cached_proposals])
+            losses.update(self._distillation_losses(pooled, teacher))
         return instances, losses
 
-    def _distillation_loss(
-        self, features: dict[str, Tensor], cached_proposals: list[Instances] | None
-    ) -> Tensor:
-        if cached_proposals is None:
-            raise ValueError(
-                "this variant learns from cached proposals, but the batch has none: set "
-                "MODEL.OVD.DISTILLATION.CACHE and use OpenVocabularyDatasetMapper"
-            )
-        pooled = self._pool(features, cached_proposals)
+    def _distillation_losses(self, pooled: Tensor, teacher: Tensor) -> dict[str, Tensor]:
+        """Of the cached proposals: pooled features (N, C, H, W), teacher embeddings (N, D)."""
         if self.image_head is not None:
             student = self.image_head(pooled)
         else:
             student = self.box_predictor.embed(self.box_head(pooled))
-        teacher = torch.cat([x.teacher_embeddings for x in cached_proposals])
-        return distillation_l1(student, teacher, self.distillation_weight)
+        loss = distillation_l1(student, teacher, self.distillation_weight)
+        return {"loss_distillation": loss}
 
     def _pool(self, features: dict[str, Tensor], proposals: list[Instances]) -> Tensor:
         return self.box_pooler(
@@ -181,22 +192,26 @@ class ViLDROIHeads(StandardROIHeads):
         pooled = self._pool(features, proposals)  # both branches read the same pooled features
         region = self.box_head(pooled)
         logits, deltas = self.box_predictor(region)
-        probs = self._scores(logits, pooled, region)
-        if self.objectness_weight > 0:
-            objectness = torch.cat([x.objectness_logits for x in proposals]).sigmoid()
-            probs = scoring.mix_objectness(probs, objectness, self.objectness_weight)
+        probs = self._scores(self.box_predictor, logits, pooled, region)
+        probs = self._mix_objectness(probs, proposals)
         return self.box_predictor.select_detections(probs, deltas, proposals)
 
-    def _scores(self, logits: Tensor, pooled: Tensor, region: Tensor) -> Tensor:
+    def _mix_objectness(self, probs: Tensor, proposals: list[Instances]) -> Tensor:
+        if self.objectness_weight == 0:
+            return probs
+        objectness = torch.cat([x.objectness_logits for x in proposals]).sigmoid()
+        return scoring.mix_objectness(probs, objectness, self.objectness_weight)
+
+    def _scores(
+        self, predictor: OpenVocabularyOutputLayers, logits: Tensor, pooled: Tensor, region: Tensor
+    ) -> Tensor:
         """(N, C) scores of the variant, before objectness."""
         if self.variant.scores == "text":
             return scoring.text_probabilities(logits)
         embeddings = (
-            self.image_head(pooled)
-            if self.image_head is not None
-            else self.box_predictor.embed(region)
+            self.image_head(pooled) if self.image_head is not None else predictor.embed(region)
         )
-        classifier = self.box_predictor.classifier
+        classifier = predictor.classifier
         image_probs = scoring.image_probabilities(
             embeddings, classifier.text_embeddings, classifier.temperature
         )

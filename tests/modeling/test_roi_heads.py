@@ -96,7 +96,7 @@ def test_scores_by_variant(variant):
         "image": image,
         "ensemble": vild_ensemble(text, image, classifier.is_novel, 2 / 3),
     }[VARIANTS[variant].scores]
-    torch.testing.assert_close(heads._scores(logits, pooled, region), expected)
+    torch.testing.assert_close(heads._scores(heads.box_predictor, logits, pooled, region), expected)
 
 
 @torch.no_grad()

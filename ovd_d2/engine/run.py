@@ -9,6 +9,7 @@ from typing import Any
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup
+from detectron2.projects.point_rend import add_pointrend_config
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
@@ -23,10 +24,13 @@ from ovd_d2.evaluation.clip_crops import with_crop_classifier
 def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """A complete config from a yaml file and `KEY VALUE` pairs.
 
+    It has the keys of Detectron2, of its PointRend project and of this package.
+
     Raises:
         SetupError: no such file, or a key that does not exist.
     """
     cfg = get_cfg()
+    add_pointrend_config(cfg)
     add_ovd_config(cfg)
     if not PathManager.isfile(config_file):
         raise SetupError([f"--config-file: no file at '{config_file}'"])

@@ -71,7 +71,11 @@ class OpenVocabularyTrainer(DefaultTrainer):
     def test(
         cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
     ) -> dict[str, Any]:
-        """Detectron2's evaluation; the numbers also go to `OUTPUT_DIR/inference/results.json`."""
+        """Detectron2's evaluation, of the configured vocabulary whatever the checkpoint brought.
+
+        The numbers also go to `OUTPUT_DIR/inference/results.json`.
+        """
+        build.apply_vocabulary(cfg, model)
         results = super().test(cfg, model, evaluators)
         if comm.is_main_process() and cfg.DATASETS.TEST:
             atomic_write_json(results_path(cfg.OUTPUT_DIR), _without_nan(results))

@@ -8,6 +8,7 @@ from ovd_d2.modeling.box_head import (
     ViLDBoxHead,
 )
 from ovd_d2.modeling.classifier import CLIPClassifier
+from ovd_d2.modeling.mask_head import ClassAgnosticPointRendMaskHead
 from ovd_d2.modeling.meta_arch import OpenVocabularyRCNN
 from ovd_d2.modeling.roi_heads import VARIANTS, Variant, ViLDROIHeads
 from ovd_d2.modeling.rpn import NormRPNHead
@@ -15,6 +16,7 @@ from ovd_d2.modeling.rpn import NormRPNHead
 __all__ = [
     "VARIANTS",
     "CLIPClassifier",
+    "ClassAgnosticPointRendMaskHead",
     "EmbeddingProjection",
     "NormRPNHead",
     "OpenVocabularyOutputLayers",

@@ -7,6 +7,7 @@ from ovd_d2.modeling.box_head import (
     RegionEmbeddingHead,
     ViLDBoxHead,
 )
+from ovd_d2.modeling.cascade import ViLDCascadeROIHeads
 from ovd_d2.modeling.classifier import CLIPClassifier
 from ovd_d2.modeling.mask_head import ClassAgnosticPointRendMaskHead
 from ovd_d2.modeling.meta_arch import OpenVocabularyRCNN
@@ -25,6 +26,7 @@ __all__ = [
     "TimmBackbone",
     "Variant",
     "ViLDBoxHead",
+    "ViLDCascadeROIHeads",
     "ViLDROIHeads",
     "build_timm_fpn_backbone",
 ]

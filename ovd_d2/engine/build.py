@@ -26,6 +26,9 @@ from ovd_d2.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
+# What Detectron2's FPN and its SimpleFeaturePyramid call the network below them.
+BELOW_PYRAMID = ("backbone.bottom_up.", "backbone.net.")
+
 
 def is_open_vocabulary(model: nn.Module) -> bool:
     """Whether the model takes a vocabulary (a supervised baseline does not)."""
@@ -54,7 +57,8 @@ def build_open_vocabulary_model(cfg: CfgNode) -> nn.Module:
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Detectron2's SGD, or AdamW over the same parameter groups, as `SOLVER.OPTIMIZER` says.
 
-    AdamW trains the backbone (FPN apart) at `SOLVER.BACKBONE_MULTIPLIER` times the rate.
+    AdamW trains the backbone (its pyramid apart) at `SOLVER.BACKBONE_MULTIPLIER` times the rate;
+    a ViT's table of positions is not decayed.
     """
     if cfg.SOLVER.OPTIMIZER == "SGD":
         return solver.build_optimizer(cfg, model)
@@ -65,7 +69,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
         bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        lr_factor_func=lambda name: multiplier if name.startswith("backbone.bottom_up") else 1.0,
+        lr_factor_func=lambda name: multiplier if name.startswith(BELOW_PYRAMID) else 1.0,
+        overrides={"pos_embed": {"weight_decay": 0.0}},
     )
     adamw = solver.build.maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
     return adamw(parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)

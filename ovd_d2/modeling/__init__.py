@@ -1,6 +1,10 @@
 """Meta-architecture, heads and classifier; importing this registers them with Detectron2."""
 
-from ovd_d2.modeling.backbone import TimmBackbone, build_timm_fpn_backbone
+from ovd_d2.modeling.backbone import (
+    TimmBackbone,
+    build_timm_fpn_backbone,
+    build_vit_fpn_backbone,
+)
 from ovd_d2.modeling.box_head import (
     EmbeddingProjection,
     OpenVocabularyOutputLayers,
@@ -29,4 +33,5 @@ __all__ = [
     "ViLDCascadeROIHeads",
     "ViLDROIHeads",
     "build_timm_fpn_backbone",
+    "build_vit_fpn_backbone",
 ]

@@ -50,6 +50,7 @@ def unchanged_parameters(start, final, cfg):
 EXAMPLES = {
     "cascade": {"loss_cls_stage0", "loss_cls_stage2", "loss_mask", "loss_distillation"},
     "pointrend": {"loss_cls", "loss_mask", "loss_mask_point", "loss_distillation"},
+    "vitdet": {"loss_cls", "loss_mask", "loss_distillation"},
 }
 
 

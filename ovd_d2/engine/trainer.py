@@ -26,6 +26,12 @@ def results_path(output_dir: str | os.PathLike[str]) -> Path:
     return Path(output_dir) / "inference" / "results.json"
 
 
+def write_results(results: dict[str, Any], output_dir: str | os.PathLike[str]) -> None:
+    """The main process writes the numbers to :func:`results_path`."""
+    if comm.is_main_process():
+        atomic_write_json(results_path(output_dir), _without_nan(results))
+
+
 def _without_nan(value: Any) -> Any:
     """JSON has no NaN: the AP of a group without ground truth is null."""
     if isinstance(value, dict):
@@ -77,8 +83,8 @@ class OpenVocabularyTrainer(DefaultTrainer):
         """
         build.apply_vocabulary(cfg, model)
         results = super().test(cfg, model, evaluators)
-        if comm.is_main_process() and cfg.DATASETS.TEST:
-            atomic_write_json(results_path(cfg.OUTPUT_DIR), _without_nan(results))
+        if cfg.DATASETS.TEST:
+            write_results(results, cfg.OUTPUT_DIR)
         return results
 
     def build_hooks(self) -> list[HookBase | None]:

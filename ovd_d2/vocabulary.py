@@ -80,7 +80,7 @@ class Vocabulary:
         return self._index[name]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes one safetensors file, atomically."""
+        """Writes one safetensors file, atomically; prefixes as for `load`."""
         tensors = {"embeddings": self.embeddings.contiguous(), "novel": self.novel.contiguous()}
         metadata = {
             "schema": SCHEMA,
@@ -88,7 +88,7 @@ class Vocabulary:
             "teacher": self.teacher,
             "prompts": self.prompts,
         }
-        with atomic_write(path) as temporary:
+        with atomic_write(PathManager.get_local_path(os.fspath(path))) as temporary:
             save_file(tensors, str(temporary), metadata=metadata)
 
     @classmethod

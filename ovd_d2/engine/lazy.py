@@ -7,6 +7,7 @@ A config has what Detectron2's `new_baselines` have (`model`, `optimizer`, `lr_m
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,23 +26,31 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
-from torch.utils.data import DataLoader
 
-from ovd_d2.cache import CacheError, EmbeddingCache, check_compatible
+from ovd_d2.cache import CacheError, check_compatible
 from ovd_d2.data.categories import get_categories
+from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.engine.hooks import ProgressBar
 from ovd_d2.engine.trainer import write_results
 from ovd_d2.errors import SetupError
 from ovd_d2.modeling import OpenVocabularyRCNN
 from ovd_d2.vocabulary import Vocabulary
 
+_NO_CACHE = (
+    "dataloader.train.mapper has no cache, but this variant distils: add "
+    'cache=L(EmbeddingCache)(path="...")'
+)
+
 
 def train(cfg: DictConfig, args: argparse.Namespace) -> None:
     """Checks the set-up, then trains (`args.resume`: from the last checkpoint) and evaluates."""
     vocabulary = _load_vocabulary(cfg)
-    model = _build_model(cfg)
-    loader = _build_train_loader(cfg, model, vocabulary)
-    default_setup(cfg, args)
+    dataset_dicts, mapper = _load_training_data(cfg, vocabulary)
+    default_setup(cfg, args)  # seeds: everything random comes after it
+    model = _build_model(cfg, vocabulary)
+    if model.roi_heads.variant.distils and mapper.cache is None:
+        raise SetupError([_NO_CACHE])
+    loader = instantiate({**cfg.dataloader.train, "dataset": dataset_dicts, "mapper": mapper})
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     wrapped = create_ddp_model(model, **cfg.train.ddp)
@@ -59,7 +68,7 @@ def evaluate(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
     """Evaluates `train.init_checkpoint` (`args.resume`: the last checkpoint)."""
     vocabulary = _load_vocabulary(cfg)
     default_setup(cfg, args)
-    model = _build_model(cfg)
+    model = _build_model(cfg, vocabulary)
     DetectionCheckpointer(model, cfg.train.output_dir).resume_or_load(
         cfg.train.init_checkpoint, resume=args.resume
     )
@@ -90,12 +99,23 @@ def _build_hooks(
     if comm.is_main_process():
         writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
         built.append(hooks.PeriodicWriter(writers, period=cfg.train.log_period))
-        built.append(ProgressBar(cfg.train.output_dir))
+        built.append(ProgressBar(os.path.basename(cfg.train.output_dir) or "training"))
     return built
 
 
-def _build_model(cfg: DictConfig) -> OpenVocabularyRCNN:
-    return instantiate(cfg.model).to(cfg.train.device)
+def _build_model(cfg: DictConfig, vocabulary: Vocabulary) -> OpenVocabularyRCNN:
+    model = instantiate(cfg.model).to(cfg.train.device)
+    wanted = model.roi_heads.classifier.embedding_dim
+    if vocabulary.embedding_dim != wanted:
+        raise SetupError(
+            [
+                f"model.roi_heads.box_predictor.classifier.embedding_dim is {wanted}, but the "
+                f"vocabulary's embeddings are {vocabulary.embedding_dim} wide: use one teacher "
+                "for both"
+            ]
+        )
+    model.set_vocabulary(vocabulary)
+    return model
 
 
 def _load_vocabulary(cfg: DictConfig) -> Vocabulary:
@@ -109,34 +129,30 @@ def _load_vocabulary(cfg: DictConfig) -> Vocabulary:
         raise SetupError([f"vocabulary: {error}"]) from error
 
 
-def _build_train_loader(
-    cfg: DictConfig, model: OpenVocabularyRCNN, vocabulary: Vocabulary
-) -> DataLoader:
-    """The loader of the config, once what it reads fits the model and the vocabulary."""
+def _load_training_data(
+    cfg: DictConfig, vocabulary: Vocabulary
+) -> tuple[list[dict[str, Any]], OpenVocabularyDatasetMapper]:
+    """The images and the mapper of the config, once they and the vocabulary fit each other."""
     part = cfg.dataloader.train
     try:
         dataset_dicts = instantiate(part.dataset)
         mapper = instantiate(part.mapper)
     except (OSError, KeyError, CacheError) as error:
         raise SetupError([f"dataloader.train: {error}"]) from error
-    problems = [
-        *_vocabulary_problems(part.dataset.names, model, vocabulary),
-        *_cache_problems(mapper.cache, model, vocabulary, dataset_dicts),
-    ]
+    problems = list(_vocabulary_problems(part.dataset.names, vocabulary))
+    if mapper.cache is not None:
+        problems += check_compatible(
+            mapper.cache,
+            teacher_fingerprint=vocabulary.teacher,
+            embedding_dim=vocabulary.embedding_dim,
+            image_ids=[record["image_id"] for record in dataset_dicts],
+        )
     if problems:
         raise SetupError(problems)
-    return instantiate({**part, "dataset": dataset_dicts, "mapper": mapper})
+    return dataset_dicts, mapper
 
 
-def _vocabulary_problems(
-    names: str | Iterable[str], model: OpenVocabularyRCNN, vocabulary: Vocabulary
-) -> Iterable[str]:
-    wanted = model.roi_heads.classifier.embedding_dim
-    if vocabulary.embedding_dim != wanted:
-        yield (
-            f"model.roi_heads.box_predictor.classifier.embedding_dim is {wanted}, but the "
-            f"vocabulary's embeddings are {vocabulary.embedding_dim} wide: use one teacher for both"
-        )
+def _vocabulary_problems(names: str | Iterable[str], vocabulary: Vocabulary) -> Iterable[str]:
     for name in [names] if isinstance(names, str) else names:
         table = get_categories(name)
         if list(vocabulary.names) != table.names or vocabulary.novel.tolist() != table.is_novel:
@@ -145,25 +161,3 @@ def _vocabulary_problems(
                 f"does not list the categories of '{name}' ({len(table)}, {sum(table.is_novel)} "
                 f"novel) in their order: build it with tools/build_vocabulary.py --dataset {name}"
             )
-
-
-def _cache_problems(
-    cache: EmbeddingCache | None,
-    model: OpenVocabularyRCNN,
-    vocabulary: Vocabulary,
-    dataset_dicts: list[dict[str, Any]],
-) -> Iterable[str]:
-    if not model.roi_heads.variant.distils:
-        return
-    if cache is None:
-        yield (
-            "dataloader.train.mapper has no cache, but this variant distils: add "
-            'cache=L(EmbeddingCache)(path="...")'
-        )
-        return
-    yield from check_compatible(
-        cache,
-        teacher_fingerprint=vocabulary.teacher,
-        embedding_dim=vocabulary.embedding_dim,
-        image_ids=[record["image_id"] for record in dataset_dicts],
-    )

@@ -141,3 +141,9 @@ def test_every_problem_is_listed_at_once(cfg, tmp_path):
     words += ["CLS_AGNOSTIC_BBOX_REG", "CLS_AGNOSTIC_MASK", "gone.pth"]
     assert len(problems) == len(words)
     assert all(any(word in problem for problem in problems) for word in words)
+
+
+def test_pointrends_own_mask_head_is_refused(cfg):
+    cfg.MODEL.ROI_MASK_HEAD.NAME = "PointRendMaskHead"
+    (problem,) = problems_of(cfg)
+    assert "ClassAgnosticPointRendMaskHead" in problem

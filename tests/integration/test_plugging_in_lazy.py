@@ -12,7 +12,9 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from ovd_d2.engine.lazy import evaluate, train
 from ovd_d2.engine.run import load_config
+from ovd_d2.errors import SetupError
 from ovd_d2.vocabulary import Vocabulary
 from tests.integration.conftest import TRAIN, VAL, read_results
 
@@ -115,10 +117,8 @@ def test_the_lazy_model_is_the_yaml_model(mini):
     ("options", "message"),
     [
         (["vocabulary.path=nothing.safetensors"], "vocabulary: "),
-        (["dataloader.train.mapper.cache=null"], "has no cache, but this variant distils"),
         (["dataloader.train.mapper.cache.path=nowhere"], "dataloader.train: "),
         (["dataloader.train.dataset.names=unknown_train"], "unknown_train"),
-        (["model.roi_heads.box_predictor.classifier.embedding_dim=32"], "use one teacher for both"),
     ],
 )
 def test_a_wrong_setup_is_refused_before_anything_is_written(options, message, mini, tmp_path):
@@ -126,6 +126,27 @@ def test_a_wrong_setup_is_refused_before_anything_is_written(options, message, m
         run("lazy_vild", tmp_path / "out", *options)
     assert message in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("dataloader.train.mapper.cache=null", "has no cache, but this variant distils"),
+        ("model.roi_heads.box_predictor.classifier.embedding_dim=32", "use one teacher for both"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_not_trained(option, message, mini, tmp_path):
+    with pytest.raises(SystemExit, match=message):
+        run("lazy_vild", tmp_path, option)
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_a_config_without_vocabulary_is_refused(tmp_path, arguments):
+    cfg = LazyConfig.load(str(CONFIGS / "lazy_vild.py"))
+    del cfg.vocabulary
+    for run_config in (train, evaluate):
+        with pytest.raises(SetupError, match="has no vocabulary: add"):
+            run_config(cfg, arguments)
 
 
 def test_names_in_another_order_are_refused(mini, tmp_path):

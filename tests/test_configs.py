@@ -26,6 +26,7 @@ def test_config_builds(path):
 LAZY_CONFIGS = {
     "configs/new_baselines/vild_R_50_FPN_LSJ.py": "configs/vild_r50.yaml",
     "configs/pictograms/lazy_vild.py": "configs/pictograms/vild.yaml",
+    "configs/pictograms/lazy_vild_ensemble.py": "configs/pictograms/vild_ensemble.yaml",
     "configs/pictograms/lazy_vitdet.py": "configs/pictograms/vitdet.yaml",
 }
 

@@ -33,7 +33,7 @@ model.roi_heads.update(
     _target_=ViLDROIHeads,
     num_classes=1203,
     variant=L(get_variant)(name="vild"),
-    image_head=None,  # vild_ensemble: L(RegionEmbeddingHead)(trunk=..., projection=...)
+    image_head=None,  # pictograms/lazy_vild_ensemble.py has one
     distillation_weight=0.5,
     base_weight=2 / 3,
     objectness_weight=0.0,

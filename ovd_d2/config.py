@@ -15,13 +15,15 @@ def add_ovd_config(cfg: CfgNode) -> None:
     """
     _add_model_keys(cfg)
     _add_head_keys(cfg)
+    _add_vit_keys(cfg)
     _add_input_keys(cfg)
     # Drop the annotations of novel categories from the training set; False for the supervised
     # upper line alone, which may see them.
     cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS = True
     # "SGD" (Detectron2's own) or "ADAMW", which converges sooner in short runs from scratch.
     cfg.SOLVER.OPTIMIZER = "SGD"
-    # ADAMW: learning rate of the backbone relative to the rest; below 1 for pretrained ones.
+    # ADAMW: learning rate of the backbone (its pyramid apart) relative to the rest; below 1 for
+    # pretrained ones.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
 
 
@@ -82,6 +84,31 @@ def _add_head_keys(cfg: CfgNode) -> None:
     cfg.MODEL.ROI_BOX_HEAD.FC_NORM = ""
     # Norm after each conv of NormRPNHead, e.g. "SyncBN". "" for none.
     cfg.MODEL.RPN.NORM = ""
+
+
+def _add_vit_keys(cfg: CfgNode) -> None:
+    # build_vit_fpn_backbone; the defaults are ViTDet's ViT-B.
+    vit = cfg.MODEL.VIT = CfgNode()
+    # Side of the training image in pixels: relative positions have a table of this size, which
+    # other sizes interpolate.
+    vit.IMG_SIZE = 1024
+    vit.PATCH_SIZE = 16
+    vit.EMBED_DIM = 768
+    vit.DEPTH = 12
+    vit.NUM_HEADS = 12
+    # Stochastic depth: the last block is left out of a step with this probability.
+    vit.DROP_PATH_RATE = 0.1
+    # Learned relative positions in every attention; absolute ones are always there.
+    vit.USE_REL_POS = True
+    # Attention stays within windows of this many patches a side; 0 for none: all blocks global.
+    vit.WINDOW_SIZE = 14
+    # The blocks that see the whole image all the same.
+    vit.GLOBAL_ATTENTION_BLOCKS = (2, 5, 8, 11)
+    # Image side in the pretraining of the weights: size of the table of absolute positions.
+    vit.PRETRAIN_IMG_SIZE = 224
+    # The pyramid's maps relative to the ViT's one: strides are PATCH_SIZE over these. The last
+    # must have stride 32 ("p5"), which is pooled once more.
+    vit.SCALE_FACTORS = (4.0, 2.0, 1.0, 0.5)
 
 
 def _add_input_keys(cfg: CfgNode) -> None:

@@ -84,7 +84,7 @@ class Vocabulary:
         return self._index[name]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes one safetensors file, atomically."""
+        """Writes one safetensors file, atomically; prefixes as for `load`."""
         tensors = {"embeddings": self.embeddings.contiguous(), "novel": self.novel.contiguous()}
         if self.background is not None:
             tensors["background"] = self.background.contiguous()
@@ -94,7 +94,7 @@ class Vocabulary:
             "teacher": self.teacher,
             "prompts": self.prompts,
         }
-        with atomic_write(path) as temporary:
+        with atomic_write(PathManager.get_local_path(os.fspath(path))) as temporary:
             save_file(tensors, str(temporary), metadata=metadata)
 
     @classmethod

@@ -34,7 +34,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--architecture", default=ARCHITECTURE, help="open_clip model name")
     parser.add_argument("--pretrained", default=SHIPPED_TAG, help="open_clip tag or local file")
     parser.add_argument("--prompts", default="vild63", choices=sorted(PROMPT_FAMILIES))
-    parser.add_argument("--output", type=Path, required=True, help="safetensors file to write")
+    parser.add_argument("--output", required=True, help="safetensors file; datasets://... works")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     if args.novel_file and not args.names_file:
@@ -50,7 +50,7 @@ def names_and_flags(args: argparse.Namespace) -> tuple[list[str], list[bool]]:
     return names, novel_flags(names, read_names(args.novel_file) if args.novel_file else [])
 
 
-def print_table(vocabulary: Vocabulary, path: Path) -> None:
+def print_table(vocabulary: Vocabulary, path: str) -> None:
     rows = {
         "categories": len(vocabulary),
         "novel": int(vocabulary.novel.sum()),

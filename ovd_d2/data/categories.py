@@ -64,6 +64,11 @@ def get_categories(dataset_name: str) -> CategoryTable:
     return CategoryTable([spellings.get(name, name) for name in names], novel, frequencies)
 
 
+def get_novel_flags(dataset_name: str) -> list[bool]:
+    """Which categories are novel, in the order of contiguous class ids (:func:`get_categories`)."""
+    return get_categories(dataset_name).is_novel
+
+
 def _display_name(category: dict) -> str:
     """LVIS spells 'name' for machines ('alarm_clock'); Detectron2 shows the first synonym."""
     synonyms = category.get("synonyms")

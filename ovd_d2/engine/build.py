@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +27,9 @@ from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
+
+# What Detectron2's FPN and its SimpleFeaturePyramid call the network below them.
+BELOW_PYRAMID = ("backbone.bottom_up.", "backbone.net.")
 
 
 def is_open_vocabulary(model: nn.Module) -> bool:
@@ -51,21 +56,27 @@ def build_open_vocabulary_model(cfg: CfgNode) -> nn.Module:
     return model.eval()
 
 
+def backbone_rate_factor(name: str, *, multiplier: float) -> float:
+    """Learning rate of the parameter `name` relative to the rest: `multiplier` in the backbone."""
+    return multiplier if name.startswith(BELOW_PYRAMID) else 1.0
+
+
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Detectron2's SGD, or AdamW over the same parameter groups, as `SOLVER.OPTIMIZER` says.
 
-    AdamW trains the backbone (FPN apart) at `SOLVER.BACKBONE_MULTIPLIER` times the rate.
+    AdamW trains the backbone (its pyramid apart) at `SOLVER.BACKBONE_MULTIPLIER` times the rate;
+    a ViT's table of positions is not decayed.
     """
     if cfg.SOLVER.OPTIMIZER == "SGD":
         return solver.build_optimizer(cfg, model)
-    multiplier = cfg.SOLVER.BACKBONE_MULTIPLIER
     parameters = solver.get_default_optimizer_params(
         model,
         base_lr=cfg.SOLVER.BASE_LR,
         weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
         bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        lr_factor_func=lambda name: multiplier if name.startswith("backbone.bottom_up") else 1.0,
+        lr_factor_func=partial(backbone_rate_factor, multiplier=cfg.SOLVER.BACKBONE_MULTIPLIER),
+        overrides={"pos_embed": {"weight_decay": 0.0}},
     )
     adamw = solver.build.maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
     return adamw(parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
@@ -77,13 +88,30 @@ def load_training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
     Where `DATALOADER.FILTER_NOVEL_ANNOTATIONS` is False all annotations stay. Images left without
     annotation go where `DATALOADER.FILTER_EMPTY_ANNOTATIONS` says.
     """
+    return get_base_dataset_dicts(
+        cfg.DATASETS.TRAIN,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        drop_novel=cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS,
+    )
+
+
+def get_base_dataset_dicts(
+    names: str | Sequence[str], filter_empty: bool = False, drop_novel: bool = True
+) -> list[dict[str, Any]]:
+    """Detectron2's `get_detection_dataset_dicts` without annotations of novel categories.
+
+    Args:
+        names: a registered data set, or several.
+        filter_empty: leave out images without annotation (ViLD distils from them, so: no).
+        drop_novel: False keeps novel annotations, for the supervised upper line alone.
+    """
     dataset_dicts: list[dict[str, Any]] = []
-    for name in cfg.DATASETS.TRAIN:
+    for name in [names] if isinstance(names, str) else names:
         records = get_detection_dataset_dicts(name, filter_empty=False, check_consistency=False)
-        if cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS:
+        if drop_novel:
             records = drop_annotations(records, get_categories(name).is_novel)
         dataset_dicts += records
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+    if filter_empty:
         dataset_dicts = filter_images_with_only_crowd_annotations(dataset_dicts)
     return dataset_dicts
 

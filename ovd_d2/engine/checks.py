@@ -126,6 +126,11 @@ def _choice_problems(cfg: CfgNode) -> Iterable[str]:
         yield f"MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK {reason}"
     if not cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS:
         yield "DATALOADER.FILTER_NOVEL_ANNOTATIONS must be True: novel boxes are not for training"
+    if cfg.MODEL.MASK_ON and cfg.MODEL.ROI_MASK_HEAD.NAME == "PointRendMaskHead":
+        yield (
+            "MODEL.ROI_MASK_HEAD.NAME: PointRendMaskHead has a mask for each of NUM_CLASSES "
+            "categories; use ClassAgnosticPointRendMaskHead"
+        )
 
 
 def _vocabulary_problems(cfg: CfgNode, vocabulary: Vocabulary, training: bool) -> Iterable[str]:

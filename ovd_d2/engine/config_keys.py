@@ -7,14 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
+from detectron2.projects.point_rend import add_pointrend_config
 
 from ovd_d2.config import add_ovd_config
 from ovd_d2.modeling.roi_heads import VARIANTS
 
 
 def default_config() -> CfgNode:
-    """Detectron2's keys and this package's, with their defaults."""
+    """The keys of Detectron2, of its PointRend project and of this package, with their defaults."""
     cfg = get_cfg()
+    add_pointrend_config(cfg)
     add_ovd_config(cfg)
     return cfg
 

@@ -25,6 +25,8 @@ from ovd_d2.evaluation.clip_crops import with_crop_classifier
 def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """A complete config from a yaml file and `KEY VALUE` pairs.
 
+    It has the keys of Detectron2, of its PointRend project and of this package.
+
     Raises:
         SetupError: no such file, keys that do not exist (all are listed), values of a wrong type.
     """

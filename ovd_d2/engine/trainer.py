@@ -26,6 +26,12 @@ def results_path(output_dir: str | os.PathLike[str]) -> Path:
     return Path(output_dir) / "inference" / "results.json"
 
 
+def write_results(results: dict[str, Any], output_dir: str | os.PathLike[str]) -> None:
+    """The main process writes the numbers to :func:`results_path`."""
+    if comm.is_main_process():
+        atomic_write_json(results_path(output_dir), without_nan(results))
+
+
 def without_nan(value: Any) -> Any:
     """JSON has no NaN: the AP of a group without ground truth is null."""
     if isinstance(value, dict):
@@ -71,10 +77,14 @@ class OpenVocabularyTrainer(DefaultTrainer):
     def test(
         cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
     ) -> dict[str, Any]:
-        """Detectron2's evaluation; the numbers also go to `OUTPUT_DIR/inference/results.json`."""
+        """Detectron2's evaluation, of the configured vocabulary whatever the checkpoint brought.
+
+        The numbers also go to `OUTPUT_DIR/inference/results.json`.
+        """
+        build.apply_vocabulary(cfg, model)
         results = super().test(cfg, model, evaluators)
-        if comm.is_main_process() and cfg.DATASETS.TEST:
-            atomic_write_json(results_path(cfg.OUTPUT_DIR), without_nan(results))
+        if cfg.DATASETS.TEST:
+            write_results(results, cfg.OUTPUT_DIR)
         return results
 
     def build_hooks(self) -> list[HookBase | None]:

@@ -121,6 +121,12 @@ def with_crop_classifier(cfg: CfgNode, detector: nn.Module) -> CropClassifier:
             f"MODEL.OVD.CLASSIFY_WITH {cfg.MODEL.OVD.CLASSIFY_WITH} needs "
             f"MODEL.META_ARCHITECTURE OpenVocabularyRCNN, got {type(detector).__name__}"
         )
+    text_branch = cfg.MODEL.OVD.CLASSIFY_WITH == "text_and_clip_crops"
+    if text_branch and len(detector.roi_heads.predictors) > 1:
+        raise TypeError(
+            "MODEL.OVD.CLASSIFY_WITH text_and_clip_crops needs heads of one stage, got "
+            f"{type(detector.roi_heads).__name__}: use ViLDROIHeads"
+        )
     return CropClassifier(
         detector=detector.eval(),
         teacher=CLIPTeacher.from_open_clip(
@@ -128,7 +134,7 @@ def with_crop_classifier(cfg: CfgNode, detector: nn.Module) -> CropClassifier:
             cfg.MODEL.OVD.TEACHER.PRETRAINED,
             device=cfg.MODEL.DEVICE,
         ),
-        text_branch=cfg.MODEL.OVD.CLASSIFY_WITH == "text_and_clip_crops",
+        text_branch=text_branch,
         objectness_weight=cfg.MODEL.OVD.OBJECTNESS_WEIGHT,
         score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
         nms_threshold=cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,

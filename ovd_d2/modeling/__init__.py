@@ -1,13 +1,19 @@
 """Meta-architecture, heads and classifier; importing this registers them with Detectron2."""
 
-from ovd_d2.modeling.backbone import TimmBackbone, build_timm_fpn_backbone
+from ovd_d2.modeling.backbone import (
+    TimmBackbone,
+    build_timm_fpn_backbone,
+    build_vit_fpn_backbone,
+)
 from ovd_d2.modeling.box_head import (
     EmbeddingProjection,
     OpenVocabularyOutputLayers,
     RegionEmbeddingHead,
     ViLDBoxHead,
 )
+from ovd_d2.modeling.cascade import ViLDCascadeROIHeads
 from ovd_d2.modeling.classifier import CLIPClassifier
+from ovd_d2.modeling.mask_head import ClassAgnosticPointRendMaskHead
 from ovd_d2.modeling.meta_arch import OpenVocabularyRCNN
 from ovd_d2.modeling.roi_heads import VARIANTS, Variant, ViLDROIHeads
 from ovd_d2.modeling.rpn import NormRPNHead
@@ -15,6 +21,7 @@ from ovd_d2.modeling.rpn import NormRPNHead
 __all__ = [
     "VARIANTS",
     "CLIPClassifier",
+    "ClassAgnosticPointRendMaskHead",
     "EmbeddingProjection",
     "NormRPNHead",
     "OpenVocabularyOutputLayers",
@@ -23,6 +30,8 @@ __all__ = [
     "TimmBackbone",
     "Variant",
     "ViLDBoxHead",
+    "ViLDCascadeROIHeads",
     "ViLDROIHeads",
     "build_timm_fpn_backbone",
+    "build_vit_fpn_backbone",
 ]

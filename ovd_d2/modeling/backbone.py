@@ -1,15 +1,17 @@
-"""Convolutional CLIP image towers as detector backbones."""
+"""Convolutional CLIP image towers and plain ViTs as detector backbones."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import timm
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, SimpleFeaturePyramid, ViT
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class TimmBackbone(Backbone):
@@ -61,3 +63,48 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
         top_block=LastLevelMaxPool(),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
+
+
+@BACKBONE_REGISTRY.register()
+def build_vit_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SimpleFeaturePyramid:
+    """ViTDet (arXiv 2203.16527): Detectron2's plain ViT with its simple feature pyramid.
+
+    Detectron2 builds both from LazyConfigs only; this is their way into yaml, by the keys of
+    `MODEL.VIT`, `FPN.OUT_CHANNELS` and `FPN.NORM`. Maps are called p<k> by stride 2^k, with one
+    more level by pooling, as Detectron2's FPN's.
+    """
+    vit = cfg.MODEL.VIT
+    net = ViT(
+        img_size=vit.IMG_SIZE,
+        patch_size=vit.PATCH_SIZE,
+        in_chans=input_shape.channels,
+        embed_dim=vit.EMBED_DIM,
+        depth=vit.DEPTH,
+        num_heads=vit.NUM_HEADS,
+        drop_path_rate=vit.DROP_PATH_RATE,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=vit.USE_REL_POS,
+        window_size=vit.WINDOW_SIZE,
+        window_block_indexes=_window_blocks(vit.DEPTH, vit.GLOBAL_ATTENTION_BLOCKS),
+        pretrain_img_size=vit.PRETRAIN_IMG_SIZE,
+        out_feature="last_feat",
+    )
+    return SimpleFeaturePyramid(
+        net=net,
+        in_feature="last_feat",
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        scale_factors=vit.SCALE_FACTORS,
+        top_block=LastLevelMaxPool(),
+        norm=cfg.MODEL.FPN.NORM,
+    )
+
+
+def _window_blocks(depth: int, global_blocks: Sequence[int]) -> list[int]:
+    """The blocks whose attention stays within windows: all but the global ones."""
+    unknown = sorted(set(global_blocks) - set(range(depth)))
+    if unknown:
+        raise ValueError(
+            f"MODEL.VIT.GLOBAL_ATTENTION_BLOCKS names {unknown}, but DEPTH {depth} has blocks 0 to "
+            f"{depth - 1} only"
+        )
+    return sorted(set(range(depth)) - set(global_blocks))

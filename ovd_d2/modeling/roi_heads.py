@@ -115,9 +115,13 @@ class ViLDROIHeads(StandardROIHeads):
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         ret = super()._init_box_head(cfg, input_shape)
-        ret["box_predictor"] = OpenVocabularyOutputLayers(cfg, ret["box_head"].output_shape)
+        ret.update(cls._init_predictors(cfg, ret))
         ret["image_head"] = cls._init_image_head(cfg, input_shape)
         return ret
+
+    @classmethod
+    def _init_predictors(cls, cfg: CfgNode, built: dict[str, Any]) -> dict[str, Any]:
+        return {"box_predictor": OpenVocabularyOutputLayers(cfg, built["box_head"].output_shape)}
 
     @classmethod
     def _init_image_head(

@@ -57,11 +57,12 @@ def test_command(
 ) -> None:
     (tmp_path / "names.txt").write_text("star\nanchor\n")
     (tmp_path / "novel.txt").write_text("anchor\n")
-    output = tmp_path / "vocabulary.safetensors"
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    output = "datasets://mine/vocabulary.safetensors"
     sources = ["--names-file", str(tmp_path / "names.txt"), "--novel-file"]
     teacher = ["--architecture", tiny_teacher.architecture, "--pretrained", str(tiny_weights)]
-    run_tool(monkeypatch, *sources, str(tmp_path / "novel.txt"), *teacher, "--output", str(output))
-    vocabulary = Vocabulary.load(output)
+    run_tool(monkeypatch, *sources, str(tmp_path / "novel.txt"), *teacher, "--output", output)
+    vocabulary = Vocabulary.load(tmp_path / "mine" / "vocabulary.safetensors")
     assert vocabulary.names == ["star", "anchor"]
     assert vocabulary.novel.tolist() == [False, True]
     assert tiny_teacher.fingerprint in capsys.readouterr().out

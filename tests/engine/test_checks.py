@@ -193,3 +193,9 @@ def test_no_base_annotation(cfg):
     novel = {**BOX, "category_id": 3}
     (problem,) = problems_of(cfg, [{**record, "annotations": [novel]} for record in DICTS])
     assert "none of its 3 base categories has an annotation" in problem
+
+
+def test_pointrends_own_mask_head_is_refused(cfg):
+    cfg.MODEL.ROI_MASK_HEAD.NAME = "PointRendMaskHead"
+    (problem,) = problems_of(cfg)
+    assert "ClassAgnosticPointRendMaskHead" in problem

@@ -2,10 +2,11 @@ import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_backbone, build_model
+from detectron2.utils.events import EventStorage
 
 from ovd_d2.clip import CLIPTeacher
 from ovd_d2.modeling import TimmBackbone
-from tests.tiny import tiny_config
+from tests.tiny import tiny_config, tiny_input, tiny_vocabulary
 from tools.convert_clip_backbone import PREFIX
 
 
@@ -43,3 +44,56 @@ def test_the_teachers_tower_fits_name_by_name(tmp_path):
     tower = [name for name in loaded if name.startswith(PREFIX)]
     assert sorted(tower) == sorted(state)
     assert all(torch.equal(loaded[name], state[name]) for name in tower)
+
+
+def vit_config(**changes):
+    cfg = tiny_config("vild")
+    cfg.MODEL.BACKBONE.NAME = "build_vit_fpn_backbone"
+    cfg.MODEL.FPN.NORM = "LN"
+    cfg.MODEL.VIT.update(
+        {
+            "IMG_SIZE": 64,
+            "EMBED_DIM": 16,
+            "DEPTH": 3,
+            "NUM_HEADS": 2,
+            "WINDOW_SIZE": 2,
+            "GLOBAL_ATTENTION_BLOCKS": (1,),
+            "SCALE_FACTORS": (2.0, 1.0, 0.5),
+            **changes,
+        }
+    )
+    return cfg
+
+
+def test_vit_maps_are_named_by_stride_for_any_image_size():
+    backbone = build_backbone(vit_config())
+    maps = backbone(torch.zeros(2, 3, 96, 64))
+    assert {name: tuple(x.shape) for name, x in maps.items()} == {
+        "p3": (2, 16, 12, 8),
+        "p4": (2, 16, 6, 4),
+        "p5": (2, 16, 3, 2),
+        "p6": (2, 16, 2, 1),
+    }
+
+
+@pytest.mark.parametrize("rel_pos", [True, False])
+def test_vit_windows_and_relative_positions_are_as_configured(rel_pos):
+    blocks = build_backbone(vit_config(USE_REL_POS=rel_pos)).net.blocks
+    assert [block.window_size for block in blocks] == [2, 0, 2]
+    assert [hasattr(block.attn, "rel_pos_h") for block in blocks] == [rel_pos] * 3
+    if rel_pos:  # tables of 2 n - 1 offsets: n patches in a window, or in the image
+        assert [len(block.attn.rel_pos_h) for block in blocks] == [3, 7, 3]
+
+
+def test_a_vit_block_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match=r"GLOBAL_ATTENTION_BLOCKS names \[3\]"):
+        build_backbone(vit_config(GLOBAL_ATTENTION_BLOCKS=(1, 3)))
+
+
+def test_every_parameter_of_a_vit_detector_gets_a_gradient():
+    model = build_model(vit_config())
+    model.set_vocabulary(tiny_vocabulary())
+    with EventStorage():
+        sum(model([tiny_input(), tiny_input(0, 0)]).values()).backward()
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    assert [name for name, p in trained if p.grad is None] == []

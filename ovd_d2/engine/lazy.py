@@ -1,0 +1,163 @@
+"""What tools/lazyconfig_train_net.py runs in each process: Detectron2's LazyConfigs with words.
+
+A config has what Detectron2's `new_baselines` have (`model`, `optimizer`, `lr_multiplier`, `train`,
+`dataloader`), and `vocabulary`: a LazyCall that gives a :class:`ovd_d2.vocabulary.Vocabulary`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import instantiate
+from detectron2.engine import (
+    AMPTrainer,
+    HookBase,
+    SimpleTrainer,
+    create_ddp_model,
+    default_setup,
+    default_writers,
+    hooks,
+)
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from omegaconf import DictConfig
+from torch import nn
+
+from ovd_d2.cache import CacheError, check_compatible
+from ovd_d2.data.categories import get_categories
+from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
+from ovd_d2.engine.hooks import ProgressBar
+from ovd_d2.engine.trainer import write_results
+from ovd_d2.errors import SetupError
+from ovd_d2.modeling import OpenVocabularyRCNN
+from ovd_d2.vocabulary import Vocabulary
+
+_NO_CACHE = (
+    "dataloader.train.mapper has no cache, but this variant distils: add "
+    'cache=L(EmbeddingCache)(path="...")'
+)
+
+
+def train(cfg: DictConfig, args: argparse.Namespace) -> None:
+    """Checks the set-up, then trains (`args.resume`: from the last checkpoint) and evaluates."""
+    vocabulary = _load_vocabulary(cfg)
+    dataset_dicts, mapper = _load_training_data(cfg, vocabulary)
+    default_setup(cfg, args)  # seeds: everything random comes after it
+    model = _build_model(cfg, vocabulary)
+    if model.roi_heads.variant.distils and mapper.cache is None:
+        raise SetupError([_NO_CACHE])
+    loader = instantiate({**cfg.dataloader.train, "dataset": dataset_dicts, "mapper": mapper})
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    wrapped = create_ddp_model(model, **cfg.train.ddp)
+    trainer_class = AMPTrainer if cfg.train.amp.enabled else SimpleTrainer
+    trainer = trainer_class(wrapped, loader, optimizer)
+    checkpointer = DetectionCheckpointer(wrapped, cfg.train.output_dir, trainer=trainer)
+    trainer.register_hooks(_build_hooks(cfg, model, checkpointer))
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
+    resumed = args.resume and checkpointer.has_checkpoint()
+    model.set_vocabulary(vocabulary)  # after loading: it wins over the checkpoint's
+    trainer.train(trainer.iter + 1 if resumed else 0, cfg.train.max_iter)
+
+
+def evaluate(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
+    """Evaluates `train.init_checkpoint` (`args.resume`: the last checkpoint)."""
+    vocabulary = _load_vocabulary(cfg)
+    default_setup(cfg, args)
+    model = _build_model(cfg, vocabulary)
+    DetectionCheckpointer(model, cfg.train.output_dir).resume_or_load(
+        cfg.train.init_checkpoint, resume=args.resume
+    )
+    model.set_vocabulary(vocabulary)
+    return _test(cfg, model)
+
+
+def _test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
+    results = inference_on_dataset(
+        model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    )
+    if comm.is_main_process():
+        print_csv_format(results)
+    write_results(results, cfg.train.output_dir)
+    return results
+
+
+def _build_hooks(
+    cfg: DictConfig, model: nn.Module, checkpointer: DetectionCheckpointer
+) -> list[HookBase]:
+    built = [
+        hooks.IterationTimer(),
+        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+    ]
+    if comm.is_main_process():
+        built.append(hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer))
+    built.append(hooks.EvalHook(cfg.train.eval_period, lambda: _test(cfg, model)))
+    if comm.is_main_process():
+        writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
+        built.append(hooks.PeriodicWriter(writers, period=cfg.train.log_period))
+        built.append(ProgressBar(os.path.basename(cfg.train.output_dir) or "training"))
+    return built
+
+
+def _build_model(cfg: DictConfig, vocabulary: Vocabulary) -> OpenVocabularyRCNN:
+    model = instantiate(cfg.model).to(cfg.train.device)
+    wanted = model.roi_heads.classifier.embedding_dim
+    if vocabulary.embedding_dim != wanted:
+        raise SetupError(
+            [
+                f"model.roi_heads.box_predictor.classifier.embedding_dim is {wanted}, but the "
+                f"vocabulary's embeddings are {vocabulary.embedding_dim} wide: use one teacher "
+                "for both"
+            ]
+        )
+    model.set_vocabulary(vocabulary)
+    return model
+
+
+def _load_vocabulary(cfg: DictConfig) -> Vocabulary:
+    if "vocabulary" not in cfg:
+        raise SetupError(
+            ['the config has no vocabulary: add vocabulary = L(Vocabulary.load)(path="...")']
+        )
+    try:
+        return instantiate(cfg.vocabulary)
+    except (OSError, ValueError) as error:
+        raise SetupError([f"vocabulary: {error}"]) from error
+
+
+def _load_training_data(
+    cfg: DictConfig, vocabulary: Vocabulary
+) -> tuple[list[dict[str, Any]], OpenVocabularyDatasetMapper]:
+    """The images and the mapper of the config, once they and the vocabulary fit each other."""
+    part = cfg.dataloader.train
+    try:
+        dataset_dicts = instantiate(part.dataset)
+        mapper = instantiate(part.mapper)
+    except (OSError, KeyError, CacheError) as error:
+        raise SetupError([f"dataloader.train: {error}"]) from error
+    problems = list(_vocabulary_problems(part.dataset.names, vocabulary))
+    if mapper.cache is not None:
+        problems += check_compatible(
+            mapper.cache,
+            teacher_fingerprint=vocabulary.teacher,
+            embedding_dim=vocabulary.embedding_dim,
+            image_ids=[record["image_id"] for record in dataset_dicts],
+        )
+    if problems:
+        raise SetupError(problems)
+    return dataset_dicts, mapper
+
+
+def _vocabulary_problems(names: str | Iterable[str], vocabulary: Vocabulary) -> Iterable[str]:
+    for name in [names] if isinstance(names, str) else names:
+        table = get_categories(name)
+        if list(vocabulary.names) != table.names or vocabulary.novel.tolist() != table.is_novel:
+            yield (
+                f"the vocabulary ({len(vocabulary)} names, {int(vocabulary.novel.sum())} novel) "
+                f"does not list the categories of '{name}' ({len(table)}, {sum(table.is_novel)} "
+                f"novel) in their order: build it with tools/build_vocabulary.py --dataset {name}"
+            )

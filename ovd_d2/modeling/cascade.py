@@ -1,0 +1,99 @@
+"""ViLD's branches in every stage of a Cascade R-CNN."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads
+from detectron2.modeling.roi_heads.cascade_rcnn import _ScaleGradient
+from detectron2.structures import Instances
+from torch import Tensor
+
+from ovd_d2.losses import distillation_l1
+from ovd_d2.modeling.box_head import OpenVocabularyOutputLayers
+from ovd_d2.modeling.roi_heads import ViLDROIHeads
+
+
+@ROI_HEADS_REGISTRY.register()
+class ViLDCascadeROIHeads(ViLDROIHeads, CascadeROIHeads):
+    """Cascade R-CNN (arXiv 1712.00726) with :class:`ViLDROIHeads`' branches in every stage.
+
+    Every stage has a projection, a background embedding and a box regression of its own; all hold
+    the same vocabulary. How ViLD's branches meet the cascade is this package's choice, for the
+    paper has none:
+
+    - Text branch: each stage learns to classify its own regions, as in Detectron2's cascade.
+    - Distillation: the cached proposals are never refined, because their embeddings belong to
+      their boxes. Where the branches share a head, every stage embeds them and learns from them,
+      as every stage will score; where they do not, the one image head does.
+    - Test time: each stage scores its regions as the variant says (the image head reads the same
+      pooled features as the stage), the scores are averaged over the stages as in Detectron2's
+      cascade, then mixed with the objectness of the proposals the cascade started from (the order
+      of both as in Detic). Boxes are the last stage's.
+    """
+
+    @classmethod
+    def _init_predictors(cls, cfg: CfgNode, built: dict[str, Any]) -> dict[str, Any]:
+        weights_per_stage = cfg.MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS
+        return {
+            "box_predictors": [
+                OpenVocabularyOutputLayers(
+                    cfg, head.output_shape, box2box_transform=Box2BoxTransform(weights=weights)
+                )
+                for head, weights in zip(built["box_heads"], weights_per_stage, strict=True)
+            ]
+        }
+
+    @property
+    def predictors(self) -> Sequence[OpenVocabularyOutputLayers]:
+        """One a stage."""
+        return list(self.box_predictor)
+
+    def _distillation_losses(self, pooled: Tensor, teacher: Tensor) -> dict[str, Tensor]:
+        if self.image_head is not None:
+            return super()._distillation_losses(pooled, teacher)
+        # As with the other losses of Detectron2's cascade: each stage's own parameters see its
+        # whole loss, the features below see the mean over the stages.
+        pooled = _ScaleGradient.apply(pooled, 1.0 / self.num_cascade_stages)
+        students = (
+            predictor.embed(head(pooled))
+            for predictor, head in zip(self.predictors, self.box_head, strict=True)
+        )
+        return {
+            f"loss_distillation_stage{k}": distillation_l1(
+                student, teacher, self.distillation_weight
+            )
+            for k, student in enumerate(students)
+        }
+
+    def _forward_box(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> dict[str, Tensor] | list[Instances]:
+        if self.training:
+            return CascadeROIHeads._forward_box(self, features, proposals, targets)
+        probs, deltas, regions = self._run_stages(features, proposals)
+        probs = self._mix_objectness(probs, proposals)
+        return self.predictors[-1].select_detections(probs, deltas, regions)
+
+    def _run_stages(
+        self, features: dict[str, Tensor], regions: list[Instances]
+    ) -> tuple[Tensor, Tensor, list[Instances]]:
+        """(N, C) mean scores; (N, 4) deltas and the regions of the last stage, N in all."""
+        image_sizes = [x.image_size for x in regions]
+        summed, boxes = None, None
+        for head, predictor in zip(self.box_head, self.predictors, strict=True):
+            if boxes is not None:
+                regions = self._create_proposals_from_boxes(boxes, image_sizes)
+            pooled = self._pool(features, regions)
+            region = head(pooled)
+            logits, deltas = predictor(region)
+            scores = self._scores(predictor, logits, pooled, region)
+            summed = scores if summed is None else summed + scores
+            boxes = predictor.predict_boxes((logits, deltas), regions)
+        return summed / self.num_cascade_stages, deltas, regions

@@ -1,0 +1,99 @@
+"""The mini Pictograms with a vocabulary and a cache, for training in this process."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ovd_d2.cache import DatasetInfo, Manifest, RecordWriter, dataset_fingerprint
+from ovd_d2.clip import CLIPTeacher
+from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_TAG
+from ovd_d2.clip.vocabulary_builder import build_vocabulary
+from ovd_d2.data.builtin import register_pictograms
+from ovd_d2.data.categories import get_categories
+from ovd_d2.data.paths import datasets_root
+from ovd_d2.data.pictograms import prepare
+from ovd_d2.vocabulary import Vocabulary
+
+SET = "pictograms_v1_mini"
+TRAIN, VAL = f"{SET}_train", f"{SET}_val"
+
+
+@dataclass(frozen=True)
+class MiniPictograms:
+    """`folder` is DETECTRON2_DATASETS; the vocabulary and the cache are where configs look."""
+
+    folder: Path
+
+    @property
+    def vocabulary(self) -> Path:
+        return self.folder / "pictograms_v1" / "vocabulary.safetensors"
+
+    @property
+    def cache(self) -> Path:
+        return self.folder / "pictograms_v1" / "cache"
+
+
+def _register_below(root: Path) -> None:
+    for split in ("train", "val"):
+        DatasetCatalog.remove(f"{SET}_{split}")
+        MetadataCatalog.remove(f"{SET}_{split}")
+        register_pictograms(SET, split, root)
+
+
+def _write_cache(path: Path, vocabulary: Vocabulary) -> None:
+    """Boxes of all objects; for an embedding, the words (a perfect teacher, and a quick one)."""
+    records = DatasetCatalog.get(TRAIN)
+    manifest = Manifest(
+        kind="embeddings",
+        dataset=DatasetInfo(TRAIN, dataset_fingerprint(records), len(records)),
+        proposals="ground truth",
+        recipe={},
+        teacher=vocabulary.teacher,
+        embedding_dim=vocabulary.embedding_dim,
+    )
+    with RecordWriter(path, manifest) as writer:
+        for record in records:
+            objects = record["annotations"]
+            boxes = torch.tensor([o["bbox"] for o in objects]).reshape(-1, 4)  # XYWH
+            boxes[:, 2:] += boxes[:, :2]
+            classes = torch.tensor([o["category_id"] for o in objects], dtype=torch.long)
+            rows = vocabulary.embeddings[classes]
+            tensors = {"boxes": boxes, "objectness": torch.ones(len(boxes)), "embeddings": rows}
+            writer.add(record["image_id"], tensors)
+        writer.finish()
+
+
+@pytest.fixture(scope="module")
+def mini(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    home, place = datasets_root(), MiniPictograms(tmp_path_factory.mktemp("datasets"))
+    prepare(place.folder, full=False, workers=1, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(place.folder))
+        _register_below(place.folder)
+        table = get_categories(TRAIN)
+        teacher = CLIPTeacher.from_open_clip(ARCHITECTURE, SHIPPED_TAG)
+        vocabulary = build_vocabulary(
+            table.names, teacher, is_novel=table.is_novel, prompts="single"
+        )
+        vocabulary.save(place.vocabulary)
+        _write_cache(place.cache, vocabulary)
+        yield place
+    _register_below(home)
+
+
+@pytest.fixture
+def arguments() -> argparse.Namespace:
+    """What Detectron2's argument parser gives without options."""
+    return argparse.Namespace(config_file="", resume=False, eval_only=False, opts=[])
+
+
+def read_results(output: Path) -> dict[str, Any]:
+    return json.loads((output / "inference" / "results.json").read_text())

@@ -1,0 +1,162 @@
+"""docs/plugging-in.md: the LazyConfigs train, resume and evaluate on the mini Pictograms."""
+
+import argparse
+import json
+import math
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from ovd_d2.engine.lazy import evaluate, train
+from ovd_d2.engine.run import load_config
+from ovd_d2.errors import SetupError
+from ovd_d2.vocabulary import Vocabulary
+from tests.integration.conftest import TRAIN, VAL, read_results
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs" / "pictograms"
+
+
+def run(name, output, *options, resume=False, eval_only=False):
+    """tools/lazyconfig_train_net.py in this process."""
+    quick = [
+        f"train.output_dir={output}",
+        "train.init_checkpoint=''",
+        "train.max_iter=2",
+        "train.seed=1",
+        "model.roi_heads.box_predictor.test_score_thresh=0",
+        "model.roi_heads.box_predictor.test_topk_per_image=5",
+        "dataloader.train.total_batch_size=2",
+        "dataloader.train.num_workers=0",
+        "dataloader.test.num_workers=0",
+        f"dataloader.train.dataset.names={TRAIN}",
+        f"dataloader.test.dataset.names={VAL}",
+    ]
+    args = argparse.Namespace(
+        config_file=str(CONFIGS / f"{name}.py"),
+        opts=[*quick, *options],
+        resume=resume,
+        eval_only=eval_only,
+    )
+    runpy.run_path(str(ROOT / "tools" / "lazyconfig_train_net.py"))["main"](args)
+
+
+def saved(output):
+    return torch.load(output / "model_final.pth", weights_only=True)
+
+
+def metrics_of(output):
+    lines = (output / "metrics.json").read_text().splitlines()
+    return {key: value for line in lines for key, value in json.loads(line).items()}
+
+
+@pytest.mark.parametrize("name", ["lazy_vild", "lazy_vitdet"])
+def test_example_trains_and_evaluates(name, mini, tmp_path):
+    torch.manual_seed(0)
+    start = instantiate(LazyConfig.load(str(CONFIGS / f"{name}.py")).model)
+    torch.save({"model": start.state_dict()}, tmp_path / "start.pth")
+    run(name, tmp_path, f"train.init_checkpoint={tmp_path / 'start.pth'}")
+    metrics = metrics_of(tmp_path)
+    assert {"loss_cls", "loss_mask", "loss_distillation"} <= set(metrics)
+    assert all(math.isfinite(value) for key, value in metrics.items() if "loss" in key)
+    final = saved(tmp_path)["model"]
+    trained = [(name, p) for name, p in start.named_parameters() if p.requires_grad]
+    assert [name for name, p in trained if torch.equal(p, final[name])] == []
+    results = read_results(tmp_path)
+    for task in ("bbox", "segm"):
+        assert {"AP", "APr", "AP50_base", "AP50_novel"} <= set(results[task])
+
+
+def test_resume_goes_on_and_eval_only_evaluates_the_configured_names(mini, tmp_path):
+    run("lazy_vild", tmp_path)
+    run("lazy_vild", tmp_path, "train.max_iter=3", resume=True)
+    assert saved(tmp_path)["iteration"] == 2
+    key = "roi_heads.box_predictor.classifier.text_embeddings"
+    weights = saved(tmp_path)["model"]
+    torch.save({"model": {**weights, key: weights[key][:3]}}, tmp_path / "three.pth")
+    found = tmp_path / "inference" / VAL / "lvis_instances_results.json"
+    before = json.loads(found.read_text())
+    run("lazy_vild", tmp_path, f"train.init_checkpoint={tmp_path / 'three.pth'}", eval_only=True)
+    assert json.loads(found.read_text()) == before
+    assert len(before) > 0
+
+
+def test_the_lazy_model_is_the_yaml_model(mini):
+    cfg = load_config(str(CONFIGS / "vild.yaml"))
+    yaml_model = build_model(cfg)
+    lazy = LazyConfig.load(str(CONFIGS / "lazy_vild.py"))
+    lazy_model = instantiate(lazy.model)
+    lazy_model.load_state_dict(yaml_model.state_dict())
+    vocabulary = instantiate(lazy.vocabulary)
+    record = instantiate(lazy.dataloader.train.mapper)(
+        instantiate({**lazy.dataloader.train.dataset, "names": TRAIN})[0]
+    )
+    outcomes = []
+    for model in (yaml_model, lazy_model):
+        model.set_vocabulary(vocabulary)
+        torch.manual_seed(0)
+        with EventStorage():
+            losses = model.train()([record])
+        with torch.no_grad():
+            found = model.eval()([record])[0]["instances"]
+        outcomes.append((losses, found))
+    (losses, found), (lazy_losses, lazy_found) = outcomes
+    assert losses.keys() == lazy_losses.keys()
+    for name, loss in losses.items():
+        torch.testing.assert_close(lazy_losses[name], loss)
+    torch.testing.assert_close(lazy_found.scores, found.scores)
+    torch.testing.assert_close(lazy_found.pred_boxes.tensor, found.pred_boxes.tensor)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["vocabulary.path=nothing.safetensors"], "vocabulary: "),
+        (["dataloader.train.mapper.cache.path=nowhere"], "dataloader.train: "),
+        (["dataloader.train.dataset.names=unknown_train"], "unknown_train"),
+    ],
+)
+def test_a_wrong_setup_is_refused_before_anything_is_written(options, message, mini, tmp_path):
+    with pytest.raises(SystemExit, match="problem.* found before starting") as caught:
+        run("lazy_vild", tmp_path / "out", *options)
+    assert message in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("dataloader.train.mapper.cache=null", "has no cache, but this variant distils"),
+        ("model.roi_heads.box_predictor.classifier.embedding_dim=32", "use one teacher for both"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_not_trained(option, message, mini, tmp_path):
+    with pytest.raises(SystemExit, match=message):
+        run("lazy_vild", tmp_path, option)
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_a_config_without_vocabulary_is_refused(tmp_path, arguments):
+    cfg = LazyConfig.load(str(CONFIGS / "lazy_vild.py"))
+    del cfg.vocabulary
+    for run_config in (train, evaluate):
+        with pytest.raises(SetupError, match="has no vocabulary: add"):
+            run_config(cfg, arguments)
+
+
+def test_names_in_another_order_are_refused(mini, tmp_path):
+    vocabulary = Vocabulary.load(str(mini.vocabulary))
+    turned = Vocabulary(
+        list(vocabulary.names)[::-1],
+        vocabulary.embeddings.flip(0),
+        vocabulary.novel.flip(0),
+        teacher=vocabulary.teacher,
+    )
+    turned.save(tmp_path / "turned.safetensors")
+    with pytest.raises(SystemExit, match="in their order: build it with"):
+        run("lazy_vild", tmp_path / "out", f"vocabulary.path={tmp_path / 'turned.safetensors'}")

@@ -1,0 +1,73 @@
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+from detectron2.projects.point_rend import add_pointrend_config
+from detectron2.utils.events import EventStorage
+
+from ovd_d2.modeling import ClassAgnosticPointRendMaskHead
+from tests.tiny import tiny_config, tiny_input, tiny_vocabulary
+
+
+def pointrend_config():
+    cfg = get_cfg()
+    add_pointrend_config(cfg)
+    tiny = tiny_config("vild")
+    for key, value in cfg.MODEL.ROI_MASK_HEAD.items():
+        tiny.MODEL.ROI_MASK_HEAD.setdefault(key, value)
+    tiny.MODEL.POINT_HEAD = cfg.MODEL.POINT_HEAD
+    head = tiny.MODEL.ROI_MASK_HEAD
+    head.NAME, head.POOLER_TYPE, head.POINT_HEAD_ON = "ClassAgnosticPointRendMaskHead", "", True
+    head.IN_FEATURES = tiny.MODEL.POINT_HEAD.IN_FEATURES = ["p3"]
+    head.OUTPUT_SIDE_RESOLUTION, head.FC_DIM = 5, 16
+    tiny.MODEL.POINT_HEAD.FC_DIM = 16
+    tiny.MODEL.POINT_HEAD.TRAIN_NUM_POINTS = 12
+    tiny.MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS = 50  # 5 x 5 is doubled no further than 5
+    tiny.MODEL.POINT_HEAD.SUBDIVISION_STEPS = 2
+    return tiny
+
+
+def make_model():
+    torch.manual_seed(0)
+    model = build_model(pointrend_config())
+    model.set_vocabulary(tiny_vocabulary())
+    return model
+
+
+def test_both_parts_predict_one_mask_whatever_the_number_of_names():
+    head = make_model().roi_heads.mask_head
+    assert isinstance(head, ClassAgnosticPointRendMaskHead)
+    assert head.coarse_head.output_shape == (1, 5, 5)
+    assert head.point_head.predictor.out_channels == 1
+
+
+@pytest.mark.parametrize(("objects", "cached"), [(2, 3), (0, 3), (0, 0)])
+def test_every_parameter_gets_a_gradient_with_and_without_objects(objects, cached):
+    model = make_model().train()
+    inputs = [tiny_input(objects, cached), tiny_input(objects, cached, seed=1)]
+    with EventStorage():
+        losses = model(inputs)
+    assert {"loss_mask", "loss_mask_point"} <= set(losses)
+    total = sum(losses.values())
+    total.backward()
+    assert torch.isfinite(total)
+    if not objects:
+        assert losses["loss_mask"] == losses["loss_mask_point"] == 0
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    assert [name for name, p in trained if p.grad is None] == []
+
+
+@torch.no_grad()
+def test_masks_are_as_fine_as_the_subdivision_says_for_any_names():
+    model = make_model().eval()
+    model.set_vocabulary(tiny_vocabulary(["dog"]))
+    found = model.inference([tiny_input()], do_postprocess=False)[0]
+    assert len(found) > 0
+    assert found.pred_masks.shape[1:] == (1, 20, 20)  # 5, refined twice
+
+
+@torch.no_grad()
+def test_no_detections_no_masks():
+    model = make_model().eval()
+    model.roi_heads.box_predictor.test_score_thresh = 2.0
+    assert len(model([tiny_input()])[0]["instances"]) == 0

@@ -1,0 +1,51 @@
+#!/usr/bin/env python
+"""Train or evaluate a LazyConfig, as Detectron2's own lazyconfig_train_net.py does."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from detectron2.config import LazyConfig
+from detectron2.engine import default_argument_parser, launch
+from detectron2.utils.file_io import PathManager
+
+from ovd_d2.engine.lazy import evaluate, train
+from ovd_d2.errors import SetupError
+
+EPILOG = """
+examples:
+  train on one machine:
+    tools/lazyconfig_train_net.py --config-file configs/new_baselines/vild_R_50_FPN_LSJ.py \\
+        --num-gpus 8
+  change an option:
+    tools/lazyconfig_train_net.py --config-file configs/pictograms/lazy_vitdet.py train.max_iter=10
+  evaluate a checkpoint:
+    tools/lazyconfig_train_net.py --config-file configs/pictograms/lazy_vitdet.py --eval-only \\
+        train.init_checkpoint=output/pictograms/lazy_vitdet/model_final.pth
+"""
+
+
+def main(args: argparse.Namespace) -> None:
+    try:
+        if not PathManager.isfile(args.config_file):
+            raise SetupError([f"--config-file: no file at '{args.config_file}'"])
+        cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
+        if args.eval_only:
+            evaluate(cfg, args)
+        else:
+            train(cfg, args)
+    except SetupError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    arguments = default_argument_parser(epilog=EPILOG).parse_args()
+    launch(
+        main,
+        arguments.num_gpus,
+        num_machines=arguments.num_machines,
+        machine_rank=arguments.machine_rank,
+        dist_url=arguments.dist_url,
+        args=(arguments,),
+    )

@@ -58,7 +58,7 @@ def vit_config(**changes):
             "NUM_HEADS": 2,
             "WINDOW_SIZE": 2,
             "GLOBAL_ATTENTION_BLOCKS": (1,),
-            "SCALE_FACTORS": (2.0, 1.0, 0.5),
+            "SCALE_FACTORS": (4.0, 2.0, 1.0, 0.5),
             **changes,
         }
     )
@@ -69,6 +69,7 @@ def test_vit_maps_are_named_by_stride_for_any_image_size():
     backbone = build_backbone(vit_config())
     maps = backbone(torch.zeros(2, 3, 96, 64))
     assert {name: tuple(x.shape) for name, x in maps.items()} == {
+        "p2": (2, 16, 24, 16),
         "p3": (2, 16, 12, 8),
         "p4": (2, 16, 6, 4),
         "p5": (2, 16, 3, 2),

@@ -99,7 +99,7 @@ def proposals_of(boxes, objectness):
 def detect(heads, proposals):
     features = {
         f"p{k}": torch.randn(1, 16, 64 >> k, 64 >> k, generator=torch.Generator().manual_seed(k))
-        for k in (3, 4, 5)
+        for k in (2, 3, 4, 5)
     }
     return features, heads._forward_box(features, [proposals])[0]
 

@@ -17,16 +17,19 @@ from ovd_d2.clip import CLIPTeacher
 from ovd_d2.clip.pictogram_clip import (
     CropAccuracy,
     TrainingSettings,
+    categories_of,
     crop_accuracy,
     save_weights,
     train,
 )
 from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_TAG
-from ovd_d2.data.pictograms.glyphs import build_categories
 
 EXAMPLE = """examples:
   make the weights in the package (about 16 minutes on two cores; killed, it continues):
     python tools/train_pictogram_clip.py --output output/pictogram_rn.safetensors
+  make the detectors' initial weights in the package (without novel glyphs; about 8 minutes):
+    python tools/train_pictogram_clip.py --base-only --steps 1500 --crops 400 \\
+        --output output/pictogram_rn_base.safetensors
   test the weights in the package:
     python tools/train_pictogram_clip.py --evaluate shipped
 """
@@ -42,6 +45,11 @@ def parse_args() -> argparse.Namespace:
         "--evaluate", metavar="WEIGHTS", help=f"only test a file or '{SHIPPED_TAG}'"
     )
     parser.add_argument("--categories", type=int, default=defaults.categories)
+    parser.add_argument(
+        "--base-only",
+        action="store_true",
+        help="leave out the data set's novel names: initial weights of a detector, no teacher",
+    )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, default=defaults.steps)
     length.add_argument("--minutes", type=float, help="choose the steps to take about that long")
@@ -67,7 +75,8 @@ def parse_args() -> argparse.Namespace:
 
 def evaluate(weights: str, args: argparse.Namespace) -> tuple[CLIPTeacher, CropAccuracy]:
     teacher = CLIPTeacher.from_open_clip(ARCHITECTURE, weights)
-    categories = build_categories(args.categories)
+    settings = TrainingSettings(categories=args.categories, base_only=args.base_only)
+    categories = categories_of(settings)
     result = crop_accuracy(
         teacher, categories, per_category=args.test_crops, seed=args.seed, workers=args.workers
     )
@@ -95,6 +104,7 @@ def main() -> None:
     settings = replace(
         TrainingSettings(),
         categories=args.categories,
+        base_only=args.base_only,
         crops_per_category=args.crops,
         steps=args.steps,
         batch_size=args.batch_size,

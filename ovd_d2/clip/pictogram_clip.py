@@ -35,6 +35,7 @@ from ovd_d2.clip.preprocess import Preprocessing
 from ovd_d2.clip.prompts import embed_names
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.data.pictograms.glyphs import PictogramCategory, build_categories
+from ovd_d2.data.pictograms.plan import choose_frequencies
 from ovd_d2.files import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,8 @@ class TrainingSettings:
     Attributes:
         categories: how many names (80 is the data set's default; above the number of glyphs the
             names are colour x glyph).
+        base_only: leave out the data set's novel names, glyphs and all: not a teacher, but initial
+            weights of a detector that have not seen what it must not know.
         crops_per_category: rendered once, seen many times through random windows.
         steps: optimisation steps.
         batch_size: objects a step, at most.
@@ -62,6 +65,7 @@ class TrainingSettings:
     """
 
     categories: int = 80
+    base_only: bool = False
     crops_per_category: int = 600
     steps: int = 3600
     batch_size: int = 96
@@ -90,7 +94,7 @@ def train(
     Returns:
         The state dict.
     """
-    categories = build_categories(settings.categories)
+    categories = categories_of(settings)
     bank = render_crops(
         categories,
         settings.crops_per_category,
@@ -106,6 +110,16 @@ def train(
         run.set_steps_for(minutes)
     run.loop(checkpoint, save_every_s)
     return {key: value.detach() for key, value in run.model.state_dict().items()}
+
+
+def categories_of(settings: TrainingSettings) -> list[PictogramCategory]:
+    """What is drawn and named in training. Novel are the rare ones of the data set of seed 0."""
+    categories = build_categories(settings.categories)
+    if not settings.base_only:
+        return categories
+    frequencies = choose_frequencies(categories, seed=0)
+    pairs = zip(categories, frequencies, strict=True)
+    return [category for category, frequency in pairs if frequency != "r"]
 
 
 class _Run:

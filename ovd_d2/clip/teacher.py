@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from open_clip.factory import load_state_dict
 from PIL import Image
 
-from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_TAG, SHIPPED_WEIGHTS
+from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_WEIGHTS
 from ovd_d2.clip.preprocess import Preprocessing
 
 _MAX_LISTED = 5
@@ -75,7 +75,8 @@ class CLIPTeacher:
             architecture: an open_clip model name ("ViT-B-32", "Pictogram-RN", ...).
             pretrained: a pretrained tag of that architecture (open_clip downloads it) or the path
                 of a local checkpoint (.safetensors, or .pt without pickled objects; nothing is
-                downloaded). "shipped" names the weights in this package for "Pictogram-RN".
+                downloaded). "shipped" names the teacher in this package for "Pictogram-RN",
+                "shipped-base" the one without novel glyphs.
             device: where to run.
 
         Raises:
@@ -185,8 +186,8 @@ def _check_architecture(architecture: str, pretrained: str) -> None:
 
 def _resolve_weights(architecture: str, pretrained: str) -> Path | None:
     """The local file that `pretrained` names, or None for a tag that open_clip resolves itself."""
-    if architecture == ARCHITECTURE and pretrained == SHIPPED_TAG:
-        return SHIPPED_WEIGHTS
+    if architecture == ARCHITECTURE and pretrained in SHIPPED_WEIGHTS:
+        return SHIPPED_WEIGHTS[pretrained]
     if ":" in architecture:
         return None
     tags = open_clip.list_pretrained_tags_by_model(architecture.replace("/", "-"))

@@ -154,7 +154,8 @@ Written by `{document["command"]}` on {document["date"]}; raw numbers of every s
 
 Novel = rare: 16 of 80 categories that have no box in training. `clip_crops` is the teacher on crops
 of the first stage's proposals; the others are trained for equally many iterations. Every backbone
-starts from the teacher's image tower, which has seen all glyphs, the novel ones too, as crops.
+starts from the image tower of a second small CLIP that was trained on crops of base glyphs alone:
+what a method knows of novel categories has come through the teacher and the vocabulary.
 
 ## What a faithful ViLD must show
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_TAG, SHIPPED_WEIGHTS
+from ovd_d2.clip.pictogram_config import (
+    ARCHITECTURE,
+    SHIPPED_BASE_TAG,
+    SHIPPED_TAG,
+    SHIPPED_WEIGHTS,
+)
 from ovd_d2.data.paths import datasets_root
 from ovd_d2.demo.steps import Step
 
@@ -56,20 +61,20 @@ def data_steps() -> list[Step]:
             "Look at the teacher: a small CLIP that has read all names but seen no scene",
             "tools/train_pictogram_clip.py",
             ("--evaluate", SHIPPED_TAG),
-            SHIPPED_WEIGHTS,
+            SHIPPED_WEIGHTS[SHIPPED_TAG],
         ),
         Step(
             "backbone",
-            "Take the teacher's image tower as initial weights of the detector's backbone",
+            "Take initial weights of the detector's backbone from a CLIP that knows no novel glyph",
             "tools/convert_clip_backbone.py",
-            (*_teacher(), "--output", str(_backbone(root))),
+            (*_clip(SHIPPED_BASE_TAG), "--output", str(_backbone(root))),
             _backbone(root),
         ),
         Step(
             "vocabulary",
             "Write the category names as text embeddings",
             "tools/build_vocabulary.py",
-            ("--dataset", TRAIN_SET, *_teacher(), "--output", str(_vocabulary(root))),
+            ("--dataset", TRAIN_SET, *_clip(SHIPPED_TAG), "--output", str(_vocabulary(root))),
             _vocabulary(root),
             needs=("data",),
         ),
@@ -84,8 +89,8 @@ def _vocabulary(root: Path) -> Path:
     return root / "vocabulary.safetensors"
 
 
-def _teacher() -> tuple[str, ...]:
-    return ("--architecture", ARCHITECTURE, "--pretrained", SHIPPED_TAG)
+def _clip(tag: str) -> tuple[str, ...]:
+    return ("--architecture", ARCHITECTURE, "--pretrained", tag)
 
 
 def start_steps(run: Run) -> list[Step]:
@@ -112,7 +117,7 @@ def start_steps(run: Run) -> list[Step]:
             "tools/build_cache.py",
             (
                 *("--dataset", TRAIN_SET, "--proposals", str(proposals)),
-                *(*_teacher(), "--output", str(run.cache)),
+                *(*_clip(SHIPPED_TAG), "--output", str(run.cache)),
             ),
             run.cache / "manifest.json",
             needs=(f"proposals_seed{run.seed}",),

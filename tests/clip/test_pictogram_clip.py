@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,19 @@ from PIL import Image
 from safetensors import safe_open
 
 from ovd_d2.clip import CLIPTeacher, embed_names, pictogram_clip, render_prompts
-from ovd_d2.clip.pictogram_clip import TrainingSettings, crop_accuracy, save_weights, train
-from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_TAG, SHIPPED_WEIGHTS
+from ovd_d2.clip.pictogram_clip import (
+    TrainingSettings,
+    categories_of,
+    crop_accuracy,
+    save_weights,
+    train,
+)
+from ovd_d2.clip.pictogram_config import (
+    ARCHITECTURE,
+    SHIPPED_BASE_TAG,
+    SHIPPED_TAG,
+    SHIPPED_WEIGHTS,
+)
 from ovd_d2.clip.pictogram_data import (
     BACKGROUND_CAPTIONS,
     FRAGMENT_CAPTIONS,
@@ -27,6 +39,7 @@ from ovd_d2.clip.pictogram_data import (
 )
 from ovd_d2.data.pictograms.colours import COLOURS
 from ovd_d2.data.pictograms.glyphs import GLYPHS, build_categories
+from ovd_d2.data.pictograms.plan import choose_frequencies
 
 TOY = TrainingSettings(
     categories=4, crops_per_category=2, steps=4, batch_size=4, warmup_steps=1, seed=3
@@ -140,13 +153,42 @@ def test_saved_weights_are_half_and_carry_metadata(tmp_path: Path) -> None:
     assert teacher.image_size == (48, 48)
 
 
-def test_shipped_file_is_small_and_says_how_it_was_made() -> None:
-    assert SHIPPED_WEIGHTS.stat().st_size <= 5_000_000
-    with safe_open(str(SHIPPED_WEIGHTS), framework="pt") as handle:
+@pytest.mark.parametrize(("tag", "base_only"), [(SHIPPED_TAG, False), (SHIPPED_BASE_TAG, True)])
+def test_shipped_files_are_small_and_say_how_they_were_made(tag: str, base_only: bool) -> None:
+    path = SHIPPED_WEIGHTS[tag]
+    assert path.stat().st_size <= 5_000_000
+    with safe_open(str(path), framework="pt") as handle:
         metadata = handle.metadata()
     assert metadata["architecture"] == ARCHITECTURE
     assert "train_pictogram_clip.py" in metadata["command"]
-    assert min(float(metadata[f"top1_{view}"]) for view in ("1x", "1.5x", "mixed")) >= 0.95
+    assert json.loads(metadata["settings"]).get("base_only", False) is base_only
+    if not base_only:
+        assert min(float(metadata[f"top1_{view}"]) for view in ("1x", "1.5x", "mixed")) >= 0.95
+
+
+def test_base_only_leaves_out_what_the_data_set_holds_rare() -> None:
+    everything = build_categories(80)
+    base = categories_of(TrainingSettings(base_only=True))
+    rare = {
+        category.name
+        for category, letter in zip(everything, choose_frequencies(everything, 0), strict=True)
+        if letter == "r"
+    }
+    assert len(rare) == 16 and len(base) == 64
+    assert not rare & {category.name for category in base}
+    assert categories_of(TrainingSettings()) == everything
+
+
+def test_shipped_initial_weights_know_base_glyphs_and_no_novel_ones() -> None:
+    clip = CLIPTeacher.from_open_clip(ARCHITECTURE, SHIPPED_BASE_TAG)
+    base = categories_of(TrainingSettings(base_only=True))
+    novel = [category for category in build_categories(80) if category not in base]
+    found = [
+        crop_accuracy(clip, group, per_category=4, seed=99, workers=1, progress=False).mixed
+        for group in (base, novel)
+    ]
+    assert found[0] >= 0.9
+    assert found[1] <= 0.4  # chance among 16 names: 0.06
 
 
 def test_shipped_teacher_knows_the_names(shipped: CLIPTeacher) -> None:

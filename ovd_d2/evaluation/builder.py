@@ -10,7 +10,9 @@ from detectron2.evaluation import DatasetEvaluator
 
 from ovd_d2.data.categories import get_categories
 from ovd_d2.evaluation.coco_evaluator import OpenVocabularyCOCOEvaluator
+from ovd_d2.evaluation.engines import build_engine
 from ovd_d2.evaluation.lvis_evaluator import OpenVocabularyLVISEvaluator
+from ovd_d2.evaluation.protocols import COCO, LVIS_PROTOCOLS, Protocol
 
 EVALUATORS = {"lvis": OpenVocabularyLVISEvaluator, "coco": OpenVocabularyCOCOEvaluator}
 
@@ -21,11 +23,12 @@ def build_evaluator(
     """The evaluator for `dataset_name` by its metadata's `evaluator_type` ("lvis" or "coco").
 
     Base and novel come from `ovd_d2.data.categories.get_categories`. Masks are evaluated when
-    `cfg.MODEL.MASK_ON`. The output folder is `cfg.OUTPUT_DIR/inference` unless given.
+    `cfg.MODEL.MASK_ON` and the ground truth has them; `cfg.TEST.OVD` says how. The output folder is
+    `cfg.OUTPUT_DIR/inference` unless given.
 
     Raises:
         KeyError: the data set is not registered.
-        ValueError: no evaluator exists for its type.
+        ValueError: no evaluator exists for its type, or a key of `cfg.TEST.OVD` has no such value.
     """
     if dataset_name not in DatasetCatalog:
         raise KeyError(
@@ -43,4 +46,15 @@ def build_evaluator(
         tasks=("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",),
         output_dir=output_folder or str(Path(cfg.OUTPUT_DIR) / "inference"),
         novel=get_categories(dataset_name).is_novel,
+        protocol=_protocol(cfg, evaluator_type),
+        engine=build_engine(cfg.TEST.OVD.ENGINE),
+        model_limit=cfg.TEST.DETECTIONS_PER_IMAGE,
+        failures=cfg.TEST.OVD.FAILURES,
     )
+
+
+def _protocol(cfg: CfgNode, evaluator_type: str) -> Protocol:
+    name = cfg.TEST.OVD.PROTOCOL
+    if name not in LVIS_PROTOCOLS:
+        raise ValueError(f"TEST.OVD.PROTOCOL is '{name}', expected one of {sorted(LVIS_PROTOCOLS)}")
+    return COCO if evaluator_type == "coco" else LVIS_PROTOCOLS[name]

@@ -18,6 +18,7 @@ from ovd_d2.evaluation.protocols import Detection
 from ovd_d2.files import atomic_write_json
 
 MAX_NAMES_SHOWN = 3
+CONFUSION_FILE = "novel_confusion.json"
 
 
 @dataclass(frozen=True)
@@ -102,15 +103,25 @@ def confusion_table(confusions: Sequence[CategoryConfusion]) -> str:
 
 
 def write_confusion(confusions: Sequence[CategoryConfusion], output_folder: str | Path) -> Path:
-    """Writes `novel_confusion.json`. Returns its path."""
-    path = Path(output_folder) / "novel_confusion.json"
+    """Writes `novel_confusion.json` into the folder. Returns its path."""
+    path = Path(output_folder) / CONFUSION_FILE
     atomic_write_json(path, [asdict(one) for one in confusions])
     return path
 
 
 def read_confusion(output_folder: str | Path) -> list[CategoryConfusion]:
-    """Reads what `write_confusion` wrote."""
-    records = json.loads((Path(output_folder) / "novel_confusion.json").read_text())
+    """Reads what `write_confusion` wrote.
+
+    Raises:
+        FileNotFoundError: no evaluation has written there.
+    """
+    path = Path(output_folder) / CONFUSION_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: every evaluation with boxes writes it; evaluate again with "
+            "tools/train_net.py --eval-only"
+        )
+    records = json.loads(path.read_text())
     return [
         CategoryConfusion(**{**one, "predicted": [tuple(pair) for pair in one["predicted"]]})
         for one in records

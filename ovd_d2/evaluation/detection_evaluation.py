@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ovd_d2.evaluation.confusion import novel_confusion, write_confusion
 from ovd_d2.evaluation.engines import Engine
+from ovd_d2.evaluation.failures import write_failures
 from ovd_d2.evaluation.ground_truth import GroundTruth
 from ovd_d2.evaluation.groups import (
     Categories,
@@ -37,6 +38,7 @@ class DetectionEvaluation:
         engine: matches them.
         model_limit: detections an image that the model gives at most (`TEST.DETECTIONS_PER_IMAGE`;
             negative: no limit), for a warning where it cuts into what the protocol allows.
+        failures: crops on each sheet of the failure browser; 0: none is made.
     """
 
     dataset_name: str
@@ -44,6 +46,7 @@ class DetectionEvaluation:
     protocol: Protocol
     engine: Engine
     model_limit: int = -1
+    failures: int = 0
 
     @property
     def description(self) -> dict[str, str]:
@@ -60,6 +63,7 @@ class DetectionEvaluation:
         detections: Sequence[Detection],
         tasks: Sequence[str],
         output_folder: str | Path | None = None,
+        files: Mapping[int, str] | None = None,
     ) -> Results:
         """
         Args:
@@ -67,7 +71,9 @@ class DetectionEvaluation:
             detections: COCO-style results with category ids of the data set.
             tasks: among "bbox", "segm"; masks are left out, with a warning, where the ground truth
                 has none.
-            output_folder: for per_category.json, per_category.csv and novel_confusion.json.
+            output_folder: for per_category.json, per_category.csv, novel_confusion.json and the
+                folder "failures".
+            files: image id -> picture, for the failure browser.
 
         Returns:
             task -> metric -> percent; nan where nothing has ground truth.
@@ -88,7 +94,7 @@ class DetectionEvaluation:
             results[task], tables[task] = self._run_task(ground_truth, counted, task)
         logger.info("%s", evaluation_table(self.description, results))
         if output_folder is not None and tables:
-            self._write(ground_truth, counted, tables, Path(output_folder))
+            self._write(ground_truth, counted, tables, Path(output_folder), files or {})
         return results
 
     def _run_task(
@@ -109,13 +115,22 @@ class DetectionEvaluation:
         counted: Sequence[Detection],
         tables: Mapping[str, CategoryAP],
         folder: Path,
+        files: Mapping[int, str],
     ) -> None:
         write_per_category(tables, folder)
         write_category_csv(tables, folder, self.categories, ground_truth.objects_per_category())
         if "bbox" in tables:
             ap50 = tables["bbox"].ap50.tolist()
-            write_confusion(
-                novel_confusion(ground_truth, counted, self.categories, ap50), folder
+            write_confusion(novel_confusion(ground_truth, counted, self.categories, ap50), folder)
+        if self.failures:
+            write_failures(
+                folder / "failures",
+                ground_truth,
+                counted,
+                self.categories,
+                self.description,
+                files,
+                self.failures,
             )
 
     def _warn_of_model_limit(self, detections: Sequence[Detection]) -> None:
@@ -127,7 +142,8 @@ class DetectionEvaluation:
         numbers = Counter(one["image_id"] for one in detections)
         full = sum(number >= limit for number in numbers.values())
         if full:
-            logger.warning(
+            logger.log(
+                logging.WARNING if allowed is None else logging.INFO,
                 "%s counts %s detections an image, but TEST.DETECTIONS_PER_IMAGE is %d and cut "
                 "them off in %d of %d images: raise it%s, or say so beside the numbers.",
                 self.protocol.name,
@@ -144,9 +160,7 @@ def _tasks_with_ground_truth(tasks: Sequence[str], ground_truth: GroundTruth) ->
     if unknown:
         raise ValueError(f"tasks {sorted(unknown)} cannot be evaluated, expected bbox, segm")
     if "segm" in tasks and not ground_truth.has_masks:
-        logger.warning(
-            "%s has boxes only: mask AP is left out.", ground_truth.source
-        )
+        logger.warning("%s has boxes only: mask AP is left out.", ground_truth.source)
         return [task for task in sorted(tasks) if task != "segm"]
     return sorted(tasks)
 

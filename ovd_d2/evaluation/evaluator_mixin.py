@@ -13,7 +13,6 @@ from detectron2.utils import comm
 
 from ovd_d2.evaluation.detection_evaluation import DetectionEvaluation
 from ovd_d2.evaluation.engines import Engine
-from ovd_d2.evaluation.failures import FailureBrowser
 from ovd_d2.evaluation.ground_truth import GroundTruth
 from ovd_d2.evaluation.groups import Categories
 from ovd_d2.evaluation.protocols import Protocol
@@ -59,9 +58,8 @@ class EvaluatorMixin:
         """
         self._dataset = dataset
         self._files: dict[int, str] = {}
-        self._failures = failures
         self.evaluation = DetectionEvaluation(
-            dataset_name, self._categories(novel), protocol, engine, model_limit
+            dataset_name, self._categories(novel), protocol, engine, model_limit, failures
         )
 
     @property
@@ -103,10 +101,9 @@ class EvaluatorMixin:
         truth = GroundTruth(
             self._dataset, self.evaluation.protocol.rules, self.evaluation.dataset_name
         )
-        self._results.update(self.evaluation.run(truth, results, tasks, self._output_dir))
-        if self._output_dir and self._failures:
-            browser = FailureBrowser(self.evaluation, self._files, self._failures)
-            browser.write(truth, results, Path(self._output_dir) / "failures")
+        self._results.update(
+            self.evaluation.run(truth, results, tasks, self._output_dir, self._files)
+        )
 
     def _save(self, results: list[dict[str, Any]], path: Path) -> None:
         with atomic_write(path) as temporary:  # compact: LVIS val has millions of detections

@@ -43,7 +43,8 @@ class GroundTruth:
             source: the file or data set, for error messages.
 
         Raises:
-            ValueError: the federated fields are missing, or only some annotations have masks.
+            ValueError: the federated fields are missing, only some annotations have masks, or there
+                are masks but an image has no size.
         """
         self.rules = rules
         self.source = source
@@ -57,6 +58,8 @@ class GroundTruth:
         )
         self.annotations = [one for one in prepared if rules == "coco" or one["area"] > 0]
         self.has_masks = self._all_or_none_have_masks()
+        if self.has_masks:
+            self._check_sizes()
 
     def as_dict(self) -> dict[str, Any]:
         """A data set in COCO's layout whose annotations a library may write to."""
@@ -123,6 +126,14 @@ class GroundTruth:
                 f"segmentation (first: of image {without[0]['image_id']}); give all or none"
             )
         return not without
+
+    def _check_sizes(self) -> None:
+        without = [one["id"] for one in self.images if not {"height", "width"} <= one.keys()]
+        if without:
+            raise ValueError(
+                f"{self.source}: {len(without)} images have no height and width (first: image "
+                f"{without[0]}), which masks need"
+            )
 
 
 def _prepared(annotation: Mapping[str, Any], number: int, rules: Rules) -> dict[str, Any]:

@@ -25,7 +25,8 @@ class HotcocoEngine:
     * a detection without area (an empty mask, a box without width): lvis leaves it out, hotcoco
       counts it. Left out here;
     * an `ignore` flag of an annotation: lvis leaves such objects out, hotcoco does not know the
-      field. Refused.
+      field. Refused;
+    * ids that are not whole numbers from 0 on: hotcoco refuses them itself.
     """
 
     def __init__(self) -> None:
@@ -39,7 +40,13 @@ class HotcocoEngine:
         self, ground_truth: GroundTruth, detections: Sequence[Detection], iou_type: str
     ) -> np.ndarray:
         _refuse_ignored(ground_truth)
-        truth = self._hotcoco.COCO(_without_masks(ground_truth, iou_type))
+        try:
+            truth = self._hotcoco.COCO(_without_masks(ground_truth, iou_type))
+        except ValueError as error:  # e.g. image ids that are words
+            raise ValueError(
+                f"{ground_truth.source}: hotcoco cannot read the annotations ({error}); set "
+                "TEST.OVD.ENGINE reference"
+            ) from error
         found = truth.load_res(for_iou_type(detections, iou_type))
         lvis_style = ground_truth.rules == "lvis"
         if lvis_style:

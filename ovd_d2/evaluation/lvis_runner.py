@@ -25,7 +25,8 @@ class InMemoryLVIS(LVIS):
         self.dataset = ground_truth.as_dict()
         # lvis needs a letter of each category, for means that are not taken from it
         self.dataset["categories"] = [
-            {"frequency": "f", **category} for category in ground_truth.categories
+            {**category, "frequency": category.get("frequency") or "f"}
+            for category in ground_truth.categories
         ]
         self._create_index()
 

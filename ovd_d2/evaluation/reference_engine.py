@@ -41,9 +41,7 @@ def _run_coco_eval(
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         truth = _index({**ground_truth.as_dict(), "info": {}})
         # loadRes fails on an empty list
-        found = (
-            truth.loadRes(results) if results else _index({**truth.dataset, "annotations": []})
-        )
+        found = truth.loadRes(results) if results else _index({**truth.dataset, "annotations": []})
         coco_eval = COCOeval(truth, found, iou_type)
         coco_eval.params.maxDets = [max(1, len(results))]  # the protocol has set its limit
         coco_eval.evaluate()

@@ -74,7 +74,9 @@ def evaluation_table(description: Mapping[str, str], results: Mapping[str, Any])
     rows = {title: metrics for title, metrics in rows.items() if metrics}
     columns = [key for key in ALL_COLUMNS if any(key in metrics for metrics in rows.values())]
     header = ["percent", *(ALL_COLUMNS[key] for key in columns)]
-    body = [[title, *(_cell(metrics.get(key)) for key in columns)] for title, metrics in rows.items()]
+    body = [
+        [title, *(_cell(metrics.get(key)) for key in columns)] for title, metrics in rows.items()
+    ]
     heading = "; ".join(f"{title}: {text}" for title, text in description.items())
     return f"{heading}\n\n{_markdown(header, body)}"
 

@@ -1,4 +1,4 @@
-"""The failure browser: picture sheets of the worst mistakes about novel categories, and an index."""
+"""The failure browser: sheets of the worst mistakes about novel categories, and an index."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class GroundTruth:
         )
         self.annotations = [one for one in prepared if rules == "coco" or one["area"] > 0]
         self.has_masks = self._all_or_none_have_masks()
-        if self.has_masks:
+        if self.annotations and self.has_masks:
             self._check_sizes()
 
     def as_dict(self) -> dict[str, Any]:

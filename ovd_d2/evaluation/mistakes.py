@@ -146,13 +146,14 @@ def _match(
             free[candidates.argmax()] = False
         elif not (overlaps[k][aside] >= FOUND_IOU).any():
             unmatched.append(detection)
-    return unmatched, [objects[k] for k in np.flatnonzero(free)]
+    return unmatched, [objects[k] for k in np.flatnonzero(free).tolist()]
 
 
 def _spread(records: Sequence[BoxRecord], count: int) -> list[BoxRecord]:
     """The first `count`; more than a few of one category only where the others do not suffice."""
     seen: Counter[int] = Counter()
-    first, rest = [], []
+    first: list[BoxRecord] = []
+    rest: list[BoxRecord] = []
     for one in records:
         seen[one["category_id"]] += 1
         (first if seen[one["category_id"]] <= SHOWN_PER_CATEGORY else rest).append(one)

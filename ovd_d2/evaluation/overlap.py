@@ -34,13 +34,13 @@ def best_overlap(
     Detections whose IoU agrees to two decimals (one proposal scored for many names) are told apart
     by score.
     """
-    overlaps = box_iou(detections, [record])[:, 0] if detections else np.zeros(0)  # (N,)
-    if not overlaps.any():
+    overlaps = box_iou(detections, [record])[:, 0].tolist()  # N
+    if not any(overlaps):
         return None
     best = max(
         range(len(detections)), key=lambda k: (round(overlaps[k], 2), detections[k]["score"])
     )
-    return detections[best], float(overlaps[best])
+    return detections[best], overlaps[best]
 
 
 def group_by_image(

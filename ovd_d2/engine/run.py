@@ -11,6 +11,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import setup_logger
 
 from ovd_d2.config import add_ovd_config
 from ovd_d2.engine.build import apply_vocabulary, load_training_dicts
@@ -47,7 +48,7 @@ def train(cfg: CfgNode, args: argparse.Namespace) -> None:
         check_setup(cfg, [])  # lists this one among all others
         raise SetupError([str(error)]) from error
     check_setup(cfg, training_dicts)
-    default_setup(_frozen(cfg), args)
+    _start(cfg, args)
     trainer = OpenVocabularyTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     trainer.train()
@@ -56,7 +57,7 @@ def train(cfg: CfgNode, args: argparse.Namespace) -> None:
 def evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     """Evaluates `MODEL.WEIGHTS` (`args.resume`: the last checkpoint) on `DATASETS.TEST`."""
     check_setup(cfg)
-    default_setup(_frozen(cfg), args)
+    _start(cfg, args)
     model = OpenVocabularyTrainer.build_model(cfg)
     checkpoint = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
         cfg.MODEL.WEIGHTS, resume=args.resume
@@ -71,6 +72,8 @@ def evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     return dict(results)
 
 
-def _frozen(cfg: CfgNode) -> CfgNode:
+def _start(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Detectron2's set-up, and the same handlers for what this package logs."""
     cfg.freeze()
-    return cfg
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="ovd_d2")

@@ -20,7 +20,6 @@ from ovd_d2.evaluation.groups import (
     write_per_category,
 )
 from ovd_d2.evaluation.protocols import Detection, Protocol, select
-from ovd_d2.evaluation.tables import evaluation_table
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +28,7 @@ Results = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class DetectionEvaluation:
-    """Evaluates detections of one data set; prints one table and writes the files beside it.
+    """Evaluates detections of one data set and writes the files that tell why.
 
     Attributes:
         dataset_name: as printed.
@@ -92,7 +91,6 @@ class DetectionEvaluation:
         tables: dict[str, CategoryAP] = {}
         for task in tasks:
             results[task], tables[task] = self._run_task(ground_truth, counted, task)
-        logger.info("%s", evaluation_table(self.description, results))
         if output_folder is not None and tables:
             self._write(ground_truth, counted, tables, Path(output_folder), files or {})
         return results

@@ -16,6 +16,7 @@ from ovd_d2.evaluation.engines import Engine
 from ovd_d2.evaluation.ground_truth import GroundTruth
 from ovd_d2.evaluation.groups import Categories
 from ovd_d2.evaluation.protocols import Protocol
+from ovd_d2.evaluation.tables import evaluation_table
 from ovd_d2.files import atomic_write
 
 
@@ -101,9 +102,9 @@ class EvaluatorMixin:
         truth = GroundTruth(
             self._dataset, self.evaluation.protocol.rules, self.evaluation.dataset_name
         )
-        self._results.update(
-            self.evaluation.run(truth, results, tasks, self._output_dir, self._files)
-        )
+        metrics = self.evaluation.run(truth, results, tasks, self._output_dir, self._files)
+        self._logger.info("Evaluated\n%s", evaluation_table(self.description, metrics))
+        self._results.update(metrics)
 
     def _save(self, results: list[dict[str, Any]], path: Path) -> None:
         with atomic_write(path) as temporary:  # compact: LVIS val has millions of detections

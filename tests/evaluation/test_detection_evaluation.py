@@ -50,7 +50,7 @@ def test_one_table_that_names_everything(evaluate, caplog):
     with caplog.at_level("INFO"):
         metrics = evaluate()
     (table,) = [one.message for one in caplog.records if "AP50 novel" in one.message]
-    heading, _, header, _, box, mask = table.splitlines()
+    _, heading, _, header, _, box, mask = table.splitlines()
     assert heading == (
         "dataset: ov_evaluation; protocol: LVIS federated (best 300 detections an image); "
         "engine: reference (lvis 0.5.3)"

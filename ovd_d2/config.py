@@ -17,6 +17,7 @@ def add_ovd_config(cfg: CfgNode) -> None:
     _add_head_keys(cfg)
     _add_vit_keys(cfg)
     _add_input_keys(cfg)
+    _add_evaluation_keys(cfg)
     # Drop the annotations of novel categories from the training set; False for the supervised
     # upper line alone, which may see them.
     cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS = True
@@ -119,3 +120,17 @@ def _add_input_keys(cfg: CfgNode) -> None:
     cfg.INPUT.LSJ.MIN_SCALE = 0.1
     cfg.INPUT.LSJ.MAX_SCALE = 2.0
     cfg.INPUT.LSJ.SIZE = 1024
+
+
+def _add_evaluation_keys(cfg: CfgNode) -> None:
+    test = cfg.TEST.OVD = CfgNode()
+    # What matches detections to ground truth: "reference" (the packages lvis and pycocotools) or
+    # "hotcoco" (the same numbers, faster; tests/evaluation/test_engines.py holds them equal).
+    test.ENGINE = "reference"
+    # Of LVIS-format data sets: "federated" (LVIS's own, the best 300 detections of an image) or
+    # "fixed" (arXiv 2102.01066: the best 10,000 of a category over the data set, no limit an
+    # image; set TEST.DETECTIONS_PER_IMAGE to -1 or a large number with it).
+    test.PROTOCOL = "federated"
+    # Pictures on each sheet of the failure browser (the worst false positives and missed objects
+    # of novel categories), written with every evaluation. 0: none is made.
+    test.FAILURES = 24

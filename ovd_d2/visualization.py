@@ -255,7 +255,7 @@ def _draw_labels(
 ) -> np.ndarray:
     picture = Image.fromarray(np.ascontiguousarray(shapes[:, :, :3]))
     brush = ImageDraw.Draw(picture)
-    font = _font(max(12, round(min(picture.size) / 30)))
+    font = label_font(max(12, round(min(picture.size) / 30)))
     taken: list[tuple[float, float, float, float]] = []
     for k in order:
         text = drawable.label(k, names, is_novel)
@@ -320,18 +320,18 @@ def _compose(
     pair_width = 2 * cell_width + GAP
     lines = -(-len(pairs) // columns)
     top = MARGIN + TITLE_HEIGHT + LEGEND_HEIGHT + HEADER_HEIGHT
-    text_width = max(_font(28, bold=True).getlength(title), _legend_width())
+    text_width = max(label_font(28, bold=True).getlength(title), _legend_width())
     pictures_width = columns * pair_width + (columns - 1) * PAIR_GAP
     width = 2 * MARGIN + max(pictures_width, round(text_width))
     sheet = Image.new("RGB", (width, top + lines * (cell_height + GAP) - GAP + MARGIN), "white")
     brush = ImageDraw.Draw(sheet)
-    brush.text((MARGIN, MARGIN), title, font=_font(28, bold=True), fill=INK, anchor="lt")
+    brush.text((MARGIN, MARGIN), title, font=label_font(28, bold=True), fill=INK, anchor="lt")
     _draw_legend(brush, MARGIN, MARGIN + TITLE_HEIGHT)
     for column in range(columns):
         left = MARGIN + column * (pair_width + PAIR_GAP)
         for k, header in enumerate(("ground truth", "predictions")):
             middle = left + k * (cell_width + GAP) + cell_width / 2
-            brush.text((middle, top - 10), header, font=_font(18), fill=FAINT, anchor="ms")
+            brush.text((middle, top - 10), header, font=label_font(18), fill=FAINT, anchor="ms")
     for number, pair in enumerate(pairs):
         line, column = divmod(number, columns)
         left = MARGIN + column * (pair_width + PAIR_GAP)
@@ -344,7 +344,7 @@ def _compose(
 def _draw_legend(brush: ImageDraw.ImageDraw, left: float, top: float) -> None:
     for color, text in LEGEND:
         brush.rectangle((left, top, left + 20, top + 20), fill=color)
-        brush.text((left + 28, top + 16), text, font=_font(18), fill=INK, anchor="ls")
+        brush.text((left + 28, top + 16), text, font=label_font(18), fill=INK, anchor="ls")
         left += _entry_width(text) + LEGEND_GAP
 
 
@@ -353,11 +353,11 @@ def _legend_width() -> float:
 
 
 def _entry_width(text: str) -> float:
-    return 28 + _font(18).getlength(text)
+    return 28 + label_font(18).getlength(text)
 
 
 @lru_cache(maxsize=16)
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+def label_font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """DejaVu Sans comes with matplotlib, so it is there on every machine; it has the star."""
     weight = "bold" if bold else "normal"
     properties = font_manager.FontProperties(family="DejaVu Sans", weight=weight)

@@ -11,18 +11,19 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_utils
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, BoxMode, Instances
 from tabulate import tabulate
 
 from ovd_d2.data.categories import CategoryTable, get_categories
-from ovd_d2.evaluation import confusion_table, novel_confusion, results_table
+from ovd_d2.evaluation import confusion_table, read_confusion, results_table
 from ovd_d2.files import atomic_write
 from ovd_d2.visualization import SheetRow, picture_sheet
 
 SHOWN_SCORE = 0.5
 NUM_SCENES = 6
+NUM_CONFUSIONS = 5
 
 
 def detections_path(output: Path, dataset_name: str) -> Path:
@@ -57,9 +58,7 @@ def write_report(
     table = get_categories(dataset_name)
     title, output = next(iter(runs.items()))
     detections = json.loads(detections_path(output, dataset_name).read_text())
-    confusions = novel_confusion(
-        MetadataCatalog.get(dataset_name).json_file, detections, table.names, table.is_novel
-    )
+    confusions = read_confusion(detections_path(output, dataset_name).parent)[:NUM_CONFUSIONS]
     text = "\n\n".join(
         [
             f"AP on {dataset_name} (Pictograms, not photographs), percent",

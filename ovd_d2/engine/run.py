@@ -17,6 +17,7 @@ from yaml import YAMLError
 from ovd_d2.engine.build import apply_vocabulary, load_training_dicts
 from ovd_d2.engine.checks import check_setup
 from ovd_d2.engine.config_keys import default_config, unknown_key_problems
+from ovd_d2.engine.scalars import write_scalars
 from ovd_d2.engine.trainer import OpenVocabularyTrainer
 from ovd_d2.errors import SetupError
 from ovd_d2.evaluation.clip_crops import with_crop_classifier
@@ -74,14 +75,17 @@ def evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     check_setup(cfg)
     set_up(cfg, args)
     model = OpenVocabularyTrainer.build_model(cfg)
-    DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+    checkpoint = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
         cfg.MODEL.WEIGHTS, resume=args.resume
     )
     apply_vocabulary(cfg, model)
     if cfg.MODEL.OVD.CLASSIFY_WITH != "detector":
         model = with_crop_classifier(cfg, model)
     results = OpenVocabularyTrainer.test(cfg, model)
-    return dict(results) if comm.is_main_process() else {}
+    if not comm.is_main_process():
+        return {}
+    write_scalars(results, cfg.OUTPUT_DIR, iteration=checkpoint.get("iteration", 0))
+    return dict(results)
 
 
 def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:

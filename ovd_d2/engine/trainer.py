@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from ovd_d2.engine import build
 from ovd_d2.engine.hooks import ProgressBar
+from ovd_d2.engine.scalars import defined
 from ovd_d2.evaluation import build_evaluator
 from ovd_d2.files import atomic_write_json
 
@@ -79,16 +81,34 @@ class OpenVocabularyTrainer(DefaultTrainer):
     ) -> dict[str, Any]:
         """Detectron2's evaluation, of the configured vocabulary whatever the checkpoint brought.
 
-        The numbers also go to `OUTPUT_DIR/inference/results.json`.
+        The numbers also go to `OUTPUT_DIR/inference/results.json`, and beside them, under
+        "evaluation", data set, protocol and engine of each test set.
         """
         build.apply_vocabulary(cfg, model)
+        if evaluators is None:
+            evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         results = super().test(cfg, model, evaluators)
         if cfg.DATASETS.TEST:
-            write_results(results, cfg.OUTPUT_DIR)
+            what = {
+                name: evaluator.description
+                for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True)
+                if hasattr(evaluator, "description")
+            }
+            write_results({**results, "evaluation": what}, cfg.OUTPUT_DIR)
         return results
 
+    def _evaluate_for_storage(self) -> dict[str, Any]:
+        self._last_eval_results = self.test(self.cfg, self.model)
+        return defined(self._last_eval_results) if comm.is_main_process() else {}
+
     def build_hooks(self) -> list[HookBase | None]:
-        hooks = super().build_hooks()
+        hooks = [
+            # Detectron2's own would put nan into the event storage
+            EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate_for_storage)
+            if isinstance(hook, EvalHook)
+            else hook
+            for hook in super().build_hooks()
+        ]
         if comm.is_main_process():
             hooks.append(ProgressBar(os.path.basename(self.cfg.OUTPUT_DIR) or "training"))
         return hooks

@@ -13,7 +13,7 @@ from typing import Any
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import inference_on_dataset
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
@@ -35,11 +35,6 @@ from ovd_d2.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-PROTOCOLS = {
-    "coco": "COCO AP, best 100 detections an image",
-    "lvis": "LVIS AP, best 300 detections an image",
-    "pascal_voc": "COCO AP on VOC's boxes, difficult ones count",
-}
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 TASKS = {"bbox": "box", "segm": "mask"}
 PICTURES_LOOKED_FOR = 100  # of a data set, evenly spread
@@ -52,10 +47,6 @@ class TransferSet:
     name: str
     categories: CategoryTable
     num_images: int
-
-    @property
-    def protocol(self) -> str:
-        return PROTOCOLS[MetadataCatalog.get(self.name).evaluator_type]
 
 
 def evaluate_transfer(
@@ -93,10 +84,11 @@ def evaluate_transfer(
         "data_sets": {},
     }
     for test_set in test_sets:
-        results = _evaluate_one(cfg, model, teacher, test_set, folder / test_set.name)
+        evaluator = build_evaluator(cfg, test_set.name, str(folder / test_set.name))
+        results = _evaluate_one(cfg, model, teacher, test_set, evaluator)
         if comm.is_main_process():
             report["data_sets"][test_set.name] = {
-                "protocol": test_set.protocol,
+                "protocol": evaluator.description["protocol"],
                 "images": test_set.num_images,
                 "categories": len(test_set.categories),
                 **without_nan(dict(results)),
@@ -126,7 +118,11 @@ def _cell(value: float | None) -> str:
 
 
 def _evaluate_one(
-    cfg: CfgNode, model: nn.Module, teacher: CLIPTeacher, test_set: TransferSet, folder: Path
+    cfg: CfgNode,
+    model: nn.Module,
+    teacher: CLIPTeacher,
+    test_set: TransferSet,
+    evaluator: DatasetEvaluator,
 ) -> dict[str, Any]:
     table = test_set.categories
     vocabulary = build_vocabulary(
@@ -137,11 +133,7 @@ def _evaluate_one(
         progress=comm.is_main_process(),
     )
     model.set_vocabulary(vocabulary)  # type: ignore[operator]
-    return inference_on_dataset(
-        model,
-        build_test_loader(cfg, test_set.name),
-        build_evaluator(cfg, test_set.name, str(folder)),
-    )
+    return inference_on_dataset(model, build_test_loader(cfg, test_set.name), evaluator)
 
 
 def _checked(cfg: CfgNode, names: Sequence[str]) -> tuple[list[TransferSet], CLIPTeacher]:

@@ -2,7 +2,12 @@
 
 from ovd_d2.evaluation.builder import build_evaluator
 from ovd_d2.evaluation.coco_evaluator import OpenVocabularyCOCOEvaluator
-from ovd_d2.evaluation.confusion import CategoryConfusion, confusion_table, novel_confusion
+from ovd_d2.evaluation.confusion import (
+    CategoryConfusion,
+    confusion_table,
+    novel_confusion,
+    read_confusion,
+)
 from ovd_d2.evaluation.groups import CategoryAP
 from ovd_d2.evaluation.lvis_evaluator import OpenVocabularyLVISEvaluator
 from ovd_d2.evaluation.tables import results_table
@@ -15,5 +20,6 @@ __all__ = [
     "build_evaluator",
     "confusion_table",
     "novel_confusion",
+    "read_confusion",
     "results_table",
 ]

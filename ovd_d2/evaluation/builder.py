@@ -10,7 +10,9 @@ from detectron2.evaluation import DatasetEvaluator
 
 from ovd_d2.data.categories import get_categories
 from ovd_d2.evaluation.coco_evaluator import OpenVocabularyCOCOEvaluator
+from ovd_d2.evaluation.engines import build_engine
 from ovd_d2.evaluation.lvis_evaluator import OpenVocabularyLVISEvaluator
+from ovd_d2.evaluation.protocols import COCO, LVIS_PROTOCOLS, Protocol
 
 EVALUATORS = {
     "lvis": OpenVocabularyLVISEvaluator,
@@ -26,12 +28,13 @@ def build_evaluator(
     """The evaluator for `dataset_name` by its metadata's `evaluator_type`, a key of `EVALUATORS`.
 
     Base and novel come from `ovd_d2.data.categories.get_categories`. Masks are evaluated when
-    `cfg.MODEL.MASK_ON` and the metadata does not say `boxes_only`. The output folder is
+    `cfg.MODEL.MASK_ON`, unless the metadata says `boxes_only` or the ground truth has none;
+    `cfg.TEST.OVD` says how. The output folder is
     `cfg.OUTPUT_DIR/inference` unless given.
 
     Raises:
         KeyError: the data set is not registered.
-        ValueError: no evaluator exists for its type.
+        ValueError: no evaluator exists for its type, or a key of `cfg.TEST.OVD` has no such value.
     """
     if dataset_name not in DatasetCatalog:
         raise KeyError(
@@ -51,4 +54,15 @@ def build_evaluator(
         tasks=("bbox", "segm") if masks else ("bbox",),
         output_dir=output_folder or str(Path(cfg.OUTPUT_DIR) / "inference"),
         novel=get_categories(dataset_name).is_novel,
+        protocol=_protocol(cfg, evaluator_type),
+        engine=build_engine(cfg.TEST.OVD.ENGINE),
+        model_limit=cfg.TEST.DETECTIONS_PER_IMAGE,
+        failures=cfg.TEST.OVD.FAILURES,
     )
+
+
+def _protocol(cfg: CfgNode, evaluator_type: str) -> Protocol:
+    name = cfg.TEST.OVD.PROTOCOL
+    if name not in LVIS_PROTOCOLS:
+        raise ValueError(f"TEST.OVD.PROTOCOL is '{name}', expected one of {sorted(LVIS_PROTOCOLS)}")
+    return LVIS_PROTOCOLS[name] if evaluator_type == "lvis" else COCO

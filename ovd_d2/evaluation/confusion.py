@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pycocotools.mask as mask_utils
 from tabulate import tabulate
 
-from ovd_d2.evaluation.groups import CategoryAP, check_novel_flags
-from ovd_d2.evaluation.lvis_runner import InMemoryLVIS, run_lvis_eval
+from ovd_d2.evaluation.ground_truth import GroundTruth
+from ovd_d2.evaluation.groups import Categories
+from ovd_d2.evaluation.overlap import BoxRecord, best_overlap, group_by_image
+from ovd_d2.evaluation.protocols import Detection
+from ovd_d2.files import atomic_write_json
 
-Detection = Mapping[str, Any]
 MAX_NAMES_SHOWN = 3
+CONFUSION_FILE = "novel_confusion.json"
 
 
 @dataclass(frozen=True)
@@ -41,48 +41,44 @@ class CategoryConfusion:
 
 
 def novel_confusion(
-    gt_json: str | os.PathLike[str] | Mapping[str, Any],
-    predictions: Sequence[Detection],
-    class_names: Sequence[str],
-    novel: Sequence[bool],
+    ground_truth: GroundTruth,
+    detections: Sequence[Detection],
+    categories: Categories,
+    ap50: Sequence[float],
     *,
     iou: float = 0.5,
     score_threshold: float = 0.05,
-    top: int = 5,
 ) -> list[CategoryConfusion]:
-    """The `top` novel categories of the lowest box AP50, and what their objects were called.
+    """What the objects of each novel category were called, lowest box AP50 first.
 
     Each ground truth object takes the name of the detection that overlaps it best; detections whose
     IoU agrees to two decimals (one proposal scored for many names) are told apart by score.
 
     Args:
-        gt_json: annotations in LVIS or COCO format: a path or the loaded dictionary.
-        predictions: COCO-style results (`image_id`, `category_id` of the data set, `bbox` XYWH,
-            `score`), as the evaluators save them.
-        class_names, novel: C names and flags in the order of ascending category ids.
+        ground_truth: the annotations; crowds are left out.
+        detections: COCO-style results (`image_id`, `category_id` of the data set, `bbox` XYWH,
+            `score`).
+        categories: of the data set.
+        ap50: C box AP50 in the order of `categories`; nan without ground truth.
         iou: least overlap that counts as found.
         score_threshold: detections below it are not looked at (AP50 uses all).
-        top: number of categories.
 
     Returns:
-        Worst category first; categories without ground truth do not appear.
+        One entry a novel category that has ground truth.
     """
-    dataset = _load(gt_json)
-    category_ids = sorted(category["id"] for category in dataset["categories"])
-    check_novel_flags(novel, len(category_ids))
-    if len(class_names) != len(category_ids):
-        raise ValueError(
-            f"{len(class_names)} class names for {len(category_ids)} categories in the annotations"
-        )
-    names = dict(zip(category_ids, class_names, strict=True))
-    novel_ids = [one for one, flag in zip(category_ids, novel, strict=True) if flag]
-    worst = _lowest_ap50(dataset, predictions, novel_ids, names)[:top]
-    confident = _by_image([one for one in predictions if one["score"] >= score_threshold])
-    annotations = _by_category(dataset, {category_id for category_id, _ in worst})
-    return [
-        _confusion_of(names, category_id, ap50, annotations[category_id], confident, iou)
-        for category_id, ap50 in worst
+    objects = [
+        one
+        for one in ground_truth.annotations
+        if one["category_id"] in categories.novel_ids and not one.get("iscrowd")
     ]
+    called = _names_of_objects(objects, detections, categories, iou, score_threshold)
+    numbers = Counter(one["category_id"] for one in objects)
+    found = [
+        _confusion(categories.name_of[one], value, numbers[one], called[one])
+        for one, value in zip(categories.ids, ap50, strict=True)
+        if one in categories.novel_ids and not math.isnan(value)
+    ]
+    return sorted(found, key=lambda one: one.ap50)
 
 
 def confusion_table(confusions: Sequence[CategoryConfusion]) -> str:
@@ -106,76 +102,50 @@ def confusion_table(confusions: Sequence[CategoryConfusion]) -> str:
     )
 
 
-def _load(gt_json: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[str, Any]:
-    if isinstance(gt_json, Mapping):
-        return gt_json
-    return json.loads(Path(gt_json).read_text())
+def write_confusion(confusions: Sequence[CategoryConfusion], output_folder: str | Path) -> Path:
+    """Writes `novel_confusion.json` into the folder. Returns its path."""
+    path = Path(output_folder) / CONFUSION_FILE
+    atomic_write_json(path, [asdict(one) for one in confusions])
+    return path
 
 
-def _lowest_ap50(
-    dataset: Mapping[str, Any],
-    predictions: Sequence[Detection],
-    novel_ids: Sequence[int],
-    names: Mapping[int, str],
-) -> list[tuple[int, float]]:
-    """(category id, AP50) of novel categories that have ground truth, lowest first."""
-    if not novel_ids:
-        return []
-    lvis_eval = run_lvis_eval(InMemoryLVIS(dataset), predictions, "bbox", category_ids=novel_ids)
-    precision = lvis_eval.eval["precision"][:, :, :, 0]  # (T, R, novel categories), all areas
-    table = CategoryAP.from_precision(
-        [names[one] for one in novel_ids], [True] * len(novel_ids), precision
-    )
-    known = [
-        (category_id, ap50)
-        for category_id, ap50 in zip(novel_ids, table.ap50.tolist(), strict=True)
-        if not np.isnan(ap50)
+def read_confusion(output_folder: str | Path) -> list[CategoryConfusion]:
+    """Reads what `write_confusion` wrote.
+
+    Raises:
+        FileNotFoundError: no evaluation has written there.
+    """
+    path = Path(output_folder) / CONFUSION_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: every evaluation with boxes writes it; evaluate again with "
+            "tools/train_net.py --eval-only"
+        )
+    records = json.loads(path.read_text())
+    return [
+        CategoryConfusion(**{**one, "predicted": [tuple(pair) for pair in one["predicted"]]})
+        for one in records
     ]
-    return sorted(known, key=lambda pair: (pair[1], pair[0]))
 
 
-def _by_image(detections: Sequence[Detection]) -> dict[int, list[Detection]]:
-    grouped: dict[int, list[Detection]] = defaultdict(list)
-    for detection in detections:
-        grouped[detection["image_id"]].append(detection)
-    return grouped
-
-
-def _by_category(dataset: Mapping[str, Any], wanted: set[int]) -> dict[int, list[Detection]]:
-    grouped: dict[int, list[Detection]] = defaultdict(list)
-    for annotation in dataset["annotations"]:
-        if annotation["category_id"] in wanted and not annotation.get("iscrowd", 0):
-            grouped[annotation["category_id"]].append(annotation)
-    return grouped
-
-
-def _confusion_of(
-    names: Mapping[int, str],
-    category_id: int,
-    ap50: float,
-    annotations: Sequence[Detection],
-    detections: Mapping[int, list[Detection]],
+def _names_of_objects(
+    objects: Sequence[BoxRecord],
+    detections: Sequence[Detection],
+    categories: Categories,
     iou: float,
-) -> CategoryConfusion:
-    called: Counter[str] = Counter()
-    for annotation in annotations:
-        best = _best_overlap(annotation, detections.get(annotation["image_id"], []), iou)
-        if best is not None:
-            called[names[best["category_id"]]] += 1
+    score_threshold: float,
+) -> dict[int, Counter[str]]:
+    """Category id -> names that its objects were called."""
+    confident = [one for one in detections if one["score"] >= score_threshold]
+    by_image = group_by_image(confident, {one["image_id"] for one in objects})
+    called: dict[int, Counter[str]] = {one: Counter() for one in categories.novel_ids}
+    for one in objects:
+        best = best_overlap(one, by_image.get(one["image_id"], []))
+        if best is not None and best[1] >= iou:
+            called[one["category_id"]][categories.name_of[best[0]["category_id"]]] += 1
+    return called
+
+
+def _confusion(category: str, ap50: float, number: int, called: Counter[str]) -> CategoryConfusion:
     predicted = sorted(called.items(), key=lambda pair: (-pair[1], pair[0]))
-    missed = len(annotations) - sum(called.values())
-    return CategoryConfusion(names[category_id], ap50, len(annotations), predicted, missed)
-
-
-def _best_overlap(
-    annotation: Detection, detections: Sequence[Detection], iou: float
-) -> Detection | None:
-    if not detections:
-        return None
-    boxes = np.array([one["bbox"] for one in detections], dtype=np.float64)  # (N, 4) XYWH
-    target = np.array([annotation["bbox"]], dtype=np.float64)
-    overlaps = mask_utils.iou(boxes, target, [0])[:, 0]  # (N,)
-    best = max(
-        range(len(detections)), key=lambda k: (round(overlaps[k], 2), detections[k]["score"])
-    )
-    return detections[best] if overlaps[best] >= iou else None
+    return CategoryConfusion(category, ap50, number, predicted, number - sum(called.values()))

@@ -2,18 +2,61 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from ovd_d2.files import atomic_write_json
+from ovd_d2.files import atomic_write, atomic_write_json
 
 logger = logging.getLogger(__name__)
+
+AREAS = {"APs": 1, "APm": 2, "APl": 3}  # places on the area axis; 0 is all areas
+FREQUENCIES = {"APr": "r", "APc": "c", "APf": "f"}
+CSV_TITLES = {"bbox": "box", "segm": "mask"}
+
+
+@dataclass(frozen=True)
+class Categories:
+    """The categories of an evaluation, in contiguous class order.
+
+    Attributes:
+        ids: C ids of the data set.
+        names: C names.
+        novel: C flags.
+        frequencies: C letters r / c / f, None where the data set does not say.
+
+    Raises:
+        ValueError: the lengths differ.
+    """
+
+    ids: list[int]
+    names: list[str]
+    novel: list[bool]
+    frequencies: list[str | None]
+
+    def __post_init__(self) -> None:
+        check_novel_flags(self.novel, len(self.ids))
+        if not len(self.names) == len(self.frequencies) == len(self.ids):
+            raise ValueError(
+                f"{len(self.names)} class names and {len(self.frequencies)} frequencies for "
+                f"{len(self.ids)} categories in the annotations"
+            )
+
+    @cached_property
+    def name_of(self) -> dict[int, str]:
+        """Data set id -> name."""
+        return dict(zip(self.ids, self.names, strict=True))
+
+    @cached_property
+    def novel_ids(self) -> frozenset[int]:
+        return frozenset(one for one, flag in zip(self.ids, self.novel, strict=True) if flag)
 
 
 @dataclass(frozen=True)
@@ -77,6 +120,35 @@ class CategoryAP:
         return flat
 
 
+def named_metrics(
+    precision: np.ndarray, frequencies: Sequence[str | None] = ()
+) -> dict[str, float]:
+    """AP, AP50, AP75, APs, APm, APl, and APr, APc, APf where there are frequencies.
+
+    The means that lvis and pycocotools take: over everything that has ground truth.
+
+    Args:
+        precision: (T, R, C, A) as :class:`ovd_d2.evaluation.engines.Engine` returns it.
+        frequencies: C letters r / c / f, or None.
+
+    Returns:
+        Percent; nan where nothing has ground truth.
+    """
+    everywhere = precision[..., 0]  # (T, R, C)
+    metrics = {
+        "AP": _mean_of_defined(everywhere),
+        "AP50": _mean_of_defined(everywhere[0]),
+        "AP75": _mean_of_defined(everywhere[5]),
+    }
+    for name, area in AREAS.items():
+        metrics[name] = _mean_of_defined(precision[..., area])
+    if any(frequencies):
+        for name, letter in FREQUENCIES.items():
+            members = [k for k, one in enumerate(frequencies) if one == letter]
+            metrics[name] = _mean_of_defined(everywhere[:, :, members])
+    return metrics
+
+
 def check_novel_flags(novel: Sequence[bool], num_categories: int) -> None:
     if len(novel) != num_categories:
         raise ValueError(
@@ -94,6 +166,54 @@ def write_per_category(tasks: Mapping[str, CategoryAP], output_folder: str | Pat
     return path
 
 
+def write_category_csv(
+    tasks: Mapping[str, CategoryAP],
+    output_folder: str | Path,
+    categories: Categories,
+    objects: Mapping[int, int],
+) -> Path:
+    """Writes `per_category.csv`: novel categories first, in each group the lowest AP first.
+
+    Args:
+        tasks: IoU type -> AP of every category; the last one orders the rows.
+        output_folder: is made if missing.
+        categories: in the order of the tables.
+        objects: data set id -> number of annotated objects.
+
+    Returns:
+        Its path. A category without ground truth has empty cells and comes last in its group.
+    """
+    header = ["category", "group", "frequency", "objects"]
+    header += [f"{CSV_TITLES[task]} {name}" for task in tasks for name in ("AP", "AP50")]
+    order_by = list(tasks.values())[-1].ap
+
+    def rank(k: int) -> tuple[bool, bool, float, str]:
+        unknown = math.isnan(order_by[k])
+        return (
+            not categories.novel[k],
+            unknown,
+            0.0 if unknown else float(order_by[k]),
+            categories.names[k],
+        )
+
+    path = Path(output_folder) / "per_category.csv"
+    with atomic_write(path) as temporary, temporary.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(header)
+        for k in sorted(range(len(categories.ids)), key=rank):
+            values = [value for table in tasks.values() for value in (table.ap[k], table.ap50[k])]
+            writer.writerow(
+                [
+                    categories.names[k],
+                    "novel" if categories.novel[k] else "base",
+                    categories.frequencies[k] or "",
+                    objects.get(categories.ids[k], 0),
+                    *("" if math.isnan(value) else f"{value:.3f}" for value in values),
+                ]
+            )
+    return path
+
+
 def read_per_category(path: str | Path) -> dict[str, dict[str, float | None]]:
     """Reads what `write_per_category` wrote."""
     return json.loads(Path(path).read_text())
@@ -102,6 +222,11 @@ def read_per_category(path: str | Path) -> dict[str, dict[str, float | None]]:
 def percent(fraction: float) -> float:
     """A fraction in [0, 1] as percent; the libraries' -1 for "no ground truth" as nan."""
     return float(fraction) * 100 if fraction > -1 else float("nan")
+
+
+def _mean_of_defined(precision: np.ndarray) -> float:
+    defined = precision[precision > -1]
+    return percent(defined.mean() if defined.size else -1)
 
 
 def _mean_over_recall(precision: np.ndarray) -> np.ndarray:

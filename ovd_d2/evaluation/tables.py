@@ -16,6 +16,21 @@ COLUMNS = {
     "AP50_base": "AP50 base",
     "AP50_novel": "AP50 novel",
 }
+ALL_COLUMNS = {
+    "AP": "AP",
+    "AP50": "AP50",
+    "AP75": "AP75",
+    "APs": "APs",
+    "APm": "APm",
+    "APl": "APl",
+    "APr": "APr",
+    "APc": "APc",
+    "APf": "APf",
+    "AP_base": "AP base",
+    "AP_novel": "AP novel",
+    "AP50_base": "AP50 base",
+    "AP50_novel": "AP50 novel",
+}
 TASKS = {"box": ("bbox", "box"), "mask": ("segm",)}
 
 
@@ -42,6 +57,31 @@ def results_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         [method] + [_cell(_of_task(metrics, keys).get(key)) for _, keys in tasks for key in COLUMNS]
         for method, metrics in rows.items()
     ]
+    return _markdown(header, body)
+
+
+def evaluation_table(description: Mapping[str, str], results: Mapping[str, Any]) -> str:
+    """One evaluation in full: a line that says what the numbers are, then box and mask, percent.
+
+    Args:
+        description: title -> text, e.g. data set, protocol, engine.
+        results: what the evaluator returned; columns and rows without any number are left out.
+
+    Returns:
+        Heading and Markdown table, without a final line break.
+    """
+    rows = {title: _of_task(results, keys) for title, keys in TASKS.items()}
+    rows = {title: metrics for title, metrics in rows.items() if metrics}
+    columns = [key for key in ALL_COLUMNS if any(key in metrics for metrics in rows.values())]
+    header = ["percent", *(ALL_COLUMNS[key] for key in columns)]
+    body = [
+        [title, *(_cell(metrics.get(key)) for key in columns)] for title, metrics in rows.items()
+    ]
+    heading = "; ".join(f"{title}: {text}" for title, text in description.items())
+    return f"{heading}\n\n{_markdown(header, body)}"
+
+
+def _markdown(header: list[str], body: list[list[str]]) -> str:
     alignment = ["left"] + ["right"] * (len(header) - 1)
     return tabulate(
         body, headers=header, tablefmt="pipe", colalign=alignment, disable_numparse=True

@@ -11,6 +11,7 @@ from evaluation_scenes import (
     noisy_detections,
 )
 
+from ovd_d2 import add_ovd_config
 from ovd_d2.evaluation import (
     OpenVocabularyCOCOEvaluator,
     OpenVocabularyLVISEvaluator,
@@ -23,6 +24,7 @@ IDS = list(range(1, len(NAMES) + 1))
 @pytest.fixture
 def cfg(tmp_path):
     cfg = get_cfg()
+    add_ovd_config(cfg)
     cfg.OUTPUT_DIR = str(tmp_path / "run")
     cfg.MODEL.MASK_ON = True
     return cfg
@@ -54,7 +56,7 @@ def test_coco(register, cfg, tmp_path):
     )
     evaluator = build_evaluator(cfg, "ov_build", str(tmp_path / "elsewhere"))
     assert type(evaluator) is OpenVocabularyCOCOEvaluator
-    assert evaluator._novel == NOVEL
+    assert evaluator.evaluation.categories.novel == NOVEL
     metrics = feed(evaluator, noisy_detections(dataset, COCO_IDS))
     assert metrics["bbox"]["AP_base"] != pytest.approx(metrics["bbox"]["AP_novel"], abs=0.1)
     assert (tmp_path / "elsewhere" / "per_category.json").is_file()
@@ -75,6 +77,35 @@ def test_a_data_set_without_masks_is_evaluated_by_boxes(register, cfg):
     register("ov_build", make_dataset(IDS), "lvis", thing_classes=NAMES, boxes_only=True)
     metrics = feed(build_evaluator(cfg, "ov_build"), noisy_detections(make_dataset(IDS), IDS))
     assert sorted(metrics) == ["bbox"]
+
+
+@pytest.mark.parametrize(
+    ("evaluator_type", "protocol", "title"),
+    [
+        ("lvis", "federated", "LVIS federated (best 300 detections an image)"),
+        ("lvis", "fixed", "LVIS fixed AP (best 10,000 detections a category)"),
+        ("coco", "fixed", "COCO (best 100 detections an image and category)"),
+    ],
+)
+def test_protocol_and_engine_follow_the_config(register, cfg, evaluator_type, protocol, title):
+    register("ov_build", make_dataset(IDS), evaluator_type, thing_classes=NAMES)
+    cfg.TEST.OVD.PROTOCOL = protocol
+    cfg.TEST.OVD.ENGINE = "hotcoco"
+    assert build_evaluator(cfg, "ov_build").description == {
+        "dataset": "ov_build",
+        "protocol": title,
+        "engine": "hotcoco 1.3.0",
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "choices"), [("PROTOCOL", r"\['federated', 'fixed'\]"), ("ENGINE", "'hotcoco'")]
+)
+def test_unknown_protocol_or_engine(register, cfg, key, choices):
+    register("ov_build", make_dataset(IDS), "lvis", thing_classes=NAMES)
+    cfg.TEST.OVD[key] = "coconut"
+    with pytest.raises(ValueError, match=rf"TEST\.OVD\.{key} is 'coconut', expected.*{choices}"):
+        build_evaluator(cfg, "ov_build")
 
 
 @pytest.mark.parametrize("evaluator_type", ["cityscapes_instance", None])

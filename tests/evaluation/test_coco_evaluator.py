@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ovd_d2.evaluation import OpenVocabularyCOCOEvaluator
-from ovd_d2.evaluation import coco_evaluator as module
+from ovd_d2.evaluation.engines import build_engine
 from ovd_d2.evaluation.groups import read_per_category
 
 METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
@@ -114,10 +114,34 @@ def test_one_category(register):
     assert math.isnan(metrics["AP_base"]) and math.isnan(metrics["AP50_base"])
 
 
-def test_pycocotools_serves_where_detectron2_is_not_compiled(register, dataset, monkeypatch):
+def test_engines_report_the_same(register, dataset):
+    for one in dataset["annotations"][::5]:
+        one["iscrowd"] = 1
     register("ov_coco_test", dataset, "coco", thing_classes=NAMES)
-    monkeypatch.setattr(module, "fast_evaluation_available", lambda: False)
-    assert not OpenVocabularyCOCOEvaluator("ov_coco_test", novel=NOVEL)._use_fast_impl
+    pairs = noisy_detections(dataset, COCO_IDS)
+    results = []
+    for name in ("reference", "hotcoco"):
+        evaluator = OpenVocabularyCOCOEvaluator(
+            "ov_coco_test", novel=NOVEL, engine=build_engine(name)
+        )
+        results.append(feed(evaluator, pairs))
+    for task in ("bbox", "segm"):
+        assert results[0][task] == pytest.approx(results[1][task], abs=1e-9, nan_ok=True)
+
+
+def test_description_names_everything(evaluator):
+    assert evaluator.description == {
+        "dataset": "ov_coco_test",
+        "protocol": "COCO (best 100 detections an image and category)",
+        "engine": "reference (pycocotools 2.0.11)",
+    }
+
+
+def test_keypoints_are_refused(register, dataset):
+    register("ov_coco_test", dataset, "coco", thing_classes=NAMES)
+    evaluator = OpenVocabularyCOCOEvaluator("ov_coco_test", ("keypoints",), novel=NOVEL)
+    with pytest.raises(ValueError, match=r"\['keypoints'\] cannot be evaluated"):
+        feed(evaluator, noisy_detections(dataset, COCO_IDS))
 
 
 def test_wrong_number_of_flags(register, dataset):

@@ -1,14 +1,31 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
-from ovd_d2.evaluation import CategoryConfusion, confusion_table, novel_confusion
+from ovd_d2.evaluation import (
+    CategoryConfusion,
+    confusion_table,
+    novel_confusion,
+    read_confusion,
+)
+from ovd_d2.evaluation.confusion import write_confusion
+from ovd_d2.evaluation.ground_truth import GroundTruth
+from ovd_d2.evaluation.groups import Categories
 
 NAMES = ["anchor", "bell", "cloud", "drum"]
 NOVEL = [True, False, True, True]
 ANCHOR, BELL, CLOUD, DRUM = 1, 2, 3, 4
+
+
+CATEGORIES = Categories([1, 2, 3, 4], NAMES, NOVEL, [None] * 4)
+NAN = math.nan
+
+
+def confusion_of(gt, predictions, ap50=(30.0, 90.0, 10.0, NAN), categories=CATEGORIES, **options):
+    return novel_confusion(GroundTruth(gt, "coco"), predictions, categories, ap50, **options)
 
 
 def box_at(k: int) -> list[float]:
@@ -55,77 +72,63 @@ def scene():
 
 
 def test_by_hand(scene):
-    gt, predictions = scene
-    anchor, cloud = novel_confusion(gt, predictions, NAMES, NOVEL)
-    assert (anchor.category, anchor.num_objects, anchor.missed) == ("anchor", 3, 1)
-    assert anchor.predicted == [("bell", 2)]
-    # precision 1 up to recall 2/3: the recall points 0, 0.01 ... 0.66 of 101
-    assert anchor.ap50 == pytest.approx(100 * 67 / 101)
-    assert cloud == CategoryConfusion("cloud", pytest.approx(100.0), 1, [("cloud", 1)], 0)
+    cloud, anchor = confusion_of(*scene)  # the lowest AP50 first
+    assert anchor == CategoryConfusion("anchor", 30.0, 3, [("bell", 2)], 1)
+    assert cloud == CategoryConfusion("cloud", 10.0, 1, [("cloud", 1)], 0)
     # "bell" is base, "drum" has no ground truth: neither is reported
 
 
-def test_top_keeps_the_worst(scene):
-    gt, predictions = scene
-    assert [one.category for one in novel_confusion(gt, predictions, NAMES, NOVEL, top=1)] == [
-        "anchor"
-    ]
-
-
 def test_thresholds(scene):
-    gt, predictions = scene
-    lower = novel_confusion(gt, predictions, NAMES, NOVEL, score_threshold=0.0)[0]
+    lower = confusion_of(*scene, score_threshold=0.0)[1]
     assert (lower.predicted, lower.missed) == ([("bell", 3)], 0)
-    stricter = novel_confusion(gt, predictions, NAMES, NOVEL, iou=0.9)[0]
+    stricter = confusion_of(*scene, iou=0.9)[1]
     assert (stricter.predicted, stricter.missed) == ([("bell", 1)], 2)
 
 
 def test_no_predictions(scene):
     gt, _ = scene
-    confusions = novel_confusion(gt, [], NAMES, NOVEL)
-    assert [(one.category, one.ap50, one.missed) for one in confusions] == [
-        ("anchor", 0.0, 3),
-        ("cloud", 0.0, 1),
-    ]
+    confusions = confusion_of(gt, [], ap50=(0.0, 0.0, 0.0, NAN))
+    assert [(one.category, one.missed) for one in confusions] == [("anchor", 3), ("cloud", 1)]
+
+
+def test_crowds_are_no_objects(scene):
+    gt, predictions = scene
+    gt["annotations"][0]["iscrowd"] = 1
+    anchor = confusion_of(gt, predictions)[1]
+    assert (anchor.num_objects, anchor.predicted) == (2, [("bell", 1)])
 
 
 def test_no_novel_categories_and_no_ground_truth(scene):
     gt, predictions = scene
-    assert novel_confusion(gt, predictions, NAMES, [False] * 4) == []
-    assert novel_confusion(truth(), predictions, NAMES, NOVEL) == []
+    nothing_novel = Categories([1, 2, 3, 4], NAMES, [False] * 4, [None] * 4)
+    assert confusion_of(gt, predictions, categories=nothing_novel) == []
+    assert confusion_of(truth(), predictions, ap50=[NAN] * 4) == []
 
 
-def test_from_a_file_and_inputs_stay_as_they_were(scene, tmp_path):
-    gt, predictions = scene
-    before = json.dumps([gt, predictions])
-    path = tmp_path / "gt.json"
-    path.write_text(json.dumps(gt))
-    assert novel_confusion(path, predictions, NAMES, NOVEL) == novel_confusion(
-        gt, predictions, NAMES, NOVEL
-    )
-    assert json.dumps([gt, predictions]) == before
+def test_inputs_stay_as_they_were(scene):
+    before = json.dumps(scene)
+    confusion_of(*scene)
+    assert json.dumps(scene) == before
 
 
-@pytest.mark.parametrize(
-    "names, novel, message",
-    [
-        (NAMES, [True], "1 novel flags for 4 categories"),
-        (NAMES[:2], NOVEL, "2 class names for 4 categories"),
-    ],
-)
-def test_wrong_lengths(scene, names, novel, message):
-    with pytest.raises(ValueError, match=message):
-        novel_confusion(*scene, names, novel)
+def test_file_round_trip(scene, tmp_path):
+    confusions = confusion_of(*scene)
+    assert write_confusion(confusions, tmp_path).name == "novel_confusion.json"
+    assert read_confusion(tmp_path) == confusions
+
+
+def test_a_missing_file_says_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"novel_confusion\.json.*--eval-only"):
+        read_confusion(tmp_path)
 
 
 def test_table(scene):
-    gt, predictions = scene
-    assert confusion_table(novel_confusion(gt, predictions, NAMES, NOVEL)) == "\n".join(
+    assert confusion_table(confusion_of(*scene)) == "\n".join(
         [
             "| novel category   |   AP50 |   objects | called    |   missed |",
             "|:-----------------|-------:|----------:|:----------|---------:|",
-            "| anchor           |   66.3 |         3 | bell (2)  |        1 |",
-            "| cloud            |  100.0 |         1 | cloud (1) |        0 |",
+            "| cloud            |   10.0 |         1 | cloud (1) |        0 |",
+            "| anchor           |   30.0 |         3 | bell (2)  |        1 |",
         ]
     )
 

@@ -6,7 +6,15 @@ import math
 import numpy as np
 import pytest
 
-from ovd_d2.evaluation.groups import CategoryAP, percent, read_per_category, write_per_category
+from ovd_d2.evaluation.groups import (
+    Categories,
+    CategoryAP,
+    named_metrics,
+    percent,
+    read_per_category,
+    write_category_csv,
+    write_per_category,
+)
 
 
 def precision_of(ap: list[list[float]]) -> np.ndarray:
@@ -64,3 +72,52 @@ def test_percent():
     assert percent(0.25) == 25.0
     assert percent(0.0) == 0.0
     assert math.isnan(percent(-1))
+
+
+def test_named_metrics_by_hand():
+    precision = np.full((10, 101, 3, 4), -1.0)  # the third category has no ground truth
+    precision[:, :, 0], precision[:, :, 1] = 0.4, 0.2
+    precision[0, :, :2] = 0.8  # IoU 0.50
+    precision[5, :, :2] = 0.5  # IoU 0.75
+    precision[:, :, 0, 1] = 0.1  # small objects
+    precision[:, :, 1, 1:] = -1.0  # the second category has none of any size
+    metrics = named_metrics(precision, ["r", "f", "c"])
+    assert metrics == pytest.approx(
+        {
+            "AP": 100 * (0.8 + 0.5 + 8 * (0.4 + 0.2) / 2) / 10,
+            "AP50": 80,
+            "AP75": 50,
+            "APs": 10,
+            "APm": 100 * (0.8 + 0.5 + 8 * 0.4) / 10,
+            "APl": 100 * (0.8 + 0.5 + 8 * 0.4) / 10,
+            "APr": 100 * (0.8 + 0.5 + 8 * 0.4) / 10,
+            "APc": math.nan,
+            "APf": 100 * (0.8 + 0.5 + 8 * 0.2) / 10,
+        },
+        nan_ok=True,
+    )
+
+
+def test_no_frequencies_no_means_of_them():
+    metrics = named_metrics(np.zeros((10, 101, 2, 4)), [None, None])
+    assert list(metrics) == ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+
+
+def test_category_csv(tmp_path):
+    categories = Categories([1, 2, 5], ['a "b", c', "d", "e"], [False, True, True], ["f", "r", "r"])
+    precision = precision_of([[0.5, 0.25, -1.0]])
+    table = CategoryAP.from_precision(categories.names, categories.novel, precision)
+    path = write_category_csv({"bbox": table}, tmp_path / "new", categories, {1: 7, 2: 3})
+    assert path.read_text().splitlines() == [
+        "category,group,frequency,objects,box AP,box AP50",
+        "d,novel,r,3,25.000,25.000",
+        "e,novel,r,0,,",
+        '"a ""b"", c",base,f,7,50.000,50.000',
+    ]
+
+
+def test_categories_of_unequal_lengths():
+    with pytest.raises(ValueError, match="1 novel flags for 2 categories"):
+        Categories([1, 2], ["a", "b"], [True], [None, None])
+    with pytest.raises(ValueError, match="1 class names and 2 frequencies for 2 categories"):
+        Categories([1, 2], ["a"], [True, False], [None, None])

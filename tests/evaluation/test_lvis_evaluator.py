@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 
@@ -12,15 +13,18 @@ from evaluation_scenes import (
     NOVEL,
     feed,
     make_dataset,
+    make_instances,
     no_detections,
     noisy_detections,
 )
 from lvis import LVIS, LVISEval, LVISResults
 
 from ovd_d2.evaluation import OpenVocabularyLVISEvaluator, lvis_runner
+from ovd_d2.evaluation.engines import build_engine
 from ovd_d2.evaluation.groups import read_per_category
-from ovd_d2.evaluation.lvis_evaluator import METRICS
+from ovd_d2.evaluation.protocols import FEDERATED, FIXED
 
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 IDS = list(range(1, len(NAMES) + 1))
 
 
@@ -123,8 +127,6 @@ def test_perfect_detections_are_100_in_each_group(evaluator, dataset):
 
 
 def perfect(dataset):
-    from evaluation_scenes import make_instances
-
     pairs = []
     for image in dataset["images"]:
         truth = [one for one in dataset["annotations"] if one["image_id"] == image["id"]]
@@ -168,9 +170,17 @@ def test_one_category(register):
     assert math.isnan(metrics["AP_base"])
 
 
-def test_at_most_300_detections_an_image(evaluator, dataset):
-    from evaluation_scenes import make_instances
+def make_evaluator(register, dataset, **options):
+    register("ov_lvis_test", dataset, "lvis", thing_classes=NAMES)
+    return OpenVocabularyLVISEvaluator("ov_lvis_test", ("bbox",), novel=NOVEL, **options)
 
+
+@pytest.mark.parametrize(
+    ("protocol", "found"),
+    [(FEDERATED, False), (dataclasses.replace(FEDERATED, per_image=301), True), (FIXED, True)],
+)
+@pytest.mark.parametrize("engine", ["reference", "hotcoco"])
+def test_the_301st_detection_of_an_image(register, dataset, engine, protocol, found):
     truth = dataset["annotations"][0]
     box = np.array([truth["bbox"]], dtype=float)
     box[:, 2:] += box[:, :2]
@@ -180,10 +190,40 @@ def test_at_most_300_detections_an_image(evaluator, dataset):
     scores = np.array([0.9] * 300 + [0.5])  # the right one comes 301st
     output = make_instances(np.concatenate([junk, box]), scores, classes)
     pairs = [({"image_id": truth["image_id"]}, {"instances": output})]
-    evaluator._tasks = ("bbox",)
-    assert feed(evaluator, pairs)["bbox"]["AP"] == 0
-    evaluator._max_dets_per_image = 301
-    assert feed(evaluator, pairs)["bbox"]["AP"] > 0
+    options = {"protocol": protocol, "engine": build_engine(engine)}
+    metrics = feed(make_evaluator(register, dataset, **options), pairs)["bbox"]
+    assert (metrics["AP"] > 0) is found
+
+
+def test_engines_report_the_same(register, dataset):
+    pairs = noisy_detections(dataset, IDS)
+    register("ov_lvis_test", dataset, "lvis", thing_classes=NAMES)
+    results = [
+        feed(OpenVocabularyLVISEvaluator("ov_lvis_test", novel=NOVEL, engine=engine), pairs)
+        for engine in (build_engine("reference"), build_engine("hotcoco"))
+    ]
+    for task in ("bbox", "segm"):
+        assert results[0][task] == pytest.approx(results[1][task], abs=1e-9, nan_ok=True)
+
+
+def test_ground_truth_without_masks_evaluates_boxes(register, dataset, caplog):
+    with_masks = feed(make_evaluator(register, dataset), noisy_detections(dataset, IDS))
+    for one in dataset["annotations"]:
+        del one["segmentation"]
+    register("ov_boxes_only", dataset, "lvis", thing_classes=NAMES)
+    evaluator = OpenVocabularyLVISEvaluator("ov_boxes_only", ("bbox", "segm"), novel=NOVEL)
+    with caplog.at_level("WARNING"):
+        metrics = feed(evaluator, noisy_detections(dataset, IDS))
+    assert metrics == {"bbox": pytest.approx(with_masks["bbox"], nan_ok=True)}
+    assert "ov_boxes_only has boxes only: mask AP is left out" in caplog.text
+
+
+def test_description_names_everything(evaluator):
+    assert evaluator.description == {
+        "dataset": "ov_lvis_test",
+        "protocol": "LVIS federated (best 300 detections an image)",
+        "engine": "reference (lvis 0.5.3)",
+    }
 
 
 def test_data_set_ids_with_gaps(register):

@@ -1,0 +1,121 @@
+"""What Detectron2's LVIS and COCO evaluators lack, once for both."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.utils import comm
+
+from ovd_d2.evaluation.detection_evaluation import DetectionEvaluation
+from ovd_d2.evaluation.engines import Engine
+from ovd_d2.evaluation.ground_truth import GroundTruth
+from ovd_d2.evaluation.groups import Categories
+from ovd_d2.evaluation.protocols import Protocol
+from ovd_d2.evaluation.tables import evaluation_table
+from ovd_d2.files import atomic_write
+
+
+class EvaluatorMixin:
+    """Goes before Detectron2's evaluator among the bases; `_set_up` after its `__init__`.
+
+    Replaces how predictions are evaluated (`_eval_predictions`), and remembers where the pictures
+    are (`process`).
+    """
+
+    results_file: str  # where the detections go, in the output folder
+    _logger: logging.Logger
+    _metadata: Any
+    _output_dir: str | None
+    _tasks: Sequence[str] | None
+    _distributed: bool
+    _do_evaluation: bool
+    _results: dict[str, Any]
+
+    def _set_up(
+        self,
+        dataset_name: str,
+        dataset: Mapping[str, Any],
+        *,
+        novel: Sequence[bool],
+        protocol: Protocol,
+        engine: Engine,
+        model_limit: int = -1,
+        failures: int = 0,
+    ) -> None:
+        """
+        Args:
+            dataset_name: as registered.
+            dataset: the loaded annotation file.
+            novel: one flag per category in contiguous class order.
+            protocol: which detections count.
+            engine: matches them.
+            model_limit: the model's own limit of detections an image; negative: none.
+            failures: pictures on each sheet of the failure browser; 0: none is made.
+        """
+        self._dataset = dataset
+        self._files: dict[int, str] = {}
+        self.evaluation = DetectionEvaluation(
+            dataset_name, self._categories(novel), protocol, engine, model_limit, failures
+        )
+
+    @property
+    def description(self) -> dict[str, str]:
+        """Data set, protocol and engine, for whoever shows the numbers."""
+        return self.evaluation.description
+
+    def reset(self) -> None:
+        super().reset()  # type: ignore[misc]
+        self._files = {}
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        super().process(inputs, outputs)  # type: ignore[misc]
+        for one in inputs:
+            if "file_name" in one:
+                self._files[one["image_id"]] = one["file_name"]
+
+    def evaluate(self) -> dict[str, Any] | None:
+        if self._distributed:
+            gathered = comm.gather(self._files, dst=0)
+            self._files = {key: name for files in gathered for key, name in files.items()}
+        return super().evaluate()  # type: ignore[misc]
+
+    def _eval_predictions(
+        self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None = None
+    ) -> None:
+        """Hook of the base class: fills `self._results` with the metrics of each task."""
+        if img_ids is not None:
+            raise ValueError("evaluation of some images only is not supported; pass img_ids=None")
+        detections = list(itertools.chain(*(one["instances"] for one in predictions)))
+        ids = self.evaluation.categories.ids
+        results = [{**one, "category_id": ids[one["category_id"]]} for one in detections]
+        tasks = self._tasks or self._tasks_from_predictions(detections)  # type: ignore[attr-defined]
+        if self._output_dir:
+            self._save(results, Path(self._output_dir) / self.results_file)
+        if not self._do_evaluation:
+            self._logger.info("Annotations are not available for evaluation.")
+            return
+        truth = GroundTruth(
+            self._dataset, self.evaluation.protocol.rules, self.evaluation.dataset_name
+        )
+        metrics = self.evaluation.run(truth, results, tasks, self._output_dir, self._files)
+        self._logger.info("Evaluated\n%s", evaluation_table(self.description, metrics))
+        self._results.update(metrics)
+
+    def _save(self, results: list[dict[str, Any]], path: Path) -> None:
+        with atomic_write(path) as temporary:  # compact: LVIS val has millions of detections
+            temporary.write_text(json.dumps(results))
+        self._logger.info("Saved %d detections to %s", len(results), path)
+
+    def _categories(self, novel: Sequence[bool]) -> Categories:
+        """In contiguous class order (LVIS itself: id = class + 1)."""
+        records = {category["id"]: category for category in self._dataset["categories"]}
+        mapping = self._metadata.get("thing_dataset_id_to_contiguous_id", None)
+        ids = sorted(records) if mapping is None else sorted(mapping, key=mapping.__getitem__)
+        names = self._metadata.get("thing_classes", None) or [records[k]["name"] for k in ids]
+        frequencies = [records[k].get("frequency") for k in ids]
+        return Categories(ids, list(names), [bool(flag) for flag in novel], frequencies)

@@ -274,7 +274,7 @@ def test_files(predictor, image, tmp_path):
     files = expand_inputs([str(tmp_path / "*.png"), str(tmp_path / "one.png")])
     assert [file.name for file in files] == ["one.png", "two.png"]
     found = predict_files(
-        predictor, files, tmp_path / "out", names=["snowman", "kite"], confidence_threshold=0.02
+        predictor, files, tmp_path / "out", names=["snowman", "kite"], confidence_threshold=1e-4
     )
     assert json.loads((tmp_path / "out" / "detections.json").read_text()) == found
     assert sorted(one.name for one in (tmp_path / "out").iterdir()) == [

@@ -72,7 +72,8 @@ def test_a_changed_step_starts_over_and_so_do_its_successors(checkout):
 
 
 def test_a_step_starts_over_when_its_config_says_something_else(checkout):
-    base, mine, other = (checkout / "configs" / f"{name}.yaml" for name in ("base", "mine", "other"))
+    folder = checkout / "configs"
+    base, mine, other = (folder / f"{name}.yaml" for name in ("base", "mine", "other"))
     base.write_text("SOLVER:\n  MAX_ITER: 1\n")
     mine.write_text("_BASE_: base.yaml\nSEED: 1\n")
     other.write_text("SEED: 1\n")

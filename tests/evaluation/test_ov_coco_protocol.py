@@ -7,6 +7,7 @@ import pytest
 from detectron2.config import get_cfg
 from evaluation_scenes import feed, make_instances
 
+from ovd_d2 import add_ovd_config
 from ovd_d2.data.ov_coco import BASE_CLASSES, NOVEL_CLASSES
 from ovd_d2.evaluation import build_evaluator
 
@@ -44,6 +45,7 @@ def evaluator(register, tmp_path):
         base_classes=list(BASE_CLASSES),
     )
     cfg = get_cfg()
+    add_ovd_config(cfg)
     cfg.OUTPUT_DIR = str(tmp_path / "run")
     cfg.MODEL.MASK_ON = False
     return build_evaluator(cfg, "ov_coco_protocol")

@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES, register_pascal_voc
 from evaluation_scenes import feed, make_instances
 
+from ovd_d2 import add_ovd_config
 from ovd_d2.data.categories import get_categories
 from ovd_d2.evaluation import OpenVocabularyCOCOEvaluator, build_evaluator
 
@@ -42,6 +43,7 @@ def evaluator(tmp_path):
     register_pascal_voc(NAME, str(tmp_path / "VOC2007"), "test", 2007)
     MetadataCatalog.get(NAME).set(evaluator_type="pascal_voc", boxes_only=True)
     cfg = get_cfg()
+    add_ovd_config(cfg)
     cfg.OUTPUT_DIR = str(tmp_path / "run")
     cfg.MODEL.MASK_ON = True
     yield build_evaluator(cfg, NAME)

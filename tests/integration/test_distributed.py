@@ -36,6 +36,8 @@ def fixed_model():
     torch.manual_seed(0)
     cfg = tiny_config("vild_ensemble")
     cfg.MODEL.PROPOSAL_GENERATOR.NAME = "PrecomputedProposals"
+    # Without an RPN the heads alone must reach every level, or DDP would wait for its gradients.
+    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2", "p3", "p4", "p5"]
     cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 100
     cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION = 1.0
     model = build_model(cfg)

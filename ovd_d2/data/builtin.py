@@ -155,7 +155,7 @@ def complete_voc() -> None:
 def register_all(root: Path) -> None:
     """Registers every data set of this package below `root` (done once, on import)."""
     for folder in PICTOGRAM_SETS:
-        for split in ("train", "val"):
+        for split in ("train", "train_all", "val"):
             register_pictograms(folder, split, root)
     register_lvis_base(root)
     register_lvis_minival(root)

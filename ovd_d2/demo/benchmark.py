@@ -1,11 +1,10 @@
-"""The demo's methods over several seeds, as JSON and as a page."""
+"""Tables of methods over several seeds, as JSON and as a page."""
 
 from __future__ import annotations
 
 import math
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,20 +19,34 @@ from ovd_d2.engine.build import build_open_vocabulary_model, build_test_loader
 from ovd_d2.engine.run import load_config
 from ovd_d2.evaluation.clip_crops import with_crop_classifier
 
-# In the order of the paper's table.
-METHODS = ("supervised_base", "clip_crops", "vild_text", "vild", "vild_ensemble")
+# In the order of the paper's table. (A method whose weights another takes comes before it.)
+DEMO_METHODS = ("supervised_base", "clip_crops", "vild_text", "vild", "vild_ensemble")
+PAPER_METHODS = (
+    "supervised_base",
+    "supervised_rfs",
+    "clip_crops_no_objectness",
+    "clip_crops",
+    "vild_text",
+    "text_and_clip_crops",
+    "vild_image",
+    "vild",
+    "vild_ensemble",
+)
 METRICS = ("AP", "APr", "APc", "APf", "AP50_base", "AP50_novel")
 TIMED_IMAGES, WARM_UP_IMAGES = 30, 5
 
+EQUAL_WITHIN = 0.05
+
 Row = dict[str, Any]
+Document = Mapping[str, Any]  # command, date, rows
 
 
-def collect_rows(folder: Path, seeds: Sequence[int]) -> list[Row]:
+def collect_rows(folder: Path, seeds: Sequence[int], methods: Sequence[str]) -> list[Row]:
     """One row a method and seed, from the evaluations in `folder`; every model is timed here."""
     rows = []
     for seed in seeds:
         run = Run(folder, seed)
-        for method in METHODS:
+        for method in methods:
             results = read_results(run.output(method))
             rows.append(
                 {
@@ -53,11 +66,8 @@ def _metrics(values: Mapping[str, float]) -> dict[str, float | None]:
 
 def _milliseconds_per_image(run: Run, method: str) -> float:
     """Median time of one image through the trained model, reading not counted."""
-    weights = (
-        run.start_weights if method == "clip_crops" else run.output(method) / "model_final.pth"
-    )
     config = f"configs/pictograms/{method}.yaml"
-    cfg: CfgNode = load_config(config, ["MODEL.WEIGHTS", str(weights)])
+    cfg: CfgNode = load_config(config, ["MODEL.WEIGHTS", str(run.weights(method))])
     model = build_open_vocabulary_model(cfg)
     if cfg.MODEL.OVD.CLASSIFY_WITH != "detector":
         model = with_crop_classifier(cfg, model).eval()
@@ -82,9 +92,9 @@ def mean_of(rows: Sequence[Row], method: str, task: str, metric: str) -> float:
 
 def expectations(rows: Sequence[Row]) -> list[tuple[str, float, bool]]:
     """What a faithful ViLD must show, what was measured, and whether it holds."""
-    novel = {m: mean_of(rows, m, "box", "AP50_novel") for m in METHODS}
-    base = {m: mean_of(rows, m, "box", "AP50_base") for m in METHODS}
-    rare = {m: mean_of(rows, m, "segm", "APr") for m in METHODS}
+    novel = {m: mean_of(rows, m, "box", "AP50_novel") for m in DEMO_METHODS}
+    base = {m: mean_of(rows, m, "box", "AP50_base") for m in DEMO_METHODS}
+    rare = {m: mean_of(rows, m, "segm", "APr") for m in DEMO_METHODS}
     ratios = [
         ("novel box AP50, ViLD-ensemble / ViLD-text >= 1.25", novel, 1.25),
         ("novel (rare) mask AP, ViLD-ensemble / ViLD-text >= 1.25", rare, 1.25),
@@ -109,7 +119,7 @@ def table_of(rows: Sequence[Row]) -> str:
         "ms / image",
     ]
     body = []
-    for method in METHODS:
+    for method in dict.fromkeys(row["method"] for row in rows):
         mine = [row for row in rows if row["method"] == method]
         cells = [
             _spread([row[task][m] for row in mine]) for task in ("box", "segm") for m in METRICS
@@ -135,29 +145,77 @@ def expectations_table(rows: Sequence[Row]) -> str:
     return tabulate(body, ["expected", "measured", "holds"], tablefmt="pipe", disable_numparse=True)
 
 
-def page(document: Mapping[str, Any]) -> str:
-    """docs/results.md from the JSON document."""
-    rows = document["rows"]
-    by_seed = defaultdict(list)
-    for row in rows:
-        by_seed[row["seed"]].append(row)
-    return f"""# Results
+def orderings(rows: Sequence[Row]) -> list[tuple[str, str, bool]]:
+    """The orderings of the paper's tables 2 and 3: what is claimed, what was measured, if it holds.
+
+    Of means over seeds, mask AP; 5 % are taken for equal.
+    """
+    rare = {row["method"]: mean_of(rows, row["method"], "segm", "APr") for row in rows}
+    frequent = {row["method"]: mean_of(rows, row["method"], "segm", "APf") for row in rows}
+    time_of = {
+        row["method"]: statistics.mean(
+            one["ms_per_image"] for one in rows if one["method"] == row["method"]
+        )
+        for row in rows
+    }
+    claims = [
+        ("APr: supervised on base < ViLD-text", "supervised_base", "<", "vild_text", rare),
+        ("APr: ViLD-text < ViLD", "vild_text", "<", "vild", rare),
+        ("APr: ViLD <= ViLD-ensemble", "vild", "<=", "vild_ensemble", rare),
+        ("APr: ViLD-text < ViLD-text + CLIP", "vild_text", "<", "text_and_clip_crops", rare),
+        ("APr: ViLD-image < ViLD", "vild_image", "<", "vild", rare),
+        ("APf: ViLD <= ViLD-ensemble", "vild", "<=", "vild_ensemble", frequent),
+        ("APf: ViLD-text = ViLD-ensemble", "vild_text", "=", "vild_ensemble", frequent),
+        ("APf: ViLD-image < ViLD-text", "vild_image", "<", "vild_text", frequent),
+        ("time: ViLD < CLIP on crops", "vild", "<", "clip_crops", time_of),
+    ]
+    return [
+        (claim, f"{of[left]:.1f}, {of[right]:.1f}", _holds(of[left], relation, of[right]))
+        for claim, left, relation, right, of in claims
+    ]
+
+
+def _holds(left: float, relation: str, right: float) -> bool:
+    equal = abs(left - right) <= EQUAL_WITHIN * max(left, right)
+    return {"<": left < right, "<=": left < right or equal, "=": equal}[relation]
+
+
+def orderings_table(rows: Sequence[Row]) -> str:
+    """`orderings` as Markdown."""
+    body = [[claim, found, "holds" if ok else "DOES NOT"] for claim, found, ok in orderings(rows)]
+    return tabulate(body, ["the paper", "here", ""], tablefmt="pipe", disable_numparse=True)
+
+
+INTRODUCTION = """# Results
 
 All numbers below were measured on **Pictograms** (drawn glyphs, two processor cores), not on
 photographs: they say whether the methods work, not how well they do on LVIS.
-Written by `{document["command"]}` on {document["date"]}; raw numbers of every seed:
-[results/pictograms_demo.json](results/pictograms_demo.json).
-
-## pictograms_v1_val, {len(by_seed)} seeds, mean ± standard deviation, percent
-
-{table_of(rows)}
-
 Novel = rare: 16 of 80 categories that have no box in training. `clip_crops` is the teacher on crops
 of the first stage's proposals; the others are trained for equally many iterations. Every backbone
 starts from the image tower of a second small CLIP that was trained on crops of base glyphs alone:
 what a method knows of novel categories has come through the teacher and the vocabulary.
+"""
 
-## What a faithful ViLD must show
 
-{expectations_table(rows)}
+def page(demo: Document | None, paper: Document | None = None) -> str:
+    """docs/results.md from the JSON documents that there are."""
+    parts = [INTRODUCTION]
+    if demo is not None:
+        parts.append(_section("The demo's methods", "pictograms_demo", demo))
+        parts.append(f"### What a faithful ViLD must show\n\n{expectations_table(demo['rows'])}\n")
+    if paper is not None:
+        parts.append(_section("The paper's table", "pictograms_paper", paper))
+        parts.append(f"### The paper's orderings\n\n{orderings_table(paper['rows'])}\n")
+    return "\n".join(parts)
+
+
+def _section(title: str, name: str, document: Document) -> str:
+    seeds = len({row["seed"] for row in document["rows"]})
+    return f"""## {title}
+
+`pictograms_v1_val`, {seeds} seeds, mean ± standard deviation, percent. Written by
+`{document["command"]}` on {document["date"]}; raw numbers of every seed:
+[results/{name}.json](results/{name}.json).
+
+{table_of(document["rows"])}
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,13 @@ DATASET = "pictograms_v1"
 TRAIN_SET = f"{DATASET}_train"
 VAL_SET = f"{DATASET}_val"
 PROPOSALS_PER_IMAGE = 25
-DISTILLING = ("vild", "vild_ensemble")
+DISTILLING = ("vild_image", "vild", "vild_ensemble")
+# Methods that are another way to evaluate what was trained -> whose weights they take.
+EVALUATED_ONLY = {
+    "clip_crops": "start",
+    "clip_crops_no_objectness": "start",
+    "text_and_clip_crops": "vild_text",
+}
 
 
 @dataclass(frozen=True)
@@ -36,9 +43,13 @@ class Run:
     def output(self, method: str) -> Path:
         return self.folder / f"seed{self.seed}" / method
 
+    def weights(self, method: str) -> Path:
+        """The checkpoint a method is evaluated with."""
+        return self.output(EVALUATED_ONLY.get(method, method)) / "model_final.pth"
+
     @property
     def start_weights(self) -> Path:
-        return self.output("start") / "model_final.pth"
+        return self.weights("start")
 
     @property
     def cache(self) -> Path:
@@ -153,20 +164,20 @@ def train_step(run: Run, method: str, purpose: str) -> Step:
     )
 
 
-def evaluate_crops_step(run: Run) -> Step:
-    """The teacher on crops of the first stage's proposals."""
-    output = run.output("clip_crops")
+def evaluate_step(run: Run, method: str) -> Step:
+    """Evaluates a method of EVALUATED_ONLY, `configs/pictograms/<method>.yaml`."""
+    output = run.output(method)
     return Step(
-        f"clip_crops_seed{run.seed}",
-        "Evaluate the teacher on crops: the upper line, and why it is too slow",
+        f"{method}_seed{run.seed}",
+        f"Evaluate {method}, seed {run.seed}",
         "tools/train_net.py",
         (
-            *("--config-file", "configs/pictograms/clip_crops.yaml", "--eval-only"),
+            *("--config-file", f"configs/pictograms/{method}.yaml", "--eval-only"),
             *("SEED", str(run.seed), "OUTPUT_DIR", str(output)),
-            *("MODEL.WEIGHTS", str(run.start_weights)),
+            *("MODEL.WEIGHTS", str(run.weights(method))),
         ),
         output / "inference" / "results.json",
-        (f"start_seed{run.seed}",),
+        (f"{EVALUATED_ONLY[method]}_seed{run.seed}",),
         output,
     )
 
@@ -201,15 +212,20 @@ def names_step(run: Run, names: str, image: Path) -> Step:
     )
 
 
-def benchmark_steps(folder: Path, seeds: list[int]) -> list[Step]:
-    """Everything the demo table compares, for several seeds."""
+def benchmark_steps(folder: Path, seeds: Sequence[int], methods: Sequence[str]) -> list[Step]:
+    """Everything that a table of these methods compares, for several seeds.
+
+    Args:
+        methods: names of configs; those whose weights an EVALUATED_ONLY method takes come first.
+    """
     steps = data_steps()
     for seed in seeds:
         run = Run(folder, seed)
         steps += start_steps(run)
         steps += [
-            train_step(run, method, f"Train {method}, seed {seed}")
-            for method in ("vild_ensemble", "vild_text", "vild", "supervised_base")
+            evaluate_step(run, method)
+            if method in EVALUATED_ONLY
+            else train_step(run, method, f"Train {method}, seed {seed}")
+            for method in methods
         ]
-        steps.append(evaluate_crops_step(run))
     return steps

@@ -2,13 +2,21 @@ import math
 
 import pytest
 
-from ovd_d2.demo.benchmark import METHODS, expectations, mean_of, page, table_of
+from ovd_d2.demo.benchmark import (
+    DEMO_METHODS,
+    PAPER_METHODS,
+    expectations,
+    mean_of,
+    orderings,
+    page,
+    table_of,
+)
 
 
-def make_rows(ensemble_novel=80.0, ensemble_base=95.0, supervised_novel=0.0):
+def make_rows(ensemble_novel=80.0, ensemble_base=95.0, supervised_novel=0.0, methods=DEMO_METHODS):
     rows = []
     for seed in (0, 1):
-        for method in METHODS:
+        for method in methods:
             novel = {"vild_ensemble": ensemble_novel, "supervised_base": supervised_novel}
             base = {"vild_ensemble": ensemble_base}
             metrics = {
@@ -53,7 +61,7 @@ def test_mean_over_seeds_and_undefined_numbers():
 
 def test_table_has_a_row_a_method_with_the_spread():
     lines = table_of(make_rows()).splitlines()
-    assert len(lines) == 2 + len(METHODS)
+    assert len(lines) == 2 + len(DEMO_METHODS)
     assert "50.5 ± 0.7" in lines[2]
 
 
@@ -61,3 +69,25 @@ def test_page_says_where_its_numbers_come_from():
     text = page({"command": "python x", "date": "2026-01-02", "rows": make_rows()})
     assert "`python x` on 2026-01-02" in text
     assert "Pictograms" in text and "2 seeds" in text
+    assert "The paper's table" not in text
+    paper = {"command": "python y", "date": "2026-01-03", "rows": make_rows(methods=PAPER_METHODS)}
+    both = page({"command": "python x", "date": "2026-01-02", "rows": make_rows()}, paper)
+    assert "`python x`" in both and "`python y`" in both and "text_and_clip_crops" in both
+
+
+def test_orderings_by_hand():
+    rows = make_rows(methods=PAPER_METHODS)
+    for row in rows:
+        if row["method"] == "vild":
+            row["segm"] = {**row["segm"], "APr": 30.0, "APf": 57.1}
+        if row["method"] == "clip_crops":
+            row["ms_per_image"] = 300.0
+    found = {claim: holds for claim, _, holds in orderings(rows)}
+    assert found["APr: supervised on base < ViLD-text"]  # 0 and 20
+    assert found["APr: ViLD-text < ViLD"]  # 20 and 30
+    assert found["APr: ViLD <= ViLD-ensemble"]  # 30 and 40
+    assert not found["APr: ViLD-text < ViLD-text + CLIP"]  # 20 both
+    assert found["APf: ViLD-text = ViLD-ensemble"]  # 60 both
+    assert found["APf: ViLD <= ViLD-ensemble"]
+    assert not found["APf: ViLD-image < ViLD-text"]
+    assert found["time: ViLD < CLIP on crops"]

@@ -8,9 +8,12 @@ import datetime
 import json
 import sys
 from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
 
 import ovd_d2  # noqa: F401  (registers the data sets)
-from ovd_d2.demo import benchmark
+from ovd_d2.benchmark import sweeps, tables
 from ovd_d2.demo.pictograms import benchmark_steps
 from ovd_d2.demo.steps import Pipeline, StepFailed, repository_root
 from ovd_d2.files import atomic_write, atomic_write_json
@@ -23,8 +26,12 @@ all rows of the paper's table (about half an hour more; takes up what demo-table
 """
 
 
-TABLES = {"demo-table": benchmark.DEMO_METHODS, "paper-table": benchmark.PAPER_METHODS}
-FILES = {"demo-table": "pictograms_demo.json", "paper-table": "pictograms_paper.json"}
+TABLES = {"demo-table": tables.DEMO_METHODS, "paper-table": tables.PAPER_METHODS}
+FILES = {
+    "demo-table": "pictograms_demo.json",
+    "paper-table": "pictograms_paper.json",
+    "sweeps": "pictograms_sweeps.json",
+}
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,16 +42,17 @@ def parse_args() -> argparse.Namespace:
     for name, what in (
         ("demo-table", "AP of the demo's methods on Pictograms"),
         ("paper-table", "AP of every row of the paper's main table on Pictograms"),
+        ("sweeps", "how AP moves with one setting at a time: plots"),
     ):
-        table = commands.add_parser(name, help=what)
-        table.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-        table.add_argument(
+        command = commands.add_parser(name, help=what)
+        command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+        command.add_argument(
             "--output",
             type=Path,
             default=Path("output/demo"),
             help="trained models; those of make demo",
         )
-        table.add_argument(
+        command.add_argument(
             "--docs", type=Path, default=repository_root() / "docs", help="written to"
         )
     return parser.parse_args()
@@ -54,19 +62,35 @@ def measure_table(args: argparse.Namespace) -> None:
     """Trains and evaluates what is missing, then writes the JSON and the page."""
     folder, methods = args.output.resolve(), TABLES[args.benchmark]
     Pipeline(benchmark_steps(folder, args.seeds, methods), folder).run()
-    seeds = " ".join(map(str, args.seeds))
-    rows = benchmark.collect_rows(folder, args.seeds, methods)
+    rows = tables.collect_rows(folder, args.seeds, methods)
+    write_document(args, rows)
+    print(tables.table_of(rows))
+    print()
+    is_demo = args.benchmark == "demo-table"
+    print(tables.expectations_table(rows) if is_demo else tables.orderings_table(rows))
+
+
+def measure_sweeps(args: argparse.Namespace) -> None:
+    """Trains and evaluates what is missing, then writes the JSON, the plots and the page."""
+    folder = args.output.resolve()
+    Pipeline(sweeps.sweep_steps(folder, args.seeds), folder).run()
+    rows = sweeps.collect_points(folder, args.seeds)
+    sweeps.plot(rows, args.docs / "sweeps.png")
+    write_document(args, rows)
+    print(tabulate(rows, headers="keys"))
+    print(args.docs / "sweeps.png")
+
+
+def write_document(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """The JSON of a benchmark, and the page anew."""
     document = {
-        "command": f"python tools/benchmark.py {args.benchmark} --seeds {seeds}",
+        "command": f"python tools/benchmark.py {args.benchmark} --seeds "
+        + " ".join(map(str, args.seeds)),
         "date": datetime.date.today().isoformat(),
         "rows": rows,
     }
     atomic_write_json(args.docs / "results" / FILES[args.benchmark], document)
     write_page(args.docs)
-    print(benchmark.table_of(rows))
-    print()
-    is_demo = args.benchmark == "demo-table"
-    print(benchmark.expectations_table(rows) if is_demo else benchmark.orderings_table(rows))
 
 
 def write_page(docs: Path) -> None:
@@ -74,11 +98,12 @@ def write_page(docs: Path) -> None:
     files = [docs / "results" / name for name in FILES.values()]
     documents = [json.loads(file.read_text()) if file.exists() else None for file in files]
     with atomic_write(docs / "results.md") as temporary:
-        temporary.write_text(benchmark.page(*documents))
+        temporary.write_text(tables.page(*documents))
 
 
 if __name__ == "__main__":
     try:
-        measure_table(parse_args())
+        arguments = parse_args()
+        measure_sweeps(arguments) if arguments.benchmark == "sweeps" else measure_table(arguments)
     except StepFailed as error:
         sys.exit(str(error))

@@ -92,6 +92,22 @@ def data_steps() -> list[Step]:
     ]
 
 
+def prompts_step(folder: Path, family: str) -> Step:
+    """The names once more, by another family of prompts, for comparison."""
+    output = folder / f"vocabulary_{family}.safetensors"
+    return Step(
+        f"vocabulary_{family}",
+        f"Write the category names as text embeddings, prompts {family}",
+        "tools/build_vocabulary.py",
+        (
+            *("--dataset", TRAIN_SET, *_clip(SHIPPED_TAG)),
+            *("--prompts", family, "--output", str(output)),
+        ),
+        output,
+        needs=("data",),
+    )
+
+
 def _backbone(root: Path) -> Path:
     return root / "backbone.pth"
 
@@ -137,47 +153,68 @@ def start_steps(run: Run) -> list[Step]:
     ]
 
 
-def train_step(run: Run, method: str, purpose: str) -> Step:
+def train_step(
+    run: Run, method: str, purpose: str, *, name: str = "", options: Sequence[str] = ()
+) -> Step:
     """Trains `configs/pictograms/<method>.yaml` and evaluates it.
 
     The first stage ("start") is not evaluated; all others start from its weights.
+
+    Args:
+        run: where, and with which seed.
+        method: the config.
+        purpose: what the user reads.
+        name: of the output folder, where it is not the method's.
+        options: further `KEY VALUE` pairs.
     """
-    output = run.output(method)
-    options = ["SEED", str(run.seed), "OUTPUT_DIR", str(output)]
+    output = run.output(name or method)
+    fixed = ["SEED", str(run.seed), "OUTPUT_DIR", str(output)]
     product = output / "inference" / "results.json"
     needs: tuple[str, ...] = ("vocabulary", "backbone")
     if method == "start":
-        options += ["DATASETS.TEST", "()"]
+        fixed += ["DATASETS.TEST", "()"]
         product = run.start_weights
     else:
-        options += ["MODEL.WEIGHTS", str(run.start_weights)]
-        options += ["MODEL.OVD.DISTILLATION.CACHE", str(run.cache)]
+        fixed += ["MODEL.WEIGHTS", str(run.start_weights)]
+        fixed += ["MODEL.OVD.DISTILLATION.CACHE", str(run.cache)]
         needs = (f"{'cache' if method in DISTILLING else 'start'}_seed{run.seed}",)
     return Step(
-        f"{method}_seed{run.seed}",
+        f"{name or method}_seed{run.seed}",
         purpose,
         "tools/train_net.py",
-        ("--config-file", f"configs/pictograms/{method}.yaml", "--resume", *options),
+        ("--config-file", f"configs/pictograms/{method}.yaml", "--resume", *fixed, *options),
         product,
         needs,
         output,
     )
 
 
-def evaluate_step(run: Run, method: str) -> Step:
-    """Evaluates a method of EVALUATED_ONLY, `configs/pictograms/<method>.yaml`."""
-    output = run.output(method)
+def evaluate_step(
+    run: Run,
+    method: str,
+    purpose: str,
+    *,
+    name: str = "",
+    options: Sequence[str] = (),
+    needs: Sequence[str] = (),
+) -> Step:
+    """Evaluates `configs/pictograms/<method>.yaml` with weights that another step has trained.
+
+    Args: as of :func:`train_step`; `needs`: further steps that come before.
+    """
+    output = run.output(name or method)
+    source = EVALUATED_ONLY.get(method, method)
     return Step(
-        f"{method}_seed{run.seed}",
-        f"Evaluate {method}, seed {run.seed}",
+        f"{name or method}_seed{run.seed}",
+        purpose,
         "tools/train_net.py",
         (
             *("--config-file", f"configs/pictograms/{method}.yaml", "--eval-only"),
             *("SEED", str(run.seed), "OUTPUT_DIR", str(output)),
-            *("MODEL.WEIGHTS", str(run.weights(method))),
+            *("MODEL.WEIGHTS", str(run.weights(method)), *options),
         ),
         output / "inference" / "results.json",
-        (f"{EVALUATED_ONLY[method]}_seed{run.seed}",),
+        (f"{source}_seed{run.seed}", *needs),
         output,
     )
 
@@ -223,7 +260,7 @@ def benchmark_steps(folder: Path, seeds: Sequence[int], methods: Sequence[str]) 
         run = Run(folder, seed)
         steps += start_steps(run)
         steps += [
-            evaluate_step(run, method)
+            evaluate_step(run, method, f"Evaluate {method}, seed {seed}")
             if method in EVALUATED_ONLY
             else train_step(run, method, f"Train {method}, seed {seed}")
             for method in methods

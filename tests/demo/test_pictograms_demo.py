@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ovd_d2.demo.benchmark import DEMO_METHODS, PAPER_METHODS
+from ovd_d2.benchmark.tables import DEMO_METHODS, PAPER_METHODS
 from ovd_d2.demo.pictograms import Run, benchmark_steps, demo_steps, names_step
 from ovd_d2.demo.steps import repository_root
 from ovd_d2.engine.run import load_config

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from ovd_d2.demo.benchmark import (
+from ovd_d2.benchmark.tables import (
     DEMO_METHODS,
     PAPER_METHODS,
     expectations,

@@ -197,7 +197,9 @@ what a method knows of novel categories has come through the teacher and the voc
 """
 
 
-def page(demo: Document | None, paper: Document | None = None) -> str:
+def page(
+    demo: Document | None, paper: Document | None = None, sweeps: Document | None = None
+) -> str:
     """docs/results.md from the JSON documents that there are."""
     parts = [INTRODUCTION]
     if demo is not None:
@@ -206,7 +208,20 @@ def page(demo: Document | None, paper: Document | None = None) -> str:
     if paper is not None:
         parts.append(_section("The paper's table", "pictograms_paper", paper))
         parts.append(f"### The paper's orderings\n\n{orderings_table(paper['rows'])}\n")
+    if sweeps is not None:
+        parts.append(_sweeps_section(sweeps))
     return "\n".join(parts)
+
+
+def _sweeps_section(document: Document) -> str:
+    return f"""## One setting at a time
+
+![box AP50 of base and novel categories against five settings of ViLD-ensemble](sweeps.png)
+
+ViLD-ensemble, box AP50; a dot a seed, the line their mean, dotted the configs' own value. Written
+by `{document["command"]}` on {document["date"]}; numbers:
+[results/pictograms_sweeps.json](results/pictograms_sweeps.json).
+"""
 
 
 def _section(title: str, name: str, document: Document) -> str:

@@ -1,0 +1,1 @@
+"""What `tools/benchmark.py` measures: tables of methods, sweeps of settings, speed."""

@@ -8,15 +8,14 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data.detection_utils import read_image
 from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ovd_d2 import scoring
 from ovd_d2.clip.crops import embed_proposals
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.modeling import OpenVocabularyRCNN
+from ovd_d2.modeling.detection import select_detections
 
 CLASSIFY_WITH = ("detector", "clip_crops", "text_and_clip_crops")
 
@@ -87,16 +86,14 @@ class CropClassifier(nn.Module):
     def _select(
         self, probs: Tensor, boxes: list[Tensor], proposals: list[Instances]
     ) -> list[Instances]:
-        scores = F.pad(probs, (0, 1))  # Detectron2's NMS drops a background column
-        detections, _ = fast_rcnn_inference(
+        return select_detections(
             boxes,
-            list(scores.split([len(p) for p in proposals])),
+            probs.split([len(p) for p in proposals]),
             [p.image_size for p in proposals],
-            self.score_threshold,
-            self.nms_threshold,
-            self.detections_per_image,
+            score_threshold=self.score_threshold,
+            nms_threshold=self.nms_threshold,
+            limit=self.detections_per_image,
         )
-        return detections
 
     def _crop_probabilities(self, record: dict[str, Any], proposals: Instances) -> Tensor:
         image = read_image(record["file_name"], "RGB")

@@ -7,13 +7,14 @@ from typing import Any
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY, FastRCNNConvFCHead
-from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_rcnn_inference
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovd_d2.losses import suppress_novel_logits
 from ovd_d2.modeling.classifier import CLIPClassifier
+from ovd_d2.modeling.detection import select_detections
 
 
 class _NormedLinear(nn.Linear):
@@ -162,14 +163,11 @@ class OpenVocabularyOutputLayers(FastRCNNOutputLayers):
             deltas: (N, 4).
             proposals: the batch's proposals, N in all.
         """
-        probs = F.pad(probs, (0, 1))  # Detectron2's NMS drops a background column
-        counts = [len(p) for p in proposals]
-        detections, _ = fast_rcnn_inference(
+        return select_detections(
             self.predict_boxes((probs, deltas), proposals),
-            probs.split(counts),
+            probs.split([len(p) for p in proposals]),
             [p.image_size for p in proposals],
-            self.test_score_thresh,
-            self.test_nms_thresh,
-            self.test_topk_per_image,
+            score_threshold=self.test_score_thresh,
+            nms_threshold=self.test_nms_thresh,
+            limit=self.test_topk_per_image,
         )
-        return detections

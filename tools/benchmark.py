@@ -13,7 +13,8 @@ from typing import Any
 from tabulate import tabulate
 
 import ovd_d2  # noqa: F401  (registers the data sets)
-from ovd_d2.benchmark import sweeps, tables
+from ovd_d2.benchmark import speed, sweeps, tables
+from ovd_d2.benchmark.page import page
 from ovd_d2.demo.pictograms import benchmark_steps
 from ovd_d2.demo.steps import Pipeline, StepFailed, repository_root
 from ovd_d2.files import atomic_write, atomic_write_json
@@ -31,6 +32,7 @@ FILES = {
     "demo-table": "pictograms_demo.json",
     "paper-table": "pictograms_paper.json",
     "sweeps": "pictograms_sweeps.json",
+    "speed": "pictograms_speed.json",
 }
 
 
@@ -43,9 +45,12 @@ def parse_args() -> argparse.Namespace:
         ("demo-table", "AP of the demo's methods on Pictograms"),
         ("paper-table", "AP of every row of the paper's main table on Pictograms"),
         ("sweeps", "how AP moves with one setting at a time: plots"),
+        ("speed", "ratios of times beside the ratios of operations"),
     ):
         command = commands.add_parser(name, help=what)
-        command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+        command.add_argument(
+            "--seeds", type=int, nargs="+", default=[0] if name == "speed" else [0, 1, 2]
+        )
         command.add_argument(
             "--output",
             type=Path,
@@ -81,6 +86,15 @@ def measure_sweeps(args: argparse.Namespace) -> None:
     print(args.docs / "sweeps.png")
 
 
+def measure_speed(args: argparse.Namespace) -> None:
+    """Trains what is missing, then measures and writes the JSON and the page."""
+    folder = args.output.resolve()
+    Pipeline(benchmark_steps(folder, args.seeds[:1], speed.METHODS), folder).run()
+    rows = speed.measure(folder, args.seeds[0])
+    write_document(args, rows)
+    print(speed.table_of(rows))
+
+
 def write_document(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """The JSON of a benchmark, and the page anew."""
     document = {
@@ -98,12 +112,19 @@ def write_page(docs: Path) -> None:
     files = [docs / "results" / name for name in FILES.values()]
     documents = [json.loads(file.read_text()) if file.exists() else None for file in files]
     with atomic_write(docs / "results.md") as temporary:
-        temporary.write_text(tables.page(*documents))
+        temporary.write_text(page(*documents))
 
+
+MEASURE = {
+    "demo-table": measure_table,
+    "paper-table": measure_table,
+    "sweeps": measure_sweeps,
+    "speed": measure_speed,
+}
 
 if __name__ == "__main__":
     try:
         arguments = parse_args()
-        measure_sweeps(arguments) if arguments.benchmark == "sweeps" else measure_table(arguments)
+        MEASURE[arguments.benchmark](arguments)
     except StepFailed as error:
         sys.exit(str(error))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from tabulate import tabulate
+from torch import nn
 
 from ovd_d2.demo.pictograms import VAL_SET, Run
 from ovd_d2.demo.report import read_results
@@ -38,7 +39,6 @@ TIMED_IMAGES, WARM_UP_IMAGES = 30, 5
 EQUAL_WITHIN = 0.05
 
 Row = dict[str, Any]
-Document = Mapping[str, Any]  # command, date, rows
 
 
 def collect_rows(folder: Path, seeds: Sequence[int], methods: Sequence[str]) -> list[Row]:
@@ -64,13 +64,19 @@ def _metrics(values: Mapping[str, float]) -> dict[str, float | None]:
     return {k: None if math.isnan(values[k]) else round(values[k], 3) for k in METRICS}
 
 
-def _milliseconds_per_image(run: Run, method: str) -> float:
-    """Median time of one image through the trained model, reading not counted."""
+def load_method(run: Run, method: str) -> tuple[CfgNode, nn.Module]:
+    """Config and trained model, in eval mode, as it is evaluated."""
     config = f"configs/pictograms/{method}.yaml"
     cfg: CfgNode = load_config(config, ["MODEL.WEIGHTS", str(run.weights(method))])
     model = build_open_vocabulary_model(cfg)
     if cfg.MODEL.OVD.CLASSIFY_WITH != "detector":
         model = with_crop_classifier(cfg, model).eval()
+    return cfg, model
+
+
+def _milliseconds_per_image(run: Run, method: str) -> float:
+    """Median time of one image through the trained model, reading not counted."""
+    cfg, model = load_method(run, method)
     times = []
     for number, inputs in enumerate(build_test_loader(cfg, VAL_SET)):
         start = time.perf_counter()
@@ -184,53 +190,3 @@ def orderings_table(rows: Sequence[Row]) -> str:
     """`orderings` as Markdown."""
     body = [[claim, found, "holds" if ok else "DOES NOT"] for claim, found, ok in orderings(rows)]
     return tabulate(body, ["the paper", "here", ""], tablefmt="pipe", disable_numparse=True)
-
-
-INTRODUCTION = """# Results
-
-All numbers below were measured on **Pictograms** (drawn glyphs, two processor cores), not on
-photographs: they say whether the methods work, not how well they do on LVIS.
-Novel = rare: 16 of 80 categories that have no box in training. `clip_crops` is the teacher on crops
-of the first stage's proposals; the others are trained for equally many iterations. Every backbone
-starts from the image tower of a second small CLIP that was trained on crops of base glyphs alone:
-what a method knows of novel categories has come through the teacher and the vocabulary.
-"""
-
-
-def page(
-    demo: Document | None, paper: Document | None = None, sweeps: Document | None = None
-) -> str:
-    """docs/results.md from the JSON documents that there are."""
-    parts = [INTRODUCTION]
-    if demo is not None:
-        parts.append(_section("The demo's methods", "pictograms_demo", demo))
-        parts.append(f"### What a faithful ViLD must show\n\n{expectations_table(demo['rows'])}\n")
-    if paper is not None:
-        parts.append(_section("The paper's table", "pictograms_paper", paper))
-        parts.append(f"### The paper's orderings\n\n{orderings_table(paper['rows'])}\n")
-    if sweeps is not None:
-        parts.append(_sweeps_section(sweeps))
-    return "\n".join(parts)
-
-
-def _sweeps_section(document: Document) -> str:
-    return f"""## One setting at a time
-
-![box AP50 of base and novel categories against five settings of ViLD-ensemble](sweeps.png)
-
-ViLD-ensemble, box AP50; a dot a seed, the line their mean, dotted the configs' own value. Written
-by `{document["command"]}` on {document["date"]}; numbers:
-[results/pictograms_sweeps.json](results/pictograms_sweeps.json).
-"""
-
-
-def _section(title: str, name: str, document: Document) -> str:
-    seeds = len({row["seed"] for row in document["rows"]})
-    return f"""## {title}
-
-`pictograms_v1_val`, {seeds} seeds, mean ± standard deviation, percent. Written by
-`{document["command"]}` on {document["date"]}; raw numbers of every seed:
-[results/{name}.json](results/{name}.json).
-
-{table_of(document["rows"])}
-"""

@@ -2,13 +2,13 @@ import math
 
 import pytest
 
+from ovd_d2.benchmark.page import page
 from ovd_d2.benchmark.tables import (
     DEMO_METHODS,
     PAPER_METHODS,
     expectations,
     mean_of,
     orderings,
-    page,
     table_of,
 )
 

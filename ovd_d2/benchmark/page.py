@@ -1,0 +1,78 @@
+"""docs/results.md from the JSON documents of all benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ovd_d2.benchmark import speed, tables
+
+Document = Mapping[str, Any]  # command, date, rows
+
+INTRODUCTION = """# Results
+
+All numbers below were measured on **Pictograms** (drawn glyphs, two processor cores), not on
+photographs: they say whether the methods work, not how well they do on LVIS.
+Novel = rare: 16 of 80 categories that have no box in training. `clip_crops` is the teacher on crops
+of the first stage's proposals; the others are trained for equally many iterations. Every backbone
+starts from the image tower of a second small CLIP that was trained on crops of base glyphs alone:
+what a method knows of novel categories has come through the teacher and the vocabulary.
+"""
+
+
+def page(
+    demo: Document | None,
+    paper: Document | None = None,
+    sweeps: Document | None = None,
+    speed: Document | None = None,
+) -> str:
+    """docs/results.md from the JSON documents that there are."""
+    parts = [INTRODUCTION]
+    if demo is not None:
+        parts.append(_section("The demo's methods", "pictograms_demo", demo))
+        parts.append(
+            f"### What a faithful ViLD must show\n\n{tables.expectations_table(demo['rows'])}\n"
+        )
+    if paper is not None:
+        parts.append(_section("The paper's table", "pictograms_paper", paper))
+        parts.append(f"### The paper's orderings\n\n{tables.orderings_table(paper['rows'])}\n")
+    if sweeps is not None:
+        parts.append(_sweeps_section(sweeps))
+    if speed is not None:
+        parts.append(_speed_section(speed))
+    return "\n".join(parts)
+
+
+def _sweeps_section(document: Document) -> str:
+    return f"""## One setting at a time
+
+![box AP50 of base and novel categories against five settings of ViLD-ensemble](sweeps.png)
+
+ViLD-ensemble, box AP50; a dot a seed, the line their mean, dotted the configs' own value. Written
+by `{document["command"]}` on {document["date"]}; numbers:
+[results/pictograms_sweeps.json](results/pictograms_sweeps.json).
+"""
+
+
+def _section(title: str, name: str, document: Document) -> str:
+    seeds = len({row["seed"] for row in document["rows"]})
+    return f"""## {title}
+
+`pictograms_v1_val`, {seeds} seeds, mean ± standard deviation, percent. Written by
+`{document["command"]}` on {document["date"]}; raw numbers of every seed:
+[results/{name}.json](results/{name}.json).
+
+{tables.table_of(document["rows"])}
+"""
+
+
+def _speed_section(document: Document) -> str:
+    return f"""## Speed
+
+Ratios on two processor cores with the small Pictograms network, whose time is spent less on
+convolutions than a large one's: pooling, NMS and matching count in full and are not predicted.
+Written by `{document["command"]}` on {document["date"]}; numbers:
+[results/pictograms_speed.json](results/pictograms_speed.json).
+
+{speed.table_of(document["rows"])}
+"""

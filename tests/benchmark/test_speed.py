@@ -1,0 +1,57 @@
+"""Ratios of times: who takes turns, what is counted, what the operations are."""
+
+import time
+
+import pytest
+import torch
+
+from ovd_d2.benchmark.page import page
+from ovd_d2.benchmark.speed import (
+    _classification,
+    operations_of,
+    ratio_of,
+    table_of,
+    take_turns,
+)
+
+
+def test_everyone_has_a_turn_in_each_round_and_the_first_is_not_counted():
+    calls = []
+    things = {name: lambda number, name=name: calls.append((number, name)) for name in "ab"}
+    seconds = take_turns(things, rounds=2, title="test")
+    assert calls == [(0, "a"), (0, "b"), (1, "b"), (1, "a"), (2, "a"), (2, "b")]
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_seconds_are_those_of_the_thing():
+    seconds = take_turns({"sleep": lambda _: time.sleep(0.01)}, rounds=1, title="test")
+    assert seconds["sleep"][0] > 0.009
+
+
+def test_a_slow_round_does_not_count_in_the_ratio():
+    seconds = {"slow": [2.0, 20.0, 2.0], "fast": [1.0, 10.0, 1.0]}
+    assert ratio_of(seconds, "slow", "fast") == 2.0
+
+
+def test_operations_of_a_product():
+    left, right = torch.rand(3, 5), torch.rand(5, 7)
+    assert operations_of(lambda: left @ right) == 2 * 3 * 5 * 7
+
+
+@pytest.mark.parametrize("size", [1, 2000])
+def test_classification_runs_for_any_vocabulary(size):
+    _classification(size)(0)
+
+
+ROWS = [
+    {"name": "training step, vild / vild_text", "measured": 1.2, "predicted": 1.0},
+    {"name": "loading", "measured": 1.01, "predicted": None},
+    {"name": "classify, 80 names", "milliseconds": 3.5, "score_megabytes": 0.3},
+]
+
+
+def test_table_says_how_far_from_the_prediction():
+    text = table_of(ROWS)
+    assert "120 %" in text and "1.20" in text and "3.5" in text
+    document = {"command": "python z", "date": "2026-01-04", "rows": ROWS}
+    assert "`python z` on 2026-01-04" in page(None, speed=document)

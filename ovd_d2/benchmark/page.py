@@ -30,9 +30,8 @@ def page(
     parts = [INTRODUCTION]
     if demo is not None:
         parts.append(_section("The demo's methods", "pictograms_demo", demo))
-        parts.append(
-            f"### What a faithful ViLD must show\n\n{tables.expectations_table(demo['rows'])}\n"
-        )
+        expected = tables.expectations_table(demo["rows"])
+        parts.append(f"### What a faithful ViLD must show\n\n{expected}\n")
     if paper is not None:
         parts.append(_section("The paper's table", "pictograms_paper", paper))
         parts.append(f"### The paper's orderings\n\n{tables.orderings_table(paper['rows'])}\n")

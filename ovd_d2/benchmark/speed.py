@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def training_ratios(run: Run) -> list[Ratio]:
     batches = list(islice(build_train_loader(cfgs["vild"]), ROUNDS["training"] + 1))
     steps = {name: _training_step(run, cfg, batches) for name, cfg in cfgs.items()}
     with EventStorage():
-        operations = {name: operations_of(lambda s=step: s(0)) for name, step in steps.items()}
+        operations = {name: operations_of(partial(step, 0)) for name, step in steps.items()}
         seconds = take_turns(steps, ROUNDS["training"], "training steps")
     return [
         Ratio(
@@ -158,12 +159,12 @@ def loading_ratios(run: Run) -> list[Ratio]:
 
 
 def inference_ratios(run: Run) -> list[Ratio]:
-    """One image: ViLD over Mask R-CNN of the same width, ViLD-ensemble and CLIP on crops over it."""
+    """One image: ViLD over Mask R-CNN of its width, ViLD-ensemble and CLIP on crops over ViLD."""
     models = {name: load_method(run, name) for name in METHODS}
     cfg, _ = models["vild"]
     images = list(islice(_test_loader(cfg), ROUNDS["inference"] + 1))
     things = {name: _inference(model, images) for name, (_, model) in models.items()}
-    operations = {name: operations_of(lambda t=thing: t(0)) for name, thing in things.items()}
+    operations = {name: operations_of(partial(thing, 0)) for name, thing in things.items()}
     seconds = take_turns(things, ROUNDS["inference"], "inference")
     pairs = [
         ("vild", "supervised_base", "vild / Mask R-CNN"),

@@ -114,8 +114,7 @@ def test_no_proposals():
     assert result.teacher_embeddings.shape == (0, 4)
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_alignment_through_flip_jitter_and_crop(seed):
+def check_alignment(seed):
     boxes = random_boxes(30, seed)
     np.random.seed(seed)
     augmentations = T.AugmentationList(
@@ -125,11 +124,23 @@ def test_alignment_through_flip_jitter_and_crop(seed):
     transforms = augmentations(aug_input)
     size = aug_input.image.shape[:2]
     result = transform_cached_proposals(encoded(boxes), transforms, size, top_k=50)
+
+    def told(message):
+        return f"seed {seed}: {message}"
+
     moved = expected_boxes(result.teacher_embeddings, transforms, size)
-    torch.testing.assert_close(result.proposal_boxes.tensor, moved, atol=1e-4, rtol=0)
+    torch.testing.assert_close(result.proposal_boxes.tensor, moved, atol=1e-4, rtol=0, msg=told)
     everything = expected_boxes(boxes, transforms, size)
     visible = ((everything[:, 2:] - everything[:, :2]) > 1.0).all(dim=1)
-    torch.testing.assert_close(result.teacher_embeddings, boxes[visible])  # none lost, in order
+    # none lost, in order
+    torch.testing.assert_close(result.teacher_embeddings, boxes[visible], msg=told)
+    return len(result)
+
+
+def test_alignment_through_flip_jitter_and_crop_in_a_thousand_draws():
+    kept = [check_alignment(seed) for seed in range(1000)]
+    assert 0 in kept or min(kept) < 10  # some draws lose most proposals,
+    assert max(kept) == 30  # some none
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -7,13 +7,11 @@ depend on the number of worker processes.
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import cv2
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
@@ -21,6 +19,7 @@ from tqdm import tqdm
 from ovd_d2.clip.prompts import PROMPT_FAMILIES, article
 from ovd_d2.data.pictograms.glyphs import PictogramCategory
 from ovd_d2.data.pictograms.render import random_crop_sample, textured_background
+from ovd_d2.workers import process_pool
 
 TRAIN_STREAM, HELD_OUT_STREAM, BATCH_STREAM = 1, 2, 3  # first word of every seed
 
@@ -67,8 +66,8 @@ def render_crops(
     bar = partial(tqdm, total=len(categories), desc="draw", unit="category", disable=not progress)
     if workers <= 1:
         return list(bar(map(draw, indices)))
-    with multiprocessing.Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-        return list(bar(pool.imap(draw, indices)))
+    with process_pool(workers) as pool:
+        return list(bar(pool.map(draw, indices)))
 
 
 def _draw_category(

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
-import sys
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from concurrent.futures import Future, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ovd_d2.files import atomic_write, atomic_write_json, flush_folder
+from ovd_d2.workers import process_pool
 
 from .annotations import LVISBuilder, describe_scene, lvis_categories
 from .glyphs import PictogramCategory, build_categories
@@ -222,24 +220,10 @@ def _run(chunks: list[_Chunk], workers: int | None, progress: bool, label: str) 
             for chunk in left:
                 bar.update(_draw_chunk(chunk))
             return
-        with _pool(workers) as pool:
+        with process_pool(workers) as pool:
             futures: list[Future[int]] = [pool.submit(_draw_chunk, chunk) for chunk in left]
             for future in as_completed(futures):
                 bar.update(future.result())
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool that drops what is still queued when the caller fails or is interrupted."""
-    # A forked worker starts at once; a spawned one first imports torch and Detectron2 again.
-    method = "fork" if sys.platform == "linux" else "spawn"
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context(method))
-    try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=True, cancel_futures=True)
-        raise
-    pool.shutdown()
 
 
 def _available_cores() -> int:

@@ -6,9 +6,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
+from ovd_d2.engine.launching import launch_processes
 from ovd_d2.engine.run import load_config
 from ovd_d2.engine.transfer import evaluate_transfer, transfer_table
 from ovd_d2.errors import SetupError
@@ -57,11 +58,4 @@ if __name__ == "__main__":
         "--datasets", nargs="+", required=True, metavar="NAME", help="registered data sets"
     )
     arguments = parser.parse_args()
-    launch(
-        main,
-        arguments.num_gpus,
-        num_machines=arguments.num_machines,
-        machine_rank=arguments.machine_rank,
-        dist_url=arguments.dist_url,
-        args=(arguments,),
-    )
+    launch_processes(main, arguments)

@@ -7,9 +7,10 @@ import argparse
 import sys
 
 from detectron2.config import LazyConfig
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 from detectron2.utils.file_io import PathManager
 
+from ovd_d2.engine.launching import launch_processes
 from ovd_d2.engine.lazy import evaluate, train
 from ovd_d2.errors import SetupError
 
@@ -41,11 +42,4 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     arguments = default_argument_parser(epilog=EPILOG).parse_args()
-    launch(
-        main,
-        arguments.num_gpus,
-        num_machines=arguments.num_machines,
-        machine_rank=arguments.machine_rank,
-        dist_url=arguments.dist_url,
-        args=(arguments,),
-    )
+    launch_processes(main, arguments)

@@ -7,8 +7,9 @@ import argparse
 import sys
 
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 
+from ovd_d2.engine.launching import launch_processes
 from ovd_d2.engine.run import evaluate, load_config, train
 from ovd_d2.errors import SetupError
 
@@ -39,11 +40,4 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = default_argument_parser(epilog=EPILOG)
     arguments = parser.parse_args()
-    launch(
-        main,
-        arguments.num_gpus,
-        num_machines=arguments.num_machines,
-        machine_rank=arguments.machine_rank,
-        dist_url=arguments.dist_url,
-        args=(arguments,),
-    )
+    launch_processes(main, arguments)

@@ -54,7 +54,7 @@ def load_for_training(cfg: CfgNode) -> list[dict[str, Any]]:
     """
     try:
         training_dicts = load_training_dicts(cfg)
-    except (KeyError, FileNotFoundError, AssertionError) as error:
+    except (KeyError, ValueError, FileNotFoundError, AssertionError) as error:
         check_setup(cfg, [])  # lists this one among all others
         raise SetupError([str(error)]) from error
     check_setup(cfg, training_dicts)

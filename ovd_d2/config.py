@@ -60,6 +60,10 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # proposals (slow; the upper line in the paper's table); "text_and_clip_crops": the ensemble of
     # the detector's text branch and the teacher on crops (ViLD-text + CLIP).
     ovd.CLASSIFY_WITH = "detector"
+    # Run the backbone through torch.compile, in training and at test time (docs/results.md, Speed).
+    # The first images take a minute or two, and so does every further shape until it gives up
+    # compiling: for images of one size. Needs a C++ compiler (on a GPU, Triton, too).
+    ovd.COMPILE_BACKBONE = False
 
     # The frozen CLIP: an open_clip architecture with a pretrained tag or a local checkpoint file.
     # Training never loads it; names given at test time and "clip_crops" do.

@@ -3,8 +3,10 @@ import math
 import pytest
 import torch
 
+from ovd_d2 import scoring
 from ovd_d2.scoring import (
     image_probabilities,
+    in_blocks,
     mix_objectness,
     text_probabilities,
     vild_ensemble,
@@ -76,3 +78,23 @@ def test_objectness_half_is_the_geometric_mean():
     torch.testing.assert_close(mixed, torch.tensor([[0.4, 0.8]]))
     probs = torch.tensor([[0.25]])
     torch.testing.assert_close(mix_objectness(probs, torch.tensor([0.64]), 0.0), probs)
+
+
+@pytest.mark.parametrize("regions", [0, 1, 7, 8, 9])
+def test_blocks_are_put_together_in_order(regions, monkeypatch):
+    monkeypatch.setattr(scoring, "BLOCK", 4 * 3)  # four regions of three names
+    first, second = torch.rand(2, regions, 3, generator=torch.Generator().manual_seed(0))
+    sizes = []
+
+    def score(one, other):
+        sizes.append(len(one))
+        return one - other
+
+    assert torch.equal(in_blocks(score, first, second, width=3), first - second)
+    assert max(sizes) <= 4 and sum(sizes) == regions
+
+
+def test_one_region_is_the_smallest_block(monkeypatch):
+    monkeypatch.setattr(scoring, "BLOCK", 1)
+    rows = torch.arange(6.0).view(2, 3)
+    assert torch.equal(in_blocks(lambda one: 2 * one, rows, width=3), 2 * rows)

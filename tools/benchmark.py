@@ -13,7 +13,7 @@ from typing import Any
 from tabulate import tabulate
 
 import ovd_d2  # noqa: F401  (registers the data sets)
-from ovd_d2.benchmark import speed, sweeps, tables
+from ovd_d2.benchmark import options, speed, sweeps, tables
 from ovd_d2.benchmark.page import page
 from ovd_d2.demo.pictograms import benchmark_steps
 from ovd_d2.demo.steps import Pipeline, StepFailed, repository_root
@@ -57,6 +57,8 @@ def parse_args() -> argparse.Namespace:
             default=Path("output/demo"),
             help="trained models; those of make demo",
         )
+        if name == "speed":
+            command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
         command.add_argument(
             "--docs", type=Path, default=repository_root() / "docs", help="written to"
         )
@@ -90,7 +92,8 @@ def measure_speed(args: argparse.Namespace) -> None:
     """Trains what is missing, then measures and writes the JSON and the page."""
     folder = args.output.resolve()
     Pipeline(benchmark_steps(folder, args.seeds[:1], speed.METHODS), folder).run()
-    rows = speed.measure(folder, args.seeds[0])
+    rows = speed.measure(folder, args.seeds[0], args.device)
+    rows += options.measure(folder, args.seeds[0], args.device)
     write_document(args, rows)
     print(speed.table_of(rows))
 
@@ -99,7 +102,8 @@ def write_document(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None
     """The JSON of a benchmark, and the page anew."""
     document = {
         "command": f"python tools/benchmark.py {args.benchmark} --seeds "
-        + " ".join(map(str, args.seeds)),
+        + " ".join(map(str, args.seeds))
+        + (" --device cuda" if getattr(args, "device", "cpu") == "cuda" else ""),
         "date": datetime.date.today().isoformat(),
         "rows": rows,
     }

@@ -69,7 +69,12 @@ def _speed_section(document: Document) -> str:
     return f"""## Speed
 
 Ratios on two processor cores with the small Pictograms network, whose time is spent less on
-convolutions than a large one's: pooling, NMS and matching count in full and are not predicted.
+convolutions than a large one's: pooling, NMS, matching and the pasting of masks count in full and
+are not predicted. ViLD-ensemble takes less than its operations predict because its second head adds
+nothing to those (it reads the same pooled features), while that head is run in full, as the row
+beside ViLD with its head run twice shows. Mixed precision (`SOLVER.AMP.ENABLED`) and a compiled
+backbone (`MODEL.OVD.COMPILE_BACKBONE`) are off unless a config says so; below 1 they help.
+Compiling itself, a minute or two at the first images, is not counted.
 Written by `{document["command"]}` on {document["date"]}; numbers:
 [results/pictograms_speed.json](results/pictograms_speed.json).
 

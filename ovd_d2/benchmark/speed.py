@@ -21,23 +21,27 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
 from tabulate import tabulate
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from ovd_d2.benchmark.memory import peak_memory
 from ovd_d2.benchmark.tables import load_method
 from ovd_d2.demo.pictograms import VAL_SET, Run
 from ovd_d2.engine.build import build_optimizer, build_test_loader, build_train_loader
 from ovd_d2.engine.run import load_config
 from ovd_d2.modeling import CLIPClassifier
 from ovd_d2.modeling.detection import select_detections
-from ovd_d2.scoring import text_probabilities
+from ovd_d2.scoring import image_probabilities, in_blocks, text_probabilities, vild_ensemble
 from ovd_d2.vocabulary import Vocabulary
 
 METHODS = ("supervised_base", "vild_text", "vild", "vild_ensemble", "clip_crops")
 VOCABULARY_SIZES = (80, 1203, 20000)
 HEAD_REGIONS, HEAD_DIM = 1000, 512  # proposals of an LVIS image, width of CLIP ViT-B/32
+HEAD_TEMPERATURE = 0.01
+# What SOLVER.AMP means on a GPU; processors have no float16 arithmetic to speak of.
+HALF = {"cuda": torch.float16, "cpu": torch.bfloat16}
 ROUNDS = {"training": 12, "loading": 20, "inference": 30, "vocabulary": 5}
 
 Timed = Callable[[int], Any]
@@ -75,9 +79,16 @@ def take_turns(things: Mapping[str, Timed], rounds: int, title: str) -> dict[str
         for name in names[shift:] + names[:shift]:
             start = time.perf_counter()
             things[name](number)
+            _wait_for_device()
             if number > 0:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def _wait_for_device() -> None:
+    """A GPU answers before it is done."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def ratio_of(seconds: Mapping[str, Sequence[float]], over: str, under: str) -> float:
@@ -92,15 +103,26 @@ def operations_of(thing: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def measure(folder: Path, seed: int = 0) -> list[Row]:
+def measure(folder: Path, seed: int = 0, device: str = "cpu") -> list[Row]:
     """All ratios and the vocabulary's cost, as rows for the JSON document.
 
     Args:
         folder: of the demo; METHODS are trained there.
+        seed: whose trainings are taken.
+        device: that everything runs on.
     """
     run = Run(folder, seed)
-    ratios = [*training_ratios(run), *loading_ratios(run), *inference_ratios(run)]
-    rows: list[Row] = [
+    ratios = [
+        *training_ratios(run, device),
+        *loading_ratios(run),
+        *inference_ratios(run, device),
+    ]
+    return rows_of(ratios) + vocabulary_cost(device)
+
+
+def rows_of(ratios: Sequence[Ratio]) -> list[Row]:
+    """For the JSON document."""
+    return [
         {
             "name": ratio.name,
             "measured": round(ratio.measured, 3),
@@ -108,14 +130,17 @@ def measure(folder: Path, seed: int = 0) -> list[Row]:
         }
         for ratio in ratios
     ]
-    return rows + vocabulary_cost()
 
 
-def training_ratios(run: Run) -> list[Ratio]:
+def training_ratios(run: Run, device: str) -> list[Ratio]:
     """A training step, optimiser included, of ViLD and ViLD-ensemble over ViLD-text."""
-    cfgs = {name: _training_config(run, name) for name in ("vild_text", "vild", "vild_ensemble")}
+    methods = ("vild_text", "vild", "vild_ensemble")
+    cfgs = {name: training_config(run, name, device) for name in methods}
     batches = list(islice(build_train_loader(cfgs["vild"]), ROUNDS["training"] + 1))
-    steps = {name: _training_step(run, cfg, batches) for name, cfg in cfgs.items()}
+    steps = {
+        name: training_step(cfg, load_method(run, name, device)[1], batches)
+        for name, cfg in cfgs.items()
+    }
     with EventStorage():
         operations = {name: operations_of(partial(step, 0)) for name, step in steps.items()}
         seconds = take_turns(steps, ROUNDS["training"], "training steps")
@@ -129,28 +154,35 @@ def training_ratios(run: Run) -> list[Ratio]:
     ]
 
 
-def _training_config(run: Run, method: str) -> CfgNode:
+def training_config(run: Run, method: str, device: str = "cpu") -> CfgNode:
+    """The method's config as the demo trains it, but loading in this process."""
     options = ["MODEL.OVD.DISTILLATION.CACHE", str(run.cache), "DATALOADER.NUM_WORKERS", "0"]
-    return load_config(f"configs/pictograms/{method}.yaml", options)
+    return load_config(f"configs/pictograms/{method}.yaml", [*options, "MODEL.DEVICE", device])
 
 
-def _training_step(run: Run, cfg: CfgNode, batches: Sequence[Any]) -> Timed:
-    _, model = load_method(run, Path(cfg.OUTPUT_DIR).name)
+def training_step(
+    cfg: CfgNode, model: nn.Module, batches: Sequence[Any], *, amp: bool = False
+) -> Timed:
+    """A step as Detectron2's trainers make it, AMPTrainer's where `amp`."""
     model.train()
     optimizer = build_optimizer(cfg, model)
+    device = torch.device(cfg.MODEL.DEVICE).type
+    scaler = torch.amp.GradScaler(device, enabled=amp and HALF[device] == torch.float16)
 
     def step(number: int) -> None:
-        losses = model(batches[number])
+        with torch.autocast(device, HALF[device], enabled=amp):
+            loss = sum(model(batches[number]).values())
         optimizer.zero_grad()
-        sum(losses.values()).backward()
-        optimizer.step()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
 
     return step
 
 
 def loading_ratios(run: Run) -> list[Ratio]:
     """A batch of images with cached proposals over one without, in one process."""
-    loaders = {name: _training_config(run, name) for name in ("vild", "vild_text")}
+    loaders = {name: training_config(run, name) for name in ("vild", "vild_text")}
     iterators = {name: iter(build_train_loader(cfg)) for name, cfg in loaders.items()}
     things = {name: lambda _, source=source: next(source) for name, source in iterators.items()}
     seconds = take_turns(things, ROUNDS["loading"], "loading")
@@ -158,17 +190,19 @@ def loading_ratios(run: Run) -> list[Ratio]:
     return [Ratio("loading, with / without cache", ratio_of(seconds, "vild", "vild_text"), 1.0)]
 
 
-def inference_ratios(run: Run) -> list[Ratio]:
+def inference_ratios(run: Run, device: str) -> list[Ratio]:
     """One image: ViLD over Mask R-CNN of its width, ViLD-ensemble and CLIP on crops over ViLD."""
-    models = {name: load_method(run, name) for name in METHODS}
+    models = {name: load_method(run, name, device) for name in METHODS}
     cfg, _ = models["vild"]
     images = list(islice(_test_loader(cfg), ROUNDS["inference"] + 1))
-    things = {name: _inference(model, images) for name, (_, model) in models.items()}
+    things = {name: inference(model, images) for name, (_, model) in models.items()}
+    things["head_twice"] = inference(_with_head_twice(load_method(run, "vild", device)[1]), images)
     operations = {name: operations_of(partial(thing, 0)) for name, thing in things.items()}
     seconds = take_turns(things, ROUNDS["inference"], "inference")
     pairs = [
         ("vild", "supervised_base", "vild / Mask R-CNN"),
         ("vild_ensemble", "vild", "vild_ensemble / vild"),
+        ("vild_ensemble", "head_twice", "vild_ensemble / vild that runs its head twice"),
         ("clip_crops", "vild", "CLIP on crops / vild"),
     ]
     return [
@@ -181,11 +215,24 @@ def inference_ratios(run: Run) -> list[Ratio]:
     ]
 
 
+def _with_head_twice(model: nn.Module) -> nn.Module:
+    """What a second head of equal size costs, with nothing else of the ensemble."""
+    heads: Any = model.roi_heads
+
+    def again(head: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        heads.box_predictor.embed(head.forward(*inputs))  # not __call__: this hook would come again
+
+    heads.box_head.register_forward_hook(again)
+    return model
+
+
 def _test_loader(cfg: CfgNode) -> DataLoader:
     return build_test_loader(cfg, VAL_SET)
 
 
-def _inference(model: nn.Module, images: Sequence[Any]) -> Timed:
+def inference(model: nn.Module, images: Sequence[Any]) -> Timed:
+    """One of the images, as the evaluation runs it."""
+
     def infer(number: int) -> None:
         with torch.no_grad():
             model(images[number])
@@ -193,39 +240,53 @@ def _inference(model: nn.Module, images: Sequence[Any]) -> Timed:
     return infer
 
 
-def vocabulary_cost() -> list[Row]:
-    """Classifying and selecting among the names: time and the tensor it needs, by their number."""
-    rows = []
-    for size in VOCABULARY_SIZES:
-        thing = _classification(size)
-        seconds = take_turns({"head": thing}, ROUNDS["vocabulary"], f"{size} names")["head"]
-        rows.append(
-            {
-                "name": f"classify and select, {HEAD_REGIONS} regions, {size:,} names",
-                "milliseconds": round(1000 * statistics.median(seconds), 1),
-                "score_megabytes": round(4 * HEAD_REGIONS * (size + 1) / 1e6, 1),
-            }
-        )
-    return rows
+def vocabulary_cost(device: str = "cpu") -> list[Row]:
+    """Classifying and selecting among the names, by their number and branches: time and memory."""
+    return [
+        _cost_of(size, branches, device)
+        for branches in ("text branch", "ensemble")
+        for size in VOCABULARY_SIZES
+    ]
 
 
-def _classification(size: int) -> Timed:
+def _cost_of(size: int, branches: str, device: str) -> Row:
+    """Milliseconds; megabytes at the worst moment, and of the scores alone, which must be."""
+    thing = _classification(size, ensemble=branches == "ensemble", device=device)
+    title = f"{size:,} names, {branches}"
+    seconds = take_turns({"head": thing}, ROUNDS["vocabulary"], title)["head"]
+    return {
+        "name": f"classify and select, {HEAD_REGIONS:,} regions, {title}",
+        "milliseconds": round(1000 * statistics.median(seconds), 1),
+        "peak_megabytes": round(peak_memory(partial(thing, 0), device) / 1e6, 1),
+        "score_megabytes": round(4 * HEAD_REGIONS * size / 1e6, 1),
+    }
+
+
+def _classification(size: int, *, ensemble: bool = False, device: str = "cpu") -> Timed:
+    classifier = _classifier(size).to(device)
     generator = torch.Generator().manual_seed(0)
-    units = nn.functional.normalize(torch.randn(size, HEAD_DIM, generator=generator), dim=1)
-    classifier = CLIPClassifier(embedding_dim=HEAD_DIM, num_classes=size, temperature=0.01).eval()
-    classifier.set_vocabulary(Vocabulary([str(k) for k in range(size)], units))
-    regions = nn.functional.normalize(
-        torch.randn(HEAD_REGIONS, HEAD_DIM, generator=generator), dim=1
-    )
+    regions = _units(HEAD_REGIONS, generator).to(device)
     corners = 800 * torch.rand(HEAD_REGIONS, 2, generator=generator)
-    boxes = torch.cat([corners, corners + 200], dim=1)
+    boxes = torch.cat([corners, corners + 200], dim=1).to(device)
+
+    def mixed(logits: Tensor, embeddings: Tensor) -> Tensor:
+        words = classifier.text_embeddings
+        image_probs = image_probabilities(embeddings, words, classifier.temperature)
+        return vild_ensemble(text_probabilities(logits), image_probs, classifier.is_novel)
+
+    def scores() -> Tensor:  # as ViLDROIHeads
+        logits = classifier(regions)
+        return (
+            in_blocks(mixed, logits, regions, width=size)
+            if ensemble
+            else text_probabilities(logits)
+        )
 
     def classify(_: int) -> None:
         with torch.no_grad():
-            probs = text_probabilities(classifier(regions))
             select_detections(
                 [boxes],
-                [probs],
+                [scores()],
                 [(1024, 1024)],
                 score_threshold=0.0,
                 nms_threshold=0.5,
@@ -233,6 +294,19 @@ def _classification(size: int) -> Timed:
             )
 
     return classify
+
+
+def _classifier(size: int) -> CLIPClassifier:
+    units = _units(size, torch.Generator().manual_seed(1))
+    classifier = CLIPClassifier(
+        embedding_dim=HEAD_DIM, num_classes=size, temperature=HEAD_TEMPERATURE
+    )
+    classifier.set_vocabulary(Vocabulary([str(k) for k in range(size)], units))
+    return classifier.eval()
+
+
+def _units(rows: int, generator: torch.Generator) -> Tensor:
+    return nn.functional.normalize(torch.randn(rows, HEAD_DIM, generator=generator), dim=1)
 
 
 def table_of(rows: Sequence[Row]) -> str:
@@ -251,8 +325,11 @@ def table_of(rows: Sequence[Row]) -> str:
         disable_numparse=True,
     )
     second = tabulate(
-        [[row["name"], row["milliseconds"], row["score_megabytes"]] for row in costs],
-        ["the vocabulary's cost", "ms", "MB of scores"],
+        [
+            [row["name"], row["milliseconds"], row["peak_megabytes"], row["score_megabytes"]]
+            for row in costs
+        ],
+        ["the vocabulary's cost", "ms", "MB at most", "MB of scores"],
         tablefmt="pipe",
     )
     return f"{first}\n\n{second}"

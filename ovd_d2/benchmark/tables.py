@@ -64,10 +64,10 @@ def _metrics(values: Mapping[str, float]) -> dict[str, float | None]:
     return {k: None if math.isnan(values[k]) else round(values[k], 3) for k in METRICS}
 
 
-def load_method(run: Run, method: str) -> tuple[CfgNode, nn.Module]:
+def load_method(run: Run, method: str, device: str = "cpu") -> tuple[CfgNode, nn.Module]:
     """Config and trained model, in eval mode, as it is evaluated."""
-    config = f"configs/pictograms/{method}.yaml"
-    cfg: CfgNode = load_config(config, ["MODEL.WEIGHTS", str(run.weights(method))])
+    options = ["MODEL.WEIGHTS", str(run.weights(method)), "MODEL.DEVICE", device]
+    cfg: CfgNode = load_config(f"configs/pictograms/{method}.yaml", options)
     model = build_open_vocabulary_model(cfg)
     if cfg.MODEL.OVD.CLASSIFY_WITH != "detector":
         model = with_crop_classifier(cfg, model).eval()

@@ -7,6 +7,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads
 from detectron2.utils.file_io import PathManager
 
 from ovd_d2.cache import CacheError, EmbeddingCache, check_compatible
@@ -34,6 +35,9 @@ def check_setup(cfg: CfgNode, training_dicts: list[dict[str, Any]] | None = None
         problems += _open_vocabulary_problems(cfg, training_dicts)
     if cfg.SOLVER.OPTIMIZER not in ("SGD", "ADAMW"):
         problems.append(f"SOLVER.OPTIMIZER: '{cfg.SOLVER.OPTIMIZER}' is neither SGD nor ADAMW")
+    if training_dicts is not None:
+        problems += precision_problems(cfg.SOLVER.AMP.ENABLED, cfg.MODEL.DEVICE, "SOLVER.AMP")
+    problems += classify_with_problems(cfg)
     problems += weights_problems(cfg)
     if training_dicts and not problems:
         problems += data_problems(cfg, training_dicts)
@@ -48,6 +52,44 @@ def data_problems(cfg: CfgNode, training_dicts: list[dict[str, Any]]) -> list[st
     if len(cfg.DATASETS.TRAIN) == 1:
         problems += split_problems(name, get_categories(name), training_dicts)
     return problems
+
+
+def precision_problems(enabled: bool, device: str, key: str) -> list[str]:
+    """Detectron2's AMPTrainer trains on GPUs alone.
+
+    Args:
+        enabled: mixed precision is wanted.
+        device: to train on.
+        key: of the config, for the message.
+    """
+    if not enabled or device.startswith("cuda"):
+        return []
+    return [
+        f"{key}: Detectron2 trains with mixed precision on cuda only, and the device is "
+        f"'{device}': switch it off (on processors bfloat16 is slower, docs/results.md)"
+    ]
+
+
+def classify_with_problems(cfg: CfgNode) -> list[str]:
+    """Models that the teacher on crops cannot take the place of, or stand beside."""
+    key = f"MODEL.OVD.CLASSIFY_WITH {cfg.MODEL.OVD.CLASSIFY_WITH}"
+    if cfg.MODEL.OVD.CLASSIFY_WITH == "detector":
+        return []
+    if cfg.MODEL.META_ARCHITECTURE != "OpenVocabularyRCNN":
+        return [
+            f"{key} needs MODEL.META_ARCHITECTURE OpenVocabularyRCNN, it is "
+            f"{cfg.MODEL.META_ARCHITECTURE}"
+        ]
+    heads = cfg.MODEL.ROI_HEADS.NAME
+    is_cascade = heads in ROI_HEADS_REGISTRY and issubclass(
+        ROI_HEADS_REGISTRY.get(heads), CascadeROIHeads
+    )
+    if cfg.MODEL.OVD.CLASSIFY_WITH == "text_and_clip_crops" and is_cascade:
+        return [
+            f"{key} mixes the teacher with heads of one stage, but MODEL.ROI_HEADS.NAME {heads} is "
+            "a cascade: evaluate a model with ViLDROIHeads, or set CLASSIFY_WITH clip_crops"
+        ]
+    return []
 
 
 def weights_problems(cfg: CfgNode) -> list[str]:

@@ -77,6 +77,11 @@ def _idle(cfg: CfgNode) -> Iterable[tuple[tuple[str, ...], str]]:
             tuple(f"MODEL.OVD.DISTILLATION.{key}" for key in keys),
             f"MODEL.OVD.VARIANT {ovd.VARIANT} does not distil",
         )
+    if cfg.MODEL.META_ARCHITECTURE != "OpenVocabularyRCNN":
+        yield (
+            ("MODEL.OVD.COMPILE_BACKBONE",),
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} does not read it",
+        )
     if not ensembles:
         yield (
             ("MODEL.OVD.BASE_WEIGHT", "MODEL.OVD.NOVEL_WEIGHT"),

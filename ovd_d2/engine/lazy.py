@@ -30,6 +30,7 @@ from torch import nn
 from ovd_d2.cache import CacheError, check_compatible
 from ovd_d2.data.categories import get_categories
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
+from ovd_d2.engine.checks import precision_problems
 from ovd_d2.engine.hooks import ProgressBar
 from ovd_d2.engine.trainer import write_results
 from ovd_d2.errors import SetupError
@@ -44,6 +45,8 @@ _NO_CACHE = (
 
 def train(cfg: DictConfig, args: argparse.Namespace) -> None:
     """Checks the set-up, then trains (`args.resume`: from the last checkpoint) and evaluates."""
+    if problems := precision_problems(cfg.train.amp.enabled, cfg.train.device, "train.amp.enabled"):
+        raise SetupError(problems)
     vocabulary = _load_vocabulary(cfg)
     dataset_dicts, mapper = _load_training_data(cfg, vocabulary)
     default_setup(cfg, args)  # seeds: everything random comes after it

@@ -121,8 +121,9 @@ def with_crop_classifier(cfg: CfgNode, detector: nn.Module) -> CropClassifier:
     text_branch = cfg.MODEL.OVD.CLASSIFY_WITH == "text_and_clip_crops"
     if text_branch and len(detector.roi_heads.predictors) > 1:
         raise TypeError(
-            "MODEL.OVD.CLASSIFY_WITH text_and_clip_crops needs heads of one stage, got "
-            f"{type(detector.roi_heads).__name__}: use ViLDROIHeads"
+            "MODEL.OVD.CLASSIFY_WITH text_and_clip_crops mixes the teacher with heads of one "
+            f"stage, got {type(detector.roi_heads).__name__}: evaluate a model with ViLDROIHeads, "
+            "or set CLASSIFY_WITH clip_crops"
         )
     return CropClassifier(
         detector=detector.eval(),

@@ -116,7 +116,8 @@ class CLIPClassifier(nn.Module):
         background = F.normalize(self.background, dim=0)[None]  # (1, D)
         weights = torch.cat([self.text_embeddings, background])  # (C + 1, D)
         with torch.autocast(weights.device.type, enabled=False):
-            return region_embeddings.to(weights) @ weights.t() / self.temperature
+            similarity = region_embeddings.to(weights) @ weights.t()  # (N, C + 1)
+            return similarity.div_(self.temperature)  # in place: with 20,000 names 80 MB less
 
     def _resize(self, num_classes: int) -> None:
         # New buffers (not in-place resizing): the old ones may be shared with a state dict.

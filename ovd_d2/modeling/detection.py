@@ -9,6 +9,8 @@ from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from ovd_d2.scoring import BLOCK
+
 FIRST_CANDIDATES = 4096  # (region, name) pairs that the first round of NMS looks at, at least
 WIDEN_BY = 4  # candidates of the next round over those of the last
 
@@ -70,7 +72,8 @@ def _select(
 
 
 def _finite(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    valid = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
+    valid = torch.isfinite(boxes).all(dim=1)
+    valid &= torch.cat([torch.isfinite(block).all(dim=1) for block in _blocks(scores)])
     return (boxes, scores) if valid.all() else (boxes[valid], scores[valid])
 
 
@@ -79,15 +82,35 @@ def _best_pairs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Region, category and score of what is left, best first, (D,) each."""
     num_categories = max(1, scores.shape[1])
-    flat = scores.flatten()  # (N * C,)
-    count = int((flat > score_threshold).sum())
+    count = int(sum((block > score_threshold).sum() for block in _blocks(scores)))
     wanted = count if limit < 0 else min(limit, count)
     candidates = count if limit < 0 else min(count, max(FIRST_CANDIDATES, WIDEN_BY * limit))
     while True:
-        values, pairs = flat.topk(candidates)
+        values, pairs = _highest(scores, candidates)
         regions = torch.div(pairs, num_categories, rounding_mode="floor")
         categories = pairs % num_categories
         keep = batched_nms(boxes[regions], values, categories, nms_threshold)[:wanted]
         if len(keep) == wanted or candidates == count:
             return regions[keep], categories[keep], values[keep]
         candidates = min(count, WIDEN_BY * candidates)
+
+
+def _highest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` highest of (N, C) scores, falling, and their places in the flattened tensor.
+
+    `scores.flatten().topk(count)`, but block by block: a view without the background column is
+    copied when it is flattened, and on the CPU topk needs four times its input aside.
+    """
+    values, places, start = [], [], 0
+    for block in _blocks(scores):
+        highest, where = block.flatten().topk(min(count, block.numel()))
+        values.append(highest)
+        places.append(where + start)
+        start += block.numel()
+    best, order = torch.cat(values).topk(count)
+    return best, torch.cat(places)[order]
+
+
+def _blocks(scores: Tensor) -> Sequence[Tensor]:
+    """(N, C) as views of some rows each, at least one."""
+    return scores.split(max(1, BLOCK // max(1, scores.shape[1])))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
@@ -20,6 +21,25 @@ class OpenVocabularyRCNN(GeneralizedRCNN):
     :class:`ovd_d2.data.mapper.OpenVocabularyDatasetMapper`); they go to the ROI heads beside the
     RPN's own proposals. Inference is :class:`GeneralizedRCNN`'s.
     """
+
+    @configurable
+    def __init__(self, *, compile_backbone: bool = False, **kwargs: Any) -> None:
+        """
+        Args:
+            compile_backbone: run the backbone through `torch.compile`; parameters and state dict
+                keep their names.
+            kwargs: of :class:`GeneralizedRCNN`.
+        """
+        super().__init__(**kwargs)
+        if compile_backbone:
+            self.backbone.compile()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {
+            **super().from_config(cfg),
+            "compile_backbone": cfg.MODEL.OVD.COMPILE_BACKBONE,
+        }
 
     def set_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Makes the detector look for these names from now on; no weight changes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -196,12 +197,18 @@ class ViLDROIHeads(StandardROIHeads):
     ) -> dict[str, Tensor] | list[Instances]:
         if self.training:
             return super()._forward_box(features, proposals)
+        probs, deltas = self._classify(features, proposals)  # the logits are gone by now
+        probs = self._mix_objectness(probs, proposals)
+        return self.box_predictor.select_detections(probs, deltas, proposals)
+
+    def _classify(
+        self, features: dict[str, Tensor], proposals: list[Instances]
+    ) -> tuple[Tensor, Tensor]:
+        """(N, C) scores of the variant, before objectness, and (N, 4) box deltas."""
         pooled = self._pool(features, proposals)  # both branches read the same pooled features
         region = self.box_head(pooled)
         logits, deltas = self.box_predictor(region)
-        probs = self._scores(self.box_predictor, logits, pooled, region)
-        probs = self._mix_objectness(probs, proposals)
-        return self.box_predictor.select_detections(probs, deltas, proposals)
+        return self._scores(self.box_predictor, logits, pooled, region), deltas
 
     def predict_text(
         self, features: dict[str, Tensor], proposals: list[Instances]
@@ -225,7 +232,13 @@ class ViLDROIHeads(StandardROIHeads):
         embeddings = (
             self.image_head(pooled) if self.image_head is not None else predictor.embed(region)
         )
-        classifier = predictor.classifier
+        score = partial(self._image_scores, predictor.classifier)
+        return scoring.in_blocks(score, logits, embeddings, width=predictor.classifier.num_classes)
+
+    def _image_scores(
+        self, classifier: CLIPClassifier, logits: Tensor, embeddings: Tensor
+    ) -> Tensor:
+        """`_scores` of a variant that has an image branch, whose embeddings are (N, D)."""
         image_probs = scoring.image_probabilities(
             embeddings, classifier.text_embeddings, classifier.temperature
         )

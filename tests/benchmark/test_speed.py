@@ -4,15 +4,22 @@ import time
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 
+from ovd_d2 import scoring
+from ovd_d2.benchmark.memory import peak_memory
 from ovd_d2.benchmark.page import page
 from ovd_d2.benchmark.speed import (
+    HEAD_REGIONS,
     _classification,
+    _with_head_twice,
     operations_of,
     ratio_of,
     table_of,
     take_turns,
 )
+from ovd_d2.modeling import detection
+from tests.tiny import tiny_config, tiny_input, tiny_vocabulary
 
 
 def test_everyone_has_a_turn_in_each_round_and_the_first_is_not_counted():
@@ -39,14 +46,52 @@ def test_operations_of_a_product():
 
 
 @pytest.mark.parametrize("size", [1, 2000])
-def test_classification_runs_for_any_vocabulary(size):
-    _classification(size)(0)
+@pytest.mark.parametrize("ensemble", [False, True])
+def test_classification_runs_for_any_vocabulary(size, ensemble):
+    _classification(size, ensemble=ensemble)(0)
+
+
+@pytest.mark.parametrize("ensemble", [False, True])
+def test_no_more_than_two_score_tensors_are_alive(ensemble, monkeypatch):
+    """Logits and scores; what the blocks need makes up the half that is allowed for."""
+    for module in (scoring, detection):
+        monkeypatch.setattr(module, "BLOCK", 2**14)
+    monkeypatch.setattr(detection, "FIRST_CANDIDATES", 1)
+    monkeypatch.setattr(detection, "batched_nms", lambda boxes, *_: torch.arange(len(boxes)))
+    thing = _classification(300, ensemble=ensemble)
+    scores = 4 * HEAD_REGIONS * 301
+    assert 2 * scores <= peak_memory(lambda: thing(0)) < 2.5 * scores
+
+
+def test_the_head_that_runs_twice_detects_the_same():
+    torch.manual_seed(0)
+    model = build_model(tiny_config("vild")).eval()
+    model.set_vocabulary(tiny_vocabulary())
+    inputs = [tiny_input(cached=None)]
+
+    def scores():
+        with torch.no_grad():
+            return model(inputs)[0]["instances"].scores
+
+    expected, once = scores(), operations_of(scores)
+    _with_head_twice(model)
+    assert torch.equal(scores(), expected)
+    regions = 10  # RPN.POST_NMS_TOPK_TEST of the tiny model
+    box_head, projection = model.roi_heads.box_head, model.roi_heads.box_predictor.projection
+    weights = [(box_head.conv1, 6 * 6), (box_head.fc1, 1), (projection, 1)]  # places on the map
+    added = sum(2 * regions * places * layer.weight.numel() for layer, places in weights)
+    assert operations_of(scores) == once + added
 
 
 ROWS = [
     {"name": "training step, vild / vild_text", "measured": 1.2, "predicted": 1.0},
     {"name": "loading", "measured": 1.01, "predicted": None},
-    {"name": "classify, 80 names", "milliseconds": 3.5, "score_megabytes": 0.3},
+    {
+        "name": "classify, 80 names",
+        "milliseconds": 3.5,
+        "peak_megabytes": 0.7,
+        "score_megabytes": 0.3,
+    },
 ]
 
 

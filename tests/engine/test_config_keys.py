@@ -63,3 +63,11 @@ def test_idle_keys_are_noted_only_where_they_were_changed():
     cfg.INPUT.LSJ.ENABLED = True
     cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"
     assert idle_key_notices(cfg) == []
+
+
+def test_a_closed_vocabulary_model_is_not_compiled():
+    cfg = load_config("configs/pictograms/supervised_base.yaml")
+    before = idle_key_notices(cfg)
+    cfg.MODEL.OVD.COMPILE_BACKBONE = True
+    (notice,) = set(idle_key_notices(cfg)) - set(before)
+    assert notice.startswith("MODEL.OVD.COMPILE_BACKBONE True has no effect")

@@ -45,6 +45,15 @@ def test_detections_are_detectron2s(names, limit):
     assert_equal(ours(boxes, scores, limit=limit), theirs(boxes, scores, limit=limit))
 
 
+@pytest.mark.parametrize("limit", [100, -1])
+@pytest.mark.parametrize("block", [1, 650, 10**6])
+def test_blocks_make_no_difference(block, limit, monkeypatch):
+    monkeypatch.setattr(detection, "BLOCK", block)
+    boxes, scores = make(60, 300)
+    scores[7, 3] = float("nan")
+    assert_equal(ours(boxes, scores, limit=limit), theirs(boxes, scores, limit=limit))
+
+
 @pytest.mark.parametrize("first", [1, 10, 200])
 def test_more_candidates_are_taken_while_too_few_are_left(first, monkeypatch):
     monkeypatch.setattr(detection, "FIRST_CANDIDATES", first)

@@ -10,6 +10,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 from detectron2.utils.file_io import PathManager
 
+from ovd_d2.data.paths import datasets_root
+
 
 @dataclass(frozen=True)
 class CategoryTable:
@@ -64,6 +66,31 @@ def get_categories(dataset_name: str) -> CategoryTable:
     return CategoryTable([spellings.get(name, name) for name in names], novel, frequencies)
 
 
+# Beginning of a data set's name -> what writes its annotation file.
+PREPARE_COMMANDS = {
+    "pictograms_": "python datasets/prepare_pictograms.py",
+    "coco_zeroshot_": "python datasets/prepare_ov_coco.py",
+    "coco_generalized_zeroshot_": "python datasets/prepare_ov_coco.py",
+}
+
+
+def missing_file_problem(dataset_name: str) -> str | None:
+    """What to do where the annotation file of a registered data set is not there; else None."""
+    metadata = MetadataCatalog.get(dataset_name)
+    path = metadata.get("json_file", None)
+    if path is None and metadata.get("dirname", None):  # PASCAL VOC: a list of images
+        path = f"{metadata.dirname}/ImageSets/Main/{metadata.split}.txt"
+    if path is None or PathManager.isfile(path):
+        return None
+    commands = [c for start, c in PREPARE_COMMANDS.items() if dataset_name.startswith(start)]
+    fix = f"make it with {commands[0]}" if commands else "get it as datasets/README.md says"
+    return (
+        f"annotation file of data set '{dataset_name}' not found: "
+        f"{PathManager.get_local_path(path)} (set DETECTRON2_DATASETS, now "
+        f"'{datasets_root()}', to the folder that holds it, or {fix})"
+    )
+
+
 def get_novel_flags(dataset_name: str) -> list[bool]:
     """Which categories are novel, in the order of contiguous class ids (:func:`get_categories`)."""
     return get_categories(dataset_name).is_novel
@@ -76,16 +103,12 @@ def _display_name(category: dict) -> str:
 
 
 def _read_categories(json_file: str, dataset_name: str) -> list[dict]:
+    if problem := missing_file_problem(dataset_name):
+        raise FileNotFoundError(problem)
     path = PathManager.get_local_path(json_file)
     try:
         with open(path) as stream:
             categories = json.load(stream)["categories"]
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"annotation file of data set '{dataset_name}' not found: {path} "
-            "(set DETECTRON2_DATASETS to the folder that holds it, or prepare it; "
-            "see datasets/README.md)"
-        ) from None
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a COCO / LVIS annotation file ({error!r})") from error
     return categories

@@ -116,15 +116,21 @@ def get_base_dataset_dicts(
     return dataset_dicts
 
 
-def build_train_loader(cfg: CfgNode) -> DataLoader:
+def build_train_loader(
+    cfg: CfgNode, training_dicts: list[dict[str, Any]] | None = None
+) -> DataLoader:
     """Detectron2's training loader over base annotations and cached proposals.
 
     Samplers see what the model sees: repeat factors are those of the base annotations.
+
+    Args:
+        cfg: the complete config.
+        training_dicts: what :func:`load_training_dicts` gives, where it has been called already.
     """
     return build_detection_train_loader(
         cfg,
         mapper=OpenVocabularyDatasetMapper(cfg, is_train=True),
-        dataset=load_training_dicts(cfg),
+        dataset=load_training_dicts(cfg) if training_dicts is None else training_dicts,
     )
 
 

@@ -11,7 +11,7 @@ from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads
 from detectron2.utils.file_io import PathManager
 
 from ovd_d2.cache import CacheError, EmbeddingCache, check_compatible
-from ovd_d2.data.categories import get_categories
+from ovd_d2.data.categories import get_categories, missing_file_problem
 from ovd_d2.data.consistency import annotation_problems, picture_problems, split_problems
 from ovd_d2.data.paths import PREFIX as DATASETS_PREFIX
 from ovd_d2.errors import SetupError
@@ -109,9 +109,12 @@ def _dataset_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
                 known = ", ".join(sorted(DatasetCatalog.list()))
                 yield f"DATASETS.{key}: '{name}' is not registered; registered: {known}"
                 continue
+            if problem := missing_file_problem(name):
+                yield f"DATASETS.{key}: {problem}"
+                continue
             try:
                 num_categories = len(get_categories(name))
-            except (FileNotFoundError, ValueError) as error:
+            except ValueError as error:
                 yield f"DATASETS.{key}: {error}"
                 continue
             if key == "TRAIN" and num_categories != cfg.MODEL.ROI_HEADS.NUM_CLASSES:

@@ -13,6 +13,7 @@ from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog
 from detectron2.engine import (
     AMPTrainer,
     HookBase,
@@ -28,7 +29,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ovd_d2.cache import CacheError, check_compatible
-from ovd_d2.data.categories import get_categories
+from ovd_d2.data.categories import get_categories, missing_file_problem
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.engine.checks import precision_problems
 from ovd_d2.engine.hooks import ProgressBar
@@ -137,12 +138,14 @@ def _load_training_data(
 ) -> tuple[list[dict[str, Any]], OpenVocabularyDatasetMapper]:
     """The images and the mapper of the config, once they and the vocabulary fit each other."""
     part = cfg.dataloader.train
+    if problems := _missing_files(cfg):
+        raise SetupError(problems)
     try:
         dataset_dicts = instantiate(part.dataset)
         mapper = instantiate(part.mapper)
     except (OSError, KeyError, CacheError) as error:
         raise SetupError([f"dataloader.train: {error}"]) from error
-    problems = list(_vocabulary_problems(part.dataset.names, vocabulary))
+    problems = list(_vocabulary_problems(_names(part), vocabulary))
     if mapper.cache is not None:
         problems += check_compatible(
             mapper.cache,
@@ -155,8 +158,20 @@ def _load_training_data(
     return dataset_dicts, mapper
 
 
-def _vocabulary_problems(names: str | Iterable[str], vocabulary: Vocabulary) -> Iterable[str]:
-    for name in [names] if isinstance(names, str) else names:
+def _missing_files(cfg: DictConfig) -> list[str]:
+    names = [*_names(cfg.dataloader.train), *_names(cfg.dataloader.test)]
+    found = [missing_file_problem(name) for name in names if name in DatasetCatalog]
+    return [problem for problem in found if problem]
+
+
+def _names(part: DictConfig) -> list[str]:
+    """The data sets of `dataloader.train` or `dataloader.test`."""
+    names = part.dataset.names
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _vocabulary_problems(names: Iterable[str], vocabulary: Vocabulary) -> Iterable[str]:
+    for name in names:
         table = get_categories(name)
         if list(vocabulary.names) != table.names or vocabulary.novel.tolist() != table.is_novel:
             yield (

@@ -63,9 +63,10 @@ def load_for_training(cfg: CfgNode) -> list[dict[str, Any]]:
 
 def train(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Checks the set-up, then trains (`args.resume`: from the last checkpoint)."""
-    load_for_training(cfg)
+    training_dicts = load_for_training(cfg)
     set_up(cfg, args)
-    trainer = OpenVocabularyTrainer(cfg)
+    trainer = OpenVocabularyTrainer(cfg, training_dicts)
+    del training_dicts
     trainer.resume_or_load(resume=args.resume)
     trainer.train()
 

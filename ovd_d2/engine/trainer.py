@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,21 @@ class OpenVocabularyTrainer(DefaultTrainer):
 
     Everything else (optimiser, schedule, checkpoints, writers, AMP, DDP) is Detectron2's.
     """
+
+    def __init__(self, cfg: CfgNode, training_dicts: list[dict[str, Any]] | None = None) -> None:
+        """
+        Args:
+            cfg: the complete config.
+            training_dicts: the training images where they are loaded already: LVIS's file of a
+                gigabyte takes half a minute. None: `build_train_loader` loads them.
+        """
+        if training_dicts is not None:
+            # The base class's __init__ calls self.build_train_loader(cfg) and nothing else of it.
+            handing_over = partial(build.build_train_loader, training_dicts=training_dicts)
+            self.build_train_loader = handing_over  # type: ignore[method-assign]
+        super().__init__(cfg)
+        if training_dicts is not None:
+            del self.build_train_loader  # it would keep the dicts; the loader has its own copy
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

@@ -22,7 +22,7 @@ from torch import nn
 
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.clip.vocabulary_builder import build_vocabulary
-from ovd_d2.data.categories import CategoryTable, get_categories
+from ovd_d2.data.categories import CategoryTable, get_categories, missing_file_problem
 from ovd_d2.engine.build import build_test_loader
 from ovd_d2.engine.checks import weights_problems
 from ovd_d2.engine.run import set_up
@@ -199,6 +199,8 @@ def _checked_set(name: str) -> TransferSet:
     if evaluator_type not in EVALUATORS:
         known = ", ".join(sorted(EVALUATORS))
         raise SetupError([f"'{name}' has evaluator_type {evaluator_type!r}; evaluated are {known}"])
+    if problem := missing_file_problem(name):
+        raise SetupError([problem])
     try:
         table = get_categories(name)
         records = DatasetCatalog.get(name)

@@ -11,6 +11,7 @@ from detectron2.structures import BoxMode
 
 from ovd_d2.cache import DatasetInfo, Manifest, RecordWriter
 from ovd_d2.engine.checks import check_setup
+from ovd_d2.engine.run import load_for_training
 from ovd_d2.errors import SetupError
 from ovd_d2.vocabulary import Vocabulary
 from tests.tiny import BASE_NAMES, DIM, NOVEL_NAMES, random_units, tiny_config
@@ -225,3 +226,41 @@ def test_a_closed_vocabulary_cannot_be_classified_by_the_teacher(cfg):
     cfg.MODEL.OVD.CLASSIFY_WITH = "clip_crops"
     (problem,) = problems_of(cfg, None)
     assert "needs MODEL.META_ARCHITECTURE OpenVocabularyRCNN" in problem
+
+
+@pytest.fixture
+def absent(tmp_path):
+    """LVIS-like, OV-COCO-like and VOC-like sets that are registered and not there."""
+    names = ["lvis_v1_absent", "coco_zeroshot_absent", "voc_absent"]
+    for name in names:
+        DatasetCatalog.register(name, list)
+    for name in names[:2]:
+        MetadataCatalog.get(name).set(json_file=str(tmp_path / f"{name}.json"))
+    MetadataCatalog.get(names[2]).set(
+        dirname=str(tmp_path / "VOC2007"), split="test", thing_classes=["cat"]
+    )
+    yield names
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_absent_annotation_files_are_named_with_the_way_to_get_them(cfg, absent, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", "/somewhere")
+    cfg.DATASETS.TRAIN = ("lvis_v1_absent",)
+    cfg.DATASETS.TEST = tuple(absent[1:])
+    with pytest.raises(SetupError) as caught:
+        load_for_training(cfg)
+    train, *tests = (p for p in caught.value.problems if p.startswith("DATASETS"))
+    assert "DATASETS.TRAIN: annotation file of data set 'lvis_v1_absent' not found: " in train
+    assert "lvis_v1_absent.json (set DETECTRON2_DATASETS, now '/somewhere', to" in train
+    assert "get it as datasets/README.md says" in train
+    assert "make it with python datasets/prepare_ov_coco.py" in tests[0]
+    assert "VOC2007/ImageSets/Main/test.txt" in tests[1]
+    assert not any("Errno" in problem for problem in caught.value.problems)
+
+
+def test_an_absent_test_set_is_found_before_an_evaluation(cfg, absent):
+    cfg.DATASETS.TEST = ("lvis_v1_absent",)
+    problems = problems_of(cfg, None)
+    assert "DATASETS.TEST: annotation file of data set 'lvis_v1_absent'" in problems[0]

@@ -119,6 +119,8 @@ def test_the_lazy_model_is_the_yaml_model(mini):
         (["vocabulary.path=nothing.safetensors"], "vocabulary: "),
         (["dataloader.train.mapper.cache.path=nowhere"], "dataloader.train: "),
         (["dataloader.train.dataset.names=unknown_train"], "unknown_train"),
+        (["dataloader.test.dataset.names=objects365_v2_val"], "zhiyuan_objv2_val.json (set DETEC"),
+        (["train.amp.enabled=True"], "train.amp.enabled: Detectron2 trains with mixed precision"),
     ],
 )
 def test_a_wrong_setup_is_refused_before_anything_is_written(options, message, mini, tmp_path):

@@ -16,6 +16,8 @@ from ovd_d2.data.consistency import annotation_problems, picture_problems, split
 from ovd_d2.data.paths import PREFIX as DATASETS_PREFIX
 from ovd_d2.errors import SetupError
 from ovd_d2.evaluation.clip_crops import CLASSIFY_WITH
+from ovd_d2.evaluation.engines import build_engine
+from ovd_d2.evaluation.protocols import lvis_protocol
 from ovd_d2.losses import NOVEL_LOGIT_MODES
 from ovd_d2.modeling.classifier import BACKGROUNDS
 from ovd_d2.modeling.roi_heads import VARIANTS
@@ -35,6 +37,7 @@ def check_setup(cfg: CfgNode, training_dicts: list[dict[str, Any]] | None = None
         problems += _open_vocabulary_problems(cfg, training_dicts)
     if cfg.SOLVER.OPTIMIZER not in ("SGD", "ADAMW"):
         problems.append(f"SOLVER.OPTIMIZER: '{cfg.SOLVER.OPTIMIZER}' is neither SGD nor ADAMW")
+    problems += evaluation_problems(cfg)
     if training_dicts is not None:
         problems += precision_problems(cfg.SOLVER.AMP.ENABLED, cfg.MODEL.DEVICE, "SOLVER.AMP")
     problems += classify_with_problems(cfg)
@@ -51,6 +54,20 @@ def data_problems(cfg: CfgNode, training_dicts: list[dict[str, Any]]) -> list[st
     problems = picture_problems(name, training_dicts) + annotation_problems(name, training_dicts)
     if len(cfg.DATASETS.TRAIN) == 1:
         problems += split_problems(name, get_categories(name), training_dicts)
+    return problems
+
+
+def evaluation_problems(cfg: CfgNode) -> list[str]:
+    """A typing error here would come out when the training is over."""
+    problems = []
+    for build, name in (
+        (build_engine, cfg.TEST.OVD.ENGINE),
+        (lvis_protocol, cfg.TEST.OVD.PROTOCOL),
+    ):
+        try:
+            build(name)
+        except (ValueError, ImportError) as error:
+            problems.append(str(error))
     return problems
 
 

@@ -33,6 +33,7 @@ from ovd_d2.data.categories import get_categories, missing_file_problem
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.engine.checks import precision_problems
 from ovd_d2.engine.hooks import ProgressBar
+from ovd_d2.engine.scalars import defined, write_scalars
 from ovd_d2.engine.trainer import write_results
 from ovd_d2.errors import SetupError
 from ovd_d2.modeling import OpenVocabularyRCNN
@@ -48,6 +49,7 @@ def train(cfg: DictConfig, args: argparse.Namespace) -> None:
     """Checks the set-up, then trains (`args.resume`: from the last checkpoint) and evaluates."""
     if problems := precision_problems(cfg.train.amp.enabled, cfg.train.device, "train.amp.enabled"):
         raise SetupError(problems)
+    _check_evaluator(cfg)
     vocabulary = _load_vocabulary(cfg)
     dataset_dicts, mapper = _load_training_data(cfg, vocabulary)
     default_setup(cfg, args)  # seeds: everything random comes after it
@@ -70,23 +72,27 @@ def train(cfg: DictConfig, args: argparse.Namespace) -> None:
 
 def evaluate(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
     """Evaluates `train.init_checkpoint` (`args.resume`: the last checkpoint)."""
+    _check_evaluator(cfg)
     vocabulary = _load_vocabulary(cfg)
     default_setup(cfg, args)
     model = _build_model(cfg, vocabulary)
-    DetectionCheckpointer(model, cfg.train.output_dir).resume_or_load(
+    checkpoint = DetectionCheckpointer(model, cfg.train.output_dir).resume_or_load(
         cfg.train.init_checkpoint, resume=args.resume
     )
     model.set_vocabulary(vocabulary)
-    return _test(cfg, model)
+    results = _test(cfg, model)
+    if comm.is_main_process():
+        write_scalars(results, cfg.train.output_dir, iteration=checkpoint.get("iteration", 0))
+    return results
 
 
 def _test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
-    results = inference_on_dataset(
-        model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
-    )
+    evaluator = instantiate(cfg.dataloader.evaluator)
+    results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
-    write_results(results, cfg.train.output_dir)
+    what = {evaluator.description["dataset"]: evaluator.description}
+    write_results({**results, "evaluation": what}, cfg.train.output_dir)
     return results
 
 
@@ -99,7 +105,8 @@ def _build_hooks(
     ]
     if comm.is_main_process():
         built.append(hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer))
-    built.append(hooks.EvalHook(cfg.train.eval_period, lambda: _test(cfg, model)))
+    # undefined numbers have no place in the event storage
+    built.append(hooks.EvalHook(cfg.train.eval_period, lambda: defined(_test(cfg, model))))
     if comm.is_main_process():
         writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
         built.append(hooks.PeriodicWriter(writers, period=cfg.train.log_period))
@@ -120,6 +127,19 @@ def _build_model(cfg: DictConfig, vocabulary: Vocabulary) -> OpenVocabularyRCNN:
         )
     model.set_vocabulary(vocabulary)
     return model
+
+
+def _check_evaluator(cfg: DictConfig) -> None:
+    """Its options only, for it reads the ground truth: before training, not after it."""
+    evaluator = cfg.dataloader.evaluator
+    problems = []
+    for part in ("protocol", "engine"):
+        try:
+            instantiate(evaluator.get(part))
+        except (ValueError, ImportError) as error:
+            problems.append(f"dataloader.evaluator.{part}: {error}")
+    if problems:
+        raise SetupError(problems)
 
 
 def _load_vocabulary(cfg: DictConfig) -> Vocabulary:

@@ -12,7 +12,7 @@ from ovd_d2.data.categories import get_categories
 from ovd_d2.evaluation.coco_evaluator import OpenVocabularyCOCOEvaluator
 from ovd_d2.evaluation.engines import build_engine
 from ovd_d2.evaluation.lvis_evaluator import OpenVocabularyLVISEvaluator
-from ovd_d2.evaluation.protocols import COCO, LVIS_PROTOCOLS, Protocol
+from ovd_d2.evaluation.protocols import COCO, Protocol, lvis_protocol
 
 EVALUATORS = {
     "lvis": OpenVocabularyLVISEvaluator,
@@ -62,7 +62,5 @@ def build_evaluator(
 
 
 def _protocol(cfg: CfgNode, evaluator_type: str) -> Protocol:
-    name = cfg.TEST.OVD.PROTOCOL
-    if name not in LVIS_PROTOCOLS:
-        raise ValueError(f"TEST.OVD.PROTOCOL is '{name}', expected one of {sorted(LVIS_PROTOCOLS)}")
-    return LVIS_PROTOCOLS[name] if evaluator_type == "lvis" else COCO
+    protocol = lvis_protocol(cfg.TEST.OVD.PROTOCOL)
+    return protocol if evaluator_type == "lvis" else COCO

@@ -56,6 +56,17 @@ COCO = Protocol("COCO", "coco", per_image_and_category=100)
 LVIS_PROTOCOLS = {"federated": FEDERATED, "fixed": FIXED}
 
 
+def lvis_protocol(name: str) -> Protocol:
+    """The protocol of that name ("federated" or "fixed") for LVIS-format data sets.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in LVIS_PROTOCOLS:
+        raise ValueError(f"TEST.OVD.PROTOCOL is '{name}', expected one of {sorted(LVIS_PROTOCOLS)}")
+    return LVIS_PROTOCOLS[name]
+
+
 def select(detections: Sequence[Detection], protocol: Protocol) -> list[Detection]:
     """The detections that count, in their old order.
 

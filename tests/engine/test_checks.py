@@ -264,3 +264,9 @@ def test_an_absent_test_set_is_found_before_an_evaluation(cfg, absent):
     cfg.DATASETS.TEST = ("lvis_v1_absent",)
     problems = problems_of(cfg, None)
     assert "DATASETS.TEST: annotation file of data set 'lvis_v1_absent'" in problems[0]
+
+
+def test_evaluation_options_are_looked_at_before_training(cfg):
+    cfg.TEST.OVD.ENGINE, cfg.TEST.OVD.PROTOCOL = "warm", "free"
+    problems = problems_of(cfg)
+    assert [problem.split("'")[1] for problem in problems] == ["warm", "free"]

@@ -86,6 +86,37 @@ def test_resume_goes_on_and_eval_only_evaluates_the_configured_names(mini, tmp_p
     assert len(before) > 0
 
 
+def test_the_evaluator_takes_protocol_engine_and_failures_from_the_config(mini, tmp_path):
+    torch.manual_seed(0)
+    model = instantiate(LazyConfig.load(str(CONFIGS / "lazy_vild.py")).model)
+    torch.save({"model": model.state_dict(), "iteration": 7}, tmp_path / "model.pth")
+    weights = f"train.init_checkpoint={tmp_path / 'model.pth'}"
+    chosen = [
+        "dataloader.evaluator.protocol.name=fixed",
+        "dataloader.evaluator.engine.name=hotcoco",
+        "dataloader.evaluator.failures=0",
+    ]
+    numbers = {}
+    for output, options in ((tmp_path / "default", []), (tmp_path / "chosen", chosen)):
+        run("lazy_vild", output, weights, *options, eval_only=True)
+        numbers[output.name] = read_results(output)
+        failures = output / "inference" / VAL / "failures"
+        assert failures.exists() == (not options)
+        assert list(output.glob("events.out.tfevents*"))
+    assert numbers["default"]["evaluation"][VAL] == {
+        "dataset": VAL,
+        "protocol": "LVIS federated (best 300 detections an image)",
+        "engine": "reference (lvis 0.5.3)",
+    }
+    assert numbers["chosen"]["evaluation"][VAL] == {
+        "dataset": VAL,
+        "protocol": "LVIS fixed AP (best 10,000 detections a category)",
+        "engine": "hotcoco 1.3.0",
+    }
+    # Five detections an image reach neither limit: the numbers are the same.
+    assert numbers["chosen"]["segm"] == pytest.approx(numbers["default"]["segm"], abs=1e-4)
+
+
 def test_the_lazy_model_is_the_yaml_model(mini):
     cfg = load_config(str(CONFIGS / "vild.yaml"))
     yaml_model = build_model(cfg)
@@ -120,6 +151,8 @@ def test_the_lazy_model_is_the_yaml_model(mini):
         (["dataloader.train.mapper.cache.path=nowhere"], "dataloader.train: "),
         (["dataloader.train.dataset.names=unknown_train"], "unknown_train"),
         (["dataloader.test.dataset.names=objects365_v2_val"], "zhiyuan_objv2_val.json (set DETEC"),
+        (["dataloader.evaluator.engine.name=warm"], "dataloader.evaluator.engine: "),
+        (["dataloader.evaluator.protocol.name=free"], "dataloader.evaluator.protocol: "),
         (["train.amp.enabled=True"], "train.amp.enabled: Detectron2 trains with mixed precision"),
     ],
 )

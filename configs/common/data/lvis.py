@@ -12,6 +12,8 @@ from ovd_d2.data.categories import get_novel_flags
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.engine.build import get_base_dataset_dicts
 from ovd_d2.evaluation import OpenVocabularyLVISEvaluator
+from ovd_d2.evaluation.engines import build_engine
+from ovd_d2.evaluation.protocols import lvis_protocol
 from ovd_d2.vocabulary import Vocabulary
 
 vocabulary = L(Vocabulary.load)(path="datasets://lvis/vocabulary_vit_b32.safetensors")
@@ -52,4 +54,9 @@ dataloader.evaluator = L(OpenVocabularyLVISEvaluator)(
     tasks=("bbox", "segm"),
     output_dir="${train.output_dir}/inference/${.dataset_name}",
     novel=L(get_novel_flags)(dataset_name="${..dataset_name}"),
+    # TEST.OVD of yaml configs (docs/evaluation.md)
+    protocol=L(lvis_protocol)(name="federated"),
+    engine=L(build_engine)(name="reference"),
+    model_limit="${model.roi_heads.box_predictor.test_topk_per_image}",
+    failures=24,
 )

@@ -13,12 +13,13 @@ from ovd_d2.evaluation.coco_evaluator import OpenVocabularyCOCOEvaluator
 from ovd_d2.evaluation.engines import build_engine
 from ovd_d2.evaluation.lvis_evaluator import OpenVocabularyLVISEvaluator
 from ovd_d2.evaluation.protocols import COCO, Protocol, lvis_protocol
+from ovd_d2.evaluation.voc_evaluator import OpenVocabularyVOCEvaluator
 
 EVALUATORS = {
     "lvis": OpenVocabularyLVISEvaluator,
     "coco": OpenVocabularyCOCOEvaluator,
-    # COCO's AP50, not VOC's own 11-point AP; boxes marked difficult count (datasets/README.md).
-    "pascal_voc": OpenVocabularyCOCOEvaluator,
+    # COCO's AP50, not VOC's own 11-point AP (datasets/README.md).
+    "pascal_voc": OpenVocabularyVOCEvaluator,
 }
 
 

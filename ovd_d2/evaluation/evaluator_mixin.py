@@ -15,7 +15,7 @@ from ovd_d2.evaluation.detection_evaluation import DetectionEvaluation
 from ovd_d2.evaluation.engines import Engine
 from ovd_d2.evaluation.ground_truth import GroundTruth
 from ovd_d2.evaluation.groups import Categories
-from ovd_d2.evaluation.protocols import Protocol
+from ovd_d2.evaluation.protocols import Detection, Protocol
 from ovd_d2.evaluation.tables import evaluation_table
 from ovd_d2.files import atomic_write
 
@@ -102,9 +102,14 @@ class EvaluatorMixin:
         truth = GroundTruth(
             self._dataset, self.evaluation.protocol.rules, self.evaluation.dataset_name
         )
-        metrics = self.evaluation.run(truth, results, tasks, self._output_dir, self._files)
+        counted = self._countable(results)
+        metrics = self.evaluation.run(truth, counted, tasks, self._output_dir, self._files)
         self._logger.info("Evaluated\n%s", evaluation_table(self.description, metrics))
         self._results.update(metrics)
+
+    def _countable(self, detections: list[dict[str, Any]]) -> Sequence[Detection]:
+        """Hook: the detections that are for or against the model at all; here every one."""
+        return detections
 
     def _save(self, results: list[dict[str, Any]], path: Path) -> None:
         with atomic_write(path) as temporary:  # compact: LVIS val has millions of detections

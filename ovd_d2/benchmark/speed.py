@@ -326,7 +326,7 @@ def table_of(rows: Sequence[Row]) -> str:
     )
     second = tabulate(
         [
-            [row["name"], row["milliseconds"], row["peak_megabytes"], row["score_megabytes"]]
+            [row["name"], row["milliseconds"], row.get("peak_megabytes"), row["score_megabytes"]]
             for row in costs
         ],
         ["the vocabulary's cost", "ms", "MB at most", "MB of scores"],

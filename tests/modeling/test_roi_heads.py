@@ -3,6 +3,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from ovd_d2 import scoring
 from ovd_d2.modeling import VARIANTS
 from ovd_d2.scoring import image_probabilities, text_probabilities, vild_ensemble
 from tests.tiny import random_units, tiny_config, tiny_input, tiny_vocabulary
@@ -155,3 +156,15 @@ def test_student_matches_teacher_after_some_steps():
         optimizer.step()
         history.append(loss.item())
     assert history[-1] < 0.5 * history[0]
+
+
+@pytest.mark.parametrize("variant", ["vild", "vild_ensemble", "vild_image"])
+def test_scores_do_not_depend_on_the_blocks_they_are_made_in(variant, monkeypatch):
+    model = make_model(variant).eval()
+    with torch.no_grad():
+        whole = model([tiny_input(cached=None)])[0]["instances"]
+        monkeypatch.setattr(scoring, "BLOCK", 3 * 4)  # three regions of four names
+        blocks = model([tiny_input(cached=None)])[0]["instances"]
+    assert len(whole) > 3
+    torch.testing.assert_close(blocks.scores, whole.scores)
+    torch.testing.assert_close(blocks.pred_boxes.tensor, whole.pred_boxes.tensor)

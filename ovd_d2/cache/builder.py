@@ -89,7 +89,7 @@ def build_cache(
             )
             writer.add(entry["image_id"], {**_fields(kept), "embeddings": embeddings})
         finished = writer.finish()
-        size = sum((writer.path / shard.file).stat().st_size for shard in finished.shards)
+        size = sum(shard.bytes for shard in finished.shards)
     seconds = time.perf_counter() - start
     images, rows = finished.num_images, finished.num_rows
     return BuildSummary(writer.path, images, len(waiting), rows, size, seconds)

@@ -10,13 +10,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from ovd_d2.cache.manifest import CacheError, DamagedFileError, Manifest, local_folder
-from ovd_d2.cache.records import Record, open_shard
+from ovd_d2.cache.index import Index, build_index, load_index
+from ovd_d2.cache.manifest import (
+    BUILD_COMMANDS,
+    CacheError,
+    DamagedFileError,
+    Manifest,
+    local_folder,
+)
+from ovd_d2.cache.quantization import decode
+from ovd_d2.cache.records import (
+    Arrays,
+    ShardLayout,
+    check_size,
+    map_shard,
+    read_layout,
+    record_checksum,
+)
 from ovd_d2.cache.verify import verify_store
 
-_BUILD_TOOLS = {"proposals": "tools/extract_proposals.py", "embeddings": "tools/build_cache.py"}
+# Mapped at a time in one process. Pages that are read count as its memory as long as they are
+# mapped, so this bounds what a worker seems to hold; mapping a file again takes microseconds.
+MAPPED_SHARDS = 16
 
 
 @dataclass(frozen=True)
@@ -54,16 +70,16 @@ class CachedProposals:
 class RecordStore:
     """What `ProposalStore` and `EmbeddingCache` share.
 
-    Opening reads the manifest and the small index of every shard; records stay on the disk until
-    they are asked for. Shards are mapped on first use in each process, so a reader may be sent to
-    loader workers by fork, spawn or pickling.
+    Opening reads the manifest and the index and asks the system for the size of every shard;
+    records stay on the disk until they are asked for. Shards are mapped on first use in each
+    process, so a reader may be sent to loader workers by fork, spawn or pickling.
 
     Args:
         path: the folder; `datasets://...` works.
         allow_incomplete: also open a store that is still being built (its finished shards).
 
     Raises:
-        CacheError: no store there, unfinished, of the other kind, or a shard is missing, truncated
+        CacheError: no store there, unfinished, of the other kind, or a file is missing, truncated
             or does not agree with the manifest; the message names the file and the fix.
     """
 
@@ -77,48 +93,71 @@ class RecordStore:
             raise CacheError(
                 f"{self.path} is unfinished: {self.manifest.num_images} of "
                 f"{self.manifest.dataset.num_images} images are in finished shards. Run "
-                f"{_BUILD_TOOLS[self.kind]} again with the same arguments to continue it"
+                f"{self.manifest.build_command} again with the same arguments to continue it"
             )
+        self._check_sizes()
+        self._index = self._open_index()
         self._owner = os.getpid()
-        self._shards: dict[int, Record] = {}
-        self._ids, self._places = self._read_index()
+        self._layouts: dict[int, ShardLayout] = {}
+        self._mapped: dict[int, Arrays] = {}
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._index.image_ids)
 
     def __contains__(self, image_id: object) -> bool:
-        return isinstance(image_id, (int, np.integer)) and self._find(int(image_id)) is not None
+        return (
+            isinstance(image_id, (int, np.integer)) and self._index.find(int(image_id)) is not None
+        )
 
     def __iter__(self) -> Iterator[int]:
         """The image ids in ascending order."""
-        return iter(self._ids.tolist())
+        return iter(self._index.image_ids.tolist())
 
     def __getitem__(self, image_id: int) -> CachedProposals:
+        """All proposals of one image, see `read`."""
+        return self.read(image_id)
+
+    def read(self, image_id: int, top_k: int | None = None) -> CachedProposals:
         """The proposals of one image, in tensors that belong to the caller.
+
+        Args:
+            top_k: decode only the first K' rows in stored order (the builder stores the highest
+                objectness first); None decodes all.
 
         Raises:
             KeyError: no record of this image.
-            CacheError: its shard has been damaged or deleted since the store was opened.
+            DamagedFileError: the record is not what was written, or its shard is gone; the file,
+                the image and the fix are named.
         """
-        row = self._find(int(image_id))
-        if row is None:
-            raise KeyError(f"image {image_id} is not in {self.path} ({len(self)} images)")
-        number, start, stop = self._places[row].tolist()
-        shard = self._shard(number)
-        embeddings = shard.get("embeddings")
+        views = {name: torch.from_numpy(v[:top_k]) for name, v in self._views(image_id).items()}
+        embeddings = views.get("embeddings")
         # Copies: a change to the mapped pages would show in every later read of this process.
         return CachedProposals(
-            boxes=shard["boxes"][start:stop].clone(),
-            objectness=shard["objectness"][start:stop].clone(),
-            embeddings=None if embeddings is None else _decode(embeddings[start:stop]),
+            boxes=views["boxes"].clone(),
+            objectness=views["objectness"].clone(),
+            embeddings=None if embeddings is None else decode(embeddings),
         )
 
+    def raw(self, image_id: int) -> dict[str, torch.Tensor]:
+        """The stored fields of one image (`Manifest.fields`), checked but neither copied nor
+        decoded: views of the mapped file, to be read only.
+
+        Raises: as `read`.
+        """
+        return {name: torch.from_numpy(view) for name, view in self._views(image_id).items()}
+
+    def storage_order(self) -> list[int]:
+        """The image ids in the order in which they lie on the disk, shard after shard."""
+        order = np.argsort(self._index.shard, kind="stable")  # ids ascend inside a shard
+        ids: list[int] = self._index.image_ids[order].tolist()
+        return ids
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shards": {}}
+        return {**self.__dict__, "_mapped": {}}
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the content: header and checksums of all shards."""
+        """Identity of the content, see `Manifest.fingerprint`."""
         return self.manifest.fingerprint
 
     def verify(self, progress: bool = False) -> list[str]:
@@ -130,62 +169,64 @@ class RecordStore:
         if found != self.kind:
             raise CacheError(
                 f"{self.path} holds {found}, expected {self.kind}; "
-                f"{_BUILD_TOOLS[self.kind]} writes {self.kind}"
+                f"{BUILD_COMMANDS[self.kind]} writes {self.kind}"
             )
 
-    def _read_index(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Ascending image ids (N,) and, for each, shard number, first and last row (N, 3).
+    def _check_sizes(self) -> None:
+        for info in self.manifest.shards:
+            try:
+                check_size(self.path / info.file, info)
+            except DamagedFileError as error:
+                raise DamagedFileError(f"{error}. {self.manifest.shard_fix(info.file)}") from error
 
-        Plain arrays: reading them touches no reference counts, so forked workers share the pages.
-        """
-        ids, places = [np.empty(0, np.int64)], [np.empty((0, 3), np.int64)]
-        for number, info in enumerate(self.manifest.shards):
-            shard = self._open(number)
-            offsets = shard["offsets"].numpy().copy()
-            ids.append(shard["image_ids"].numpy().copy())
-            if (len(ids[-1]), offsets[-1]) != (info.images, info.rows):
-                raise CacheError(
-                    f"{self.path / info.file} holds {len(ids[-1])} images with {offsets[-1]} rows, "
-                    f"the manifest says {info.images} with {info.rows}. {self._fix(info.file)}"
-                )
-            places.append(
-                np.stack([np.full(info.images, number), offsets[:-1], offsets[1:]], axis=1)
+    def _open_index(self) -> Index:
+        complete = self.manifest.complete
+        return (load_index if complete else build_index)(self.path, self.manifest)
+
+    def _views(self, image_id: int) -> Arrays:
+        """The stored fields of one image, compared with the checksum."""
+        image_id = int(image_id)
+        row = self._index.find(image_id)
+        if row is None:
+            raise KeyError(f"image {image_id} is not in {self.path} ({len(self)} images)")
+        index = self._index
+        number, start = int(index.shard[row]), int(index.start[row])
+        stop = start + int(index.rows[row])
+        views = {name: values[start:stop] for name, values in self._shard(number).items()}
+        if record_checksum(image_id, views.values()) != index.checksums[row]:
+            file = self.manifest.shards[number].file
+            raise DamagedFileError(
+                f"{self.path / file} is damaged: the record of image {image_id} does not fit its "
+                f"checksum. {self.manifest.shard_fix(file)}"
             )
-        all_ids, all_places = np.concatenate(ids), np.concatenate(places)
-        order = np.argsort(all_ids, kind="stable")
-        all_ids, all_places = all_ids[order], all_places[order]
-        double = all_ids[1:][all_ids[1:] == all_ids[:-1]]
-        if len(double):
-            raise CacheError(
-                f"{self.path} holds image {double[0]} twice; build it again with --overwrite"
-            )
-        return all_ids, all_places
+        return views
 
-    def _find(self, image_id: int) -> int | None:
-        if not -(2**63) <= image_id < 2**63:
-            return None
-        row = int(np.searchsorted(self._ids, image_id))
-        return row if row < len(self._ids) and self._ids[row] == image_id else None
-
-    def _shard(self, number: int) -> Record:
+    def _shard(self, number: int) -> Arrays:
+        """The fields of a shard, mapped into this process."""
         if self._owner != os.getpid():  # forked: map again, so that no process relies on another
-            self._owner, self._shards = os.getpid(), {}
-        if number not in self._shards:
-            self._shards[number] = self._open(number)
-        return self._shards[number]
+            self._owner, self._mapped = os.getpid(), {}
+        arrays = self._mapped.get(number)
+        if arrays is None:
+            arrays = self._mapped[number] = self._map(number)
+            for oldest in list(self._mapped)[:-MAPPED_SHARDS]:
+                self._mapped.pop(oldest, None)
+        return arrays
 
-    def _open(self, number: int) -> Record:
-        file = self.manifest.shards[number].file
+    def _map(self, number: int) -> Arrays:
+        info = self.manifest.shards[number]
+        path, fields = self.path / info.file, self.manifest.fields
         try:
-            return open_shard(self.path / file, self.manifest.fields)
+            if number not in self._layouts:
+                self._layouts[number] = read_layout(path, fields)
+            arrays = map_shard(path, self._layouts[number])
         except DamagedFileError as error:
-            raise DamagedFileError(f"{error}. {self._fix(file)}") from error
-
-    def _fix(self, file: str) -> str:
-        return (
-            f"Delete {file} if it is there and run {_BUILD_TOOLS[self.kind]} again with the same "
-            "arguments: only its images are built again"
-        )
+            raise DamagedFileError(f"{error}. {self.manifest.shard_fix(info.file)}") from error
+        if len(arrays["boxes"]) != info.rows:
+            raise DamagedFileError(
+                f"{path} holds {len(arrays['boxes'])} rows, the manifest says {info.rows}. "
+                f"{self.manifest.shard_fix(info.file)}"
+            )
+        return {name: arrays[name] for name in fields}
 
 
 class ProposalStore(RecordStore):
@@ -198,9 +239,3 @@ class EmbeddingCache(RecordStore):
     """Proposals with the teacher's embeddings: `cache[image_id]` -> `CachedProposals`."""
 
     kind = "embeddings"
-
-
-def _decode(embeddings: torch.Tensor) -> torch.Tensor:
-    """Stored rows (K, D) -> float32 unit rows; the norm lost to fp16 rounding is restored."""
-    rows = embeddings.to(torch.float32, copy=True)
-    return rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True))

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import operator
 import os
-import re
 import shutil
 import sys
 from collections.abc import Mapping, Set
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 import torch
 
+from ovd_d2.cache.index import INDEX_FILE, finish_store, load_index
 from ovd_d2.cache.manifest import (
     MANIFEST_FILE,
     CacheError,
@@ -23,12 +23,15 @@ from ovd_d2.cache.manifest import (
     Manifest,
     ShardInfo,
     local_folder,
+    parse_shard_name,
+    shard_name,
 )
 from ovd_d2.cache.records import (
     encode_record,
     open_shard,
     pack_shard,
     read_pending,
+    shard_info,
     write_record,
 )
 from ovd_d2.files import TEMPORARY_SUFFIX, atomic_write, flush_folder
@@ -38,7 +41,7 @@ logger = logging.getLogger(__name__)
 IMAGES_PER_SHARD = 256  # 80 MB at 300 proposals x 512 fp16
 PENDING_FOLDER = "pending"
 LOCK_FILE = ".writer.lock"
-_SHARD_NAME = re.compile(r"shard-(\d{5,})\.safetensors")
+_WRITER = "r000"
 
 
 class RecordWriter:
@@ -110,7 +113,7 @@ class RecordWriter:
             raise ValueError(f"image {image_id} is already stored in {self.path}")
         record = encode_record(self.manifest, image_id, tensors)
         if self.manifest.complete:
-            self._save_manifest(complete=False)
+            self._save_manifest()
         with atomic_write(self._pending_file(image_id)) as temporary:
             write_record(temporary, image_id, record)
         self._pending.add(image_id)
@@ -125,14 +128,8 @@ class RecordWriter:
             CacheError: the number of records is not the number of images of the data set.
         """
         self._merge_pending()
-        expected, found = self.manifest.dataset.num_images, len(self._done)
-        if found != expected:
-            raise CacheError(
-                f"{self.path} holds {found} records, data set '{self.manifest.dataset.name}' has "
-                f"{expected} images; run the build again to add what is missing"
-            )
         if not self.manifest.complete:
-            self._save_manifest(complete=True)
+            self.manifest = finish_store(self.path, self.manifest)
         with contextlib.suppress(OSError):  # absent, or a file of somebody else is in it
             self._pending_folder.rmdir()
         return self.manifest
@@ -162,7 +159,7 @@ class RecordWriter:
                 )
             # Before any record: pending files without a manifest would have no identity.
             self._pending_folder.mkdir(exist_ok=True)  # flushed to the disk with the manifest
-            fresh = Manifest(**{**vars(wanted), "complete": False, "shards": []})
+            fresh = replace(wanted, index=None, shards=[])
             fresh.save(self.path)
             return fresh
         found = Manifest.load(self.path)
@@ -179,6 +176,7 @@ class RecordWriter:
         _remove_temporaries(self.path)
         _remove_temporaries(self._pending_folder)
         self._drop_damaged_shards()
+        self._drop_damaged_index()
         self._remove_unlisted_shards()
         self._recover_pending()
         if len(self._pending) >= self.images_per_shard:
@@ -195,7 +193,16 @@ class RecordWriter:
             sound.append(shard)
             self._done.update(ids.tolist())
         if len(sound) < len(self.manifest.shards):
-            self._save_manifest(complete=False, shards=sound)
+            self._save_manifest(sound)
+
+    def _drop_damaged_index(self) -> None:
+        if not self.manifest.complete:
+            return
+        try:
+            load_index(self.path, self.manifest)
+        except DamagedFileError as error:
+            logger.warning("%s", error)
+            self._save_manifest()
 
     def _remove_unlisted_shards(self) -> None:
         """A crash between a shard and its manifest entry: its images are still pending."""
@@ -229,16 +236,11 @@ class RecordWriter:
                 self._done.discard(image_id)
         if records:
             content = pack_shard(records)
-            shard = ShardInfo(
-                file=f"shard-{self._next_number():05d}.safetensors",
-                images=len(records),
-                rows=sum(len(record["boxes"]) for _, record in records),
-                # Of what was meant to be written, so that `verify` also finds a disk that lies.
-                sha256=hashlib.sha256(content).hexdigest(),
-            )
+            file = shard_name(_WRITER, self._next_number())
+            shard = shard_info(file, records, content)
             with atomic_write(self.path / shard.file) as temporary:
                 temporary.write_bytes(content)
-            self._save_manifest(complete=False, shards=[*self.manifest.shards, shard])
+            self._save_manifest([*self.manifest.shards, shard])
         for image_id in sorted(self._pending):
             self._pending_file(image_id).unlink(missing_ok=True)
         if self._pending:
@@ -252,12 +254,10 @@ class RecordWriter:
     def _pending_file(self, image_id: int) -> Path:
         return self._pending_folder / f"{image_id}.safetensors"
 
-    def _save_manifest(self, *, complete: bool, shards: list[ShardInfo] | None = None) -> None:
-        """The disk first, memory after: an error leaves both at the old state."""
-        values = {**vars(self.manifest), "complete": complete}
-        if shards is not None:
-            values["shards"] = shards
-        changed = Manifest(**values)
+    def _save_manifest(self, shards: list[ShardInfo] | None = None) -> None:
+        """As unfinished. The disk first, memory after: an error leaves both at the old state."""
+        kept = self.manifest.shards if shards is None else shards
+        changed = replace(self.manifest, index=None, shards=kept)
         changed.save(self.path)
         self.manifest = changed
 
@@ -267,6 +267,7 @@ def delete_store(folder: Path) -> None:
     # The manifest goes last: until then the rest is still recognisable as a store.
     for path in _shard_files(folder):
         path.unlink()
+    (folder / INDEX_FILE).unlink(missing_ok=True)
     shutil.rmtree(folder / PENDING_FOLDER, ignore_errors=True)
     (folder / MANIFEST_FILE).unlink(missing_ok=True)
     flush_folder(folder)
@@ -302,8 +303,8 @@ def _lock_stream(descriptor: int) -> None:
 
 
 def _shard_number(name: str) -> int:
-    match = _SHARD_NAME.fullmatch(name)
-    return int(match.group(1)) if match else -1
+    parsed = parse_shard_name(name)
+    return parsed[1] if parsed else -1
 
 
 def _shard_files(folder: Path) -> list[Path]:

@@ -159,7 +159,7 @@ def test_summary_counts(
     teacher = colour_teacher()
     summary = build_cache(dataset, proposals, teacher, tmp_path / "cache", **options)
     assert (summary.images, summary.images_built, summary.proposals) == (4, 4, 9)
-    files = (tmp_path / "cache").glob("*.safetensors")
+    files = (tmp_path / "cache").glob("shard-*.safetensors")
     assert summary.bytes == sum(path.stat().st_size for path in files)
     again = build_cache(dataset, proposals, teacher, tmp_path / "cache", **options)
     assert (again.images, again.images_built, again.proposals) == (4, 0, 9)

@@ -51,13 +51,14 @@ def die_at(step: int) -> None:
     os.fsync = counted(os.fsync, tear=False)  # type: ignore[assignment]
 
 
-def test_finished_store_has_only_shards_and_a_manifest(tmp_path: Path, build: Callable) -> None:
+def test_finished_store_has_only_shards_index_and_manifest(tmp_path: Path, build: Callable) -> None:
     build(tmp_path)
     assert list(content(tmp_path)) == [
+        "index.safetensors",
         "manifest.json",
-        "shard-00000.safetensors",
-        "shard-00001.safetensors",
-        "shard-00002.safetensors",
+        "shard-r000-00000.safetensors",
+        "shard-r000-00001.safetensors",
+        "shard-r000-00002.safetensors",
     ]
     manifest = Manifest.load(tmp_path)
     assert manifest.complete
@@ -109,9 +110,9 @@ def test_a_crash_at_every_single_step_is_harmless(
         assert content(folder) == expected, f"crash at step {step}"
         if first == 0:
             break
-    # 4 steps each (write, flush, rename, flush) for 3 images, 2 shards and 4 manifests;
+    # 4 steps each (write, flush, rename, flush) for 3 images, 2 shards, 4 manifests, the index;
     # 3 deletions, 2 flushes after them; the folder's own flush and the removal of pending/.
-    assert step == 4 * (3 + 2 + 4) + 3 + 2 + 2
+    assert step == 4 * (3 + 2 + 4 + 1) + 3 + 2 + 2
 
 
 def test_kill_9_at_random_moments(tmp_path: Path, build: Callable, in_child: Callable) -> None:
@@ -172,12 +173,12 @@ def test_pending_file_damaged_while_running_does_not_complete_the_store(
 def test_a_shard_lost_from_the_middle_leaves_no_litter(
     tmp_path: Path, build: Callable, make_record: Callable
 ) -> None:
-    os.truncate(build(tmp_path) / "shard-00000.safetensors", 100)
+    os.truncate(build(tmp_path) / "shard-r000-00000.safetensors", 100)
     cache = EmbeddingCache(build(tmp_path))
     assert list(cache) == list(IDS)
     assert torch.equal(cache[1].boxes, make_record(1)["boxes"])
     listed = {shard.file for shard in cache.manifest.shards}
-    assert set(content(tmp_path)) == {*listed, "manifest.json"}
+    assert set(content(tmp_path)) == {*listed, "index.safetensors", "manifest.json"}
     assert cache.verify() == []
 
 
@@ -185,7 +186,7 @@ def test_a_shard_lost_from_the_middle_leaves_no_litter(
 def test_a_lost_shard_is_built_again(tmp_path: Path, build: Callable, damage: str) -> None:
     expected = content(build(tmp_path / "whole"))
     folder = build(tmp_path / "hurt")
-    path = folder / "shard-00002.safetensors"
+    path = folder / "shard-r000-00002.safetensors"
     if damage == "delete":
         path.unlink()
     else:
@@ -256,9 +257,9 @@ def test_shards_without_a_manifest_are_not_touched(
 ) -> None:
     build(tmp_path)
     (tmp_path / "manifest.json").unlink()
-    with pytest.raises(CacheError, match="shard-00000.safetensors but no manifest.json"):
+    with pytest.raises(CacheError, match="shard-r000-00000.safetensors but no manifest.json"):
         RecordWriter(tmp_path, make_manifest())
-    assert (tmp_path / "shard-00000.safetensors").exists()
+    assert (tmp_path / "shard-r000-00000.safetensors").exists()
 
 
 def test_finish_refuses_a_store_that_lacks_images(

@@ -1,5 +1,3 @@
-import json
-
 import cv2
 import numpy as np
 import pytest
@@ -99,4 +97,4 @@ def test_a_supervised_detector_is_refused(cfg, scenes, tmp_path):
         pytest.raises(TypeError, match="OpenVocabularyRCNN"),
     ):
         extract_proposals(cfg, torch.nn.Linear(1, 1), scenes, writer)
-    assert not json.loads((tmp_path / "store" / "manifest.json").read_text())["complete"]
+    assert not Manifest.load(tmp_path / "store").complete

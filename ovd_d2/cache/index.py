@@ -71,7 +71,13 @@ def finish_store(folder: Path, manifest: Manifest) -> Manifest:
             f"{folder} holds {found} records, data set '{manifest.dataset.name}' has {expected} "
             "images; run the build again to add what is missing"
         )
-    content = pack_index(index)
+    return write_index(folder, manifest, index)
+
+
+def write_index(folder: Path, manifest: Manifest, index: Index) -> Manifest:
+    """Write an index and, after it, the manifest that names it; returns the new manifest."""
+    tensors = {name: np.ascontiguousarray(getattr(index, name)) for name in _TYPES}
+    content = serialize(tensors, _METADATA)
     with atomic_write(folder / INDEX_FILE) as temporary:
         temporary.write_bytes(content)
     info = IndexInfo(len(content), hashlib.sha256(content).hexdigest(), index.content)
@@ -98,12 +104,6 @@ def build_index(folder: Path, manifest: Manifest) -> Index:
     if len(double):
         raise CacheError(f"{folder} holds image {double[0]} twice; build it again with --overwrite")
     return index
-
-
-def pack_index(index: Index) -> bytes:
-    """The bytes of the index file."""
-    tensors = {name: np.ascontiguousarray(getattr(index, name)) for name in _TYPES}
-    return serialize(tensors, _METADATA)
 
 
 def load_index(folder: Path, manifest: Manifest) -> Index:

@@ -2,12 +2,10 @@
 
 Format: safetensors files of a few hundred images each ("shards"). Why safetensors:
   - no pickle: opening a file from elsewhere cannot run code;
-  - memory-mapped: a record touches only its own pages and copies nothing until it is decoded, so
-    random access by many loader workers shares one page cache (a 300 x 512 fp16 record costs what
-    a numpy memmap costs; h5py, lance and zarr are 2 to 30 times slower);
   - the header states type, shape and place of every tensor and is checked against the size of
     the file, so truncation is found on opening instead of in training;
-  - K varies from image to image without padding, which a plain memmap array does not allow;
+  - a record is a run of rows in every tensor, so it is read at random without the rest;
+  - K varies from image to image without padding, which a plain array does not allow;
   - one small dependency without further ones, readable from other languages.
 Shards instead of one file an image: LVIS would be 100,170 files; instead of one file: a crash or a
 bad sector then costs one shard and not the whole build.
@@ -23,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,20 +56,15 @@ _TYPES: dict[str, tuple[torch.dtype, np.dtype]] = {
 
 @dataclass(frozen=True)
 class TensorPlace:
-    """Where a tensor lies in its file: first byte, behind its last byte, type and shape."""
+    """Where a tensor lies in its file: first byte, bytes of a row, type and shape."""
 
     begin: int
-    end: int
+    row_bytes: int
     dtype: np.dtype
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class ShardLayout:
-    """What a shard's header says. Small: a reader keeps it and maps the file again at no cost."""
-
-    size: int
-    places: Mapping[str, TensorPlace]
+Layout = Mapping[str, TensorPlace]  # what a shard's header says
 
 
 def encode_record(manifest: Manifest, image_id: int, tensors: Mapping[str, torch.Tensor]) -> Record:
@@ -208,18 +202,18 @@ def check_size(path: Path, info: ShardInfo) -> None:
         )
 
 
-def read_layout(path: Path, fields: Mapping[str, FieldSpec]) -> ShardLayout:
+def read_layout(path: Path, fields: Mapping[str, FieldSpec]) -> Layout:
     """Read a shard's header and check it against the size of the file and `fields`.
 
     Raises:
         DamagedFileError: the file is missing, truncated or not a shard of this store.
     """
-    expected = {name: spec.dtype for name, spec in fields.items()} | _INDEX_TENSORS
+    expected = {*fields, *_INDEX_TENSORS}
     try:
         # safetensors checks that the tensors fill the file without gaps.
         with safe_open(path, framework="pt") as handle:
             names = set(handle.keys())
-        if names != set(expected):
+        if names != expected:
             raise DamagedFileError(f"{path} holds {sorted(names)}: not a shard of this store")
         layout = _locate(path)
     except FileNotFoundError:
@@ -232,39 +226,47 @@ def read_layout(path: Path, fields: Mapping[str, FieldSpec]) -> ShardLayout:
     return layout
 
 
-def map_shard(path: Path, layout: ShardLayout) -> Arrays:
-    """Map a shard into memory: every array is a view of the file, read when it is touched.
+def read_rows(path: str, layout: Layout, names: Iterable[str], start: int, rows: int) -> Arrays:
+    """Read the rows start : start + rows of some tensors into arrays of their own.
 
-    The mapping is private and holds no file descriptor open.
+    Read, not mapped: a first touch of mapped pages costs more than the copy, every worker's memory
+    would seem to grow to the size of the cache, and a file that is cut short while it is mapped
+    kills the process.
 
     Raises:
-        DamagedFileError: the file is missing or shorter than its layout.
+        DamagedFileError: the file is missing or too short.
     """
+    arrays = {}
     try:
-        mapped = torch.from_file(str(path), shared=False, size=layout.size, dtype=torch.uint8)
-    except RuntimeError as error:
-        raise DamagedFileError(f"{path} is missing or damaged ({error})") from error
-    data = mapped.numpy()
-    return {
-        name: data[place.begin : place.end].view(place.dtype).reshape(place.shape)
-        for name, place in layout.places.items()
-    }
+        with open(path, "rb", buffering=0) as stream:
+            for name in names:
+                place = layout[name]
+                values = np.empty((rows, *place.shape[1:]), place.dtype)
+                stream.seek(place.begin + start * place.row_bytes)
+                if stream.readinto(values.data) != values.nbytes:
+                    raise DamagedFileError(f"{path} is damaged (it ends inside a record)")
+                arrays[name] = values
+    except OSError as error:
+        raise DamagedFileError(f"{path} cannot be read ({error})") from error
+    return arrays
 
 
 def open_shard(path: Path, fields: Mapping[str, FieldSpec]) -> Record:
-    """Map a shard into memory as tensors: views of the file, read when they are touched.
+    """Map a shard into memory: every tensor is a view of the file, read when it is touched.
 
     The header is checked against the file's size and `fields`; ids and offsets are checked too.
 
     Raises:
         DamagedFileError: the file is missing, truncated or not a shard of this store.
     """
-    arrays = map_shard(path, read_layout(path, fields))
-    problem = _index_problem(arrays["image_ids"], arrays["offsets"], len(arrays["boxes"]))
+    read_layout(path, fields)
+    # The mapping outlives the handle, so no file descriptor stays open for a shard.
+    with safe_open(path, framework="pt") as handle:
+        shard = {name: handle.get_tensor(name) for name in (*fields, *_INDEX_TENSORS)}
+    problem = _index_problem(shard["image_ids"], shard["offsets"], len(shard["boxes"]))
     if problem:
         raise DamagedFileError(f"{path} is damaged ({problem})")
-    ordered = [*fields, *_INDEX_TENSORS]
-    return {name: torch.from_numpy(arrays[name]) for name in ordered}
+    return shard
 
 
 def damaged_records(shard: Record) -> list[int]:
@@ -296,22 +298,21 @@ def read_pending(path: Path, manifest: Manifest) -> tuple[int, Record]:
     return ids[0], {name: shard[name].clone() for name in manifest.fields}
 
 
-def _locate(path: Path) -> ShardLayout:
-    """The places of a file whose header safetensors has found sound."""
+def _locate(path: Path) -> Layout:
+    """The places in a file whose header safetensors has found sound."""
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
-        size = stream.seek(0, 2)
     places = {}
     for name, entry in header.items():
         if name == "__metadata__":
             continue
         if entry["dtype"] not in _TYPES:
             raise ValueError(f"{name} has the type {entry['dtype']}")
-        begin, end = (8 + length + offset for offset in entry["data_offsets"])
-        dtype = _TYPES[entry["dtype"]][1]
-        places[name] = TensorPlace(begin, end, dtype, tuple(entry["shape"]))
-    return ShardLayout(size, places)
+        dtype, shape = _TYPES[entry["dtype"]][1], tuple(entry["shape"])
+        begin = 8 + length + entry["data_offsets"][0]
+        places[name] = TensorPlace(begin, dtype.itemsize * math.prod(shape[1:]), dtype, shape)
+    return places
 
 
 def _check_shapes(
@@ -327,26 +328,26 @@ def _check_shapes(
             )
 
 
-def _layout_problem(layout: ShardLayout, fields: Mapping[str, FieldSpec]) -> str:
-    images = layout.places["image_ids"].shape[:1]
-    rows = layout.places["boxes"].shape[:1]
+def _layout_problem(layout: Layout, fields: Mapping[str, FieldSpec]) -> str:
+    images = layout["image_ids"].shape[:1]
+    rows = layout["boxes"].shape[:1]
     expected = {name: (spec.dtype, (*rows, *spec.shape)) for name, spec in fields.items()}
     expected |= {name: (dtype, images) for name, dtype in _INDEX_TENSORS.items()}
     expected["offsets"] = (torch.int64, tuple(count + 1 for count in images))
     types = {numpy_type: torch_type for torch_type, numpy_type in _TYPES.values()}
     for name, (dtype, shape) in expected.items():
-        place = layout.places[name]
+        place = layout[name]
         if types[place.dtype] != dtype or place.shape != shape:
             return f"{name} is {types[place.dtype]} {place.shape}, expected {dtype} {shape}"
     return ""
 
 
-def _index_problem(ids: NDArray, offsets: NDArray, rows: int) -> str:
-    if offsets[0] != 0 or (np.diff(offsets) < 0).any():
+def _index_problem(ids: torch.Tensor, offsets: torch.Tensor, rows: int) -> str:
+    if offsets[0] != 0 or (offsets.diff() < 0).any():
         return "offsets do not ascend from 0"
     if offsets[-1] != rows:
-        return f"offsets end at {offsets[-1]}, the fields have {rows} rows"
-    if (ids < 0).any() or (np.diff(ids) <= 0).any():
+        return f"offsets end at {int(offsets[-1])}, the fields have {rows} rows"
+    if (ids < 0).any() or (ids.diff() <= 0).any():
         return "image_ids do not ascend from 0"
     return ""
 

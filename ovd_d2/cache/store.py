@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,22 +16,19 @@ from ovd_d2.cache.manifest import (
     CacheError,
     DamagedFileError,
     Manifest,
+    ShardInfo,
     local_folder,
 )
 from ovd_d2.cache.quantization import decode
 from ovd_d2.cache.records import (
     Arrays,
-    ShardLayout,
+    Layout,
     check_size,
-    map_shard,
     read_layout,
+    read_rows,
     record_checksum,
 )
 from ovd_d2.cache.verify import verify_store
-
-# Mapped at a time in one process. Pages that are read count as its memory as long as they are
-# mapped, so this bounds what a worker seems to hold; mapping a file again takes microseconds.
-MAPPED_SHARDS = 16
 
 
 @dataclass(frozen=True)
@@ -71,8 +67,8 @@ class RecordStore:
     """What `ProposalStore` and `EmbeddingCache` share.
 
     Opening reads the manifest and the index and asks the system for the size of every shard;
-    records stay on the disk until they are asked for. Shards are mapped on first use in each
-    process, so a reader may be sent to loader workers by fork, spawn or pickling.
+    records stay on the disk until they are asked for. A reader holds no file open, so it may be
+    used by several threads and sent to loader workers by fork, spawn or pickling.
 
     Args:
         path: the folder; `datasets://...` works.
@@ -97,9 +93,9 @@ class RecordStore:
             )
         self._check_sizes()
         self._index = self._open_index()
-        self._owner = os.getpid()
-        self._layouts: dict[int, ShardLayout] = {}
-        self._mapped: dict[int, Arrays] = {}
+        self._fields = tuple(self.manifest.fields)
+        self._paths = [str(self.path / info.file) for info in self.manifest.shards]
+        self._layouts: dict[int, Layout] = {}
 
     def __len__(self) -> int:
         return len(self._index.image_ids)
@@ -129,31 +125,32 @@ class RecordStore:
             DamagedFileError: the record is not what was written, or its shard is gone; the file,
                 the image and the fix are named.
         """
-        views = {name: torch.from_numpy(v[:top_k]) for name, v in self._views(image_id).items()}
-        embeddings = views.get("embeddings")
-        # Copies: a change to the mapped pages would show in every later read of this process.
+        fields = self._read(int(image_id))
+        embeddings = fields.get("embeddings")
         return CachedProposals(
-            boxes=views["boxes"].clone(),
-            objectness=views["objectness"].clone(),
-            embeddings=None if embeddings is None else decode(embeddings),
+            boxes=torch.from_numpy(fields["boxes"][:top_k]),
+            objectness=torch.from_numpy(fields["objectness"][:top_k]),
+            embeddings=(
+                None if embeddings is None else decode(torch.from_numpy(embeddings[:top_k]))
+            ),
         )
 
     def raw(self, image_id: int) -> dict[str, torch.Tensor]:
-        """The stored fields of one image (`Manifest.fields`), checked but neither copied nor
-        decoded: views of the mapped file, to be read only.
+        """The stored fields of one image (`Manifest.fields`), compared with the checksum, not
+        decoded and not copied after the read.
 
-        Raises: as `read`.
+        Raises:
+            KeyError, DamagedFileError: as `read`.
         """
-        return {name: torch.from_numpy(view) for name, view in self._views(image_id).items()}
+        return {
+            name: torch.from_numpy(values) for name, values in self._read(int(image_id)).items()
+        }
 
     def storage_order(self) -> list[int]:
         """The image ids in the order in which they lie on the disk, shard after shard."""
         order = np.argsort(self._index.shard, kind="stable")  # ids ascend inside a shard
         ids: list[int] = self._index.image_ids[order].tolist()
         return ids
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mapped": {}}
 
     @property
     def fingerprint(self) -> str:
@@ -177,56 +174,43 @@ class RecordStore:
             try:
                 check_size(self.path / info.file, info)
             except DamagedFileError as error:
-                raise DamagedFileError(f"{error}. {self.manifest.shard_fix(info.file)}") from error
+                raise self._with_fix(error, info) from error
 
     def _open_index(self) -> Index:
         complete = self.manifest.complete
         return (load_index if complete else build_index)(self.path, self.manifest)
 
-    def _views(self, image_id: int) -> Arrays:
-        """The stored fields of one image, compared with the checksum."""
-        image_id = int(image_id)
-        row = self._index.find(image_id)
+    def _read(self, image_id: int) -> Arrays:
+        index = self._index
+        row = index.find(image_id)
         if row is None:
             raise KeyError(f"image {image_id} is not in {self.path} ({len(self)} images)")
-        index = self._index
-        number, start = int(index.shard[row]), int(index.start[row])
-        stop = start + int(index.rows[row])
-        views = {name: values[start:stop] for name, values in self._shard(number).items()}
-        if record_checksum(image_id, views.values()) != index.checksums[row]:
-            file = self.manifest.shards[number].file
-            raise DamagedFileError(
-                f"{self.path / file} is damaged: the record of image {image_id} does not fit its "
-                f"checksum. {self.manifest.shard_fix(file)}"
-            )
-        return views
-
-    def _shard(self, number: int) -> Arrays:
-        """The fields of a shard, mapped into this process."""
-        if self._owner != os.getpid():  # forked: map again, so that no process relies on another
-            self._owner, self._mapped = os.getpid(), {}
-        arrays = self._mapped.get(number)
-        if arrays is None:
-            arrays = self._mapped[number] = self._map(number)
-            for oldest in list(self._mapped)[:-MAPPED_SHARDS]:
-                self._mapped.pop(oldest, None)
-        return arrays
-
-    def _map(self, number: int) -> Arrays:
-        info = self.manifest.shards[number]
-        path, fields = self.path / info.file, self.manifest.fields
+        shard, start, count = int(index.shard[row]), int(index.start[row]), int(index.rows[row])
         try:
-            if number not in self._layouts:
-                self._layouts[number] = read_layout(path, fields)
-            arrays = map_shard(path, self._layouts[number])
+            fields = read_rows(self._paths[shard], self._layout(shard), self._fields, start, count)
+            if record_checksum(image_id, fields.values()) != index.checksums[row]:
+                raise DamagedFileError(
+                    f"{self._paths[shard]} is damaged: the record of image {image_id} does not "
+                    "fit its checksum"
+                )
         except DamagedFileError as error:
-            raise DamagedFileError(f"{error}. {self.manifest.shard_fix(info.file)}") from error
-        if len(arrays["boxes"]) != info.rows:
-            raise DamagedFileError(
-                f"{path} holds {len(arrays['boxes'])} rows, the manifest says {info.rows}. "
-                f"{self.manifest.shard_fix(info.file)}"
-            )
-        return {name: arrays[name] for name in fields}
+            raise self._with_fix(error, self.manifest.shards[shard]) from error
+        return fields
+
+    def _layout(self, shard: int) -> Layout:
+        """Where the fields of a shard lie; its header is read once in a process."""
+        layout = self._layouts.get(shard)
+        if layout is None:
+            path, info = Path(self._paths[shard]), self.manifest.shards[shard]
+            layout = read_layout(path, self.manifest.fields)
+            rows = layout["boxes"].shape[0]
+            if rows != info.rows:
+                raise DamagedFileError(f"{path} holds {rows} rows, the manifest says {info.rows}")
+            self._layouts[shard] = layout
+        return layout
+
+    def _with_fix(self, error: DamagedFileError, info: ShardInfo) -> DamagedFileError:
+        return DamagedFileError(f"{error}. {self.manifest.shard_fix(info.file)}")
 
 
 class ProposalStore(RecordStore):

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -115,26 +116,29 @@ def test_no_file_descriptor_stays_open(tmp_path: Path, build: Callable) -> None:
     assert not [target for target in targets if target.startswith(str(tmp_path))]
 
 
-def test_pickling_drops_the_mapped_shards(tmp_path: Path, build: Callable) -> None:
+def test_a_pickled_reader_reads(tmp_path: Path, build: Callable) -> None:
     cache = EmbeddingCache(build(tmp_path))
     cache[3]
-    assert cache._mapped
     copy = pickle.loads(pickle.dumps(cache))  # noqa: S301 (our own object, not a file)
-    assert not copy._mapped
     assert torch.equal(copy[3].boxes, cache[3].boxes)
 
 
-def test_fork_maps_shards_anew(tmp_path: Path, build: Callable, in_child: Callable) -> None:
+def test_a_forked_process_reads(tmp_path: Path, build: Callable, in_child: Callable) -> None:
     cache = EmbeddingCache(build(tmp_path))
     expected = cache[3]
-    inherited = cache._mapped
 
     def check() -> None:
         assert torch.equal(cache[3].boxes, expected.boxes)
-        assert cache._mapped is not inherited
 
     assert os.waitpid(in_child(check), 0)[1] == 0
-    assert cache._mapped is inherited
+
+
+def test_threads_read_side_by_side(tmp_path: Path, build: Callable) -> None:
+    cache = EmbeddingCache(build(tmp_path, range(1, 40)))
+    ids = [1 + i % 39 for i in range(400)]
+    with ThreadPoolExecutor(8) as pool:
+        threaded = list(pool.map(lambda image_id: cache[image_id].boxes, ids))
+    assert all(torch.equal(a, cache[i].boxes) for a, i in zip(threaded, ids, strict=True))
 
 
 def test_a_spawned_process_reads(tmp_path: Path, build: Callable) -> None:
@@ -183,7 +187,7 @@ def test_a_missing_shard_is_named_with_the_fix(tmp_path: Path, build: Callable) 
     with pytest.raises(CacheError, match="shard-r000-00001.safetensors is missing.*cache.py build"):
         EmbeddingCache(tmp_path)
     with pytest.raises(CacheError, match="shard-r000-00001.safetensors is missing"):
-        cache[3]  # opened before the loss, not yet mapped
+        cache[3]  # opened before the loss
 
 
 def test_a_shard_of_another_size_is_found_on_opening(tmp_path: Path, build: Callable) -> None:

@@ -26,11 +26,9 @@ def fork(function: Callable[[], object]) -> int:
     try:
         function()
         code = 0
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
     finally:
+        if code:
+            traceback.print_exc()
         os._exit(code)
 
 

@@ -34,7 +34,7 @@ from ovd_d2.clip.teacher import CLIPTeacher
 from tests.processes import CRASHED, die_at, exit_code, fork, kill, run_ranks, start_ranks
 
 NAME = "toy_train"
-IDS = range(20, 8, -1)  # 12 images; not in the order of their ids
+IDS = range(17, 9, -1)  # 8 images; not in the order of their ids
 KILLED = -signal.SIGKILL
 
 
@@ -117,6 +117,7 @@ def without_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # the machine itself stays up
 
 
+@pytest.mark.usefixtures("without_flushing")
 def test_kill_9_at_fifty_random_moments(
     tmp_path: Path, build: Callable[..., None], whole: EmbeddingCache
 ) -> None:
@@ -138,42 +139,14 @@ def test_kill_9_at_fifty_random_moments(
             time.sleep(rng.uniform(0, duration))
             kill([child])
             codes.append(exit_code(child))
-        assert exit_code(fork(lambda path=path: build(path))) == 0, f"seed {seed}"  # type: ignore[misc]
+        build(path)
         assert_same(path, whole, f"seed {seed}")
     assert set(codes) <= {0, KILLED}
     assert codes.count(KILLED) >= 20
 
 
 @pytest.mark.usefixtures("without_flushing")
-def test_a_crash_at_every_single_step(
-    tmp_path: Path, build: Callable[..., None], whole: EmbeddingCache
-) -> None:
-    """In a build, in a recovery and in `finish`: one of the three holds every step."""
-
-    def dying_build(path: Path, step: int) -> int:
-        def run() -> None:
-            die_at(step)
-            build(path, images_per_shard=5)
-
-        return exit_code(fork(run))
-
-    rng = random.Random(0)
-    for step in range(1000):
-        path = tmp_path / str(step)
-        first = dying_build(path, step)
-        assert first in (0, CRASHED)
-        if step % 2:
-            assert dying_build(path, rng.randrange(30)) in (0, CRASHED)  # while it recovers
-        assert exit_code(fork(lambda path=path: build(path, images_per_shard=5))) == 0  # type: ignore[misc]
-        assert_same(path, whole, f"crash at step {step}")
-        shutil.rmtree(path)
-        if first == 0:
-            break
-    assert step > 12 * 4  # write, flush, rename, flush of every image at least
-
-
-@pytest.mark.usefixtures("without_flushing")
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_a_rank_dies_and_another_number_of_ranks_goes_on(
     tmp_path: Path, build: Callable[..., None], whole: EmbeddingCache, seed: int
 ) -> None:
@@ -240,7 +213,7 @@ def test_a_flipped_byte_anywhere_is_healed_or_refused(
 ) -> None:
     rng = random.Random(0)
     files = [file for file in whole.path.iterdir() if file.name != LOCK_FILE]
-    for number, file in enumerate(rng.choices(files, k=30)):
+    for number, file in enumerate(rng.choices(files, k=16)):
         path = tmp_path / str(number)
         shutil.copytree(whole.path, path)
         data = bytearray((path / file.name).read_bytes())
@@ -261,7 +234,7 @@ def test_the_clock_may_go_backwards(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def dying() -> None:
-        die_at(100)
+        die_at(60)
         build(tmp_path / "cache")
 
     assert exit_code(fork(dying)) == CRASHED
@@ -282,31 +255,33 @@ class FullDisk:
         self._write_bytes = Path.write_bytes
 
     def write_bytes(self, path: Path, data: bytes) -> int:
-        taken = data[: max(0, self.room)]
-        self._write_bytes(path, taken)
+        self._write_bytes(path, data[: max(0, self.room)])
         self.room -= len(data)
         if self.room < 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         return len(data)
 
 
-@pytest.mark.parametrize("room", range(0, 20_000, 1_500))
-def test_a_full_disk_is_explained_and_does_no_damage(
-    tmp_path: Path,
-    build: Callable[..., None],
-    whole: EmbeddingCache,
-    monkeypatch: pytest.MonkeyPatch,
-    room: int,
-) -> None:
-    path = tmp_path / "cache"
-    disk = FullDisk(room)
-    with monkeypatch.context() as patch:
+def build_on(disk: FullDisk, build: Callable[..., None], path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "write_bytes", lambda path, data: disk.write_bytes(path, data))
-        with pytest.raises(CacheError, match=r"is full \(No space left on device\): .* are free.*"):
-            build(path)
-    assert not list(path.rglob("*.tmp"))
-    build(path)
-    assert_same(path, whole)
+        build(path)
+
+
+@pytest.mark.usefixtures("without_flushing")
+def test_a_full_disk_is_explained_and_does_no_damage(
+    tmp_path: Path, build: Callable[..., None], whole: EmbeddingCache
+) -> None:
+    large = FullDisk(10**9)
+    build_on(large, build, tmp_path / "large")
+    written = 10**9 - large.room
+    for room in range(0, written, written // 20):
+        path = tmp_path / str(room)
+        with pytest.raises(CacheError, match=r"is full \(No space left on device\): .* are free, "):
+            build_on(FullDisk(room), build, path)
+        assert not list(path.rglob("*.tmp"))
+        build(path)
+        assert_same(path, whole, f"room for {room} of {written} bytes")
 
 
 @pytest.fixture
@@ -327,7 +302,7 @@ def test_a_disk_that_fills_up(
     small_disk: Path, build: Callable[..., None], whole: EmbeddingCache
 ) -> None:
     ballast = small_disk / "ballast"
-    with pytest.raises(CacheError, match=r"too small: 12 images .* KiB are free\. Free .* KiB"):
+    with pytest.raises(CacheError, match=r"too small: 8 images .* KiB are free\. Free .* KiB"):
         ballast.write_bytes(bytes(220 << 10))
         build(small_disk / "cache")
     ballast.unlink()

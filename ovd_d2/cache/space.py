@@ -17,28 +17,31 @@ _BLOCK = 4096  # a pending file takes whole blocks of the disk, and its header o
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def stored_bytes(manifest: Manifest, images: int, rows_per_image: float) -> int:
-    """Bytes that so many records will take in shards and index."""
-    rows = math.ceil(images * rows_per_image)
-    return data_bytes(manifest.fields, images, rows) + _INDEX_BYTES * images
-
-
-def check_space(
-    folder: Path, manifest: Manifest, images: int, rows_per_image: float, in_flight: int
-) -> None:
-    """Refuse a build that the disk has no room for.
+def needed_bytes(manifest: Manifest, images: int, rows_per_image: float, in_flight: int) -> int:
+    """Room that so many more records need on the disk.
 
     Args:
         images: still to be stored.
         rows_per_image: mean number of proposals of an image.
         in_flight: images that lie in pending files while their shard is written, at most.
+    """
+    twice = min(images, in_flight)
+    return (
+        _stored_bytes(manifest, images, rows_per_image)
+        + _stored_bytes(manifest, twice, rows_per_image)
+        + 2 * twice * _BLOCK
+    )
+
+
+def check_space(
+    folder: Path, manifest: Manifest, images: int, rows_per_image: float, in_flight: int
+) -> None:
+    """Refuse a build that the disk has no room for; arguments as for `needed_bytes`.
 
     Raises:
         CacheError: with the bytes needed and free.
     """
-    final = stored_bytes(manifest, images, rows_per_image)
-    twice = min(images, in_flight)
-    needed = final + stored_bytes(manifest, twice, rows_per_image) + 2 * twice * _BLOCK
+    needed = needed_bytes(manifest, images, rows_per_image, in_flight)
     free = free_bytes(folder)
     if needed > free:
         raise CacheError(
@@ -47,6 +50,12 @@ def check_space(
             f"{readable_bytes(needed - free)}, take another disk, keep fewer proposals or a "
             f"smaller dtype (now {manifest.dtype})"
         )
+
+
+def _stored_bytes(manifest: Manifest, images: int, rows_per_image: float) -> int:
+    """In shards and index."""
+    rows = math.ceil(images * rows_per_image)
+    return data_bytes(manifest.fields, images, rows) + _INDEX_BYTES * images
 
 
 @contextlib.contextmanager

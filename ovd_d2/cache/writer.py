@@ -33,7 +33,7 @@ from ovd_d2.cache.recovery import (
     writer_lock,
     writers_locked,
 )
-from ovd_d2.cache.space import check_space, full_disk_explained, stored_bytes
+from ovd_d2.cache.space import check_space, full_disk_explained, needed_bytes
 from ovd_d2.files import atomic_write, flush_folder
 
 logger = logging.getLogger(__name__)
@@ -120,9 +120,8 @@ class RecordWriter:
         Raises:
             CacheError: with the bytes needed and free.
         """
-        in_flight = self.images_per_shard * self.ranks.count
         self.ranks.first(
-            lambda: check_space(self.path, self.manifest, images, rows_per_image, in_flight)
+            lambda: check_space(self.path, self.manifest, images, rows_per_image, self._in_flight)
         )
 
     def add(self, image_id: int, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -286,4 +285,8 @@ class RecordWriter:
         left = max(1, total - earlier - len(self._added) * self.ranks.count)
         rows = self.manifest.num_rows + self._seen_rows
         images = self.manifest.num_images + self._seen_images
-        return stored_bytes(self.manifest, left, rows / max(1, images))
+        return needed_bytes(self.manifest, left, rows / max(1, images), self._in_flight)
+
+    @property
+    def _in_flight(self) -> int:
+        return self.images_per_shard * self.ranks.count

@@ -254,13 +254,3 @@ def test_the_command_builds_and_reports(
     assert float(lines["seconds"]) >= 0
     assert int(lines["bytes"].replace(",", "")) > 0
     assert len(EmbeddingCache(tmp_path / "cache")[11]) == 2
-
-
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
-def test_any_colour_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
-    path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
-    Image.new("RGB", (5, 3), (255, 255, 255)).convert(mode).save(path)
-    image = load_image({"file_name": str(path), "image_id": 1, "height": 3, "width": 5})
-    assert image.shape == (3, 5, 3)
-    assert image.dtype == np.uint8
-    assert image.min() == 255

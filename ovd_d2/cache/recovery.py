@@ -9,7 +9,8 @@ no manifest, no records                               the header is written: a n
 records, but no manifest                              refused: they have no identity
 manifest of another header, or damaged                refused; --overwrite deletes the store
 shard in a journal, not in the manifest               checked, listed in the manifest
-shard missing, truncated, or of another SHA-256       removed; its images are built again
+shard missing, or not of the listed counts, size or   removed; its images are built again
+SHA-256
 shard with an image that a listed shard holds         removed
 shard in neither journal nor manifest                 removed: its images are still pending
 journal damaged                                       its shards count as unlisted
@@ -209,11 +210,15 @@ def _read_back(
 def _sound_ids(folder: Path, manifest: Manifest, shard: ShardInfo) -> set[int] | None:
     path = folder / shard.file
     try:
-        ids: list[int] = open_shard(path, manifest.fields)["image_ids"].tolist()
-        if sha256_file(path) != shard.sha256:
-            raise DamagedFileError(f"{path} is damaged (its SHA-256 is not the one written down)")
+        content = open_shard(path, manifest.fields)
+        ids, rows = content["image_ids"].tolist(), len(content["boxes"])
+        found = ShardInfo(shard.file, len(ids), rows, path.stat().st_size, sha256_file(path))
+        if found != shard:
+            raise DamagedFileError(
+                f"{path} is damaged ({found} is not the {shard} that was listed)"
+            )
     except (DamagedFileError, OSError) as error:
-        logger.warning("%s; its %d images are built again", error, shard.images)
+        logger.warning("%s; its images are built again", error)
         return None
     return set(ids)
 

@@ -67,10 +67,10 @@ def build_cache(
 
     All ranks of a process group (Detectron2's `launch`, torchrun) call this together and write to
     one folder; a rank takes every n-th of the images that are still missing, so a build goes on
-    with any number of ranks. Which images a rank gets decides which crops share a batch of the
-    teacher. The embedding of a crop depends on its batch in the last bits of the floating point
-    alone: not at all for a teacher that computes every row by itself, by about 1e-6 on a CPU, and
-    by the rounding of its arithmetic on a GPU. Boxes and objectness do not depend on it.
+    with any number of ranks. How many there are decides which crops share a batch of the teacher:
+    on a CPU the embeddings are the same to the last bit all the same (tested with the shipped
+    teacher); on a GPU they may differ by the rounding of its arithmetic, so that fingerprints may
+    differ. Boxes and objectness never do.
 
     Args:
         dataset_dicts: Detectron2's list of dicts (file_name, image_id, height, width).

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -325,3 +326,26 @@ def test_invalid_manifests_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make_manifest(**{"kind": "embeddings", **changes})
+
+
+def test_memory_does_not_grow_with_the_number_of_images(
+    tmp_path: Path, make_manifest: Callable
+) -> None:
+    record = {
+        "boxes": torch.tensor([0.0, 0, 1, 1]).repeat(300, 1),
+        "objectness": torch.ones(300),
+        "embeddings": torch.nn.functional.normalize(torch.ones(300, 512), dim=1),
+    }
+
+    def write() -> None:
+        os.fsync = lambda descriptor: None  # type: ignore[assignment]
+        manifest = make_manifest(num_images=200, embedding_dim=512)
+        with RecordWriter(tmp_path, manifest, images_per_shard=8) as writer:
+            for image_id in range(200):  # 66 MB
+                if image_id == 20:
+                    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                writer.add(image_id, record)
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assert after - before < 16 << 10, f"{after - before} KiB more"
+
+    assert exit_code(fork(write)) == 0

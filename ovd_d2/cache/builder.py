@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from tqdm import tqdm
 
 from ovd_d2.cache.manifest import CacheError, DatasetInfo, Manifest, dataset_fingerprint
 from ovd_d2.cache.pictures import header_problems, load_image
+from ovd_d2.cache.pipeline import ImageTask, Settings, embed_images
 from ovd_d2.cache.ranks import Ranks
 from ovd_d2.cache.store import CachedProposals, ProposalStore
 from ovd_d2.cache.writer import IMAGES_PER_SHARD, RecordWriter
-from ovd_d2.clip.crops import crop_recipe, embed_proposals
+from ovd_d2.clip.crops import crop_recipe
 from ovd_d2.clip.teacher import CLIPTeacher
 
 _SHOWN = 10  # bad pictures in a message
@@ -55,6 +57,7 @@ def build_cache(
     top_k: int | None = None,
     batch_size: int = 256,
     resize: str = "open_clip",
+    amp: bool | None = None,
     images_per_shard: int = IMAGES_PER_SHARD,
     overwrite: bool = False,
     progress: bool = True,
@@ -78,6 +81,8 @@ def build_cache(
         top_k: keep the K proposals of highest objectness; None keeps all.
         batch_size: crops in one forward pass of the teacher.
         resize: how a crop becomes the teacher's input, see `ovd_d2.clip.crops.crop_batch`.
+        amp: the teacher computes in bfloat16, on CUDA only; None: there yes, on the CPU no. The
+            manifest says which, since embeddings differ in the third digit.
         part: (i, n) with 1 <= i <= n embeds only part i of n, every n-th image, for machines
             without a common file system; each part has a folder of its own, and merging the parts
             makes the cache. The parts have equal headers.
@@ -90,7 +95,8 @@ def build_cache(
     """
     start = time.perf_counter()
     _check_inputs(dataset_dicts, proposals, dataset_name, top_k, part)
-    recipe = {**crop_recipe(resize=resize), "top_k": top_k}
+    settings = Settings(batch_size, resize=resize, amp=_use_amp(amp, teacher.device))
+    recipe = {**crop_recipe(settings.scales, resize, amp=settings.amp), "top_k": top_k}
     manifest = _embedding_manifest(dataset_dicts, dataset_name, proposals, teacher, recipe)
     ranks = Ranks()
     entries = _part_of(dataset_dicts, part)
@@ -100,13 +106,11 @@ def build_cache(
         waiting = [entry for entry in entries if entry["image_id"] not in writer.done_ids]
         mine = waiting[ranks.rank :: ranks.count]
         writer.check_space(len(waiting), _rows_per_image(proposals, top_k))
-        bar = tqdm(mine, f"embed {dataset_name}", unit="image", disable=not progress)
-        for entry in bar:
-            kept = _top(proposals[entry["image_id"]], top_k)
-            embeddings = embed_proposals(
-                load_image(entry), kept.boxes, teacher, batch_size=batch_size, resize=resize
-            )
-            writer.add(entry["image_id"], {**_fields(kept), "embeddings": embeddings})
+        tasks = (_task(entry, proposals, top_k) for entry in mine)
+        written = embed_images(tasks, teacher, writer.add, settings)
+        for _ in tqdm(written, f"embed {dataset_name}", len(mine), unit="image",
+                      disable=not progress):  # fmt: skip
+            pass
         finished = writer.finish(entry["image_id"] for entry in entries)
     return BuildSummary(
         path=writer.path,
@@ -194,6 +198,18 @@ def _check_inputs(
         problems.append(f"it cannot be split into {part[1]} parts, it has {len(ids)} images")
     if problems:
         raise CacheError(f"cannot embed data set '{dataset_name}': {'; '.join(problems)}")
+
+
+def _use_amp(amp: bool | None, device: torch.device) -> bool:
+    if amp and device.type != "cuda":
+        raise ValueError(f"amp is for CUDA devices, the teacher runs on {device}; leave it out")
+    return device.type == "cuda" if amp is None else amp
+
+
+def _task(entry: Mapping[str, Any], proposals: ProposalStore, top_k: int | None) -> ImageTask:
+    record = _fields(_top(proposals[entry["image_id"]], top_k))
+    size = 3 * entry.get("height", 0) * entry.get("width", 0)
+    return ImageTask(entry["image_id"], record, partial(load_image, entry), size)
 
 
 def _top(proposals: CachedProposals, top_k: int | None) -> CachedProposals:

@@ -169,9 +169,9 @@ def test_an_interrupted_build_continues_without_repeating(
     tmp_path: Path, run: Callable[..., EmbeddingCache]
 ) -> None:
     with pytest.raises(ValueError, match="image 13: refused: .*embeddings are NaN"):
-        run(ColourModel(broken_after=2), path=tmp_path / "broken")
+        run(ColourModel(broken_after=2), path=tmp_path / "broken", batch_size=6)
     model = ColourModel()
-    continued = run(model, path=tmp_path / "broken")
+    continued = run(model, path=tmp_path / "broken", batch_size=6)  # 3 boxes at 2 scales
     assert model.calls == 1  # images 11 and 12 are there, 14 has no proposals
     whole = run(path=tmp_path / "whole")
     assert continued.fingerprint == whole.fingerprint

@@ -124,6 +124,7 @@ def embed_images(
     """
     encoders, threads = _encoder_threads(teacher.device)
     loaders = min(_MAX_LOADERS, os.cpu_count() or 1)
+    failed = False  # of writing, which one thread does
 
     def load(task: ImageTask) -> LoadedImage:
         return _load(task, settings.scales, teacher.device)
@@ -133,7 +134,12 @@ def embed_images(
 
     def write_one(item: tuple[ImageTask, torch.Tensor]) -> int:
         task, rows = item
+        nonlocal failed
+        if failed:  # what was queued before the error was noticed
+            raise RuntimeError(f"image {task.image_id} is not written after an error")
+        failed = True
         write(task.image_id, {**task.record, "embeddings": average_scales(rows, settings.scales)})
+        failed = False
         return task.image_id
 
     with (

@@ -143,7 +143,7 @@ def test_extreme_boxes_are_cheap_and_whole() -> None:
 def test_normalisation_and_interpolation_come_from_the_teacher() -> None:
     preprocessing = Preprocessing((4, 4), (0.5, 0.25, 0.0), (0.5, 0.25, 1.0), "bilinear", "squash")
     crop = crop_batch(framed_image(), BOX, 1.0, cast(CLIPTeacher, MeanColourTeacher(preprocessing)))
-    assert crop[0].mean(dim=(1, 2)).tolist() == [1.0, -1.0, 0.0]
+    assert crop[0].mean(dim=(1, 2)).tolist() == pytest.approx([1.0, -1.0, 0.0])
 
 
 def test_longest_mode_pads() -> None:

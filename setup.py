@@ -19,6 +19,7 @@ setup(
         "open_clip_torch>=3.0,<4",
         "timm>=1.0.9,<2",
         "safetensors>=0.4.5",
+        "xxhash>=3.0",
         "numpy>=2.0,<3",
         "pillow>=10.3",
         "matplotlib>=3.9",

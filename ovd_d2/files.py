@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,23 @@ def flush_folder(folder: str | os.PathLike[str]) -> None:
         return
     finally:
         os.close(descriptor)
+
+
+def free_bytes(folder: str | os.PathLike[str]) -> int:
+    """Room on the disk that will hold `folder`, which need not exist yet."""
+    path = Path(folder).resolve()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def readable_bytes(count: float) -> str:
+    """Bytes for people: "28.7 GiB"."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} GiB"
 
 
 def _reserve_temporary(target: Path) -> Path:

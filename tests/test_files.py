@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from ovd_d2 import files
-from ovd_d2.files import atomic_write, atomic_write_json, fingerprint_json, sha256_file
+from ovd_d2.files import (
+    atomic_write,
+    atomic_write_json,
+    fingerprint_json,
+    free_bytes,
+    readable_bytes,
+    sha256_file,
+)
 
 
 def test_atomic_write_replaces_the_target_and_leaves_no_temporary(tmp_path: Path) -> None:
@@ -103,3 +110,22 @@ def test_fingerprint_is_canonical() -> None:
     assert fingerprint_json({"b": "ä", "a": (1, 2)}) == expected
     assert fingerprint_json({"b": "ä", "a": [2, 1]}) != expected
     assert len(expected) == 16
+
+
+def test_room_on_the_disk_of_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
+    assert free_bytes(tmp_path / "a" / "b") == free_bytes(tmp_path) > 0
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 bytes"),
+        (1023, "1023 bytes"),
+        (1024, "1 KiB"),
+        (5 << 20, "5 MiB"),
+        (3 << 29, "1.5 GiB"),
+        (2 << 40, "2,048.0 GiB"),
+    ],
+)
+def test_bytes_for_people(count: int, text: str) -> None:
+    assert readable_bytes(count) == text

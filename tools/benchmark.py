@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from tabulate import tabulate
 
 import ovd_d2  # noqa: F401  (registers the data sets)
-from ovd_d2.benchmark import options, speed, sweeps, tables
+from ovd_d2.benchmark import cache_page, options, speed, sweeps, tables
 from ovd_d2.benchmark.page import page
 from ovd_d2.demo.pictograms import benchmark_steps
 from ovd_d2.demo.steps import Pipeline, StepFailed, repository_root
@@ -24,6 +25,9 @@ example (about an hour on two cores; takes up what make demo has trained, and go
   python tools/benchmark.py demo-table --seeds 0 1 2
 all rows of the paper's table (about half an hour more; takes up what demo-table has trained):
   python tools/benchmark.py paper-table --seeds 0 1 2
+the embedding cache (a few minutes; trains nothing; on a GPU where there is one):
+  python tools/benchmark.py cache
+  python tools/benchmark.py cache --device cuda --architecture ViT-L-14
 """
 
 
@@ -62,7 +66,23 @@ def parse_args() -> argparse.Namespace:
         command.add_argument(
             "--docs", type=Path, default=repository_root() / "docs", help="written to"
         )
+    add_cache_command(commands)
     return parser.parse_args()
+
+
+def add_cache_command(commands: Any) -> None:
+    command = commands.add_parser(
+        "cache", help="building, reading and training from the embedding cache"
+    )
+    command.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="of the teacher (default: cuda where there is one)",
+    )
+    command.add_argument(
+        "--architecture", help="measure building with this teacher alone, random weights"
+    )
+    command.add_argument("--docs", type=Path, default=repository_root() / "docs", help="written to")
 
 
 def measure_table(args: argparse.Namespace) -> None:
@@ -98,17 +118,32 @@ def measure_speed(args: argparse.Namespace) -> None:
     print(speed.table_of(rows))
 
 
+def measure_cache(args: argparse.Namespace) -> None:
+    """Measures everything about the cache in one run; writes the JSON and its page."""
+    rows = cache_page.measure(args.device, args.architecture)
+    command = f"python tools/benchmark.py cache --device {args.device}"
+    if args.architecture is not None:
+        command += f" --architecture {args.architecture}"
+    document = dated(command, rows)
+    atomic_write_json(args.docs / "results" / "cache.json", document)
+    with atomic_write(args.docs / "results-cache.md") as temporary:
+        temporary.write_text(cache_page.page(document))
+    print(cache_page.table_of(rows))
+
+
 def write_document(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """The JSON of a benchmark, and the page anew."""
-    document = {
-        "command": f"python tools/benchmark.py {args.benchmark} --seeds "
-        + " ".join(map(str, args.seeds))
-        + (" --device cuda" if getattr(args, "device", "cpu") == "cuda" else ""),
-        "date": datetime.date.today().isoformat(),
-        "rows": rows,
-    }
+    command = f"python tools/benchmark.py {args.benchmark} --seeds {' '.join(map(str, args.seeds))}"
+    if getattr(args, "device", "cpu") != "cpu":
+        command += f" --device {args.device}"
+    document = dated(command, rows)
     atomic_write_json(args.docs / "results" / FILES[args.benchmark], document)
     write_page(args.docs)
+
+
+def dated(command: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the JSON of every benchmark holds."""
+    return {"command": command, "date": datetime.date.today().isoformat(), "rows": rows}
 
 
 def write_page(docs: Path) -> None:
@@ -124,6 +159,7 @@ MEASURE = {
     "paper-table": measure_table,
     "sweeps": measure_sweeps,
     "speed": measure_speed,
+    "cache": measure_cache,
 }
 
 if __name__ == "__main__":

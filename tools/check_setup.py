@@ -14,9 +14,10 @@ from ovd_d2.data.categories import get_categories
 from ovd_d2.data.consistency import split_notices
 from ovd_d2.engine.checks import check_setup
 from ovd_d2.engine.config_keys import idle_key_notices
-from ovd_d2.engine.estimates import checkpoint_bytes, estimate_training_memory, free_bytes
+from ovd_d2.engine.estimates import checkpoint_bytes, estimate_training_memory
 from ovd_d2.engine.run import load_config, load_for_training
 from ovd_d2.errors import SetupError
+from ovd_d2.files import free_bytes, readable_bytes
 
 EPILOG = """
 example:
@@ -24,11 +25,6 @@ example:
       MODEL.OVD.DISTILLATION.CACHE output/demo/seed0/cache
 Exit status 1 if there is a problem. tools/train_net.py makes the same checks before it starts.
 """
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def parse_args() -> argparse.Namespace:
@@ -60,10 +56,10 @@ def print_needs(cfg: CfgNode, num_gpus: int) -> None:
     images = max(1, cfg.SOLVER.IMS_PER_BATCH // num_gpus)
     memory = estimate_training_memory(cfg, images)
     rows = [
-        [f"memory a process, {images} images", f"{size(memory.total)} at least"],
-        ["  of it activations", f"{size(memory.activations)}"],
-        ["checkpoints, all of them", f"{size(checkpoint_bytes(cfg))}"],
-        [f"free on the disk of {cfg.OUTPUT_DIR}", f"{size(free_bytes(cfg.OUTPUT_DIR))}"],
+        [f"memory a process, {images} images", f"{readable_bytes(memory.total)} at least"],
+        ["  of it activations", f"{readable_bytes(memory.activations)}"],
+        ["checkpoints, all of them", f"{readable_bytes(checkpoint_bytes(cfg))}"],
+        [f"free on the disk of {cfg.OUTPUT_DIR}", f"{readable_bytes(free_bytes(cfg.OUTPUT_DIR))}"],
     ]
     print(tabulate(rows, ["needs (estimated)", ""], tablefmt="simple"))
     if checkpoint_bytes(cfg) > free_bytes(cfg.OUTPUT_DIR):

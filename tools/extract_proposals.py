@@ -7,9 +7,11 @@ import argparse
 import sys
 
 from detectron2.data import DatasetCatalog
+from detectron2.utils import comm
 
 from ovd_d2.cache import CacheError, RecordWriter
 from ovd_d2.engine import build_open_vocabulary_model, check_setup
+from ovd_d2.engine.launching import add_launch_arguments, launch_processes
 from ovd_d2.engine.proposals import extract_proposals, proposal_manifest
 from ovd_d2.engine.run import load_config
 from ovd_d2.errors import SetupError
@@ -18,7 +20,9 @@ EPILOG = """
 example (the config and the weights of a detector trained on base categories alone):
   tools/extract_proposals.py --config-file configs/vild_text_r50.yaml \\
       --dataset lvis_v1_train_norare --output datasets://lvis/proposals \\
-      MODEL.WEIGHTS output/vild_text_r50/model_final.pth
+      --num-gpus 8 MODEL.WEIGHTS output/vild_text_r50/model_final.pth
+
+Stopped at any point, the same command continues where it was, with any number of processes.
 """
 
 
@@ -31,14 +35,21 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", required=True, help="folder of the proposals")
     parser.add_argument("--top-k", type=int, default=300, help="proposals an image (default 300)")
     parser.add_argument("--overwrite", action="store_true", help="delete what is in --output first")
+    add_launch_arguments(parser)
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, e.g. MODEL.WEIGHTS"
     )
     return parser.parse_args()
 
 
-def main() -> None:
-    args = parse_args()
+def main(args: argparse.Namespace) -> None:
+    try:
+        run(args)
+    except (SetupError, CacheError, TypeError) as error:  # TypeError: no first stage to ask
+        sys.exit(str(error))
+
+
+def run(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, args.opts)
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = args.top_k
     cfg.MODEL.OVD.VOCABULARY = ""  # the first stage has no names
@@ -51,11 +62,9 @@ def main() -> None:
     manifest = proposal_manifest(cfg, args.dataset, dataset_dicts)
     with RecordWriter(args.output, manifest, overwrite=args.overwrite) as writer:
         manifest = extract_proposals(cfg, model, dataset_dicts, writer)
-    print(f"{manifest.num_rows} proposals of {manifest.num_images} images in {args.output}")
+    if comm.is_main_process():
+        print(f"{manifest.num_rows} proposals of {manifest.num_images} images in {args.output}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (SetupError, CacheError, TypeError) as error:  # TypeError: no first stage to ask
-        sys.exit(str(error))
+    launch_processes(main, parse_args())

@@ -6,21 +6,24 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data.detection_utils import read_image
-from numpy.typing import NDArray
-from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
 from ovd_d2.cache.manifest import CacheError, DatasetInfo, Manifest, dataset_fingerprint
+from ovd_d2.cache.pictures import header_problems, load_image
+from ovd_d2.cache.pipeline import ImageTask, Settings, embed_images
+from ovd_d2.cache.ranks import Ranks
 from ovd_d2.cache.store import CachedProposals, ProposalStore
 from ovd_d2.cache.writer import IMAGES_PER_SHARD, RecordWriter
-from ovd_d2.clip.crops import crop_recipe, embed_proposals
+from ovd_d2.clip.crops import crop_recipe
 from ovd_d2.clip.teacher import CLIPTeacher
+
+_SHOWN = 10  # bad pictures in a message
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class BuildSummary:
         images_built: those embedded by this run; the others were there already.
         bytes: size of all shards.
         seconds: wall-clock time of this run.
+        complete: the cache holds every image of the data set; a part does not.
     """
 
     path: Path
@@ -40,6 +44,7 @@ class BuildSummary:
     proposals: int
     bytes: int
     seconds: float
+    complete: bool
 
 
 def build_cache(
@@ -52,14 +57,23 @@ def build_cache(
     top_k: int | None = None,
     batch_size: int = 256,
     resize: str = "open_clip",
+    amp: bool | None = None,
     images_per_shard: int = IMAGES_PER_SHARD,
     overwrite: bool = False,
     progress: bool = True,
+    part: tuple[int, int] = (1, 1),
 ) -> BuildSummary:
     """Embed the proposals of every image of a data set; killed and run again, it continues.
 
     Each proposal's crops of the original pixels (`ovd_d2.clip.crops`) are embedded, averaged and
     normalised, and stored with the box and its objectness.
+
+    All ranks of a process group (Detectron2's `launch`, torchrun) call this together and write to
+    one folder; a rank takes every n-th of the images that are still missing, so a build goes on
+    with any number of ranks. How many there are decides which crops share a batch of the teacher:
+    on a CPU the embeddings are the same to the last bit all the same (tested with the shipped
+    teacher); on a GPU they may differ by the rounding of its arithmetic, so that fingerprints may
+    differ. Boxes and objectness never do.
 
     Args:
         dataset_dicts: Detectron2's list of dicts (file_name, image_id, height, width).
@@ -67,32 +81,71 @@ def build_cache(
         top_k: keep the K proposals of highest objectness; None keeps all.
         batch_size: crops in one forward pass of the teacher.
         resize: how a crop becomes the teacher's input, see `ovd_d2.clip.crops.crop_batch`.
+        amp: the teacher computes in bfloat16, on CUDA only; None: there yes, on the CPU no. The
+            manifest says which, since embeddings differ in the third digit.
+        part: (i, n) with 1 <= i <= n embeds only part i of n, every n-th image, for machines
+            without a common file system; each part has a folder of its own, and merging the parts
+            makes the cache. The parts have equal headers.
 
     Raises:
         CacheError: proposals or images are missing, an image is damaged or of another size than
-            its dict says, or the folder holds another cache.
+            its dict says, the disk has no room, the folder holds another cache, or another rank
+            failed.
         ValueError: the teacher returned NaN or no unit vectors; the image id is named.
     """
     start = time.perf_counter()
-    _check_inputs(dataset_dicts, proposals, dataset_name, top_k)
-    recipe = {**crop_recipe(resize=resize), "top_k": top_k}
+    _check_inputs(dataset_dicts, proposals, dataset_name, top_k, part)
+    settings = Settings(batch_size, resize=resize, amp=_use_amp(amp, teacher.device))
+    recipe = {**crop_recipe(settings.scales, resize, amp=settings.amp), "top_k": top_k}
     manifest = _embedding_manifest(dataset_dicts, dataset_name, proposals, teacher, recipe)
-    with RecordWriter(path, manifest, images_per_shard, overwrite) as writer:
-        waiting = [entry for entry in dataset_dicts if entry["image_id"] not in writer.done_ids]
-        done = len(dataset_dicts) - len(waiting)
-        bar = tqdm(waiting, f"embed {dataset_name}", len(dataset_dicts), unit="image",
-                   initial=done, disable=not progress)  # fmt: skip
-        for entry in bar:
-            kept = _top(proposals[entry["image_id"]], top_k)
-            embeddings = embed_proposals(
-                load_image(entry), kept.boxes, teacher, batch_size=batch_size, resize=resize
-            )
-            writer.add(entry["image_id"], {**_fields(kept), "embeddings": embeddings})
-        finished = writer.finish()
-        size = sum((writer.path / shard.file).stat().st_size for shard in finished.shards)
-    seconds = time.perf_counter() - start
-    images, rows = finished.num_images, finished.num_rows
-    return BuildSummary(writer.path, images, len(waiting), rows, size, seconds)
+    ranks = Ranks()
+    entries = _part_of(dataset_dicts, part)
+    progress = progress and ranks.rank == 0
+    _check_pictures(entries, ranks, progress)
+    with RecordWriter(path, manifest, images_per_shard, overwrite, ranks=ranks) as writer:
+        waiting = [entry for entry in entries if entry["image_id"] not in writer.done_ids]
+        mine = waiting[ranks.rank :: ranks.count]
+        writer.check_space(len(waiting), _rows_per_image(proposals, top_k))
+        tasks = (_task(entry, proposals, top_k) for entry in mine)
+        written = embed_images(tasks, teacher, writer.add, settings)
+        for _ in tqdm(written, f"embed {dataset_name}", len(mine), unit="image",
+                      disable=not progress):  # fmt: skip
+            pass
+        finished = writer.finish(entry["image_id"] for entry in entries)
+    return BuildSummary(
+        path=writer.path,
+        images=finished.num_images,
+        images_built=len(waiting),
+        proposals=finished.num_rows,
+        bytes=sum(shard.bytes for shard in finished.shards),
+        seconds=time.perf_counter() - start,
+        complete=finished.complete,
+    )
+
+
+def _part_of(
+    dataset_dicts: Sequence[Mapping[str, Any]], part: tuple[int, int]
+) -> list[Mapping[str, Any]]:
+    """Every n-th image in the order of the ids, whatever the order of the list."""
+    number, count = part
+    return sorted(dataset_dicts, key=lambda entry: entry["image_id"])[number - 1 :: count]
+
+
+def _check_pictures(entries: Sequence[Mapping[str, Any]], ranks: Ranks, progress: bool) -> None:
+    """Before anything is written or deleted: every rank looks at its share of the headers."""
+    shares = ranks.gather(lambda: header_problems(entries[ranks.rank :: ranks.count], progress))
+    problems = [problem for share in shares for problem in share]
+    if len(problems) == 1:
+        raise CacheError(problems[0])
+    if problems:
+        shown = "\n".join(f"  {problem}" for problem in problems[:_SHOWN])
+        more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise CacheError(f"{len(problems)} pictures cannot be used:\n{shown}{more}")
+
+
+def _rows_per_image(proposals: ProposalStore, top_k: int | None) -> float:
+    mean = proposals.manifest.num_rows / proposals.manifest.num_images
+    return mean if top_k is None else min(mean, top_k)
 
 
 def _embedding_manifest(
@@ -118,6 +171,7 @@ def _check_inputs(
     proposals: ProposalStore,
     dataset_name: str,
     top_k: int | None,
+    part: tuple[int, int],
 ) -> None:
     """Find what would stop the build hours later, and report all of it at once."""
     problems = []
@@ -138,8 +192,24 @@ def _check_inputs(
         problems.append("it has no images")
     if top_k is not None and top_k < 1:
         problems.append(f"top_k is {top_k}, expected at least 1 or None")
+    if not 1 <= part[0] <= part[1]:
+        problems.append(f"part is {part}, expected (i, n) with 1 <= i <= n")
+    elif len(ids) < part[1]:
+        problems.append(f"it cannot be split into {part[1]} parts, it has {len(ids)} images")
     if problems:
         raise CacheError(f"cannot embed data set '{dataset_name}': {'; '.join(problems)}")
+
+
+def _use_amp(amp: bool | None, device: torch.device) -> bool:
+    if amp and device.type != "cuda":
+        raise ValueError(f"amp is for CUDA devices, the teacher runs on {device}; leave it out")
+    return device.type == "cuda" if amp is None else amp
+
+
+def _task(entry: Mapping[str, Any], proposals: ProposalStore, top_k: int | None) -> ImageTask:
+    record = _fields(_top(proposals[entry["image_id"]], top_k))
+    size = 3 * entry.get("height", 0) * entry.get("width", 0)
+    return ImageTask(entry["image_id"], record, partial(load_image, entry), size)
 
 
 def _top(proposals: CachedProposals, top_k: int | None) -> CachedProposals:
@@ -151,34 +221,3 @@ def _top(proposals: CachedProposals, top_k: int | None) -> CachedProposals:
 
 def _fields(proposals: CachedProposals) -> dict[str, torch.Tensor]:
     return {"boxes": proposals.boxes, "objectness": proposals.objectness}
-
-
-def load_image(entry: Mapping[str, Any]) -> NDArray[np.uint8]:
-    """The original pixels of a data set dict, (H, W, 3) uint8 RGB.
-
-    Raises:
-        CacheError: the file is missing, damaged or not of the size that the dict says; the file
-            and the image id are named.
-    """
-    file_name, image_id = entry["file_name"], entry["image_id"]
-    try:
-        image: NDArray[np.uint8] = read_image(file_name, "RGB")
-    except FileNotFoundError:
-        raise CacheError(
-            f"image {image_id}: {file_name} is missing (is DETECTRON2_DATASETS set to the folder "
-            "that holds the data set?)"
-        ) from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        # Pillow reports damage as any of these, by file format.
-        raise CacheError(
-            f"image {image_id}: {file_name} cannot be read ({error}); fetch the file again"
-        ) from error
-    height, width = image.shape[:2]
-    expected = (entry.get("height", height), entry.get("width", width))
-    if (height, width) != expected:
-        raise CacheError(
-            f"image {image_id}: {file_name} is {height} x {width} (height x width), the data set "
-            f"says {expected[0]} x {expected[1]}; its boxes would not fit. Restore the original "
-            "file"
-        )
-    return image

@@ -1,9 +1,15 @@
-"""The manifest of a record store: what is in the folder and what it was made from."""
+"""The manifest of a record store: what is in the folder and what it was made from.
+
+The format is written down in docs/cache-format.md.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,14 +18,21 @@ from typing import Any
 import torch
 from detectron2.utils.file_io import PathManager
 
-from ovd_d2.files import atomic_write_json, fingerprint_json
+from ovd_d2.files import atomic_write, fingerprint_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_FILE = "manifest.json"
+MAX_MANIFEST_BYTES = 64 << 20  # 250,000 shards; anything larger is not read
 KINDS = ("proposals", "embeddings")
-DTYPES = {"float16": torch.float16, "float32": torch.float32}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
+BUILD_COMMANDS = {"proposals": "tools/extract_proposals.py", "embeddings": "tools/cache.py build"}
 # What changes while a store is being written; everything else is the header.
-_PROGRESS_KEYS = ("complete", "shards")
+_PROGRESS_KEYS = ("shards", "index")
+# A store may come from elsewhere: no name may point out of its own folder.
+_SHARD_NAME = re.compile(r"shard-([a-z]\d{3,9})-(\d{5,9})\.safetensors")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+# The file's last bytes: 64 hexadecimal characters, then this.
+_TAIL = b'"\n}\n'
 
 
 class CacheError(RuntimeError):
@@ -27,7 +40,7 @@ class CacheError(RuntimeError):
 
 
 class DamagedFileError(CacheError):
-    """A file of a store that is missing, truncated or garbled; only its images are lost."""
+    """A file of a store that is missing, truncated or garbled; only its content is lost."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,11 @@ class FieldSpec:
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+
+    @property
+    def row_bytes(self) -> int:
+        """Stored bytes of one row (one proposal)."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -55,12 +73,28 @@ class DatasetInfo:
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One finished shard: file name inside the folder, its counts and its SHA-256."""
+    """One finished shard: file name inside the folder, its counts, its size and its SHA-256."""
 
     file: str
     images: int
     rows: int
+    bytes: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class IndexInfo:
+    """The index of a finished store, see `ovd_d2.cache.index`.
+
+    Attributes:
+        bytes, sha256: of the index file.
+        content: SHA-256 over all image ids, then all record checksums, in the order of the ids: it
+            is the same however the records lie in shards.
+    """
+
+    bytes: int
+    sha256: str
+    content: str
 
 
 @dataclass
@@ -75,8 +109,8 @@ class Manifest:
         teacher: fingerprint of the teacher, "" in a proposal store.
         embedding_dim: width D of the embeddings, 0 in a proposal store.
         dtype: stored type of the embeddings; boxes and objectness are always float32.
-        complete: every image of the data set has a record.
-        shards: the finished shards in the order they were written.
+        shards: the finished shards.
+        index: of a finished store; None while images of the data set are missing.
     """
 
     kind: str
@@ -87,8 +121,8 @@ class Manifest:
     embedding_dim: int = 0
     dtype: str = "float16"
     schema_version: int = SCHEMA_VERSION
-    complete: bool = False
     shards: list[ShardInfo] = field(default_factory=list)
+    index: IndexInfo | None = None
 
     def __post_init__(self) -> None:
         problems = _header_problems(self)
@@ -97,14 +131,21 @@ class Manifest:
 
     @property
     def fields(self) -> dict[str, FieldSpec]:
-        """The fields of every record of this store."""
+        """The fields of every record of this store, in the order that its checksum takes them."""
         fields = {
             "boxes": FieldSpec((4,), torch.float32),
             "objectness": FieldSpec((), torch.float32),
         }
         if self.kind == "embeddings":
             fields["embeddings"] = FieldSpec((self.embedding_dim,), DTYPES[self.dtype])
+            if self.dtype == "int8":
+                fields["scales"] = FieldSpec((), torch.float32)
         return fields
+
+    @property
+    def complete(self) -> bool:
+        """Every image of the data set has a record, and the index is written."""
+        return self.index is not None
 
     @property
     def num_images(self) -> int:
@@ -118,8 +159,30 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal characters over the header and the content of every shard."""
-        return fingerprint_json([self.header(), sorted(shard.sha256 for shard in self.shards)])
+        """16 hexadecimal characters over the header and every record, however it lies in shards.
+
+        Raises:
+            CacheError: the store is unfinished.
+        """
+        if self.index is None:
+            raise CacheError(
+                f"the {self.kind} of '{self.dataset.name}' are unfinished ({self.num_images} of "
+                f"{self.dataset.num_images} images), so they have no fingerprint yet: run "
+                f"{self.build_command} again with the same arguments"
+            )
+        return fingerprint_json([self.header(), self.index.content])
+
+    @property
+    def build_command(self) -> str:
+        """The tool that writes stores of this kind."""
+        return BUILD_COMMANDS[self.kind]
+
+    def shard_fix(self, file: str) -> str:
+        """What to do about a damaged shard, in words."""
+        return (
+            f"Delete {file} if it is there and run {self.build_command} again with the same "
+            "arguments: only its images are built again"
+        )
 
     def header(self) -> dict[str, Any]:
         """What must be equal for a build to be continued."""
@@ -137,29 +200,47 @@ class Manifest:
         ]
 
     def save(self, folder: Path) -> None:
-        """Write `folder/manifest.json`, whole or not at all."""
-        atomic_write_json(folder / MANIFEST_FILE, asdict(self))
+        """Write `folder/manifest.json` with its own checksum, whole or not at all."""
+        text = json.dumps({**asdict(self), "checksum": ""}, indent=2, allow_nan=False) + "\n"
+        body = text.encode("ascii")[: -len(_TAIL)]
+        with atomic_write(folder / MANIFEST_FILE) as temporary:
+            temporary.write_bytes(body + hashlib.sha256(body).hexdigest().encode() + _TAIL)
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
         """Read `folder/manifest.json`.
 
         Raises:
-            CacheError: the file is missing, is no JSON, or is not a manifest of this version.
+            CacheError: the file is missing, damaged, or not a manifest of this version.
         """
         path = folder / MANIFEST_FILE
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            return _parse(_read(path), path)
         except FileNotFoundError:
             raise CacheError(
                 f"no record store in {folder}: {MANIFEST_FILE} is missing. Build it with "
-                "tools/extract_proposals.py (proposals) or tools/build_cache.py (embeddings)"
+                f"{BUILD_COMMANDS['proposals']} (proposals) or {BUILD_COMMANDS['embeddings']} "
+                "(embeddings)"
             ) from None
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise CacheError(
-                f"{path} is damaged ({error}); build the store again with --overwrite"
+                f"{path} is damaged ({error}); restore it from a copy or build the store again "
+                "with --overwrite"
             ) from error
-        return _parse(content, path)
+
+
+def shard_name(writer: str, number: int) -> str:
+    """The file name of a writer's shard: "r003", 12 -> "shard-r003-00012.safetensors"."""
+    name = f"shard-{writer}-{number:05d}.safetensors"
+    if parse_shard_name(name) is None:
+        raise ValueError(f"writer {writer!r}: expected a small letter and three digits, as 'r003'")
+    return name
+
+
+def parse_shard_name(name: str) -> tuple[str, int] | None:
+    """(writer, number) of a shard's file name; None for any other name."""
+    match = _SHARD_NAME.fullmatch(name)
+    return (match.group(1), int(match.group(2))) if match else None
 
 
 def dataset_fingerprint(dataset_dicts: Iterable[Mapping[str, Any]]) -> str:
@@ -186,7 +267,9 @@ def local_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def _header_problems(manifest: Manifest) -> list[str]:
-    problems = []
+    problems = _type_problems(manifest)
+    if problems:
+        return problems
     if manifest.kind not in KINDS:
         problems.append(f"kind is '{manifest.kind}', expected one of {', '.join(KINDS)}")
     if manifest.dtype not in DTYPES:
@@ -199,7 +282,64 @@ def _header_problems(manifest: Manifest) -> list[str]:
         problems.append("teacher is empty, expected the teacher's fingerprint")
     if manifest.kind == "proposals" and (manifest.embedding_dim or manifest.teacher):
         problems.append("a proposal store has no teacher and embedding_dim 0")
+    return problems or _file_problems(manifest)
+
+
+def _type_problems(manifest: Manifest) -> list[str]:
+    """JSON may hold anything anywhere; nothing is computed before its type is known."""
+    dataset = manifest.dataset
+    strings = {
+        "kind": manifest.kind,
+        "proposals": manifest.proposals,
+        "teacher": manifest.teacher,
+        "dtype": manifest.dtype,
+        "dataset.name": dataset.name,
+        "dataset.fingerprint": dataset.fingerprint,
+    }
+    counts = {"embedding_dim": manifest.embedding_dim, "dataset.num_images": dataset.num_images}
+    problems = [
+        f"{name} is {value!r}, expected a text"
+        for name, value in strings.items()
+        if not isinstance(value, str)
+    ]
+    problems += [
+        f"{name} is {value!r}, expected a whole number"
+        for name, value in counts.items()
+        if not _is_count(value)
+    ]
+    if not isinstance(manifest.recipe, dict):
+        problems.append(f"recipe is {manifest.recipe!r}, expected a JSON object")
     return problems
+
+
+def _file_problems(manifest: Manifest) -> list[str]:
+    problems = []
+    for shard in manifest.shards:
+        if not isinstance(shard.file, str) or parse_shard_name(shard.file) is None:
+            problems.append(
+                f"shard file name {shard.file!r} is not a plain name as {shard_name('r000', 0)}"
+            )
+        elif not all(_is_count(value) for value in (shard.images, shard.rows, shard.bytes)):
+            problems.append(f"{shard.file}: images, rows and bytes must be whole numbers")
+        elif not _is_sha256(shard.sha256):
+            problems.append(f"{shard.file}: sha256 is {shard.sha256!r}")
+    names = [shard.file for shard in manifest.shards]
+    if not problems and len(set(names)) < len(names):
+        problems.append("a shard is listed twice")
+    index = manifest.index
+    if index is not None and not (
+        _is_count(index.bytes) and _is_sha256(index.sha256) and _is_sha256(index.content)
+    ):
+        problems.append(f"index is {index}")
+    return problems
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63  # what the index stores them as
+
+
+def _is_sha256(value: Any) -> bool:
+    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -212,7 +352,15 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _parse(content: Any, path: Path) -> Manifest:
+def _read(path: Path) -> bytes:
+    size = path.stat().st_size
+    if size > MAX_MANIFEST_BYTES:
+        raise ValueError(f"it has {size} bytes, expected at most {MAX_MANIFEST_BYTES}")
+    return path.read_bytes()
+
+
+def _parse(data: bytes, path: Path) -> Manifest:
+    content = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
     if not isinstance(content, dict) or "schema_version" not in content:
         raise CacheError(f"{path} is not the manifest of an ovd_d2 record store")
     if content["schema_version"] != SCHEMA_VERSION:
@@ -220,19 +368,27 @@ def _parse(content: Any, path: Path) -> Manifest:
             f"{path}: schema version {content['schema_version']}, this ovd_d2 reads version "
             f"{SCHEMA_VERSION}; build the store again or install the matching ovd_d2"
         )
-    try:
-        dataset = DatasetInfo(**content.pop("dataset"))
-        shards = [_parse_shard(shard) for shard in content.pop("shards")]
-        return Manifest(dataset=dataset, shards=shards, **content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CacheError(
-            f"{path} is damaged ({error}); build the store again with --overwrite"
-        ) from error
+    _check_checksum(data)
+    del content["checksum"]
+    index = content.pop("index")
+    return Manifest(
+        dataset=DatasetInfo(**content.pop("dataset")),
+        shards=[ShardInfo(**shard) for shard in content.pop("shards")],
+        index=None if index is None else IndexInfo(**index),
+        **content,
+    )
 
 
-def _parse_shard(content: Mapping[str, Any]) -> ShardInfo:
-    shard = ShardInfo(**content)
-    # A store may come from elsewhere: no entry may point out of its own folder.
-    if Path(shard.file).name != shard.file or not shard.file:
-        raise ValueError(f"shard file name {shard.file!r} is not a plain file name")
-    return shard
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _check_checksum(data: bytes) -> None:
+    """The last 68 bytes are the SHA-256 of everything before them, a quote, a brace, line ends."""
+    start = len(data) - len(_TAIL) - 64
+    body, found = data[: max(start, 0)], data[max(start, 0) : -len(_TAIL)]
+    expected = hashlib.sha256(body).hexdigest().encode()
+    if found != expected or not data.endswith(_TAIL):
+        raise ValueError(
+            f"its checksum is {expected.decode()}, it says {found.decode('ascii', 'replace')}"
+        )

@@ -2,12 +2,10 @@
 
 Format: safetensors files of a few hundred images each ("shards"). Why safetensors:
   - no pickle: opening a file from elsewhere cannot run code;
-  - memory-mapped: slicing a record touches only its own pages and copies nothing until it is
-    decoded, so random access by many loader workers shares one page cache (a 300 x 512 fp16
-    record costs what a numpy memmap costs; h5py, lance and zarr are 2 to 30 times slower);
   - the header states type, shape and place of every tensor and is checked against the size of
     the file, so truncation is found on opening instead of in training;
-  - K varies from image to image without padding, which a plain memmap array does not allow;
+  - a record is a run of rows in every tensor, so it is read at random without the rest;
+  - K varies from image to image without padding, which a plain array does not allow;
   - one small dependency without further ones, readable from other languages.
 Shards instead of one file an image: LVIS would be 100,170 files; instead of one file: a crash or a
 bad sector then costs one shard and not the whole build.
@@ -15,28 +13,58 @@ bad sector then costs one shard and not the whole build.
 A shard of n images with R proposals in total holds
   image_ids  (n,)   int64  ascending
   offsets    (n+1,) int64  record i is the rows offsets[i]:offsets[i+1] of every field
+  checksums  (n,)   int64  of each record, see `record_checksum`
   <field>    (R, ...)      the concatenated field; which ones: `Manifest.fields`
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 
+import numpy as np
 import torch
+import xxhash
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 
-from ovd_d2.cache.manifest import DamagedFileError, FieldSpec, Manifest
+from ovd_d2.cache import quantization
+from ovd_d2.cache.manifest import DamagedFileError, FieldSpec, Manifest, ShardInfo
 
 Record = dict[str, torch.Tensor]
+Arrays = dict[str, NDArray]
 
 # One key only: safetensors does not keep the order of metadata keys, and equal shards must be
 # equal files.
 _METADATA = {"format": "ovd_d2 record shard"}
 _UNIT_NORM_TOLERANCE = 1e-3
-# fp16 keeps 11 bits: rounding moves the norm of a unit row by less than 2^-11.
-STORED_NORM_TOLERANCE = 2e-3
+_INDEX_TENSORS = dict.fromkeys(("image_ids", "offsets", "checksums"), torch.int64)
+# The types that a shard may hold, as safetensors names them.
+_TYPES: dict[str, tuple[torch.dtype, np.dtype]] = {
+    "F32": (torch.float32, np.dtype("<f4")),
+    "F16": (torch.float16, np.dtype("<f2")),
+    "I8": (torch.int8, np.dtype("i1")),
+    "I64": (torch.int64, np.dtype("<i8")),
+}
+
+
+@dataclass(frozen=True)
+class TensorPlace:
+    """Where a tensor lies in its file: first byte, bytes of a row, type and shape."""
+
+    begin: int
+    row_bytes: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+
+Layout = Mapping[str, TensorPlace]  # what a shard's header says
 
 
 def encode_record(manifest: Manifest, image_id: int, tensors: Mapping[str, torch.Tensor]) -> Record:
@@ -46,23 +74,27 @@ def encode_record(manifest: Manifest, image_id: int, tensors: Mapping[str, torch
         ValueError: wrong fields or shapes, NaN or infinity, a box with x2 < x1, objectness
             outside [0, 1], or an embedding that is not a unit vector; the image id is named.
     """
-    fields = manifest.fields
+    fields = {name: spec for name, spec in manifest.fields.items() if name != "scales"}
     if set(tensors) != set(fields):
         raise ValueError(
             f"image {image_id}: record has fields {sorted(tensors)}, expected {sorted(fields)}"
         )
     _check_shapes(image_id, tensors, fields)
-    problems = value_problems(tensors, _UNIT_NORM_TOLERANCE)
+    problems = value_problems(tensors)
     if problems:
         raise ValueError(f"image {image_id}: refused: {'; '.join(problems)}")
-    return {
-        name: tensors[name].detach().to("cpu", spec.dtype).contiguous()
-        for name, spec in fields.items()
-    }
+    record = {name: tensors[name].detach().to("cpu", torch.float32).contiguous() for name in fields}
+    if "embeddings" in record:
+        record.update(quantization.encode(record["embeddings"], manifest.dtype))
+    return record
 
 
-def value_problems(tensors: Mapping[str, torch.Tensor], norm_tolerance: float) -> list[str]:
-    """What is wrong with the values of a record (or of a whole shard), in words."""
+def value_problems(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """What is wrong with the values of a record (or of a whole shard), in words.
+
+    Args:
+        tensors: before encoding, or as stored.
+    """
     not_finite = [
         f"{_count(~torch.isfinite(value).flatten(1).all(1))} rows of {name} are NaN or infinite"
         for name, value in _rows(tensors)
@@ -79,12 +111,26 @@ def value_problems(tensors: Mapping[str, torch.Tensor], norm_tolerance: float) -
     if outside.any():
         problems.append(f"{_count(outside)} objectness values lie outside [0, 1]")
     if "embeddings" in tensors:
-        norms = tensors["embeddings"].float().norm(dim=1)
-        wrong = (norms - 1).abs() > norm_tolerance
+        embeddings, scales = tensors["embeddings"], tensors.get("scales")
+        norms = quantization.lengths(embeddings, scales)
+        tolerance = quantization.length_tolerance(embeddings, scales) + _UNIT_NORM_TOLERANCE
+        wrong = ~((norms - 1).abs() <= tolerance)
         if wrong.any():
             example = norms[wrong][0].item()
             problems.append(f"{_count(wrong)} embeddings are not unit rows (norm {example:.4f})")
     return problems
+
+
+def record_checksum(image_id: int, fields: Iterable[NDArray]) -> int:
+    """XXH3-64 of a record as a signed integer, as int64 tensors hold it.
+
+    Over the image id (8 bytes, little-endian), then the stored bytes of every field in the order
+    of `Manifest.fields`.
+    """
+    digest = xxhash.xxh3_64(image_id.to_bytes(8, "little", signed=True))
+    for values in fields:
+        digest.update(values.data)
+    return int.from_bytes(digest.digest(), "big", signed=True)
 
 
 def write_record(path: Path, image_id: int, record: Record) -> None:
@@ -93,38 +139,148 @@ def write_record(path: Path, image_id: int, record: Record) -> None:
 
 
 def pack_shard(records: Sequence[tuple[int, Record]]) -> bytes:
-    """The bytes of a shard; the same records give the same bytes whatever their order."""
+    """The bytes of a shard; the same records give the same bytes whatever their order.
+
+    Args:
+        records: at least one image id with its record, the fields in the order of
+            `Manifest.fields` (as `encode_record` and `read_pending` give them).
+    """
     ordered = sorted(records, key=lambda item: item[0])
     counts = [record["boxes"].shape[0] for _, record in ordered]
+    checksums = [
+        record_checksum(image_id, [value.numpy() for value in record.values()])
+        for image_id, record in ordered
+    ]
     tensors = {name: torch.cat([record[name] for _, record in ordered]) for name in ordered[0][1]}
     tensors["image_ids"] = torch.tensor([image_id for image_id, _ in ordered], dtype=torch.int64)
     tensors["offsets"] = torch.tensor([0, *counts], dtype=torch.int64).cumsum(0)
+    tensors["checksums"] = torch.tensor(checksums, dtype=torch.int64)
     return serialize(tensors, _METADATA)
+
+
+def shard_info(file: str, records: Sequence[tuple[int, Record]], content: bytes) -> ShardInfo:
+    """The manifest's entry of a shard.
+
+    Args:
+        file: its name.
+        records: what it holds.
+        content: its bytes as they are meant to be written, so that `verify` also finds a disk
+            that lies.
+    """
+    return ShardInfo(
+        file=file,
+        images=len(records),
+        rows=sum(len(record["boxes"]) for _, record in records),
+        bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
+
+
+def data_bytes(fields: Mapping[str, FieldSpec], images: int, rows: int) -> int:
+    """Bytes of all tensors of a shard (or of all shards of a store), without the headers.
+
+    Args:
+        fields: `Manifest.fields`.
+        images, rows: in the shard.
+    """
+    return rows * sum(spec.row_bytes for spec in fields.values()) + 8 * (3 * images + 1)
+
+
+def check_size(path: Path, info: ShardInfo) -> None:
+    """Does a shard exist with the size that the manifest says? Does not open it.
+
+    Raises:
+        DamagedFileError: it does not.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        raise DamagedFileError(f"{path} is missing") from None
+    if status.st_size != info.bytes or not S_ISREG(status.st_mode):
+        raise DamagedFileError(
+            f"{path} is damaged (it has {status.st_size} bytes, the manifest says {info.bytes})"
+        )
+
+
+def read_layout(path: Path, fields: Mapping[str, FieldSpec]) -> Layout:
+    """Read a shard's header and check it against the size of the file and `fields`.
+
+    Raises:
+        DamagedFileError: the file is missing, truncated or not a shard of this store.
+    """
+    expected = {*fields, *_INDEX_TENSORS}
+    try:
+        # safetensors checks that the tensors fill the file without gaps.
+        with safe_open(path, framework="pt") as handle:
+            names = set(handle.keys())
+        if names != expected:
+            raise DamagedFileError(f"{path} holds {sorted(names)}: not a shard of this store")
+        layout = _locate(path)
+    except FileNotFoundError:
+        raise DamagedFileError(f"{path} is missing") from None
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedFileError(f"{path} is damaged ({error})") from error
+    problem = _layout_problem(layout, fields)
+    if problem:
+        raise DamagedFileError(f"{path} is damaged ({problem})")
+    return layout
+
+
+def read_rows(path: str, layout: Layout, names: Iterable[str], start: int, rows: int) -> Arrays:
+    """Read the rows start : start + rows of some tensors into arrays of their own.
+
+    Read, not mapped: a first touch of mapped pages costs more than the copy, every worker's memory
+    would seem to grow to the size of the cache, and a file that is cut short while it is mapped
+    kills the process.
+
+    Raises:
+        DamagedFileError: the file is missing or too short.
+    """
+    arrays = {}
+    try:
+        with open(path, "rb", buffering=0) as stream:
+            for name in names:
+                place = layout[name]
+                values = np.empty((rows, *place.shape[1:]), place.dtype)
+                stream.seek(place.begin + start * place.row_bytes)
+                if stream.readinto(values.data) != values.nbytes:
+                    raise DamagedFileError(f"{path} is damaged (it ends inside a record)")
+                arrays[name] = values
+    except OSError as error:
+        raise DamagedFileError(f"{path} cannot be read ({error})") from error
+    return arrays
 
 
 def open_shard(path: Path, fields: Mapping[str, FieldSpec]) -> Record:
     """Map a shard into memory: every tensor is a view of the file, read when it is touched.
 
-    The header is checked against the file's size, `fields` and the offsets.
+    The header is checked against the file's size and `fields`; ids and offsets are checked too.
 
     Raises:
         DamagedFileError: the file is missing, truncated or not a shard of this store.
     """
-    try:
-        # The mapping outlives the handle, so no file descriptor stays open for a shard.
-        with safe_open(path, framework="pt") as handle:
-            names = set(handle.keys())
-            if names != {*fields, "image_ids", "offsets"}:
-                raise DamagedFileError(f"{path} holds {sorted(names)}: not a shard of this store")
-            tensors = {name: handle.get_tensor(name) for name in names}
-    except FileNotFoundError:
-        raise DamagedFileError(f"{path} is missing") from None
-    except SafetensorError as error:
-        raise DamagedFileError(f"{path} is damaged ({error})") from error
-    problem = _layout_problem(tensors, fields)
+    read_layout(path, fields)
+    # The mapping outlives the handle, so no file descriptor stays open for a shard.
+    with safe_open(path, framework="pt") as handle:
+        shard = {name: handle.get_tensor(name) for name in (*fields, *_INDEX_TENSORS)}
+    problem = _index_problem(shard["image_ids"], shard["offsets"], len(shard["boxes"]))
     if problem:
         raise DamagedFileError(f"{path} is damaged ({problem})")
-    return tensors
+    return shard
+
+
+def damaged_records(shard: Record) -> list[int]:
+    """The image ids of a shard whose records do not agree with their checksums."""
+    arrays = {name: value.numpy() for name, value in shard.items()}
+    ids, checksums = arrays.pop("image_ids").tolist(), arrays.pop("checksums").tolist()
+    bounds = arrays.pop("offsets").tolist()
+    return [
+        image_id
+        for image_id, checksum, start, stop in zip(
+            ids, checksums, bounds[:-1], bounds[1:], strict=True
+        )
+        if record_checksum(image_id, [value[start:stop] for value in arrays.values()]) != checksum
+    ]
 
 
 def read_pending(path: Path, manifest: Manifest) -> tuple[int, Record]:
@@ -134,14 +290,29 @@ def read_pending(path: Path, manifest: Manifest) -> tuple[int, Record]:
         DamagedFileError: it is damaged or holds another image than its name says.
     """
     shard = open_shard(path, manifest.fields)
-    ids = shard.pop("image_ids").tolist()
-    del shard["offsets"]
+    ids = shard["image_ids"].tolist()
     if [str(image_id) for image_id in ids] != [path.stem]:
         raise DamagedFileError(f"{path} is damaged (it holds the images {ids})")
-    problems = value_problems(shard, STORED_NORM_TOLERANCE)
-    if problems:
-        raise DamagedFileError(f"{path} is damaged ({'; '.join(problems)})")
-    return ids[0], {name: value.clone() for name, value in shard.items()}
+    if damaged_records(shard):
+        raise DamagedFileError(f"{path} is damaged (its record does not fit its checksum)")
+    return ids[0], {name: shard[name].clone() for name in manifest.fields}
+
+
+def _locate(path: Path) -> Layout:
+    """The places in a file whose header safetensors has found sound."""
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    places = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in _TYPES:
+            raise ValueError(f"{name} has the type {entry['dtype']}")
+        dtype, shape = _TYPES[entry["dtype"]][1], tuple(entry["shape"])
+        begin = 8 + length + entry["data_offsets"][0]
+        places[name] = TensorPlace(begin, dtype.itemsize * math.prod(shape[1:]), dtype, shape)
+    return places
 
 
 def _check_shapes(
@@ -157,24 +328,27 @@ def _check_shapes(
             )
 
 
-def _layout_problem(shard: Record, fields: Mapping[str, FieldSpec]) -> str:
-    ids, offsets = shard["image_ids"], shard["offsets"]
-    if ids.dtype != torch.int64 or offsets.dtype != torch.int64:
-        return "image_ids and offsets must be int64"
-    if ids.ndim != 1 or offsets.shape != (len(ids) + 1,):
-        return f"{tuple(ids.shape)} image_ids do not fit {tuple(offsets.shape)} offsets"
+def _layout_problem(layout: Layout, fields: Mapping[str, FieldSpec]) -> str:
+    images = layout["image_ids"].shape[:1]
+    rows = layout["boxes"].shape[:1]
+    expected = {name: (spec.dtype, (*rows, *spec.shape)) for name, spec in fields.items()}
+    expected |= {name: (dtype, images) for name, dtype in _INDEX_TENSORS.items()}
+    expected["offsets"] = (torch.int64, tuple(count + 1 for count in images))
+    types = {numpy_type: torch_type for torch_type, numpy_type in _TYPES.values()}
+    for name, (dtype, shape) in expected.items():
+        place = layout[name]
+        if types[place.dtype] != dtype or place.shape != shape:
+            return f"{name} is {types[place.dtype]} {place.shape}, expected {dtype} {shape}"
+    return ""
+
+
+def _index_problem(ids: torch.Tensor, offsets: torch.Tensor, rows: int) -> str:
     if offsets[0] != 0 or (offsets.diff() < 0).any():
         return "offsets do not ascend from 0"
-    if (ids.diff() <= 0).any():
-        return "image_ids do not ascend"
-    rows = int(offsets[-1])
-    for name, spec in fields.items():
-        value = shard[name]
-        if value.dtype != spec.dtype or tuple(value.shape) != (rows, *spec.shape):
-            return (
-                f"{name} is {value.dtype} {tuple(value.shape)}, "
-                f"expected {spec.dtype} {(rows, *spec.shape)}"
-            )
+    if offsets[-1] != rows:
+        return f"offsets end at {int(offsets[-1])}, the fields have {rows} rows"
+    if (ids < 0).any() or (ids.diff() <= 0).any():
+        return "image_ids do not ascend from 0"
     return ""
 
 

@@ -6,17 +6,29 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from ovd_d2.cache.manifest import CacheError, DamagedFileError, Manifest, local_folder
-from ovd_d2.cache.records import Record, open_shard
+from ovd_d2.cache.index import Index, build_index, load_index
+from ovd_d2.cache.manifest import (
+    BUILD_COMMANDS,
+    CacheError,
+    DamagedFileError,
+    Manifest,
+    ShardInfo,
+    local_folder,
+)
+from ovd_d2.cache.quantization import decode
+from ovd_d2.cache.records import (
+    Arrays,
+    Layout,
+    check_size,
+    read_layout,
+    read_rows,
+    record_checksum,
+)
 from ovd_d2.cache.verify import verify_store
-
-_BUILD_TOOLS = {"proposals": "tools/extract_proposals.py", "embeddings": "tools/build_cache.py"}
 
 
 @dataclass(frozen=True)
@@ -54,16 +66,16 @@ class CachedProposals:
 class RecordStore:
     """What `ProposalStore` and `EmbeddingCache` share.
 
-    Opening reads the manifest and the small index of every shard; records stay on the disk until
-    they are asked for. Shards are mapped on first use in each process, so a reader may be sent to
-    loader workers by fork, spawn or pickling.
+    Opening reads the manifest and the index and asks the system for the size of every shard;
+    records stay on the disk until they are asked for. A reader holds no file open, so it may be
+    used by several threads and sent to loader workers by fork, spawn or pickling.
 
     Args:
         path: the folder; `datasets://...` works.
         allow_incomplete: also open a store that is still being built (its finished shards).
 
     Raises:
-        CacheError: no store there, unfinished, of the other kind, or a shard is missing, truncated
+        CacheError: no store there, unfinished, of the other kind, or a file is missing, truncated
             or does not agree with the manifest; the message names the file and the fix.
     """
 
@@ -77,48 +89,72 @@ class RecordStore:
             raise CacheError(
                 f"{self.path} is unfinished: {self.manifest.num_images} of "
                 f"{self.manifest.dataset.num_images} images are in finished shards. Run "
-                f"{_BUILD_TOOLS[self.kind]} again with the same arguments to continue it"
+                f"{self.manifest.build_command} again with the same arguments to continue it"
             )
-        self._owner = os.getpid()
-        self._shards: dict[int, Record] = {}
-        self._ids, self._places = self._read_index()
+        self._check_sizes()
+        self._index = self._open_index()
+        self._fields = tuple(self.manifest.fields)
+        self._paths = [str(self.path / info.file) for info in self.manifest.shards]
+        self._layouts: dict[int, Layout] = {}
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._index.image_ids)
 
     def __contains__(self, image_id: object) -> bool:
-        return isinstance(image_id, (int, np.integer)) and self._find(int(image_id)) is not None
+        return (
+            isinstance(image_id, (int, np.integer)) and self._index.find(int(image_id)) is not None
+        )
 
     def __iter__(self) -> Iterator[int]:
         """The image ids in ascending order."""
-        return iter(self._ids.tolist())
+        return iter(self._index.image_ids.tolist())
 
     def __getitem__(self, image_id: int) -> CachedProposals:
+        """All proposals of one image, see `read`."""
+        return self.read(image_id)
+
+    def read(self, image_id: int, top_k: int | None = None) -> CachedProposals:
         """The proposals of one image, in tensors that belong to the caller.
+
+        Args:
+            top_k: decode only the first K' rows in stored order (the builder stores the highest
+                objectness first); None decodes all.
 
         Raises:
             KeyError: no record of this image.
-            CacheError: its shard has been damaged or deleted since the store was opened.
+            DamagedFileError: the record is not what was written, or its shard is gone; the file,
+                the image and the fix are named.
         """
-        row = self._find(int(image_id))
-        if row is None:
-            raise KeyError(f"image {image_id} is not in {self.path} ({len(self)} images)")
-        number, start, stop = self._places[row].tolist()
-        shard = self._shard(number)
-        embeddings = shard.get("embeddings")
-        # Copies: a change to the mapped pages would show in every later read of this process.
+        fields = self._read(int(image_id))
+        embeddings = fields.get("embeddings")
         return CachedProposals(
-            boxes=shard["boxes"][start:stop].clone(),
-            objectness=shard["objectness"][start:stop].clone(),
-            embeddings=None if embeddings is None else _decode(embeddings[start:stop]),
+            boxes=torch.from_numpy(fields["boxes"][:top_k]),
+            objectness=torch.from_numpy(fields["objectness"][:top_k]),
+            embeddings=(
+                None if embeddings is None else decode(torch.from_numpy(embeddings[:top_k]))
+            ),
         )
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shards": {}}
+    def raw(self, image_id: int) -> dict[str, torch.Tensor]:
+        """The stored fields of one image (`Manifest.fields`), compared with the checksum, not
+        decoded and not copied after the read.
+
+        Raises:
+            KeyError, DamagedFileError: as `read`.
+        """
+        return {
+            name: torch.from_numpy(values) for name, values in self._read(int(image_id)).items()
+        }
+
+    def storage_order(self) -> list[int]:
+        """The image ids in the order in which they lie on the disk, shard after shard."""
+        order = np.argsort(self._index.shard, kind="stable")  # ids ascend inside a shard
+        ids: list[int] = self._index.image_ids[order].tolist()
+        return ids
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the content: header and checksums of all shards."""
+        """Identity of the content, see `Manifest.fingerprint`."""
         return self.manifest.fingerprint
 
     def verify(self, progress: bool = False) -> list[str]:
@@ -130,62 +166,51 @@ class RecordStore:
         if found != self.kind:
             raise CacheError(
                 f"{self.path} holds {found}, expected {self.kind}; "
-                f"{_BUILD_TOOLS[self.kind]} writes {self.kind}"
+                f"{BUILD_COMMANDS[self.kind]} writes {self.kind}"
             )
 
-    def _read_index(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Ascending image ids (N,) and, for each, shard number, first and last row (N, 3).
+    def _check_sizes(self) -> None:
+        for info in self.manifest.shards:
+            try:
+                check_size(self.path / info.file, info)
+            except DamagedFileError as error:
+                raise self._with_fix(error, info) from error
 
-        Plain arrays: reading them touches no reference counts, so forked workers share the pages.
-        """
-        ids, places = [np.empty(0, np.int64)], [np.empty((0, 3), np.int64)]
-        for number, info in enumerate(self.manifest.shards):
-            shard = self._open(number)
-            offsets = shard["offsets"].numpy().copy()
-            ids.append(shard["image_ids"].numpy().copy())
-            if (len(ids[-1]), offsets[-1]) != (info.images, info.rows):
-                raise CacheError(
-                    f"{self.path / info.file} holds {len(ids[-1])} images with {offsets[-1]} rows, "
-                    f"the manifest says {info.images} with {info.rows}. {self._fix(info.file)}"
-                )
-            places.append(
-                np.stack([np.full(info.images, number), offsets[:-1], offsets[1:]], axis=1)
-            )
-        all_ids, all_places = np.concatenate(ids), np.concatenate(places)
-        order = np.argsort(all_ids, kind="stable")
-        all_ids, all_places = all_ids[order], all_places[order]
-        double = all_ids[1:][all_ids[1:] == all_ids[:-1]]
-        if len(double):
-            raise CacheError(
-                f"{self.path} holds image {double[0]} twice; build it again with --overwrite"
-            )
-        return all_ids, all_places
+    def _open_index(self) -> Index:
+        complete = self.manifest.complete
+        return (load_index if complete else build_index)(self.path, self.manifest)
 
-    def _find(self, image_id: int) -> int | None:
-        if not -(2**63) <= image_id < 2**63:
-            return None
-        row = int(np.searchsorted(self._ids, image_id))
-        return row if row < len(self._ids) and self._ids[row] == image_id else None
-
-    def _shard(self, number: int) -> Record:
-        if self._owner != os.getpid():  # forked: map again, so that no process relies on another
-            self._owner, self._shards = os.getpid(), {}
-        if number not in self._shards:
-            self._shards[number] = self._open(number)
-        return self._shards[number]
-
-    def _open(self, number: int) -> Record:
-        file = self.manifest.shards[number].file
+    def _read(self, image_id: int) -> Arrays:
+        index = self._index
+        row = index.find(image_id)
+        if row is None:
+            raise KeyError(f"image {image_id} is not in {self.path} ({len(self)} images)")
+        shard, start, count = int(index.shard[row]), int(index.start[row]), int(index.rows[row])
         try:
-            return open_shard(self.path / file, self.manifest.fields)
+            fields = read_rows(self._paths[shard], self._layout(shard), self._fields, start, count)
+            if record_checksum(image_id, fields.values()) != index.checksums[row]:
+                raise DamagedFileError(
+                    f"{self._paths[shard]} is damaged: the record of image {image_id} does not "
+                    "fit its checksum"
+                )
         except DamagedFileError as error:
-            raise DamagedFileError(f"{error}. {self._fix(file)}") from error
+            raise self._with_fix(error, self.manifest.shards[shard]) from error
+        return fields
 
-    def _fix(self, file: str) -> str:
-        return (
-            f"Delete {file} if it is there and run {_BUILD_TOOLS[self.kind]} again with the same "
-            "arguments: only its images are built again"
-        )
+    def _layout(self, shard: int) -> Layout:
+        """Where the fields of a shard lie; its header is read once in a process."""
+        layout = self._layouts.get(shard)
+        if layout is None:
+            path, info = Path(self._paths[shard]), self.manifest.shards[shard]
+            layout = read_layout(path, self.manifest.fields)
+            rows = layout["boxes"].shape[0]
+            if rows != info.rows:
+                raise DamagedFileError(f"{path} holds {rows} rows, the manifest says {info.rows}")
+            self._layouts[shard] = layout
+        return layout
+
+    def _with_fix(self, error: DamagedFileError, info: ShardInfo) -> DamagedFileError:
+        return DamagedFileError(f"{error}. {self.manifest.shard_fix(info.file)}")
 
 
 class ProposalStore(RecordStore):
@@ -198,9 +223,3 @@ class EmbeddingCache(RecordStore):
     """Proposals with the teacher's embeddings: `cache[image_id]` -> `CachedProposals`."""
 
     kind = "embeddings"
-
-
-def _decode(embeddings: torch.Tensor) -> torch.Tensor:
-    """Stored rows (K, D) -> float32 unit rows; the norm lost to fp16 rounding is restored."""
-    rows = embeddings.to(torch.float32, copy=True)
-    return rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True))

@@ -8,10 +8,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from tqdm import tqdm
 
+from ovd_d2.cache.index import Index, load_index
 from ovd_d2.cache.manifest import CacheError, Manifest, ShardInfo, local_folder
-from ovd_d2.cache.records import STORED_NORM_TOLERANCE, Record, open_shard, value_problems
+from ovd_d2.cache.records import (
+    Record,
+    check_size,
+    damaged_records,
+    open_shard,
+    value_problems,
+)
 from ovd_d2.files import sha256_file
 
 if TYPE_CHECKING:
@@ -21,21 +29,25 @@ if TYPE_CHECKING:
 def verify_store(path: str | os.PathLike[str], progress: bool = False) -> list[str]:
     """Read a whole store back and return what is wrong with it; an empty list means sound.
 
-    Checked: the manifest, the checksum of every shard, counts, image ids that are double, NaN and
-    infinity, box order, objectness range, unit norms. Damaged files are reported, never raised.
+    Checked: the manifest's and the index's checksum, size and SHA-256 of every shard, the checksum
+    of every record, whether index and shards agree, counts, image ids that are double, NaN and
+    infinity, box order, objectness range, unit norms. Damaged files are reported, never raised;
+    every problem names the file and what to do.
     """
     folder = local_folder(path)
     try:
         manifest = Manifest.load(folder)
     except CacheError as error:
         return [str(error)]
-    problems: list[str] = []
+    index, problems = _verify_index(folder, manifest)
     seen: Counter[int] = Counter()
-    shards = tqdm(manifest.shards, desc="verify", unit="shard", disable=not progress)
-    for shard in shards:
-        problems += _verify_shard(folder / shard.file, shard, manifest, seen)
-    problems += _verify_counts(folder, manifest, seen)
-    return problems
+    total = sum(shard.bytes for shard in manifest.shards)
+    with tqdm(total=total, desc="verify", unit="B", unit_scale=True, disable=not progress) as bar:
+        for number, info in enumerate(manifest.shards):
+            found = _verify_shard(folder / info.file, number, manifest, index, seen)
+            problems += [f"{problem}. {manifest.shard_fix(info.file)}" for problem in found]
+            bar.update(info.bytes)
+    return problems + _verify_counts(folder, manifest, seen)
 
 
 def check_compatible(
@@ -82,29 +94,62 @@ def _rebuild_command(
     # A teacher's fingerprint is "<architecture>-<hash of the weights>".
     architecture = teacher_fingerprint.rpartition("-")[0] or "<architecture>"
     return (
-        f"python tools/build_cache.py --dataset {dataset or cache.manifest.dataset.name} "
+        f"python tools/cache.py build --dataset {dataset or cache.manifest.dataset.name} "
         f"--proposals <proposals> --architecture {architecture} --pretrained <weights> "
         f"--output {cache.path} --overwrite"
     )
 
 
-def _verify_shard(path: Path, info: ShardInfo, manifest: Manifest, seen: Counter[int]) -> list[str]:
+def _verify_index(folder: Path, manifest: Manifest) -> tuple[Index | None, list[str]]:
+    if not manifest.complete:
+        return None, []
     try:
+        return load_index(folder, manifest), []
+    except CacheError as error:
+        return None, [str(error)]
+
+
+def _verify_shard(
+    path: Path, number: int, manifest: Manifest, index: Index | None, seen: Counter[int]
+) -> list[str]:
+    info = manifest.shards[number]
+    try:
+        check_size(path, info)
         shard = open_shard(path, manifest.fields)
         checksum = sha256_file(path)
     except (CacheError, OSError) as error:
         return [str(error)]
-    problems = []
+    problems = [] if index is None else _place_problems(shard, number, index)
     if checksum != info.sha256:
-        problems.append(f"{path}: SHA-256 is {checksum}, the manifest says {info.sha256}")
-    problems += [f"{path}: {problem}" for problem in _content_problems(shard, info)]
+        problems.append(f"SHA-256 is {checksum}, the manifest says {info.sha256}")
+    problems += _content_problems(shard, info)
     seen.update(shard["image_ids"].tolist())
-    return problems
+    return [f"{path}: {problem}" for problem in problems]
+
+
+def _place_problems(shard: Record, number: int, index: Index) -> list[str]:
+    """Does the index say of this shard what the shard says of itself?"""
+    here, offsets = index.shard == number, shard["offsets"].numpy()
+    if (
+        np.array_equal(shard["image_ids"].numpy(), index.image_ids[here])
+        and np.array_equal(offsets[:-1], index.start[here])
+        and np.array_equal(np.diff(offsets), index.rows[here])
+        and np.array_equal(shard["checksums"].numpy(), index.checksums[here])
+    ):
+        return []
+    return ["its ids, offsets or checksums are not those of the index"]
 
 
 def _content_problems(shard: Record, info: ShardInfo) -> list[str]:
-    images, rows = len(shard["image_ids"]), int(shard["offsets"][-1])
-    problems = value_problems(shard, STORED_NORM_TOLERANCE)
+    problems = []
+    damaged = damaged_records(shard)
+    if damaged:
+        problems.append(
+            f"{len(damaged)} of {info.images} records do not fit their checksums "
+            f"(first ids: {damaged[:5]})"
+        )
+    problems += value_problems(shard)
+    images, rows = len(shard["image_ids"]), len(shard["boxes"])
     if (images, rows) != (info.images, info.rows):
         problems.append(
             f"{images} images with {rows} rows, the manifest says {info.images} with {info.rows}"
@@ -116,10 +161,16 @@ def _verify_counts(folder: Path, manifest: Manifest, seen: Counter[int]) -> list
     problems = []
     double = sorted(image_id for image_id, count in seen.items() if count > 1)
     if double:
-        problems.append(f"{folder}: {len(double)} images are stored twice (first: {double[:5]})")
+        problems.append(
+            f"{folder}: {len(double)} images are stored twice (first: {double[:5]}); build the "
+            "store again with --overwrite"
+        )
     expected = manifest.dataset.num_images
+    again = f"run {manifest.build_command} again with the same arguments"
     if not manifest.complete:
-        problems.append(f"{folder} is unfinished: {len(seen)} of {expected} images; run it again")
+        problems.append(f"{folder} is unfinished: {len(seen)} of {expected} images; {again}")
     elif len(seen) != expected:
-        problems.append(f"{folder}: {len(seen)} images, the manifest says {expected}")
+        problems.append(
+            f"{folder}: {len(seen)} readable images, the manifest says {expected}; {again}"
+        )
     return problems

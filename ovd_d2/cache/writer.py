@@ -1,64 +1,78 @@
-"""Writing a record store: resumable, killed at any moment without harm."""
+"""Writing a record store by any number of processes; killed at any moment without harm."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import logging
 import operator
 import os
-import re
 import shutil
-import sys
-from collections.abc import Mapping, Set
-from pathlib import Path
+import socket
+from collections.abc import Iterable, Mapping, Set
 from types import TracebackType
+from typing import NamedTuple
 
 import torch
 
-from ovd_d2.cache.manifest import (
-    MANIFEST_FILE,
-    CacheError,
-    DamagedFileError,
-    Manifest,
-    ShardInfo,
-    local_folder,
+from ovd_d2.cache.index import finish_store
+from ovd_d2.cache.layout import (
+    LOCK_FILE,
+    WriterFolder,
+    delete_store,
+    pending_bytes,
+    remove_empty_building,
 )
-from ovd_d2.cache.records import (
-    encode_record,
-    open_shard,
-    pack_shard,
-    read_pending,
-    write_record,
+from ovd_d2.cache.locking import FileLock
+from ovd_d2.cache.manifest import CacheError, DamagedFileError, Manifest, ShardInfo, local_folder
+from ovd_d2.cache.ranks import Ranks
+from ovd_d2.cache.records import encode_record, read_pending, write_record
+from ovd_d2.cache.recovery import (
+    Recovered,
+    recover,
+    save_shards,
+    write_shard,
+    writer_lock,
+    writers_locked,
 )
-from ovd_d2.files import TEMPORARY_SUFFIX, atomic_write, flush_folder
+from ovd_d2.cache.space import check_space, full_disk_explained, needed_bytes
+from ovd_d2.files import atomic_write, flush_folder
 
 logger = logging.getLogger(__name__)
 
 IMAGES_PER_SHARD = 256  # 80 MB at 300 proposals x 512 fp16
-PENDING_FOLDER = "pending"
-LOCK_FILE = ".writer.lock"
-_SHARD_NAME = re.compile(r"shard-(\d{5,})\.safetensors")
+
+
+class _Share(NamedTuple):
+    """What one writer has stored."""
+
+    shards: list[ShardInfo]
+    image_ids: set[int]
 
 
 class RecordWriter:
-    """Writes the records of a data set, one image at a time, into a folder.
+    """One process's share in writing the records of a data set into a folder.
 
-    An added image is on the disk when `add` returns: a file of its own under `pending/`, merged
-    into a shard once `images_per_shard` are there. The order of every merge is: shard, manifest,
-    deletion of the pending files. So at any moment an image is in a listed shard, in a pending
-    file, or in both; opening the folder again removes what is double, half-written or unlisted,
-    and the build goes on with the images that are not in `done_ids`.
+    Every rank of the process group has one; without a group there is one writer. A writer changes
+    only files that carry its own name (`ovd_d2.cache.layout`); manifest and index are written by
+    rank 0. Construction and `finish` wait for all ranks, `add` for none.
+
+    An added image is on the disk when `add` returns: a file of its own in the writer's `pending/`,
+    merged into a shard once `images_per_shard` are there. The order of every merge is: shard,
+    journal, deletion of the pending files. So at any moment an image is in a listed shard, in a
+    pending file, or in both. Opening the folder again, with any number of ranks, makes a sound
+    store of it (`ovd_d2.cache.recovery`), and the build goes on with the images that are not in
+    `done_ids`.
 
     Args:
-        path: the folder; created if absent. `datasets://...` works.
+        path: the folder; created if absent, the same for all ranks. `datasets://...` works.
         manifest: what is to be written. A folder with an equal header is continued.
         images_per_shard: images merged into one shard file.
         overwrite: delete a store that is in the folder first.
+        writer: name in files; by default "r" and the rank.
+        ranks: the processes that build together; by default all of the process group.
 
     Raises:
         CacheError: the folder holds a store with another header (the differing keys are named),
-            something else, or another process is writing to it.
+            something else, another process is writing to it, or a rank does not see it.
     """
 
     def __init__(
@@ -67,30 +81,48 @@ class RecordWriter:
         manifest: Manifest,
         images_per_shard: int = IMAGES_PER_SHARD,
         overwrite: bool = False,
+        *,
+        writer: str | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         if images_per_shard < 1:
             raise ValueError(f"images_per_shard is {images_per_shard}, expected at least 1")
         self.path = local_folder(path)
         self.images_per_shard = images_per_shard
-        self._pending_folder = self.path / PENDING_FOLDER
+        self.ranks = ranks or Ranks()
+        self._own = WriterFolder.of(self.path, writer or f"r{self.ranks.rank:03d}")
         self._pending: set[int] = set()
-        self._done: set[int] = set()
-        self.path.mkdir(parents=True, exist_ok=True)
-        flush_folder(self.path.parent)
-        self._lock = _FolderLock(self.path)
+        self._shards: list[ShardInfo] = []
+        self._added: set[int] = set()
+        self._seen_images = self._seen_rows = 0  # for the estimate of what is still needed
+        self._store_lock: FileLock | None = None
+        self._own_lock: FileLock | None = None
         try:
-            if overwrite:
-                delete_store(self.path)
-            self.manifest = self._open_manifest(manifest)
-            self._recover()
+            found = self.ranks.first(lambda: self._open_store(manifest, overwrite))
+            self.manifest, self._done = found.manifest, set(found.done)
+            self.ranks.gather(lambda: self._open_own_folder(manifest))
         except BaseException:
-            self._lock.release()
+            self.close()
             raise
 
     @property
     def done_ids(self) -> Set[int]:
-        """The image ids that are safely stored (a live view)."""
+        """The image ids stored by earlier builds and by this writer (a live view)."""
         return self._done
+
+    def check_space(self, images: int, rows_per_image: float) -> None:
+        """Refuse a build that the disk has no room for. All ranks call it.
+
+        Args:
+            images: still to be stored, by all ranks.
+            rows_per_image: mean number of proposals of an image.
+
+        Raises:
+            CacheError: with the bytes needed and free.
+        """
+        self.ranks.first(
+            lambda: check_space(self.path, self.manifest, images, rows_per_image, self._in_flight)
+        )
 
     def add(self, image_id: int, tensors: Mapping[str, torch.Tensor]) -> None:
         """Store the record of one image; it survives a crash once this returns.
@@ -102,44 +134,55 @@ class RecordWriter:
 
         Raises:
             ValueError: a wrong shape or value (the image id is named), or an id twice.
+            CacheError: the disk is full. What was added before stays.
         """
         image_id = operator.index(image_id)
         if image_id < 0:
             raise ValueError(f"image id {image_id}: expected a non-negative integer")
         if image_id in self._done:
             raise ValueError(f"image {image_id} is already stored in {self.path}")
+        if self._own_lock is None:
+            raise ValueError(f"image {image_id}: the writer of {self.path} is finished or closed")
         record = encode_record(self.manifest, image_id, tensors)
-        if self.manifest.complete:
-            self._save_manifest(complete=False)
-        with atomic_write(self._pending_file(image_id)) as temporary:
-            write_record(temporary, image_id, record)
-        self._pending.add(image_id)
-        self._done.add(image_id)
-        if len(self._pending) >= self.images_per_shard:
-            self._merge_pending()
+        self._seen_images += 1
+        self._seen_rows += len(record["boxes"])
+        with full_disk_explained(self.path, self._bytes_to_come):
+            with atomic_write(self._own.pending_file(image_id)) as temporary:
+                write_record(temporary, image_id, record)
+            self._pending.add(image_id)
+            self._added.add(image_id)
+            self._done.add(image_id)
+            if len(self._pending) >= self.images_per_shard:
+                self._merge_pending()
 
-    def finish(self) -> Manifest:
-        """Merge what is pending and mark the store complete.
+    def finish(self, image_ids: Iterable[int] | None = None) -> Manifest:
+        """Merge what is pending, wait for all ranks, and list everything in the manifest.
+
+        The store is complete once it holds every image of its data set.
+
+        Args:
+            image_ids: a part of the data set that the store must hold now; None is all of it.
+
+        Returns:
+            The manifest, in every rank.
 
         Raises:
-            CacheError: the number of records is not the number of images of the data set.
+            CacheError: images are missing, the disk is full, or another rank failed.
         """
-        self._merge_pending()
-        expected, found = self.manifest.dataset.num_images, len(self._done)
-        if found != expected:
-            raise CacheError(
-                f"{self.path} holds {found} records, data set '{self.manifest.dataset.name}' has "
-                f"{expected} images; run the build again to add what is missing"
-            )
-        if not self.manifest.complete:
-            self._save_manifest(complete=True)
-        with contextlib.suppress(OSError):  # absent, or a file of somebody else is in it
-            self._pending_folder.rmdir()
+        sealed = self.ranks.gather(self._seal)
+        wanted = None if image_ids is None else set(image_ids)
+        self.manifest = self.ranks.first(lambda: self._list_all(sealed, wanted))
+        self.ranks.gather(self._remove_own_folder)
+        if self.ranks.rank == 0:
+            remove_empty_building(self.path)
         return self.manifest
 
     def close(self) -> None:
         """Let other processes write to the folder. What was added stays."""
-        self._lock.release()
+        for lock in (self._own_lock, self._store_lock):
+            if lock is not None:
+                lock.release()
+        self._own_lock = self._store_lock = None
 
     def __enter__(self) -> RecordWriter:
         return self
@@ -152,168 +195,98 @@ class RecordWriter:
     ) -> None:
         self.close()
 
-    def _open_manifest(self, wanted: Manifest) -> Manifest:
-        if not (self.path / MANIFEST_FILE).exists():
-            foreign = _store_files(self.path)
-            if foreign:
-                raise CacheError(
-                    f"{self.path} holds {foreign[0].name} but no {MANIFEST_FILE}; take another "
-                    "folder or --overwrite to delete it"
-                )
-            # Before any record: pending files without a manifest would have no identity.
-            self._pending_folder.mkdir(exist_ok=True)  # flushed to the disk with the manifest
-            fresh = Manifest(**{**vars(wanted), "complete": False, "shards": []})
-            fresh.save(self.path)
-            return fresh
-        found = Manifest.load(self.path)
-        differences = found.differences(wanted)
-        if differences:
+    def _open_store(self, wanted: Manifest, overwrite: bool) -> Recovered:
+        self.path.mkdir(parents=True, exist_ok=True)
+        flush_folder(self.path.parent)
+        self._store_lock = FileLock(self.path / LOCK_FILE, str(self.path))
+        if overwrite:
+            with writers_locked(self.path):
+                delete_store(self.path)
+        with full_disk_explained(self.path, lambda: pending_bytes(self.path)):
+            return recover(self.path, wanted, self.images_per_shard, self._own.name)
+
+    def _open_own_folder(self, wanted: Manifest) -> None:
+        self._check_sight(wanted)
+        self._own.pending_folder.mkdir(parents=True, exist_ok=True)
+        flush_folder(self.path)
+        self._own_lock = writer_lock(self.path, self._own)
+
+    def _check_sight(self, wanted: Manifest) -> None:
+        """Rank 0 has written the header: does this process see it, and does it want the same?"""
+        try:
+            differences = Manifest.load(self.path).differences(wanted)
+        except CacheError as error:
             raise CacheError(
-                f"{self.path} was built with other settings: {'; '.join(differences)}. "
-                "Take another folder or --overwrite to build it again"
-            )
-        return found
-
-    def _recover(self) -> None:
-        """Bring whatever a crash left behind into the state between two calls of `add`."""
-        _remove_temporaries(self.path)
-        _remove_temporaries(self._pending_folder)
-        self._drop_damaged_shards()
-        self._remove_unlisted_shards()
-        self._recover_pending()
-        if len(self._pending) >= self.images_per_shard:
-            self._merge_pending()
-
-    def _drop_damaged_shards(self) -> None:
-        sound = []
-        for shard in self.manifest.shards:
-            try:
-                ids = open_shard(self.path / shard.file, self.manifest.fields)["image_ids"]
-            except DamagedFileError as error:
-                logger.warning("%s; its %d images are built again", error, shard.images)
-                continue
-            sound.append(shard)
-            self._done.update(ids.tolist())
-        if len(sound) < len(self.manifest.shards):
-            self._save_manifest(complete=False, shards=sound)
-
-    def _remove_unlisted_shards(self) -> None:
-        """A crash between a shard and its manifest entry: its images are still pending."""
-        listed = {shard.file for shard in self.manifest.shards}
-        for path in _shard_files(self.path):
-            if path.name not in listed:
-                path.unlink()
-
-    def _recover_pending(self) -> None:
-        for path in sorted(self._pending_folder.glob("*.safetensors")):
-            if path.stem.isdecimal() and int(path.stem) in self._done:
-                path.unlink()  # a crash between the manifest and this deletion
-                continue
-            try:
-                image_id, _ = read_pending(path, self.manifest)
-            except DamagedFileError as error:
-                logger.warning("%s; the image is built again", error)
-                path.unlink()
-                continue
-            self._pending.add(image_id)
-            self._done.add(image_id)
+                f"{self.path} on {socket.gethostname()} is not the folder of rank 0 ({error}). All "
+                "processes need one file system; without one, build parts and merge them"
+            ) from error
+        if differences:
+            raise CacheError(f"rank 0 builds with other settings: {'; '.join(differences)}")
 
     def _merge_pending(self) -> None:
-        """Pending files -> one shard -> manifest -> deletion, in this order (see the class)."""
+        """Pending files -> one shard -> journal -> deletion, in this order (see the class)."""
         records = []
         for image_id in sorted(self._pending):
             try:
-                records.append(read_pending(self._pending_file(image_id), self.manifest))
+                records.append(read_pending(self._own.pending_file(image_id), self.manifest))
             except DamagedFileError as error:
                 logger.warning("%s; run the build again for this image", error)
+                self._added.discard(image_id)
                 self._done.discard(image_id)
         if records:
-            content = pack_shard(records)
-            shard = ShardInfo(
-                file=f"shard-{self._next_number():05d}.safetensors",
-                images=len(records),
-                rows=sum(len(record["boxes"]) for _, record in records),
-                # Of what was meant to be written, so that `verify` also finds a disk that lies.
-                sha256=hashlib.sha256(content).hexdigest(),
-            )
-            with atomic_write(self.path / shard.file) as temporary:
-                temporary.write_bytes(content)
-            self._save_manifest(complete=False, shards=[*self.manifest.shards, shard])
+            shard = write_shard(self.path, self._own.name, records)
+            self._own.save_journal([*self._shards, shard])
+            self._shards.append(shard)
         for image_id in sorted(self._pending):
-            self._pending_file(image_id).unlink(missing_ok=True)
+            self._own.pending_file(image_id).unlink(missing_ok=True)
         if self._pending:
-            flush_folder(self._pending_folder)
+            flush_folder(self._own.pending_folder)
         self._pending.clear()
 
-    def _next_number(self) -> int:
-        used = [_shard_number(shard.file) for shard in self.manifest.shards]
-        return max(used, default=-1) + 1
+    def _seal(self) -> _Share:
+        if self._own_lock is None:
+            raise ValueError(f"the writer of {self.path} is finished or closed")
+        with full_disk_explained(self.path, self._bytes_to_come):
+            self._merge_pending()
+        return _Share(self._shards, self._added)
 
-    def _pending_file(self, image_id: int) -> Path:
-        return self._pending_folder / f"{image_id}.safetensors"
-
-    def _save_manifest(self, *, complete: bool, shards: list[ShardInfo] | None = None) -> None:
-        """The disk first, memory after: an error leaves both at the old state."""
-        values = {**vars(self.manifest), "complete": complete}
-        if shards is not None:
-            values["shards"] = shards
-        changed = Manifest(**values)
-        changed.save(self.path)
-        self.manifest = changed
-
-
-def delete_store(folder: Path) -> None:
-    """Delete the files of a record store; anything else in the folder stays."""
-    # The manifest goes last: until then the rest is still recognisable as a store.
-    for path in _shard_files(folder):
-        path.unlink()
-    shutil.rmtree(folder / PENDING_FOLDER, ignore_errors=True)
-    (folder / MANIFEST_FILE).unlink(missing_ok=True)
-    flush_folder(folder)
-
-
-class _FolderLock:
-    """Keeps two processes from writing to one folder; the system frees it when one dies."""
-
-    def __init__(self, folder: Path) -> None:
-        self._stream = (folder / LOCK_FILE).open("a")  # held while the writer lives
-        try:
-            _lock_stream(self._stream.fileno())
-        except (BlockingIOError, PermissionError):  # POSIX allows either
-            self._stream.close()
+    def _list_all(self, shares: list[_Share], wanted: set[int] | None) -> Manifest:
+        """Rank 0: every shard into the manifest; the index if nothing is missing."""
+        manifest = self.manifest
+        new = [shard for share in shares for shard in share.shards if shard not in manifest.shards]
+        if manifest.complete and not new:
+            return manifest
+        stored = self._done.union(*(share.image_ids for share in shares))
+        with full_disk_explained(self.path, self._bytes_to_come):
+            if new:
+                manifest = save_shards(self.path, manifest, [*manifest.shards, *new])
+            if wanted is None or len(stored) == manifest.dataset.num_images:
+                return finish_store(self.path, manifest)
+        missing = wanted - stored
+        if missing:
             raise CacheError(
-                f"another process is writing to {folder}; wait for it, stop it, or take another "
-                "folder"
-            ) from None
-        except OSError as error:
-            # Some network file systems know no locks: then two writers are the user's to avoid.
-            logger.warning("%s cannot be locked against a second writer: %s", folder, error)
+                f"{self.path} lacks {len(missing)} of {len(wanted)} images (first ids: "
+                f"{sorted(missing)[:5]}); run the build again to add them"
+            )
+        return manifest
 
-    def release(self) -> None:
-        self._stream.close()
+    def _remove_own_folder(self) -> None:
+        # The store's lock still keeps others out. Released first: some network file systems keep
+        # an open file's name alive.
+        if self._own_lock is not None:
+            self._own_lock.release()
+        self._own_lock = None
+        shutil.rmtree(self._own.path)
 
+    def _bytes_to_come(self) -> int:
+        """An estimate of what all ranks together have still to store."""
+        total = self.manifest.dataset.num_images
+        earlier = len(self._done) - len(self._added)
+        left = max(1, total - earlier - len(self._added) * self.ranks.count)
+        rows = self.manifest.num_rows + self._seen_rows
+        images = self.manifest.num_images + self._seen_images
+        return needed_bytes(self.manifest, left, rows / max(1, images), self._in_flight)
 
-def _lock_stream(descriptor: int) -> None:
-    if sys.platform != "win32":
-        import fcntl
-
-        # Not flock: loader workers would inherit that lock and hold it after a kill of the writer.
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _shard_number(name: str) -> int:
-    match = _SHARD_NAME.fullmatch(name)
-    return int(match.group(1)) if match else -1
-
-
-def _shard_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if _shard_number(path.name) >= 0)
-
-
-def _store_files(folder: Path) -> list[Path]:
-    return [*_shard_files(folder), *(folder / PENDING_FOLDER).glob("*.safetensors")]
-
-
-def _remove_temporaries(folder: Path) -> None:
-    for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
-        path.unlink()
+    @property
+    def _in_flight(self) -> int:
+        return self.images_per_shard * self.ranks.count

@@ -7,14 +7,14 @@ averaged and normalised.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
+from ovd_d2.clip.device_crops import resize_crops
 from ovd_d2.clip.teacher import CLIPTeacher
 
 DEFAULT_SCALES = (1.0, 1.5)
@@ -22,7 +22,7 @@ RESIZE_CHOICES = ("open_clip", "squash")
 
 
 def crop_recipe(
-    scales: Sequence[float] = DEFAULT_SCALES, resize: str = "open_clip"
+    scales: Sequence[float] = DEFAULT_SCALES, resize: str = "open_clip", *, amp: bool = False
 ) -> dict[str, Any]:
     """What a cache manifest says about how crops became embeddings."""
     return {
@@ -30,6 +30,8 @@ def crop_recipe(
         "average": "mean-then-normalise",
         "corners": "floor-ceil-clamp",
         "resize": resize,
+        "resampling": "antialias-uint8",
+        "precision": "bfloat16-autocast" if amp else "float32",
     }
 
 
@@ -64,6 +66,26 @@ def scaled_boxes(boxes: torch.Tensor, scale: float, height: int, width: int) -> 
     return torch.cat([low, high], dim=1)
 
 
+def crop_windows(
+    boxes: torch.Tensor, scales: Sequence[float], height: int, width: int
+) -> torch.Tensor:
+    """(K, 4) boxes -> (K * S, 4) int64 windows: those of a box at every scale, then the next box's.
+
+    Raises:
+        ValueError: no scale, a scale that is not positive, or boxes with NaN.
+    """
+    if not scales:
+        raise ValueError("scales is empty; ViLD's recipe is (1.0, 1.5)")
+    windows = [scaled_boxes(boxes, scale, height, width) for scale in scales]
+    return torch.stack(windows, dim=1).flatten(0, 1)
+
+
+def average_scales(embeddings: torch.Tensor, scales: Sequence[float]) -> torch.Tensor:
+    """(K * S, D) embeddings in the order of `crop_windows` -> (K, D) unit rows."""
+    rows = embeddings.view(-1, len(scales), embeddings.shape[1])
+    return F.normalize(rows.mean(dim=1), dim=1)
+
+
 def crop_batch(
     image: np.ndarray,
     boxes: torch.Tensor,
@@ -78,19 +100,17 @@ def crop_batch(
         image: (H, W, 3) uint8 RGB.
         boxes: (K, 4) float XYXY in pixels of `image`.
         scale: see `scaled_boxes`.
-        teacher: gives size, mean, std and interpolation.
+        teacher: gives size, mean, std, interpolation and device.
         resize: "open_clip" is the teacher's own inference transform, for most models: resize the
             shorter side, then crop the centre, so an elongated box loses its ends. "squash"
             resizes to the input size whatever the aspect ratio, so nothing is lost.
 
     Returns:
-        (K, 3, h, w) float32, normalised, on the CPU.
+        (K, 3, h, w) float32, normalised, on the teacher's device.
     """
-    _check_image(image, resize)
-    picture = Image.fromarray(image)
-    windows = scaled_boxes(boxes, scale, image.shape[0], image.shape[1]).tolist()
-    crops = [picture.crop(tuple(window)) for window in windows]
-    return teacher.preprocessing.prepare(crops, squash=resize == "squash")
+    windows = crop_windows(boxes, [scale], image.shape[0], image.shape[1])
+    source = (image_on_device(image, teacher.device), windows)
+    return resize_crops([source], teacher.preprocessing, squash=is_squash(resize))
 
 
 def embed_proposals(
@@ -102,7 +122,9 @@ def embed_proposals(
     *,
     resize: str = "open_clip",
 ) -> torch.Tensor:
-    """Embeds proposals by `crop_recipe(scales, resize)`.
+    """Embeds the proposals of one image by `crop_recipe(scales, resize)`.
+
+    Many images are embedded faster by `ovd_d2.cache.pipeline`, which fills its batches.
 
     Args:
         image: (H, W, 3) uint8 RGB, at its original size.
@@ -115,36 +137,30 @@ def embed_proposals(
     Returns:
         (K, D) float32 unit rows on the CPU, in the order of `boxes`.
     """
-    if not scales:
-        raise ValueError("scales is empty; ViLD's recipe is (1.0, 1.5)")
-    chunks = [
-        F.normalize(_mean_embedding(image, chunk, teacher, scales, resize), dim=1)
-        for chunk in _chunks(boxes, max(1, batch_size // len(scales)))
+    windows = crop_windows(boxes, scales, image.shape[0], image.shape[1])
+    squash, pixels = is_squash(resize), image_on_device(image, teacher.device)
+    if not len(windows):
+        return torch.zeros(0, teacher.embedding_dim)
+    embeddings = [
+        teacher.encode_images(resize_crops([(pixels, part)], teacher.preprocessing, squash=squash))
+        for part in windows.split(batch_size)
     ]
-    return torch.cat(chunks) if chunks else torch.zeros(0, teacher.embedding_dim)
+    return average_scales(torch.cat(embeddings).cpu(), scales)
 
 
-def _mean_embedding(
-    image: np.ndarray,
-    boxes: torch.Tensor,
-    teacher: CLIPTeacher,
-    scales: Sequence[float],
-    resize: str,
-) -> torch.Tensor:
-    crops = [crop_batch(image, boxes, scale, teacher, resize=resize) for scale in scales]
-    embeddings = teacher.encode_images(torch.cat(crops)).cpu()  # (S * K, D) unit rows
-    return embeddings.view(len(scales), boxes.shape[0], -1).mean(dim=0)
-
-
-def _chunks(boxes: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
-    for start in range(0, boxes.shape[0], size):
-        yield boxes[start : start + size]
-
-
-def _check_image(image: np.ndarray, resize: str) -> None:
+def image_on_device(image: np.ndarray, device: torch.device) -> torch.Tensor:
+    """(H, W, 3) uint8 RGB pixels as a contiguous tensor on the device; checks their form."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise ValueError(
             f"expected an image of shape (H, W, 3) and dtype uint8, got {image.shape} {image.dtype}"
         )
+    if not image.flags.writeable:  # from_numpy warns, though nothing is written here
+        image = image.copy()
+    return torch.from_numpy(np.ascontiguousarray(image)).to(device)
+
+
+def is_squash(resize: str) -> bool:
+    """Checks one of RESIZE_CHOICES; True where it overrides the teacher's own transform."""
     if resize not in RESIZE_CHOICES:
         raise ValueError(f"unknown resize '{resize}'; choices: {', '.join(RESIZE_CHOICES)}")
+    return resize == "squash"

@@ -62,6 +62,35 @@ class Preprocessing:
         transform = image_transform_v2(self._open_clip_cfg(), is_train=False)
         return torch.stack([transform(crop) for crop in crops])
 
+    def placement(
+        self, sizes: torch.Tensor, *, squash: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where open_clip's transform puts pictures: what they are resized to and what is cut out.
+
+        Args:
+            sizes: (K, 2) int64 (height, width) of the pictures, at least 1.
+            squash: overrides `resize_mode`.
+
+        Returns:
+            (K, 2) int64 resized (height, width), and (K, 2) int64 (y, x) of the encoder's input in
+            the resized picture; negative where the input is larger and the picture is padded.
+        """
+        target = torch.tensor(self.image_size)  # (2,)
+        mode = "squash" if squash else self.resize_mode
+        if mode == "squash":
+            resized = target.expand_as(sizes)
+        elif mode == "shortest" and target[0] == target[1]:
+            short = sizes.min(dim=1, keepdim=True).values
+            resized = target[0] * sizes // short  # torchvision truncates the longer side
+        else:
+            ratios = sizes / target
+            ratio = ratios.amax(1, True) if mode == "longest" else ratios.amin(1, True)
+            resized = (sizes / ratio).round().long().clamp(min=1)
+        spare = resized - target
+        # torchvision rounds the corner of the centre crop half to even; the padding rounds down
+        offset = torch.where(spare < 0, -(-spare // 2), (spare / 2.0).round().long())
+        return resized, offset
+
     def _open_clip_cfg(self) -> PreprocessCfg:
         return PreprocessCfg(
             size=self.image_size,

@@ -106,7 +106,7 @@ class OpenVocabularyDatasetMapper(DatasetMapper):
             self._transform_annotations(dataset_dict, transforms, image_size)
         if self.cache is not None:
             dataset_dict["cached_proposals"] = transform_cached_proposals(
-                self.cache[dataset_dict["image_id"]],
+                self.cache.read(dataset_dict["image_id"], self.proposals_per_image),
                 transforms,
                 image_size,
                 self.proposals_per_image,

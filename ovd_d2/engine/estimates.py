@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,14 +80,6 @@ def checkpoint_bytes(cfg: CfgNode) -> int:
     weights = 4 * sum(t.numel() for t in [*model.parameters(), *model.buffers()])
     count = -(-cfg.SOLVER.MAX_ITER // cfg.SOLVER.CHECKPOINT_PERIOD) + 1  # and model_final
     return count * (1 + moments) * weights
-
-
-def free_bytes(folder: str | os.PathLike[str]) -> int:
-    """Room on the disk that will hold `folder`, which need not exist yet."""
-    path = Path(folder).resolve()
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
 
 
 def _on_cpu(cfg: CfgNode) -> CfgNode:

@@ -1,26 +1,84 @@
-"""How the tools that take Detectron2's arguments start their processes."""
+"""How the tools start their processes: Detectron2's `launch`, or torchrun around the tool."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from detectron2.engine import launch
+from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
+
+# What torchrun sets in the environment of every process that it starts.
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `launch_processes`, named as in Detectron2's `default_argument_parser`."""
+    group = parser.add_argument_group(
+        "processes",
+        "instead of these, torchrun may start the tool: torchrun --nproc-per-node 8 ...",
+    )
+    group.add_argument(
+        "--num-gpus", type=int, default=1, help="processes on this machine, one a GPU (default 1)"
+    )
+    group.add_argument("--num-machines", type=int, default=1, help="machines in all (default 1)")
+    group.add_argument(
+        "--machine-rank", type=int, default=0, help="number of this machine, from 0 (default 0)"
+    )
+    group.add_argument(
+        "--dist-url",
+        default="auto",
+        help="tcp://<address of machine 0>:<free port>; auto serves one machine (default auto)",
+    )
 
 
 def launch_processes(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
-    """Runs `main(args)` in as many processes as `--num-gpus` and `--num-machines` say.
+    """Run `main(args)` in as many processes as the arguments or torchrun say.
+
+    A process that ends with an error ends the others on its machine.
 
     Args:
         main: a function of a module, so that other processes can find it.
-        args: of Detectron2's `default_argument_parser`.
+        args: of `add_launch_arguments` or of Detectron2's `default_argument_parser`.
     """
-    launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    if under_torchrun():
+        join_process_group()
+        main(args)
+        dist.destroy_process_group()
+        return
+    try:
+        launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except ProcessExitedException as error:
+        # It left by sys.exit, having said why; a traceback of this process would hide that.
+        sys.exit(f"process {error.error_index} of this machine ended with status {error.exit_code}")
+
+
+def under_torchrun() -> bool:
+    """Has torchrun (or a launcher that sets the same variables) started this process?"""
+    return all(name in os.environ for name in _TORCHRUN)
+
+
+def join_process_group() -> None:
+    """Join the process group that torchrun's environment describes, as Detectron2's `launch` does.
+
+    Over NCCL where every process of this machine has a GPU of its own, otherwise over gloo.
+    """
+    local_rank, local_count = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    has_gpu = torch.cuda.device_count() >= local_count
+    dist.init_process_group("nccl" if has_gpu else "gloo")
+    comm.create_local_process_group(local_count)
+    if has_gpu:
+        torch.cuda.set_device(local_rank)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def extract_proposals(
 
     Proposals are what the RPN keeps after its NMS (`RPN.NMS_THRESH`, the best
     `RPN.POST_NMS_TOPK_TEST`), in the coordinates of the original image, sorted by falling
-    objectness.
+    objectness. All ranks of a process group call this together; each takes its share of the images.
 
     Raises:
         TypeError: the model has no first stage that can be asked alone.
@@ -59,17 +60,25 @@ def extract_proposals(
             f"proposals need MODEL.META_ARCHITECTURE OpenVocabularyRCNN, got {type(model).__name__}"
         )
     todo = [record for record in dataset_dicts if record["image_id"] not in writer.done_ids]
-    loader = build_detection_test_loader(
-        todo,
-        mapper=OpenVocabularyDatasetMapper(cfg, is_train=False),
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-    )
+    writer.check_space(len(todo), cfg.MODEL.RPN.POST_NMS_TOPK_TEST)
     model.eval()
-    for batch in tqdm(loader, desc="proposals", unit="img", total=len(todo)):
+    for batch in tqdm(_batches(cfg, todo), "proposals", unit="img", disable=writer.ranks.rank > 0):
         for record, proposals in zip(batch, model.predict_proposals(batch), strict=True):
             boxes, objectness = to_original_image(proposals, record["height"], record["width"])
             writer.add(record["image_id"], {"boxes": boxes, "objectness": objectness})
     return writer.finish()
+
+
+def _batches(cfg: CfgNode, records: list[dict[str, Any]]) -> Collection[list[dict[str, Any]]]:
+    """This rank's share of the images, by the loader's own sampler, one image a batch."""
+    if not records:  # which the sampler refuses
+        return []
+    loader: Collection[list[dict[str, Any]]] = build_detection_test_loader(
+        records,
+        mapper=OpenVocabularyDatasetMapper(cfg, is_train=False),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+    return loader
 
 
 def to_original_image(proposals: Instances, height: int, width: int) -> tuple[Tensor, Tensor]:

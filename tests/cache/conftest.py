@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import traceback
 from collections.abc import Callable
@@ -78,6 +80,21 @@ def build(
                     added(image_id)
             writer.finish()
         return path
+
+    return run
+
+
+@pytest.fixture
+def change_manifest() -> Callable[..., None]:
+    """`change_manifest(folder, change)`: `change(content)` edits the JSON; signed again."""
+
+    def run(folder: Path, change: Callable[[dict], object]) -> None:
+        content = json.loads((folder / "manifest.json").read_text())
+        del content["checksum"]  # stays the last key
+        change(content)
+        body = json.dumps({**content, "checksum": ""}, indent=2)[: -len('"\n}')]
+        checksum = hashlib.sha256(body.encode()).hexdigest()
+        (folder / "manifest.json").write_text(body + checksum + '"\n}\n')
 
     return run
 

@@ -159,7 +159,7 @@ def test_summary_counts(
     teacher = colour_teacher()
     summary = build_cache(dataset, proposals, teacher, tmp_path / "cache", **options)
     assert (summary.images, summary.images_built, summary.proposals) == (4, 4, 9)
-    files = (tmp_path / "cache").glob("*.safetensors")
+    files = (tmp_path / "cache").glob("shard-*.safetensors")
     assert summary.bytes == sum(path.stat().st_size for path in files)
     again = build_cache(dataset, proposals, teacher, tmp_path / "cache", **options)
     assert (again.images, again.images_built, again.proposals) == (4, 0, 9)
@@ -169,9 +169,9 @@ def test_an_interrupted_build_continues_without_repeating(
     tmp_path: Path, run: Callable[..., EmbeddingCache]
 ) -> None:
     with pytest.raises(ValueError, match="image 13: refused: .*embeddings are NaN"):
-        run(ColourModel(broken_after=2), path=tmp_path / "broken")
+        run(ColourModel(broken_after=2), path=tmp_path / "broken", batch_size=6)
     model = ColourModel()
-    continued = run(model, path=tmp_path / "broken")
+    continued = run(model, path=tmp_path / "broken", batch_size=6)  # 3 boxes at 2 scales
     assert model.calls == 1  # images 11 and 12 are there, 14 has no proposals
     whole = run(path=tmp_path / "whole")
     assert continued.fingerprint == whole.fingerprint
@@ -256,11 +256,75 @@ def test_the_command_builds_and_reports(
     assert len(EmbeddingCache(tmp_path / "cache")[11]) == 2
 
 
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
-def test_any_colour_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
-    path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
-    Image.new("RGB", (5, 3), (255, 255, 255)).convert(mode).save(path)
-    image = load_image({"file_name": str(path), "image_id": 1, "height": 3, "width": 5})
-    assert image.shape == (3, 5, 3)
-    assert image.dtype == np.uint8
-    assert image.min() == 255
+def test_all_bad_pictures_are_named_before_anything_is_written_or_deleted(
+    tmp_path: Path, run: Callable[..., EmbeddingCache], dataset: list[dict[str, Any]]
+) -> None:
+    before = run().fingerprint
+    Path(dataset[0]["file_name"]).unlink()
+    Path(dataset[2]["file_name"]).write_bytes(b"garbage")
+    model = ColourModel()
+    with pytest.raises(CacheError, match="2 pictures cannot be used") as caught:
+        run(model, overwrite=True)
+    assert "image 11: " in str(caught.value)
+    assert "image 13: " in str(caught.value)
+    assert model.calls == 0
+    assert EmbeddingCache(tmp_path / "cache").fingerprint == before
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (4, 20_000), (20_000, 4)])
+def test_extreme_pictures_and_boxes(tmp_path: Path, height: int, width: int) -> None:
+    Image.new("RGB", (width, height), (0, 0, 255)).save(tmp_path / "x.png")
+    file_name = str(tmp_path / "x.png")
+    entry = {"file_name": file_name, "image_id": 1, "height": height, "width": width}
+    info = DatasetInfo(NAME, dataset_fingerprint([entry]), 1)
+    whole, point = [0.0, 0, width, height], [width - 0.5, height - 0.5, width, height]
+    with RecordWriter(tmp_path / "proposals", Manifest("proposals", info, "rpn")) as writer:
+        writer.add(1, {"boxes": torch.tensor([whole, point]), "objectness": torch.ones(2)})
+        writer.finish()
+    build_cache(
+        [entry],
+        ProposalStore(tmp_path / "proposals"),
+        colour_teacher(),
+        tmp_path / "cache",
+        dataset_name=NAME,
+        progress=False,
+    )
+    embeddings = EmbeddingCache(tmp_path / "cache")[1].embeddings
+    torch.testing.assert_close(embeddings, torch.tensor([[0.0, 0, 1]] * 2), atol=1e-3, rtol=0)
+
+
+def test_parts_hold_every_nth_image_under_one_header(
+    tmp_path: Path, run: Callable[..., EmbeddingCache], dataset: list[dict[str, Any]]
+) -> None:
+    whole = run()
+    proposals = ProposalStore(tmp_path / "proposals")
+    stores, options = [], {"dataset_name": NAME, "progress": False}
+    for number in (1, 2, 3):
+        path = tmp_path / f"part{number}"
+        for built in (len(dataset[number - 1 :: 3]), 0):  # the second run finds nothing to do
+            summary = build_cache(
+                dataset[::-1], proposals, colour_teacher(), path, part=(number, 3), **options
+            )
+            assert summary.images_built == built
+            assert not summary.complete
+        stores.append(EmbeddingCache(path, allow_incomplete=True))
+    assert [list(store) for store in stores] == [[11, 14], [12], [13]]
+    for store in stores:
+        assert store.manifest.header() == whole.manifest.header()
+        for image_id in store:
+            assert torch.equal(store[image_id].embeddings, whole[image_id].embeddings)
+    # Another part in the folder of the first: together they are the cache.
+    for number in (2, 3):
+        summary = build_cache(
+            dataset, proposals, colour_teacher(), tmp_path / "part1", part=(number, 3), **options
+        )
+    assert summary.complete
+    assert EmbeddingCache(tmp_path / "part1").fingerprint == whole.fingerprint
+
+
+@pytest.mark.parametrize("part", [(0, 2), (3, 2), (1, 0), (1, 5)])
+def test_impossible_parts_are_refused(
+    run: Callable[..., EmbeddingCache], part: tuple[int, int]
+) -> None:
+    with pytest.raises(CacheError, match="part is|cannot be split into 5 parts, it has 4 images"):
+        run(part=part)

@@ -103,13 +103,17 @@ def test_pending_file_must_hold_the_image_of_its_name(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"offsets": torch.tensor([0, 3])}, "do not fit"),
+        ({"offsets": torch.tensor([0, 3])}, r"offsets is torch.int64 \(2,\), expected .* \(3,\)"),
         ({"offsets": torch.tensor([0, 4, 3])}, "do not ascend from 0"),
         ({"offsets": torch.tensor([1, 2, 3])}, "do not ascend from 0"),
-        ({"offsets": torch.tensor([0, 2, 4])}, r"expected torch.float32 \(4"),
-        ({"offsets": torch.tensor([0.0, 2, 3])}, "must be int64"),
+        ({"offsets": torch.tensor([0, 2, 4])}, "offsets end at 4, the fields have 3 rows"),
+        (
+            {"offsets": torch.tensor([0.0, 2, 3])},
+            "offsets is torch.float32 .* expected torch.int64",
+        ),
+        ({"checksums": torch.tensor([7])}, "checksums is"),
         ({"image_ids": torch.tensor([2, 1])}, "image_ids do not ascend"),
-        ({"boxes": torch.zeros(3, 4, dtype=torch.float64)}, "expected torch.float32"),
+        ({"boxes": torch.zeros(3, 4, dtype=torch.float64)}, "boxes has the type F64"),
         ({"extra": torch.zeros(3)}, "not a shard of this store"),
     ],
 )
@@ -122,11 +126,12 @@ def test_untrusted_headers_are_checked(
     shard = {
         "image_ids": torch.tensor([1, 2]),
         "offsets": torch.tensor([0, 1, 3]),
+        "checksums": torch.tensor([7, 8]),
         "boxes": torch.zeros(3, 4),
         "objectness": torch.zeros(3),
     }
     fields = make_manifest("proposals").fields
-    path = tmp_path / "shard-00000.safetensors"
+    path = tmp_path / "shard-r000-00000.safetensors"
     save_file(shard, path)
     assert len(open_shard(path, fields)["boxes"]) == 3
     save_file({**shard, **change}, path)

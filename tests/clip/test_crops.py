@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from ovd_d2.clip.crops import CROP_RECIPE, crop_batch, crop_recipe, embed_proposals, scaled_boxes
+from ovd_d2.clip.crops import (
+    CROP_RECIPE,
+    average_scales,
+    crop_batch,
+    crop_recipe,
+    crop_windows,
+    embed_proposals,
+    scaled_boxes,
+)
 from ovd_d2.clip.preprocess import Preprocessing
 from ovd_d2.clip.teacher import CLIPTeacher
 
@@ -58,6 +66,7 @@ class MeanColourTeacher:
         default_factory=lambda: Preprocessing((8, 8), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     )
     embedding_dim: int = 3
+    device: torch.device = torch.device("cpu")
     seen: list[int] = field(default_factory=list)
 
     def encode_images(self, batch: torch.Tensor) -> torch.Tensor:
@@ -134,7 +143,7 @@ def test_extreme_boxes_are_cheap_and_whole() -> None:
 def test_normalisation_and_interpolation_come_from_the_teacher() -> None:
     preprocessing = Preprocessing((4, 4), (0.5, 0.25, 0.0), (0.5, 0.25, 1.0), "bilinear", "squash")
     crop = crop_batch(framed_image(), BOX, 1.0, cast(CLIPTeacher, MeanColourTeacher(preprocessing)))
-    assert crop[0].mean(dim=(1, 2)).tolist() == [1.0, -1.0, 0.0]
+    assert crop[0].mean(dim=(1, 2)).tolist() == pytest.approx([1.0, -1.0, 0.0])
 
 
 def test_longest_mode_pads() -> None:
@@ -158,5 +167,19 @@ def test_recipe_names_what_was_done() -> None:
         "average": "mean-then-normalise",
         "corners": "floor-ceil-clamp",
         "resize": "open_clip",
+        "resampling": "antialias-uint8",
+        "precision": "float32",
     }
     assert crop_recipe((2,), "squash")["resize"] == "squash"
+    assert crop_recipe(amp=True)["precision"] == "bfloat16-autocast"
+
+
+def test_windows_of_a_box_stand_together() -> None:
+    boxes = torch.tensor([[10.0, 20, 30, 60], [0, 0, 4, 4]])
+    expected = [[10, 20, 30, 60], [5, 10, 35, 70], [0, 0, 4, 4], [0, 0, 5, 5]]
+    assert crop_windows(boxes, (1.0, 1.5), 100, 200).tolist() == expected
+    rows = torch.tensor([[1.0, 0], [0, 1], [0, -1], [0, -1]])
+    half = 0.5**0.5
+    torch.testing.assert_close(
+        average_scales(rows, (1.0, 1.5)), torch.tensor([[half, half], [0.0, -1.0]])
+    )

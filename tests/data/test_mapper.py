@@ -36,8 +36,11 @@ class FakeCache:
     def __init__(self, records):
         self.records = records
 
-    def __getitem__(self, image_id):
-        return self.records[image_id]
+    def read(self, image_id, top_k):
+        record = self.records[image_id]
+        return CachedProposals(
+            record.boxes[:top_k], record.objectness[:top_k], record.embeddings[:top_k]
+        )
 
 
 def expected_boxes(original, transforms, image_size):

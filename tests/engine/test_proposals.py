@@ -1,5 +1,3 @@
-import json
-
 import cv2
 import numpy as np
 import pytest
@@ -9,6 +7,7 @@ from detectron2.structures import Boxes, Instances
 
 from ovd_d2.cache import DatasetInfo, Manifest, ProposalStore, RecordWriter
 from ovd_d2.engine.proposals import extract_proposals, proposal_manifest, to_original_image
+from tests.processes import run_ranks
 from tests.tiny import tiny_config
 
 
@@ -99,4 +98,20 @@ def test_a_supervised_detector_is_refused(cfg, scenes, tmp_path):
         pytest.raises(TypeError, match="OpenVocabularyRCNN"),
     ):
         extract_proposals(cfg, torch.nn.Linear(1, 1), scenes, writer)
-    assert not json.loads((tmp_path / "store" / "manifest.json").read_text())["complete"]
+    assert not Manifest.load(tmp_path / "store").complete
+
+
+def test_two_processes_extract_what_one_does(cfg, scenes, tmp_path):
+    torch.set_num_threads(1)  # the processes are forked
+    cfg.DATALOADER.NUM_WORKERS = 0
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    manifest = proposal_manifest(cfg, "tests", scenes)
+
+    def extract(path):
+        with RecordWriter(path, manifest) as writer:
+            return extract_proposals(cfg, model, scenes, writer)
+
+    assert run_ranks(2, lambda rank: extract(tmp_path / "two")) == [0, 0]
+    assert extract(tmp_path / "one").fingerprint == ProposalStore(tmp_path / "two").fingerprint
+    assert extract(tmp_path / "one").complete  # nothing is left to do

@@ -1,0 +1,282 @@
+"""Images through the teacher: decoding, cropping, encoding and writing at the same time.
+
+Each stage has threads of its own and works ahead of the next one by a bounded number of items; all
+of them spend their time outside Python's lock. Crops of several images share a batch of the
+teacher, and embeddings find back to their images. What a stage raises reaches the caller, and no
+stage begins anything new after it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ovd_d2.clip.crops import (
+    DEFAULT_SCALES,
+    average_scales,
+    crop_windows,
+    image_on_device,
+    is_squash,
+)
+from ovd_d2.clip.device_crops import resize_crops
+from ovd_d2.clip.teacher import CLIPTeacher
+
+# Of decoded images that wait to be cropped, and again of those that one batch holds on to. A single
+# image may be larger.
+IMAGE_BYTES = 256 * 2**20
+_MAX_ENCODERS = 4  # on the CPU: more would hold more batches in memory for nothing
+_MAX_LOADERS = 8
+_WRITES_AHEAD = 8
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Record = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class ImageTask:
+    """An image to embed.
+
+    Attributes:
+        image_id: goes to `write`.
+        record: boxes (K, 4) float XYXY in pixels of the image, and what else is to be written.
+        load: returns the pixels, (H, W, 3) uint8 RGB; called in another thread.
+        size: bytes that the pixels are expected to take, to bound how many wait decoded.
+    """
+
+    image_id: int
+    record: Record
+    load: Callable[[], NDArray[np.uint8]]
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How crops become embeddings.
+
+    Attributes:
+        batch_size: crops in every forward pass; the last batch is filled up with black pictures,
+            since kernels chosen by batch size round differently and the result would depend on
+            which images were embedded together.
+        scales: one crop a scale.
+        resize: see `ovd_d2.clip.crops.crop_batch`.
+        amp: the teacher computes in bfloat16 where PyTorch's autocast says so.
+        image_bytes: see IMAGE_BYTES.
+    """
+
+    batch_size: int = 256
+    scales: tuple[float, ...] = DEFAULT_SCALES
+    resize: str = "open_clip"
+    amp: bool = False
+    image_bytes: int = IMAGE_BYTES
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}, expected at least 1")
+        is_squash(self.resize)
+
+
+@dataclass(frozen=True)
+class LoadedImage:
+    """Pixels (H, W, 3) uint8 on the teacher's device and crop windows (K * S, 4) on the CPU."""
+
+    task: ImageTask
+    pixels: torch.Tensor
+    windows: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The part of an image's windows that is in one batch; `last` closes the image."""
+
+    task: ImageTask
+    pixels: torch.Tensor
+    windows: torch.Tensor
+    last: bool
+
+
+def embed_images(
+    tasks: Iterable[ImageTask],
+    teacher: CLIPTeacher,
+    write: Callable[[int, Record], None],
+    settings: Settings,
+) -> Iterator[int]:
+    """Embeds the boxes of every image and writes its record with `embeddings` (K, D) added.
+
+    Args:
+        tasks: taken one by one, in this thread, as the stages can use them.
+        teacher: the image encoder.
+        write: called in the order of `tasks`, one at a time, in another thread.
+        settings: the recipe.
+
+    Yields:
+        The image ids, in order, as they are written; the work stops when the caller does.
+    """
+    encoders, threads = _encoder_threads(teacher.device)
+    loaders = min(_MAX_LOADERS, os.cpu_count() or 1)
+    failed = False  # of writing, which one thread does
+
+    def load(task: ImageTask) -> LoadedImage:
+        return _load(task, settings.scales, teacher.device)
+
+    def embed(batch: list[Piece]) -> tuple[list[Piece], torch.Tensor]:
+        return batch, _embed(batch, teacher, settings)
+
+    def write_one(item: tuple[ImageTask, torch.Tensor]) -> int:
+        task, rows = item
+        nonlocal failed
+        if failed:  # what was queued before the error was noticed
+            raise RuntimeError(f"image {task.image_id} is not written after an error")
+        failed = True
+        write(task.image_id, {**task.record, "embeddings": average_scales(rows, settings.scales)})
+        failed = False
+        return task.image_id
+
+    with (
+        _thread_pool("load", loaders) as load_pool,
+        _thread_pool("encode", encoders, threads) as encode_pool,
+        _thread_pool("write", 1) as write_pool,
+    ):
+        images = run_ahead(load_pool, load, tasks, loaders + 1, _size_of, settings.image_bytes)
+        batches = pack(images, settings.batch_size, settings.image_bytes)
+        embedded = run_ahead(encode_pool, embed, batches, encoders + 1)
+        yield from run_ahead(write_pool, write_one, _finished(embedded), _WRITES_AHEAD)
+
+
+def run_ahead(
+    pool: ThreadPoolExecutor,
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    ahead: int,
+    cost: Callable[[Item], int] = lambda item: 0,
+    budget: int = 0,
+) -> Iterator[Result]:
+    """`map(function, items)` in the pool: in order, at most `ahead` results under way or waiting.
+
+    Fewer, but at least one, where their costs would together exceed `budget`.
+    """
+    waiting: deque[tuple[int, Future[Result]]] = deque()
+    for item in items:
+        price = cost(item)
+        while waiting and (
+            len(waiting) >= ahead or price + sum(paid for paid, _ in waiting) > budget
+        ):
+            yield waiting.popleft()[1].result()
+        waiting.append((price, pool.submit(function, item)))
+    while waiting:
+        yield waiting.popleft()[1].result()
+
+
+def pack(images: Iterable[LoadedImage], batch_size: int, image_bytes: int) -> Iterator[list[Piece]]:
+    """Deals the windows of images, in order, into batches of exactly `batch_size`.
+
+    The last batch may be smaller; so is one whose images take more than `image_bytes`.
+    """
+    batch: list[Piece] = []
+    room, held = batch_size, 0
+    for image in images:
+        held += image.pixels.nbytes
+        for piece in _pieces(image, room, batch_size):
+            batch.append(piece)
+            room -= len(piece.windows)
+            if room == 0 or (piece.last and held > image_bytes):
+                yield batch
+                batch, room = [], batch_size
+                held = 0 if piece.last else image.pixels.nbytes
+    if batch:
+        yield batch
+
+
+def _pieces(image: LoadedImage, room: int, batch_size: int) -> Iterator[Piece]:
+    """The first piece takes at most `room` windows; an image without windows is one empty piece."""
+    start, count = 0, len(image.windows)
+    while True:
+        stop = min(count, start + room)
+        yield Piece(image.task, image.pixels, image.windows[start:stop], stop == count)
+        if stop == count:
+            return
+        start, room = stop, batch_size
+
+
+def _load(task: ImageTask, scales: Sequence[float], device: torch.device) -> LoadedImage:
+    pixels = task.load()
+    windows = crop_windows(task.record["boxes"], scales, pixels.shape[0], pixels.shape[1])
+    return LoadedImage(task, image_on_device(pixels, device), windows)
+
+
+def _size_of(task: ImageTask) -> int:
+    return task.size
+
+
+def _embed(batch: Sequence[Piece], teacher: CLIPTeacher, settings: Settings) -> torch.Tensor:
+    """(n, D) float32 on the teacher's device; n is the number of windows in the batch."""
+    count = sum(len(piece.windows) for piece in batch)
+    if not count:
+        return torch.zeros(0, teacher.embedding_dim)
+    crops = resize_crops(
+        [(piece.pixels, piece.windows) for piece in batch],
+        teacher.preprocessing,
+        squash=is_squash(settings.resize),
+        fill_to=settings.batch_size,
+    )
+    with torch.autocast(teacher.device.type, torch.bfloat16, enabled=settings.amp):
+        return teacher.encode_images(crops)[:count]
+
+
+def _finished(
+    batches: Iterable[tuple[list[Piece], torch.Tensor]],
+) -> Iterator[tuple[ImageTask, torch.Tensor]]:
+    """Images whose last piece is embedded, with all their rows (K * S, D) on the CPU."""
+    parts: list[torch.Tensor] = []
+    for batch, embeddings in batches:
+        rows = embeddings.cpu()  # waits for the device
+        for piece, part in zip(batch, rows.split([len(p.windows) for p in batch]), strict=True):
+            parts.append(part)
+            if piece.last:
+                yield piece.task, torch.cat(parts)
+                parts = []
+
+
+def _encoder_threads(device: torch.device) -> tuple[int, int]:
+    """How many batches are embedded at once, and by how many threads each.
+
+    On the CPU two batches side by side use two cores better than one batch with two threads does:
+    cropping is one thread's work, and the small operations of a network share badly.
+    """
+    if device.type != "cpu":
+        return 1, torch.get_num_threads()  # the device works while the next batch is prepared
+    threads = torch.get_num_threads()
+    encoders = min(_MAX_ENCODERS, threads)
+    return encoders, threads // encoders
+
+
+@contextmanager
+def _thread_pool(
+    name: str, workers: int, torch_threads: int | None = None
+) -> Iterator[ThreadPoolExecutor]:
+    """A pool that drops what is queued when the caller fails, stops or is interrupted.
+
+    With `torch_threads` its threads compute with that many each; PyTorch keeps the number for
+    threads that start later, so it is put back at the end.
+    """
+    before = torch.get_num_threads()
+    initializer = None if torch_threads is None else partial(torch.set_num_threads, torch_threads)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix=name, initializer=initializer)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+    finally:
+        pool.shutdown()
+        torch.set_num_threads(before)

@@ -1,0 +1,78 @@
+"""Room on the disk: asked for before a build starts, explained when it runs out."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ovd_d2.cache.manifest import CacheError, Manifest
+from ovd_d2.cache.records import data_bytes
+from ovd_d2.files import free_bytes, readable_bytes
+
+_INDEX_BYTES = 32  # an image's entry in the index of the store
+_BLOCK = 4096  # a pending file takes whole blocks of the disk, and its header one more
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def needed_bytes(manifest: Manifest, images: int, rows_per_image: float, in_flight: int) -> int:
+    """Room that so many more records need on the disk.
+
+    Args:
+        images: still to be stored.
+        rows_per_image: mean number of proposals of an image.
+        in_flight: images that lie in pending files while their shard is written, at most.
+    """
+    twice = min(images, in_flight)
+    return (
+        _stored_bytes(manifest, images, rows_per_image)
+        + _stored_bytes(manifest, twice, rows_per_image)
+        + 2 * twice * _BLOCK
+    )
+
+
+def check_space(
+    folder: Path, manifest: Manifest, images: int, rows_per_image: float, in_flight: int
+) -> None:
+    """Refuse a build that the disk has no room for; arguments as for `needed_bytes`.
+
+    Raises:
+        CacheError: with the bytes needed and free.
+    """
+    needed = needed_bytes(manifest, images, rows_per_image, in_flight)
+    free = free_bytes(folder)
+    if needed > free:
+        raise CacheError(
+            f"the disk of {folder} is too small: {images:,} images with {rows_per_image:.0f} "
+            f"proposals each need {readable_bytes(needed)}, {readable_bytes(free)} are free. Free "
+            f"{readable_bytes(needed - free)}, take another disk, keep fewer proposals or a "
+            f"smaller dtype (now {manifest.dtype})"
+        )
+
+
+def _stored_bytes(manifest: Manifest, images: int, rows_per_image: float) -> int:
+    """In shards and index."""
+    rows = math.ceil(images * rows_per_image)
+    return data_bytes(manifest.fields, images, rows) + _INDEX_BYTES * images
+
+
+@contextlib.contextmanager
+def full_disk_explained(folder: Path, missing: Callable[[], int]) -> Iterator[None]:
+    """Turn "no space left on device" into a CacheError that says how much is needed and free.
+
+    Args:
+        missing: bytes that the images still to be stored need.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        free, needed = readable_bytes(free_bytes(folder)), readable_bytes(missing())
+        raise CacheError(
+            f"the disk of {folder} is full ({error.strerror}): {free} are free, what is still to "
+            f"be stored needs about {needed}. Free that much and run the same command again: what "
+            "is stored stays"
+        ) from error

@@ -1,0 +1,65 @@
+"""The tools' processes, started by torchrun and by Detectron2's launch, build one store."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ovd_d2.cache import EmbeddingCache
+from ovd_d2.engine import launching
+from ovd_d2.engine.launching import add_launch_arguments, launch_processes
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = str(Path(__file__).with_name("rank_build.py"))
+
+
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_torchrun(tmp_path: Path) -> None:
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    done = run_python(*torchrun, PROGRAM, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    cache = EmbeddingCache(tmp_path)
+    assert cache.verify() == []
+    assert list(cache) == list(range(5))
+    assert {shard.file[:10] for shard in cache.manifest.shards} == {"shard-r000", "shard-r001"}
+
+
+def test_a_process_that_fails_ends_the_others_and_says_why(tmp_path: Path) -> None:
+    done = run_python(PROGRAM, str(tmp_path), "--num-gpus", "2", "--fail", "3")
+    assert done.returncode == 1
+    assert "image 3 is bad" in done.stderr
+    assert "process 1 of this machine ended with status 1" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "index.safetensors").exists()
+
+
+def test_one_process_runs_here() -> None:
+    parser = argparse.ArgumentParser()
+    add_launch_arguments(parser)
+    seen: list[argparse.Namespace] = []
+    launch_processes(seen.append, parser.parse_args([]))
+    assert vars(seen[0]) == {
+        "num_gpus": 1,
+        "num_machines": 1,
+        "machine_rank": 0,
+        "dist_url": "auto",
+    }
+
+
+def test_torchrun_is_known_by_all_its_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in launching._TORCHRUN:
+        monkeypatch.setenv(name, "0")
+    assert launching.under_torchrun()
+    monkeypatch.delenv("LOCAL_RANK")
+    assert not launching.under_torchrun()

@@ -63,3 +63,15 @@ def test_idle_keys_are_noted_only_where_they_were_changed():
     cfg.INPUT.LSJ.ENABLED = True
     cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"
     assert idle_key_notices(cfg) == []
+
+
+def test_idle_online_keys_are_noted():
+    cfg, online = default_config(), "MODEL.OVD.DISTILLATION.ONLINE"
+    cfg.MODEL.OVD.VARIANT = "vild"
+    cfg.MODEL.OVD.DISTILLATION.ONLINE.RESIZE = "squash"
+    (notice,) = idle_key_notices(cfg)
+    assert f"{online}.RESIZE 'squash' has no effect: {online}.PROPOSALS is empty" in notice
+    cfg.MODEL.OVD.DISTILLATION.ONLINE.PROPOSALS = "somewhere"
+    assert idle_key_notices(cfg) == []
+    cfg.MODEL.OVD.VARIANT = "vild_text"
+    assert any("does not distil" in notice for notice in idle_key_notices(cfg))

@@ -102,6 +102,16 @@ def test_an_iteration_trains_on_the_images_of_the_other(configs, monkeypatch):
     assert sorted(batches[0]) == [1, 2, 3]
 
 
+def test_predicted_ratio_grows_with_the_proposals_and_not_without():
+    cfg = config()
+    few, many = 5, 25
+    ratios = []
+    for cfg.MODEL.OVD.DISTILLATION.PROPOSALS_PER_IMAGE in (few, many):
+        ratios.append(measured.predicted_ratio(cfg))
+    # Linear but for the student's own share: five times the crops, five times what comes on top.
+    assert 3 < (ratios[1] - 1) / (ratios[0] - 1) <= 5
+
+
 def test_a_row_for_the_table():
     cost = OnlineCost(Ratio("online / cached", 1.5, 1.25), 186.0, {"online": 0.3, "cached": 0.2})
     row = cost.row()

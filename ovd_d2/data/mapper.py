@@ -125,14 +125,19 @@ class OpenVocabularyDatasetMapper(DatasetMapper):
             return dataset_dict
         if "annotations" in dataset_dict:
             self._transform_annotations(dataset_dict, transforms, image_size)
-        store = self.proposals if self.cache is None else self.cache
-        if store is not None:
+        stored = self._read_stored(dataset_dict["image_id"])
+        if stored is not None:
             dataset_dict["cached_proposals"] = transform_cached_proposals(
-                store[dataset_dict["image_id"]], transforms, image_size, self.proposals_per_image
+                stored, transforms, image_size, self.proposals_per_image
             )
         if self.proposals is not None:
             dataset_dict["original_image"] = self._rgb(image, dataset_dict["file_name"])
         return dataset_dict
+
+    def _read_stored(self, image_id: int) -> CachedProposals | None:
+        if self.proposals is not None:
+            return _best_first(self.proposals[image_id])
+        return None if self.cache is None else self.cache[image_id]
 
     def _rgb(self, image: NDArray[np.uint8], file_name: str) -> torch.Tensor:
         """The picture as the teacher sees it, (H, W, 3) uint8 RGB, whatever the detector sees."""
@@ -141,3 +146,9 @@ class OpenVocabularyDatasetMapper(DatasetMapper):
         elif self.image_format != "RGB":  # grey, YUV: colours or rounding are lost
             image = detection_utils.read_image(file_name, format="RGB")
         return torch.from_numpy(image.copy())
+
+
+def _best_first(proposals: CachedProposals) -> CachedProposals:
+    """In the order in which the cache builder keeps them, so that the first K are the same."""
+    order = proposals.objectness.argsort(descending=True, stable=True)
+    return CachedProposals(proposals.boxes[order], proposals.objectness[order])

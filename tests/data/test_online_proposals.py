@@ -150,6 +150,25 @@ def test_online_is_what_the_builder_stores(resize, dicts, proposals, teacher, tm
             assert_same(one, other, atol=5e-4)  # stored in 16 bits
 
 
+def test_the_first_k_are_the_builders_whatever_the_order_of_the_store(dicts, teacher, tmp_path):
+    tensors = {}
+    for image_id, count in COUNTS.items():
+        best_first = random_proposals(count, HEIGHT, WIDTH, seed=image_id)
+        turned = torch.arange(count - 1, -1, -1)
+        tensors[image_id] = {name: value[turned] for name, value in best_first.items()}
+    worst_first = write_proposals(tmp_path / "proposals", dicts, tensors)
+    path = tmp_path / "cache"
+    build_cache(
+        dicts, worst_first, teacher, path, dataset_name="toy_train", top_k=4, progress=False
+    )
+    from_cache = mapper_of(resized_and_flipped, cache=EmbeddingCache(path))
+    waiting = mapper_of(resized_and_flipped, proposals=worst_first, proposals_per_image=4)
+    online = OnlineTeacherLoader(draw(waiting, dicts, 2), embedder(teacher))
+    for found, expected in zip(online, draw(from_cache, dicts, 2), strict=True):
+        for one, other in zip(found, expected, strict=True):
+            assert_same(one, other, atol=5e-4)
+
+
 def test_the_resize_matters(dicts, proposals, teacher):
     (batch,) = draw(mapper_of(resized_and_flipped, proposals=proposals), dicts[:1], 1)
     image, boxes = batch[0]["original_image"].numpy(), batch[0]["cached_proposals"].original_boxes

@@ -33,7 +33,7 @@ def _add_model_keys(cfg: CfgNode) -> None:
 
     # Which ViLD: "vild_text" (text branch alone), "vild_image" (distillation alone), "vild" (one
     # head learns both), "vild_ensemble" (two heads, their scores mixed at test time).
-    # All but vild_text need DISTILLATION.CACHE for training.
+    # All but vild_text need DISTILLATION.CACHE or DISTILLATION.ONLINE for training.
     ovd.VARIANT = "vild_text"
     # The category names and their text embeddings: a file made by tools/build_vocabulary.py.
     # Its order is the data set's; ROI_HEADS.NUM_CLASSES must equal its length.
@@ -66,7 +66,8 @@ def _add_model_keys(cfg: CfgNode) -> None:
     ovd.COMPILE_BACKBONE = False
 
     # The frozen CLIP: an open_clip architecture with a pretrained tag or a local checkpoint file.
-    # Training never loads it; names given at test time and "clip_crops" do.
+    # Training loads it with DISTILLATION.ONLINE alone; names given at test time and "clip_crops"
+    # load it at test time.
     ovd.TEACHER = CfgNode()
     ovd.TEACHER.ARCHITECTURE = "ViT-B-32-quickgelu"
     ovd.TEACHER.PRETRAINED = "openai"
@@ -80,6 +81,16 @@ def _add_model_keys(cfg: CfgNode) -> None:
     ovd.DISTILLATION.WEIGHT = 0.5
     # The first K cached proposals of an image take part (they are sorted by objectness).
     ovd.DISTILLATION.PROPOSALS_PER_IMAGE = 300
+
+    # Training without a cache, for want of disk: the teacher runs inside training, on
+    # MODEL.DEVICE, and embeds each image's proposals whenever the image comes up (docs/online.md).
+    online = ovd.DISTILLATION.ONLINE = CfgNode()
+    # The proposals of the training set: a folder made by tools/extract_proposals.py. "": off.
+    online.PROPOSALS = ""
+    # How a crop becomes the teacher's input; the cache builder's --resize.
+    online.RESIZE = "open_clip"
+    # Crops in one pass of the teacher: fewer need less memory; the result does not depend on it.
+    online.BATCH_SIZE = 256
 
 
 def _add_head_keys(cfg: CfgNode) -> None:

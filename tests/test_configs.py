@@ -9,6 +9,7 @@ from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.modeling import build_model
 
 from ovd_d2 import add_ovd_config
+from ovd_d2.engine.config_keys import flatten
 from ovd_d2.engine.run import load_config
 from ovd_d2.errors import SetupError
 from ovd_d2.modeling.roi_heads import get_variant
@@ -46,6 +47,7 @@ LAZY_CONFIGS = {
     "configs/new_baselines/vild_R_50_FPN_LSJ.py": "configs/vild_r50.yaml",
     "configs/pictograms/lazy_vild.py": "configs/pictograms/vild.yaml",
     "configs/pictograms/lazy_vild_ensemble.py": "configs/pictograms/vild_ensemble.yaml",
+    "configs/pictograms/lazy_vild_online.py": "configs/pictograms/vild_online.yaml",
     "configs/pictograms/lazy_vitdet.py": "configs/pictograms/vitdet.yaml",
 }
 
@@ -208,6 +210,16 @@ def test_no_key_is_dead():
     )
     dead = [key for key in added if not re.search(rf"\b{key.rsplit('.', 1)[1]}\b", source)]
     assert dead == []
+
+
+def test_the_online_config_differs_from_its_base_in_where_embeddings_come_from():
+    online, cached = (
+        dict(flatten(config(f"pictograms/{n}.yaml"))) for n in ("vild_online", "vild")
+    )
+    changed = {key for key, value in online.items() if value != cached[key]}
+    part = "MODEL.OVD.DISTILLATION"
+    assert changed == {f"{part}.CACHE", f"{part}.ONLINE.PROPOSALS", "OUTPUT_DIR"}
+    assert online[f"{part}.CACHE"] == ""
 
 
 def test_unknown_file_and_unknown_key_are_named():

@@ -98,8 +98,13 @@ def ratio_of(seconds: Mapping[str, Sequence[float]], over: str, under: str) -> f
 
 def operations_of(thing: Callable[[], Any]) -> int:
     """Floating-point operations of convolutions and matrix products."""
-    with FlopCounterMode(display=False) as counter:
-        thing()
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter does not know fused attention
+    try:
+        with FlopCounterMode(display=False) as counter:
+            thing()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     return counter.get_total_flops()
 
 

@@ -1,4 +1,4 @@
-"""Where the offline cache meets training: one augmentation for everything in the image."""
+"""Where stored proposals meet training: one augmentation for everything in the image."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
+from numpy.typing import NDArray
 
-from ovd_d2.cache import CachedProposals, EmbeddingCache
+from ovd_d2.cache import CachedProposals, EmbeddingCache, ProposalStore
 from ovd_d2.data.augmentation import build_augmentations
 from ovd_d2.modeling.roi_heads import get_variant
 
@@ -26,6 +27,7 @@ def transform_cached_proposals(
 
     A proposal that leaves the image takes its embedding with it; the order stays. (Detectron2's
     own `transform_proposals` re-sorts and truncates boxes that come without embeddings.)
+    Proposals that have no embedding yet take along where they are in the original image.
 
     Args:
         cached: K proposals in the coordinates of the original image, best first.
@@ -34,28 +36,34 @@ def transform_cached_proposals(
         top_k: only the first K' = top_k take part.
 
     Returns:
-        `Instances` with `proposal_boxes`, `teacher_embeddings` (K'', D) float32 and `objectness`.
+        `Instances` with `proposal_boxes`, `objectness` and `teacher_embeddings` (K'', D) float32;
+        of a proposal store `original_boxes` (`Boxes`) in place of the embeddings.
     """
-    if cached.embeddings is None:
-        raise ValueError("these proposals hold no embeddings: open an EmbeddingCache")
     height, width = image_size
     # In NumPy: on a few hundred boxes each call of torch costs more than its arithmetic.
     boxes = transforms.apply_box(cached.boxes[:top_k].numpy()).astype(np.float32)  # (K', 4)
     np.clip(boxes, 0, np.array([width, height, width, height], np.float32), out=boxes)
     kept = np.flatnonzero(((boxes[:, 2:] - boxes[:, :2]) > MIN_PROPOSAL_SIDE).all(axis=1))
-    return Instances(
+    result = Instances(
         image_size,
         proposal_boxes=Boxes(torch.from_numpy(boxes[kept])),
-        teacher_embeddings=torch.from_numpy(cached.embeddings.numpy()[kept]),
         objectness=torch.from_numpy(cached.objectness.numpy()[kept]),
     )
+    if cached.embeddings is None:
+        result.original_boxes = Boxes(torch.from_numpy(cached.boxes.numpy()[kept]))
+    else:
+        result.teacher_embeddings = torch.from_numpy(cached.embeddings.numpy()[kept])
+    return result
 
 
 class OpenVocabularyDatasetMapper(DatasetMapper):
     """Detectron2's mapper plus `cached_proposals`, read from an :class:`EmbeddingCache`.
 
-    Image, boxes, masks and cached proposals go through one augmentation. Without a cache it is
-    :class:`DatasetMapper` with large-scale jitter as an option.
+    Image, boxes, masks and cached proposals go through one augmentation. From a
+    :class:`ProposalStore` they come without embeddings, and with them comes `original_image`,
+    (H, W, 3) uint8 RGB before the augmentation: what
+    :class:`ovd_d2.data.online.OnlineTeacherLoader` needs to add the embeddings. Without either it
+    is :class:`DatasetMapper` with large-scale jitter as an option.
     """
 
     @configurable
@@ -64,6 +72,7 @@ class OpenVocabularyDatasetMapper(DatasetMapper):
         is_train: bool,
         *,
         cache: EmbeddingCache | None = None,
+        proposals: ProposalStore | None = None,
         proposals_per_image: int = 300,
         **kwargs: Any,
     ) -> None:
@@ -71,11 +80,19 @@ class OpenVocabularyDatasetMapper(DatasetMapper):
         Args:
             is_train: training adds annotations and cached proposals.
             cache: embeddings of every training image; None where the model does not distil.
+            proposals: boxes of every training image, for a teacher that runs inside training; in
+                place of `cache`.
             proposals_per_image: at most so many cached proposals an image.
             kwargs: of :class:`DatasetMapper`.
         """
         super().__init__(is_train, **kwargs)
+        if cache is not None and proposals is not None:
+            raise ValueError(
+                f"both a cache ({cache.path}) and proposals to embed online ({proposals.path}): "
+                "give one"
+            )
         self.cache = cache
+        self.proposals = proposals
         self.proposals_per_image = proposals_per_image
 
     @classmethod
@@ -85,8 +102,12 @@ class OpenVocabularyDatasetMapper(DatasetMapper):
         crops = cfg.INPUT.LSJ.ENABLED or cfg.INPUT.CROP.ENABLED
         ret["recompute_boxes"] = is_train and crops and cfg.MODEL.MASK_ON
         if is_train and get_variant(cfg.MODEL.OVD.VARIANT).distils:
-            ret["cache"] = EmbeddingCache(cfg.MODEL.OVD.DISTILLATION.CACHE)
-            ret["proposals_per_image"] = cfg.MODEL.OVD.DISTILLATION.PROPOSALS_PER_IMAGE
+            distillation = cfg.MODEL.OVD.DISTILLATION
+            if distillation.ONLINE.PROPOSALS:
+                ret["proposals"] = ProposalStore(distillation.ONLINE.PROPOSALS)
+            else:
+                ret["cache"] = EmbeddingCache(distillation.CACHE)
+            ret["proposals_per_image"] = distillation.PROPOSALS_PER_IMAGE
         return ret
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -104,11 +125,32 @@ class OpenVocabularyDatasetMapper(DatasetMapper):
             return dataset_dict
         if "annotations" in dataset_dict:
             self._transform_annotations(dataset_dict, transforms, image_size)
-        if self.cache is not None:
+        stored = self._read_stored(dataset_dict["image_id"])
+        if stored is not None:
             dataset_dict["cached_proposals"] = transform_cached_proposals(
-                self.cache.read(dataset_dict["image_id"], self.proposals_per_image),
-                transforms,
-                image_size,
-                self.proposals_per_image,
+                stored, transforms, image_size, self.proposals_per_image
             )
+        if self.proposals is not None:
+            dataset_dict["original_image"] = self._rgb(image, dataset_dict["file_name"])
         return dataset_dict
+
+    def _read_stored(self, image_id: int) -> CachedProposals | None:
+        if self.proposals is not None:
+            return _best_first(self.proposals[image_id])
+        if self.cache is None:
+            return None
+        return self.cache.read(image_id, self.proposals_per_image)
+
+    def _rgb(self, image: NDArray[np.uint8], file_name: str) -> torch.Tensor:
+        """The picture as the teacher sees it, (H, W, 3) uint8 RGB, whatever the detector sees."""
+        if self.image_format == "BGR":
+            image = image[:, :, ::-1]
+        elif self.image_format != "RGB":  # grey, YUV: colours or rounding are lost
+            image = detection_utils.read_image(file_name, format="RGB")
+        return torch.from_numpy(image.copy())
+
+
+def _best_first(proposals: CachedProposals) -> CachedProposals:
+    """In the order in which the cache builder keeps them, so that the first K are the same."""
+    order = proposals.objectness.argsort(descending=True, stable=True)
+    return CachedProposals(proposals.boxes[order], proposals.objectness[order])

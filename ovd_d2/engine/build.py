@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,8 @@ from torch.utils.data import DataLoader
 from ovd_d2.data.base_only import drop_annotations
 from ovd_d2.data.categories import get_categories
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
+from ovd_d2.data.online import OnlineTeacherLoader
+from ovd_d2.engine.online import embedder, load_teacher
 from ovd_d2.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -118,20 +120,25 @@ def get_base_dataset_dicts(
 
 def build_train_loader(
     cfg: CfgNode, training_dicts: list[dict[str, Any]] | None = None
-) -> DataLoader:
+) -> Iterable[list[dict[str, Any]]]:
     """Detectron2's training loader over base annotations and cached proposals.
 
-    Samplers see what the model sees: repeat factors are those of the base annotations.
+    Samplers see what the model sees: repeat factors are those of the base annotations. Without a
+    cache the teacher embeds the proposals of each batch.
 
     Args:
         cfg: the complete config.
         training_dicts: what :func:`load_training_dicts` gives, where it has been called already.
     """
-    return build_detection_train_loader(
-        cfg,
-        mapper=OpenVocabularyDatasetMapper(cfg, is_train=True),
-        dataset=load_training_dicts(cfg) if training_dicts is None else training_dicts,
-    )
+    mapper = OpenVocabularyDatasetMapper(cfg, is_train=True)
+    dataset_dicts = load_training_dicts(cfg) if training_dicts is None else training_dicts
+    loader = build_detection_train_loader(cfg, mapper=mapper, dataset=dataset_dicts)
+    if mapper.proposals is None:
+        return loader
+    online = cfg.MODEL.OVD.DISTILLATION.ONLINE
+    teacher = load_teacher(cfg, device=cfg.MODEL.DEVICE)
+    embed = embedder(teacher, batch_size=online.BATCH_SIZE, resize=online.RESIZE)
+    return OnlineTeacherLoader(loader, embed)
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:

@@ -10,10 +10,12 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads
 from detectron2.utils.file_io import PathManager
 
-from ovd_d2.cache import CacheError, EmbeddingCache, check_compatible
+from ovd_d2.cache import CacheError, EmbeddingCache, ProposalStore, check_compatible
+from ovd_d2.clip.crops import RESIZE_CHOICES
 from ovd_d2.data.categories import get_categories, missing_file_problem
 from ovd_d2.data.consistency import annotation_problems, picture_problems, split_problems
 from ovd_d2.data.paths import PREFIX as DATASETS_PREFIX
+from ovd_d2.engine.online import load_teacher, online_problems
 from ovd_d2.errors import SetupError
 from ovd_d2.evaluation.clip_crops import CLASSIFY_WITH
 from ovd_d2.evaluation.engines import build_engine
@@ -159,7 +161,7 @@ def _open_vocabulary_problems(
         yield from _vocabulary_problems(cfg, vocabulary, training)
     variant = VARIANTS.get(cfg.MODEL.OVD.VARIANT)
     if training_dicts is not None and variant is not None and variant.distils:
-        yield from _cache_problems(cfg, vocabulary, training_dicts)
+        yield from _distillation_problems(cfg, vocabulary, training_dicts)
 
 
 def _choice_problems(cfg: CfgNode) -> Iterable[str]:
@@ -224,15 +226,59 @@ def _vocabulary_problems(cfg: CfgNode, vocabulary: Vocabulary, training: bool) -
             )
 
 
+def _distillation_problems(
+    cfg: CfgNode, vocabulary: Vocabulary | None, training_dicts: list[dict[str, Any]]
+) -> Iterable[str]:
+    """The teacher's embeddings come from a cache or from the teacher: one of them, and sound."""
+    keys = "MODEL.OVD.DISTILLATION"
+    distillation = cfg.MODEL.OVD.DISTILLATION
+    if not distillation.CACHE and not distillation.ONLINE.PROPOSALS:
+        yield (
+            f"{keys}.CACHE is empty: make one with tools/build_cache.py, or name the proposals as "
+            f"{keys}.ONLINE.PROPOSALS to train without a cache"
+        )
+    if distillation.CACHE and distillation.ONLINE.PROPOSALS:
+        yield (
+            f"{keys}.CACHE is '{distillation.CACHE}' and {keys}.ONLINE.PROPOSALS "
+            f"'{distillation.ONLINE.PROPOSALS}': empty the one that is not meant"
+        )
+    if distillation.CACHE:
+        yield from _cache_problems(cfg, vocabulary, training_dicts)
+    if distillation.ONLINE.PROPOSALS:
+        yield from _online_problems(cfg, vocabulary, training_dicts)
+
+
+def _online_problems(
+    cfg: CfgNode, vocabulary: Vocabulary | None, training_dicts: list[dict[str, Any]]
+) -> Iterable[str]:
+    online, key = cfg.MODEL.OVD.DISTILLATION.ONLINE, "MODEL.OVD.DISTILLATION.ONLINE"
+    if online.RESIZE not in RESIZE_CHOICES:
+        yield f"{key}.RESIZE: '{online.RESIZE}' is not one of {', '.join(RESIZE_CHOICES)}"
+    if online.BATCH_SIZE < 1:
+        yield f"{key}.BATCH_SIZE: {online.BATCH_SIZE} crops in one pass, expected at least 1"
+    proposals = teacher = None
+    try:
+        proposals = ProposalStore(online.PROPOSALS)
+    except (OSError, CacheError) as error:
+        yield f"{key}.PROPOSALS: {error}"
+    try:
+        teacher = load_teacher(cfg, device="cpu")
+    except (OSError, ValueError, RuntimeError) as error:  # open_clip: RuntimeError, no download
+        yield f"MODEL.OVD.TEACHER, which {key} needs: {error}"
+    yield from online_problems(
+        proposals,
+        teacher,
+        teacher_fingerprint=None if vocabulary is None else vocabulary.teacher,
+        embedding_dim=cfg.MODEL.OVD.EMBEDDING_DIM,
+        image_ids=[record["image_id"] for record in training_dicts],
+    )
+
+
 def _cache_problems(
     cfg: CfgNode, vocabulary: Vocabulary | None, training_dicts: list[dict[str, Any]]
 ) -> Iterable[str]:
-    path = cfg.MODEL.OVD.DISTILLATION.CACHE
-    if not path:
-        yield "MODEL.OVD.DISTILLATION.CACHE is empty: make one with tools/build_cache.py"
-        return
     try:
-        cache = EmbeddingCache(path)
+        cache = EmbeddingCache(cfg.MODEL.OVD.DISTILLATION.CACHE)
     except (OSError, CacheError) as error:
         yield f"MODEL.OVD.DISTILLATION.CACHE: {error}"
         return

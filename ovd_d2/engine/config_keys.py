@@ -72,15 +72,20 @@ def _idle(cfg: CfgNode) -> Iterable[tuple[tuple[str, ...], str]]:
         variant is not None and variant.scores == "ensemble"
     )
     if variant is not None and not variant.distils:
-        keys = ("CACHE", "WEIGHT", "PROPOSALS_PER_IMAGE")
+        distillation = ("CACHE", "WEIGHT", "PROPOSALS_PER_IMAGE", "ONLINE.PROPOSALS")
         yield (
-            tuple(f"MODEL.OVD.DISTILLATION.{key}" for key in keys),
+            tuple(f"MODEL.OVD.DISTILLATION.{key}" for key in distillation),
             f"MODEL.OVD.VARIANT {ovd.VARIANT} does not distil",
         )
     if cfg.MODEL.META_ARCHITECTURE != "OpenVocabularyRCNN":
         yield (
             ("MODEL.OVD.COMPILE_BACKBONE",),
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} does not read it",
+        )
+    if not ovd.DISTILLATION.ONLINE.PROPOSALS:
+        yield (
+            tuple(f"MODEL.OVD.DISTILLATION.ONLINE.{key}" for key in ("RESIZE", "BATCH_SIZE")),
+            "MODEL.OVD.DISTILLATION.ONLINE.PROPOSALS is empty",
         )
     if not ensembles:
         yield (

@@ -47,9 +47,9 @@ def estimate_training_memory(cfg: CfgNode, images_per_process: int) -> MemoryEst
         cfg: complete config; norms that need several GPUs are replaced by plain ones.
         images_per_process: of a batch.
     """
-    cfg = _on_cpu(cfg)
+    cfg = on_cpu(cfg)
     model = build_model(cfg).train()
-    _give_any_vocabulary(model, cfg)
+    give_any_vocabulary(model, cfg)
     sizes = [_saved_bytes(cfg, model, size) for size in PROBE_SIZES]
     pixels = [size * size for size in PROBE_SIZES]
     slope = (sizes[1] - sizes[0]) / (pixels[1] - pixels[0])
@@ -74,7 +74,7 @@ def training_pixels(cfg: CfgNode) -> int:
 
 def checkpoint_bytes(cfg: CfgNode) -> int:
     """Size of all checkpoints of a training: weights and optimizer state."""
-    model = build_model(_on_cpu(cfg))
+    model = build_model(on_cpu(cfg))
     optimizer = build_optimizer(cfg, model)
     moments = 2 if isinstance(optimizer, torch.optim.AdamW) else 1
     weights = 4 * sum(t.numel() for t in [*model.parameters(), *model.buffers()])
@@ -82,7 +82,8 @@ def checkpoint_bytes(cfg: CfgNode) -> int:
     return count * (1 + moments) * weights
 
 
-def _on_cpu(cfg: CfgNode) -> CfgNode:
+def on_cpu(cfg: CfgNode) -> CfgNode:
+    """The config for one process without a GPU: norms over several GPUs become plain ones."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
@@ -93,7 +94,8 @@ def _on_cpu(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-def _give_any_vocabulary(model: nn.Module, cfg: CfgNode) -> None:
+def give_any_vocabulary(model: nn.Module, cfg: CfgNode) -> None:
+    """Names without meaning, as many as the config's categories; none where none are taken."""
     from ovd_d2.vocabulary import Vocabulary
 
     set_vocabulary = getattr(model, "set_vocabulary", None)
@@ -118,13 +120,14 @@ def _saved_bytes(cfg: CfgNode, model: nn.Module, size: int) -> int:
 
     amp = torch.autocast("cpu", dtype=torch.bfloat16, enabled=cfg.SOLVER.AMP.ENABLED)
     with EventStorage(), amp, saved_tensors_hooks(remember, lambda tensor: tensor):
-        losses = model([_probe_input(cfg, size)])  # alive until counted: no address is used twice
+        losses = model([probe_input(cfg, size)])  # alive until counted: no address is used twice
         total = sum(kept.values())
     del losses
     return total
 
 
-def _probe_input(cfg: CfgNode, size: int) -> dict[str, Any]:
+def probe_input(cfg: CfgNode, size: int) -> dict[str, Any]:
+    """A training input of `size` x `size` pixels, with as many proposals as there may be."""
     generator = torch.Generator().manual_seed(0)
     instances = Instances((size, size))
     instances.gt_boxes = Boxes(_boxes(OBJECTS, size, generator))

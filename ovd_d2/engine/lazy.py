@@ -2,6 +2,8 @@
 
 A config has what Detectron2's `new_baselines` have (`model`, `optimizer`, `lr_multiplier`, `train`,
 `dataloader`), and `vocabulary`: a LazyCall that gives a :class:`ovd_d2.vocabulary.Vocabulary`.
+Where the mapper has `proposals` in place of a cache, `teacher` gives the
+:class:`ovd_d2.clip.teacher.CLIPTeacher` that embeds them inside training.
 """
 
 from __future__ import annotations
@@ -29,10 +31,13 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ovd_d2.cache import CacheError, check_compatible
+from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.data.categories import get_categories, missing_file_problem
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
+from ovd_d2.data.online import OnlineTeacherLoader
 from ovd_d2.engine.checks import precision_problems
 from ovd_d2.engine.hooks import ProgressBar
+from ovd_d2.engine.online import embedder, online_problems
 from ovd_d2.engine.scalars import defined, write_scalars
 from ovd_d2.engine.trainer import write_results
 from ovd_d2.errors import SetupError
@@ -43,6 +48,11 @@ _NO_CACHE = (
     "dataloader.train.mapper has no cache, but this variant distils: add "
     'cache=L(EmbeddingCache)(path="...")'
 )
+_NO_TEACHER = (
+    "dataloader.train.mapper has proposals in place of a cache, but the config has no teacher to "
+    'embed them: add teacher = L(CLIPTeacher.from_open_clip)(architecture="...", pretrained="...", '
+    'device="...")'
+)
 
 
 def train(cfg: DictConfig, args: argparse.Namespace) -> None:
@@ -51,12 +61,14 @@ def train(cfg: DictConfig, args: argparse.Namespace) -> None:
         raise SetupError(problems)
     _check_evaluator(cfg)
     vocabulary = _load_vocabulary(cfg)
-    dataset_dicts, mapper = _load_training_data(cfg, vocabulary)
+    dataset_dicts, mapper, teacher = _load_training_data(cfg, vocabulary)
     default_setup(cfg, args)  # seeds: everything random comes after it
     model = _build_model(cfg, vocabulary)
-    if model.roi_heads.variant.distils and mapper.cache is None:
+    if model.roi_heads.variant.distils and mapper.cache is None and mapper.proposals is None:
         raise SetupError([_NO_CACHE])
     loader = instantiate({**cfg.dataloader.train, "dataset": dataset_dicts, "mapper": mapper})
+    if teacher is not None:
+        loader = OnlineTeacherLoader(loader, embedder(teacher))
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     wrapped = create_ddp_model(model, **cfg.train.ddp)
@@ -155,27 +167,40 @@ def _load_vocabulary(cfg: DictConfig) -> Vocabulary:
 
 def _load_training_data(
     cfg: DictConfig, vocabulary: Vocabulary
-) -> tuple[list[dict[str, Any]], OpenVocabularyDatasetMapper]:
-    """The images and the mapper of the config, once they and the vocabulary fit each other."""
+) -> tuple[list[dict[str, Any]], OpenVocabularyDatasetMapper, CLIPTeacher | None]:
+    """Images, mapper and online teacher, if any, once they and the vocabulary fit each other."""
     part = cfg.dataloader.train
     if problems := _missing_files(cfg):
         raise SetupError(problems)
     try:
         dataset_dicts = instantiate(part.dataset)
         mapper = instantiate(part.mapper)
-    except (OSError, KeyError, CacheError) as error:
+    except (OSError, KeyError, ValueError, CacheError) as error:
         raise SetupError([f"dataloader.train: {error}"]) from error
     problems = list(_vocabulary_problems(_names(part), vocabulary))
+    needs: dict[str, Any] = {
+        "teacher_fingerprint": vocabulary.teacher,
+        "embedding_dim": vocabulary.embedding_dim,
+        "image_ids": [record["image_id"] for record in dataset_dicts],
+    }
+    teacher = None
     if mapper.cache is not None:
-        problems += check_compatible(
-            mapper.cache,
-            teacher_fingerprint=vocabulary.teacher,
-            embedding_dim=vocabulary.embedding_dim,
-            image_ids=[record["image_id"] for record in dataset_dicts],
-        )
+        problems += check_compatible(mapper.cache, **needs)
+    if mapper.proposals is not None:
+        teacher = _load_teacher(cfg)
+        problems += online_problems(mapper.proposals, teacher, **needs)
     if problems:
         raise SetupError(problems)
-    return dataset_dicts, mapper
+    return dataset_dicts, mapper, teacher
+
+
+def _load_teacher(cfg: DictConfig) -> CLIPTeacher:
+    if "teacher" not in cfg:
+        raise SetupError([_NO_TEACHER])
+    try:
+        return instantiate(cfg.teacher)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SetupError([f"teacher: {error}"]) from error
 
 
 def _missing_files(cfg: DictConfig) -> list[str]:

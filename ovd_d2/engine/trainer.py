@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def without_nan(value: Any) -> Any:
 
 
 class OpenVocabularyTrainer(DefaultTrainer):
-    """Base-only labels, cached proposals, the configured vocabulary, base / novel evaluators.
+    """Base-only labels, stored proposals, the configured vocabulary, base / novel evaluators.
 
     Everything else (optimiser, schedule, checkpoints, writers, AMP, DDP) is Detectron2's.
     """
@@ -79,7 +80,7 @@ class OpenVocabularyTrainer(DefaultTrainer):
         build.apply_vocabulary(self.cfg, model)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
         return build.build_train_loader(cfg)
 
     @classmethod

@@ -45,6 +45,17 @@ def test_operations_of_a_product():
     assert operations_of(lambda: left @ right) == 2 * 3 * 5 * 7
 
 
+def test_operations_of_attention_in_evaluation_mode():
+    # fused: one kernel, of whose products the counter knows none
+    attention = torch.nn.MultiheadAttention(8, 2, batch_first=True).eval()
+    x = torch.rand(1, 5, 8)
+    with torch.no_grad():
+        counted = operations_of(lambda: attention(x, x, x, need_weights=False))
+    projections = 2 * 5 * 8 * (3 * 8 + 8)
+    assert counted >= projections
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 @pytest.mark.parametrize("size", [1, 2000])
 @pytest.mark.parametrize("ensemble", [False, True])
 def test_classification_runs_for_any_vocabulary(size, ensemble):

@@ -10,13 +10,17 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from ovd_d2.cache import DatasetInfo, Manifest, RecordWriter
+from ovd_d2.clip import CLIPTeacher
+from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_BASE_TAG, SHIPPED_TAG
 from ovd_d2.engine.checks import check_setup
 from ovd_d2.engine.run import load_for_training
 from ovd_d2.errors import SetupError
 from ovd_d2.vocabulary import Vocabulary
-from tests.tiny import BASE_NAMES, DIM, NOVEL_NAMES, random_units, tiny_config
+from tests.proposal_stores import random_proposals, write_proposals
+from tests.tiny import BASE_NAMES, DIM, NOVEL_NAMES, tiny_config
 
 NAMES = BASE_NAMES + NOVEL_NAMES
+ONLINE = "MODEL.OVD.DISTILLATION.ONLINE"
 BOX = {"bbox": [1.0, 2.0, 3.0, 4.0], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
 DICTS = [
     {
@@ -36,13 +40,13 @@ def write_vocabulary(path, names=NAMES, teacher="teacher-a", dim=DIM, novel=None
     Vocabulary(list(names), embeddings, novel, teacher=teacher).save(path)
 
 
-def write_cache(path, ids=(1, 2), teacher="teacher-a", finish=True):
+def write_cache(path, ids=(1, 2), teacher="teacher-a", finish=True, dim=DIM):
     manifest = Manifest(
         kind="embeddings",
         dataset=DatasetInfo("tests_checks", "0" * 16, len(ids)),
         proposals="p" * 16,
         teacher=teacher,
-        embedding_dim=DIM,
+        embedding_dim=dim,
     )
     with RecordWriter(path, manifest) as writer:
         for image_id in ids:
@@ -51,7 +55,7 @@ def write_cache(path, ids=(1, 2), teacher="teacher-a", finish=True):
                 {
                     "boxes": torch.tensor([[0.0, 0, 5, 5]]),
                     "objectness": torch.tensor([0.5]),
-                    "embeddings": random_units(1),
+                    "embeddings": torch.nn.functional.normalize(torch.ones(1, dim), dim=1),
                 },
             )
         if finish:
@@ -270,3 +274,87 @@ def test_evaluation_options_are_looked_at_before_training(cfg):
     cfg.TEST.OVD.ENGINE, cfg.TEST.OVD.PROTOCOL = "warm", "free"
     problems = problems_of(cfg)
     assert [problem.split("'")[1] for problem in problems] == ["warm", "free"]
+
+
+@pytest.fixture(scope="module")
+def fingerprint():
+    return CLIPTeacher.from_open_clip(ARCHITECTURE, SHIPPED_TAG).fingerprint
+
+
+@pytest.fixture
+def online(cfg, fingerprint, tmp_path):
+    """A sound set-up whose teacher runs inside training."""
+    write_vocabulary(tmp_path / "vocabulary.safetensors", teacher=fingerprint, dim=64)
+    tensors = {entry["image_id"]: random_proposals(2, 6, 8, seed=0) for entry in DICTS}
+    write_proposals(tmp_path / "proposals", DICTS, tensors, dataset="tests_checks")
+    cfg.MODEL.OVD.EMBEDDING_DIM = 64
+    cfg.MODEL.OVD.DISTILLATION.CACHE = ""
+    cfg.MODEL.OVD.DISTILLATION.ONLINE.PROPOSALS = str(tmp_path / "proposals")
+    return cfg
+
+
+def test_a_sound_online_setup_passes(online):
+    check_setup(online, DICTS)
+    online.MODEL.OVD.TEACHER.ARCHITECTURE = "unknown"
+    check_setup(online)  # evaluation needs neither teacher nor proposals
+
+
+def test_neither_names_both_ways(online):
+    online.MODEL.OVD.DISTILLATION.ONLINE.PROPOSALS = ""
+    (problem,) = problems_of(online)
+    assert "DISTILLATION.CACHE is empty" in problem and f"{ONLINE}.PROPOSALS" in problem
+
+
+def test_cache_and_online_together(online, fingerprint, tmp_path):
+    write_cache(tmp_path / "other", teacher=fingerprint, dim=64)
+    online.MODEL.OVD.DISTILLATION.CACHE = str(tmp_path / "other")
+    (problem,) = problems_of(online)
+    assert "empty the one that is not meant" in problem
+    assert str(tmp_path / "other") in problem and str(tmp_path / "proposals") in problem
+
+
+def test_missing_proposals_and_a_store_of_another_kind(online, tmp_path):
+    online.MODEL.OVD.DISTILLATION.ONLINE.PROPOSALS = str(tmp_path / "nowhere")
+    (problem,) = problems_of(online)
+    assert problem.startswith(f"{ONLINE}.PROPOSALS: ") and "nowhere" in problem
+    online.MODEL.OVD.DISTILLATION.ONLINE.PROPOSALS = str(tmp_path / "cache")
+    (problem,) = problems_of(online)
+    assert "holds embeddings, expected proposals" in problem
+
+
+def test_proposals_that_lack_images(online):
+    (problem,) = problems_of(online, [*DICTS, {**DICTS[0], "image_id": 77}])
+    assert "1 are missing (first ids: [77])" in problem
+
+
+def test_online_teacher_of_another_vocabulary(online, fingerprint):
+    online.MODEL.OVD.TEACHER.PRETRAINED = SHIPPED_BASE_TAG
+    (problem,) = problems_of(online)
+    assert fingerprint in problem and "share one teacher" in problem
+
+
+@pytest.mark.parametrize(
+    ("architecture", "pretrained", "message"),
+    [
+        ("ViT-B-33", "openai", "unknown open_clip architecture 'ViT-B-33'"),
+        (ARCHITECTURE, "weights/gone.pt", "weights not found: weights/gone.pt"),
+        (ARCHITECTURE, "shiped", "neither a local file nor a pretrained tag"),
+    ],
+)
+def test_a_teacher_that_is_not_there(online, architecture, pretrained, message):
+    online.MODEL.OVD.TEACHER.ARCHITECTURE = architecture
+    online.MODEL.OVD.TEACHER.PRETRAINED = pretrained
+    (problem,) = problems_of(online)
+    assert problem.startswith("MODEL.OVD.TEACHER, which") and message in problem
+
+
+def test_every_problem_of_an_online_setup_is_listed_at_once(online, tmp_path):
+    online.MODEL.OVD.DISTILLATION.ONLINE.PROPOSALS = str(tmp_path / "nowhere")
+    online.MODEL.OVD.DISTILLATION.ONLINE.RESIZE = "stretch"
+    online.MODEL.OVD.DISTILLATION.ONLINE.BATCH_SIZE = 0
+    online.MODEL.OVD.TEACHER.PRETRAINED = "shiped"
+    online.MODEL.OVD.DISTILLATION.CACHE = str(tmp_path / "gone")
+    words = ["not meant", "gone", "nowhere", "'stretch' is not one of", "BATCH_SIZE: 0", "shiped"]
+    problems = problems_of(online)
+    assert len(problems) == len(words)
+    assert all(any(word in problem for problem in problems) for word in words)

@@ -71,3 +71,15 @@ def test_a_closed_vocabulary_model_is_not_compiled():
     cfg.MODEL.OVD.COMPILE_BACKBONE = True
     (notice,) = set(idle_key_notices(cfg)) - set(before)
     assert notice.startswith("MODEL.OVD.COMPILE_BACKBONE True has no effect")
+
+
+def test_idle_online_keys_are_noted():
+    cfg, online = default_config(), "MODEL.OVD.DISTILLATION.ONLINE"
+    cfg.MODEL.OVD.VARIANT = "vild"
+    cfg.MODEL.OVD.DISTILLATION.ONLINE.RESIZE = "squash"
+    (notice,) = idle_key_notices(cfg)
+    assert f"{online}.RESIZE 'squash' has no effect: {online}.PROPOSALS is empty" in notice
+    cfg.MODEL.OVD.DISTILLATION.ONLINE.PROPOSALS = "somewhere"
+    assert idle_key_notices(cfg) == []
+    cfg.MODEL.OVD.VARIANT = "vild_text"
+    assert any("does not distil" in notice for notice in idle_key_notices(cfg))

@@ -104,6 +104,22 @@ def test_ensemble_trains_evaluates_and_resumes(workplace):
     assert checkpoint["iteration"] == 2
 
 
+def test_online_trains_without_a_cache_and_resumes(workplace):
+    options = (
+        *("MODEL.WEIGHTS", workplace.start_weights, "MODEL.OVD.DISTILLATION.CACHE", ""),
+        *("MODEL.OVD.DISTILLATION.ONLINE.PROPOSALS", workplace.folder / "proposals"),
+        *("DATASETS.TEST", "()", "DATALOADER.NUM_WORKERS", 1),
+    )
+    workplace.train("vild_online", *options)
+    output = workplace.folder / "vild_online"
+    assert "loss_distillation" in (output / "metrics.json").read_text()
+    log = workplace.train("vild_online", *options, "SOLVER.MAX_ITER", 3)
+    assert "Starting training from iteration 2" in log
+    checkpoint = torch.load(output / "model_final.pth", weights_only=True)
+    assert checkpoint["iteration"] == 2
+    assert not [name for name in checkpoint["model"] if "teacher" in name]
+
+
 def test_names_of_ones_own(workplace):
     scene = sorted((workplace.folder / "datasets").rglob("val/*.png"))[0]
     output = workplace.folder / "found"

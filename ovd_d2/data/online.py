@@ -1,0 +1,60 @@
+"""Training without a cache: the teacher embeds the proposals of each batch on its way to the model.
+
+What comes out is what a mapper with an :class:`ovd_d2.cache.EmbeddingCache` gives, so model and
+losses do not know the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Embed = Callable[[NDArray[np.uint8], torch.Tensor], torch.Tensor]
+Batch = list[dict[str, Any]]
+
+
+class OnlineTeacherLoader:
+    """Batches of a training loader, each with the teacher's embeddings of its proposals.
+
+    It runs in the training process, where the teacher's device is; reading and augmenting stay
+    with the loader's workers. Each process of a distributed training embeds its own images. The
+    time it takes is in Detectron2's `data_time`.
+    """
+
+    def __init__(self, loader: Iterable[Batch], embed: Embed) -> None:
+        """
+        Args:
+            loader: batches of an :class:`ovd_d2.data.mapper.OpenVocabularyDatasetMapper` with a
+                proposal store.
+            embed: (H, W, 3) uint8 RGB and (K, 4) float32 boxes in its pixels -> (K, D) float32
+                unit rows, e.g. :func:`ovd_d2.clip.crops.embed_proposals` of a teacher.
+        """
+        self.loader = loader
+        self.embed = embed
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.loader:
+            for record in batch:
+                add_embeddings(record, self.embed)
+            yield batch
+
+
+def add_embeddings(record: dict[str, Any], embed: Embed) -> None:
+    """Turns the mapper's `original_image` and `original_boxes` into `teacher_embeddings`.
+
+    Raises:
+        FloatingPointError: the teacher returned NaN or infinity; the image is named.
+    """
+    image, proposals = record.pop("original_image"), record["cached_proposals"]
+    embeddings = embed(image.numpy(), proposals.original_boxes.tensor)
+    if not torch.isfinite(embeddings).all():
+        raise FloatingPointError(
+            f"image {record['image_id']} ({record['file_name']}): the teacher's embeddings of its "
+            "proposals hold NaN or infinity; look at the teacher's weights"
+        )
+    proposals.remove("original_boxes")
+    proposals.teacher_embeddings = embeddings

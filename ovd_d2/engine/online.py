@@ -1,0 +1,79 @@
+"""The teacher inside training: loading it, and whether it fits vocabulary and proposals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+
+import torch
+from detectron2.config import CfgNode
+
+from ovd_d2.cache import ProposalStore
+from ovd_d2.clip.crops import embed_proposals
+from ovd_d2.clip.teacher import CLIPTeacher
+from ovd_d2.data.online import Embed
+
+
+def load_teacher(cfg: CfgNode, *, device: str) -> CLIPTeacher:
+    """`MODEL.OVD.TEACHER`; the state of PyTorch's random numbers is afterwards as it was.
+
+    open_clip draws initial weights before it loads the real ones: without care a training with the
+    same seed would take another course online than with a cache.
+
+    Raises:
+        ValueError, OSError, RuntimeError: no such architecture, tag or file; no download.
+    """
+    teacher = cfg.MODEL.OVD.TEACHER
+    with torch.random.fork_rng(devices=[]):  # the weights are drawn on the CPU
+        return CLIPTeacher.from_open_clip(teacher.ARCHITECTURE, teacher.PRETRAINED, device=device)
+
+
+def embedder(teacher: CLIPTeacher, *, batch_size: int = 256, resize: str = "open_clip") -> Embed:
+    """What a cache built with this teacher and this `resize` would hold, image by image."""
+    return partial(embed_proposals, teacher=teacher, batch_size=batch_size, resize=resize)
+
+
+def online_problems(
+    proposals: ProposalStore | None,
+    teacher: CLIPTeacher | None,
+    *,
+    teacher_fingerprint: str | None,
+    embedding_dim: int,
+    image_ids: Iterable[int],
+) -> list[str]:
+    """Why this teacher cannot embed these proposals for a training, all reasons at once.
+
+    Args:
+        proposals, teacher: None where it could not be opened, so that nothing is known of it.
+        teacher_fingerprint: of the teacher that embedded the vocabulary; None: not known.
+        embedding_dim: width of the vocabulary's embeddings.
+        image_ids: every image the training will ask for.
+    """
+    problems = []
+    if teacher is not None and teacher_fingerprint not in (None, teacher.fingerprint):
+        problems.append(
+            f"the online teacher is '{teacher.fingerprint}', but the vocabulary was made with "
+            f"'{teacher_fingerprint}'. Student and text must share one teacher: name the "
+            "vocabulary's, or build the vocabulary again with tools/build_vocabulary.py"
+        )
+    if teacher is not None and teacher.embedding_dim != embedding_dim:
+        problems.append(
+            f"the online teacher's embeddings are {teacher.embedding_dim} wide, expected "
+            f"{embedding_dim}: use one teacher for vocabulary and proposals"
+        )
+    if proposals is not None:
+        problems += _missing_images(proposals, image_ids)
+    return problems
+
+
+def _missing_images(proposals: ProposalStore, image_ids: Iterable[int]) -> list[str]:
+    wanted = set(image_ids)
+    missing = sorted(image_id for image_id in wanted if image_id not in proposals)
+    if not missing:
+        return []
+    return [
+        f"images in the proposals {proposals.path}: expected the {len(wanted)} of the training "
+        f"data set, {len(missing)} are missing (first ids: {missing[:5]}); they were made for "
+        f"data set '{proposals.manifest.dataset.name}'. Run tools/extract_proposals.py for the "
+        "training data set"
+    ]

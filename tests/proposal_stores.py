@@ -1,0 +1,72 @@
+"""A proposal store and the float32 cache that a teacher makes of it, for comparing the two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.data.detection_utils import read_image
+
+from ovd_d2.cache import DatasetInfo, Manifest, ProposalStore, RecordWriter, dataset_fingerprint
+from ovd_d2.clip.crops import embed_proposals
+from ovd_d2.clip.teacher import CLIPTeacher
+
+DATASET = "toy_train"
+
+
+def random_proposals(
+    count: int, height: int, width: int, seed: int, smallest: float = 4.0
+) -> dict[str, torch.Tensor]:
+    """`count` boxes inside the picture, best objectness first."""
+    generator = torch.Generator().manual_seed(seed)
+    size = torch.tensor([width, height], dtype=torch.float32)
+    sides = smallest + torch.rand(count, 2, generator=generator) * (size / 2 - smallest)
+    corners = torch.rand(count, 2, generator=generator) * (size - sides)
+    objectness = torch.rand(count, generator=generator).sort(descending=True).values
+    return {"boxes": torch.cat([corners, corners + sides], dim=1), "objectness": objectness}
+
+
+def write_proposals(
+    path: Path,
+    dicts: Sequence[Mapping[str, Any]],
+    tensors: Mapping[int, Mapping[str, torch.Tensor]],
+    *,
+    dataset: str = DATASET,
+) -> ProposalStore:
+    """The tensors of each image of `dicts`."""
+    info = DatasetInfo(dataset, dataset_fingerprint(dicts), len(dicts))
+    with RecordWriter(path, Manifest(kind="proposals", dataset=info, proposals="p" * 16)) as writer:
+        for entry in dicts:
+            writer.add(entry["image_id"], tensors[entry["image_id"]])
+        writer.finish()
+    return ProposalStore(path)
+
+
+def write_cache(
+    path: Path,
+    dicts: Sequence[Mapping[str, Any]],
+    proposals: ProposalStore,
+    teacher: CLIPTeacher,
+    *,
+    resize: str = "open_clip",
+) -> Path:
+    """What the teacher says of all proposals of the original pictures, unrounded."""
+    manifest = Manifest(
+        kind="embeddings",
+        dataset=proposals.manifest.dataset,
+        proposals=proposals.fingerprint,
+        teacher=teacher.fingerprint,
+        embedding_dim=teacher.embedding_dim,
+        dtype="float32",
+    )
+    with RecordWriter(path, manifest) as writer:
+        for entry in dicts:
+            found = proposals[entry["image_id"]]
+            image = read_image(entry["file_name"], "RGB")
+            embeddings = embed_proposals(image, found.boxes, teacher, resize=resize)
+            tensors = {"boxes": found.boxes, "objectness": found.objectness}
+            writer.add(entry["image_id"], {**tensors, "embeddings": embeddings})
+        writer.finish()
+    return path

@@ -108,7 +108,10 @@ def info_table(info: StoreInfo) -> list[tuple[str, str]]:
         ("path", info.path),
         ("holds", _what(info)),
         ("state", _state(info)),
-        ("data set", f"{info.dataset} ({info.dataset_images:,} images, {info.dataset_fingerprint})"),
+        (
+            "data set",
+            f"{info.dataset} ({info.dataset_images:,} images, {info.dataset_fingerprint})",
+        ),
     ]
     if info.kind == "embeddings":
         rows.append(("teacher", info.teacher))

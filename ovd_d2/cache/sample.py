@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from ovd_d2.cache.manifest import CacheError
+from ovd_d2.cache.pictures import load_image
 from ovd_d2.cache.store import CachedProposals, RecordStore
 from ovd_d2.crop_sheet import Crop, CropBox, crop_sheet
 from ovd_d2.vocabulary import Vocabulary
@@ -79,10 +79,7 @@ def sample_records(
     missing = [image_id for image_id in image_ids if image_id not in store]
     if missing:
         raise CacheError(f"{store.path} has no record of the images {missing[:5]}")
-    return [
-        _sampled(image_id, store[image_id], proposals, vocabulary)
-        for image_id in image_ids
-    ]
+    return [_sampled(image_id, store[image_id], proposals, vocabulary) for image_id in image_ids]
 
 
 def sample_sheet(
@@ -171,8 +168,6 @@ def _sampled(
 def _cells(
     sampled: Sequence[SampledImage], entries: Mapping[int, Mapping[str, Any]], columns: int
 ) -> Iterator[Crop | None]:
-    from ovd_d2.cache.pictures import load_image
-
     for image in sampled:
         entry = entries[image.image_id]
         picture = load_image(entry)

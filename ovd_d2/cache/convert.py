@@ -17,8 +17,10 @@ from tqdm import tqdm
 from ovd_d2.cache.foreign import Entry, ForeignBoxes, Layout, Overhang
 from ovd_d2.cache.manifest import CacheError, DatasetInfo, Manifest, dataset_fingerprint
 from ovd_d2.cache.writer import IMAGES_PER_SHARD, RecordWriter
+from ovd_d2.files import readable_bytes
 
 BOX_FORMATS = ("xyxy", "xywh")
+IMPORT_WRITER = "m000"
 _MAX_LISTED = 8  # problems shown in full
 _UNIT_TOLERANCE = 1e-3  # as `ovd_d2.cache.records` demands of a row
 
@@ -113,7 +115,7 @@ def convert_cache(
         embedding_dim=embedding_dim,
         dtype=dtype,
     )
-    with RecordWriter(path, manifest, images_per_shard, overwrite) as writer:
+    with RecordWriter(path, manifest, images_per_shard, overwrite, writer=IMPORT_WRITER) as writer:
         waiting = [entry for entry in dataset_dicts if entry["image_id"] not in writer.done_ids]
         bar = tqdm(waiting, f"convert {dataset_name}", len(dataset_dicts), unit="image",
                    initial=len(dataset_dicts) - len(waiting), disable=not progress)  # fmt: skip
@@ -122,14 +124,13 @@ def convert_cache(
             record = _record(entry, boxes, rows, box_format, embedding_dim, seen)
             writer.add(entry["image_id"], _best(record, top_k))
         finished = writer.finish()
-        size = sum((writer.path / shard.file).stat().st_size for shard in finished.shards)
     return ConversionSummary(
         path=writer.path,
         images=finished.num_images,
         images_converted=len(waiting),
         proposals=finished.num_rows,
         unused=layout.unused(dataset_dicts),
-        bytes=size,
+        bytes=sum(shard.bytes for shard in finished.shards),
         seconds=time.perf_counter() - start,
         seen=seen,
     )
@@ -267,7 +268,7 @@ def describe(summary: ConversionSummary) -> list[tuple[str, Any]]:
     rows: list[tuple[str, Any]] = [
         ("images", f"{summary.images:,} ({summary.images_converted:,} in this run)"),
         ("proposals", f"{summary.proposals:,}"),
-        ("bytes", f"{summary.bytes:,}"),
+        ("bytes", f"{summary.bytes:,} ({readable_bytes(summary.bytes)})"),
         (
             "furthest box edge",
             f"{seen.reach[0]:.2f} of the width, {seen.reach[1]:.2f} of the height",

@@ -121,7 +121,7 @@ def info_table(info: StoreInfo) -> list[tuple[str, str]]:
         ("images", f"{info.images:,} in {info.shards:,} shards"),
         ("proposals stored", f"{info.proposals:,}"),
         ("proposals an image", _per_image(info.proposals_per_image)),
-        ("size", f"{readable_bytes(info.bytes)} ({info.bytes:,} bytes)"),
+        ("bytes", f"{info.bytes:,} ({readable_bytes(info.bytes)})"),
         ("bytes an image", f"{info.bytes_per_image:,.0f}"),
         ("format", f"version {info.schema_version}"),
     ]

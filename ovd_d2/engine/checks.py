@@ -167,7 +167,7 @@ def _cache_problems(
 ) -> Iterable[str]:
     path = cfg.MODEL.OVD.DISTILLATION.CACHE
     if not path:
-        yield "MODEL.OVD.DISTILLATION.CACHE is empty: make one with tools/build_cache.py"
+        yield "MODEL.OVD.DISTILLATION.CACHE is empty: make one with tools/cache.py build"
         return
     try:
         cache = EmbeddingCache(path)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -247,20 +246,23 @@ def build_in_process(args: argparse.Namespace) -> None:
 def build_share(args: argparse.Namespace) -> None:
     proposals = ProposalStore(args.proposals)  # cheapest to fail: before weights are loaded
     dataset_dicts = load_dataset(args.dataset)
-    summary = build_cache(
-        dataset_dicts,
-        proposals,
-        load_teacher(args),
-        args.output,
-        dataset_name=args.dataset,
-        top_k=args.top_k,
-        batch_size=args.batch_size,
-        resize=args.resize,
-        amp=args.amp,
-        dtype=args.dtype,
-        images_per_shard=args.images_per_shard,
-        overwrite=args.overwrite,
-        part=args.part,
+    teacher = load_teacher(args)
+    summary: BuildSummary = in_one_line(
+        lambda: build_cache(
+            dataset_dicts,
+            proposals,
+            teacher,
+            args.output,
+            dataset_name=args.dataset,
+            top_k=args.top_k,
+            batch_size=args.batch_size,
+            resize=args.resize,
+            amp=args.amp,
+            dtype=args.dtype,
+            images_per_shard=args.images_per_shard,
+            overwrite=args.overwrite,
+            part=args.part,
+        )
     )
     if comm.is_main_process():
         print_rows(build_rows(summary, args))
@@ -380,10 +382,10 @@ def load_teacher(args: argparse.Namespace) -> CLIPTeacher:
     )
 
 
-def in_one_line(load: Callable[[], Any]) -> Any:
-    """Loading reports a wrong file or name by these; anywhere else they would be faults."""
+def in_one_line(work: Callable[[], Any]) -> Any:
+    """What `work` says of a wrong file, name or value, for people; elsewhere these are faults."""
     try:
-        return load()
+        return work()
     except (FileNotFoundError, ValueError) as error:
         raise CacheError(str(error)) from error
 

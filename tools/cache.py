@@ -160,7 +160,9 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         "--layout", required=True, choices=(DetProLayout.name, ObjectCentricLayout.name)
     )
     parser.add_argument(
-        "--embeddings", required=True, help="detpro: the zip; object-centric-ovd: the folder"
+        "--embeddings",
+        required=True,
+        help="detpro: the zip or folder of .pth; object-centric-ovd: the folder",
     )
     parser.add_argument("--proposals", help="detpro: the proposal pickle")
     parser.add_argument(

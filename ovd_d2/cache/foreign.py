@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import zipfile
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,15 +84,15 @@ class Layout(Protocol):
 
 
 class DetProLayout:
-    """DetPro (dyabel/detpro): a zip of one `.pth` an image, and an mmdet proposal pickle.
+    """DetPro (dyabel/detpro): one `.pth` an image, in a zip or not, and an mmdet proposal pickle.
 
-    The zip holds `<folders>/<split>/<file name without suffix>.pth`, each one float32 tensor (K, D)
-    of unit rows. The pickle is a list of (K, 5) arrays x1, y1, x2, y2, score (or (K, 4) without
-    score) in pixels of the original picture, one an image in the order of the annotation file. Row
-    i of a `.pth` belongs to row i of the image's array.
+    The zip (or the folder it was made of) holds `<folders>/<split>/<file name without
+    suffix>.pth`, each one float32 tensor (K, D) of unit rows. The pickle is a list of (K, 5) arrays
+    x1, y1, x2, y2, score (or (K, 4) without score) in pixels of the original picture, one an image
+    in the order of the annotation file. Row i of a `.pth` belongs to row i of the image's array.
 
     Args:
-        embeddings: the zip.
+        embeddings: the zip or the folder.
         proposals: the pickle.
         annotations: the COCO- or LVIS-format JSON whose order of images the pickle has.
 
@@ -115,7 +116,7 @@ class DetProLayout:
         proposals: str | os.PathLike[str],
         annotations: str | os.PathLike[str],
     ) -> None:
-        self._zip_path, self._pickle_path = Path(embeddings), Path(proposals)
+        self._place, self._pickle_path = Path(embeddings), Path(proposals)
         ids = _image_ids(Path(annotations))
         self._arrays = _proposal_arrays(self._pickle_path)
         if len(ids) != len(self._arrays):
@@ -125,21 +126,11 @@ class DetProLayout:
             )
         self._position = {image_id: position for position, image_id in enumerate(ids)}
         self._annotations = annotations
-        try:
-            self._zip = zipfile.ZipFile(self._zip_path)
-        except FileNotFoundError:
-            raise CacheError(f"{embeddings} is missing") from None
-        except zipfile.BadZipFile as error:
-            raise CacheError(
-                f"{embeddings} is no zip file or damaged ({error}). A zip that came in parts must "
-                "first be joined: cat NAME.zip.* > NAME.zip"
-            ) from error
-        self._names = _NameIndex(
-            info.filename for info in self._zip.infolist() if info.filename.endswith(".pth")
-        )
+        self._files = _open_files(Path(embeddings))
+        self._names = _NameIndex(name for name in self._files.names() if name.endswith(".pth"))
 
     def problems(self, entries: Sequence[Entry]) -> list[str]:
-        problems = self._names.problems(entries, str(self._zip_path))
+        problems = self._names.problems(entries, str(self._place))
         unknown = [one["image_id"] for one in entries if one["image_id"] not in self._position]
         if unknown:
             problems.append(
@@ -164,7 +155,7 @@ class DetProLayout:
     def read(self, entry: Entry) -> tuple[ForeignBoxes, torch.Tensor]:
         boxes = self.boxes(entry)
         name, rows = self._names.find(entry["file_name"]), len(boxes.boxes)
-        place = f"{self._zip_path}, {name}"
+        place = f"{self._place}, {name}"
         tensor = _load_pth(self._unpack(name, rows, place), place)
         if rows == 0 and len(tensor) == 1:
             tensor = tensor[:0]  # mmdet puts one box of zeros where an image has no proposals
@@ -179,14 +170,14 @@ class DetProLayout:
         return self._names.unused(entries)
 
     def _unpack(self, name: str, rows: int, place: str) -> bytes:
-        size = self._zip.getinfo(name).file_size
+        size = self._files.size(name)
         limit = max(rows, 1) * _MAX_EMBEDDING_BYTES + _FILE_OVERHEAD_BYTES
-        if size > limit:  # before it is unpacked
+        if size > limit:  # before it is read
             raise CacheError(f"{place} is {size:,} bytes, {rows} embeddings are at most {limit:,}")
         try:
-            return self._zip.read(name)
-        except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-            raise CacheError(f"{place} is damaged ({error}); fetch the zip again") from error
+            return self._files.read(name)
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+            raise CacheError(f"{place} is damaged ({error}); fetch it again") from error
 
 
 class ObjectCentricLayout:
@@ -215,9 +206,7 @@ class ObjectCentricLayout:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._folder = Path(folder)
-        names = sorted(
-            str(path.relative_to(self._folder)) for path in self._folder.glob("**/*.pkl")
-        )
+        names = [name for name in _FolderFiles(self._folder).names() if name.endswith(".pkl")]
         if not names:
             raise CacheError(f"{folder} holds no .pkl file, or is no folder")
         self._names = _NameIndex(names)
@@ -256,6 +245,59 @@ class ObjectCentricLayout:
                 "the pickles of classagnostic_distilfeats are meant"
             )
         return [_box_and_row(item, path) for item in content]
+
+
+class _Files(Protocol):
+    """Files by their names, in a zip or in a folder."""
+
+    def names(self) -> Iterable[str]: ...
+
+    def size(self, name: str) -> int: ...
+
+    def read(self, name: str) -> bytes: ...
+
+
+class _ZipFiles:
+    def __init__(self, path: Path) -> None:
+        self._zip = zipfile.ZipFile(path)
+
+    def names(self) -> Iterable[str]:
+        return self._zip.namelist()
+
+    def size(self, name: str) -> int:
+        return self._zip.getinfo(name).file_size
+
+    def read(self, name: str) -> bytes:
+        return self._zip.read(name)
+
+
+class _FolderFiles:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def names(self) -> Iterable[str]:
+        paths = (path for path in self._path.glob("**/*") if path.is_file())
+        return sorted(str(path.relative_to(self._path)) for path in paths)
+
+    def size(self, name: str) -> int:
+        return (self._path / name).stat().st_size
+
+    def read(self, name: str) -> bytes:
+        return (self._path / name).read_bytes()
+
+
+def _open_files(path: Path) -> _Files:
+    if path.is_dir():
+        return _FolderFiles(path)
+    try:
+        return _ZipFiles(path)
+    except FileNotFoundError:
+        raise CacheError(f"{path} is missing") from None
+    except zipfile.BadZipFile as error:
+        raise CacheError(
+            f"{path} is no zip file or damaged ({error}). A zip that came in parts must be joined "
+            "first"
+        ) from error
 
 
 class _NameIndex:

@@ -140,6 +140,19 @@ def test_detpro_is_taken_over_row_by_row_best_first(source, protocol):
     assert cache.verify() == []
 
 
+def test_the_folder_behind_the_zip_will_do(source):
+    source.write_detpro()
+    with zipfile.ZipFile(source.folder / "embeddings.zip") as archive:
+        archive.extractall(source.folder / "unpacked")
+    layout = DetProLayout(
+        source.folder / "unpacked", source.folder / "proposals.pkl", source.annotations
+    )
+    source.convert(source.detpro())
+    source.convert(layout, source.folder / "other")
+    fingerprints = {EmbeddingCache(source.folder / k).fingerprint for k in ("cache", "other")}
+    assert len(fingerprints) == 1
+
+
 def test_the_manifest_says_where_a_converted_cache_is_from(source):
     source.write_detpro()
     source.convert(source.detpro(), top_k=2)

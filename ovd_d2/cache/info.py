@@ -116,8 +116,9 @@ def info_table(info: StoreInfo) -> list[tuple[str, str]]:
     if info.kind == "embeddings":
         rows.append(("teacher", info.teacher))
         rows.append(("proposals", info.proposals_from))
+    recipe = [f"{key}: {_plain(value)}" for key, value in info.recipe.items()]
+    rows += zip(["recipe", *[""] * len(recipe)], recipe, strict=False)
     rows += [
-        ("recipe", ", ".join(f"{key}: {_plain(value)}" for key, value in info.recipe.items())),
         ("images", f"{info.images:,} in {info.shards:,} shards"),
         ("proposals stored", f"{info.proposals:,}"),
         ("proposals an image", _per_image(info.proposals_per_image)),

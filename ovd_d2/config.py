@@ -75,7 +75,7 @@ def _add_model_keys(cfg: CfgNode) -> None:
     ovd.TEACHER.PROMPTS = "vild63"
 
     ovd.DISTILLATION = CfgNode()
-    # The proposal-embedding cache of the training set: a folder made by tools/build_cache.py.
+    # The proposal-embedding cache of the training set: a folder made by tools/cache.py build.
     ovd.DISTILLATION.CACHE = ""
     # w of the paper: 0.5 for ResNet-50.
     ovd.DISTILLATION.WEIGHT = 0.5

@@ -56,10 +56,11 @@ class Crop:
 
     Attributes:
         image: (H, W, 3) uint8 RGB; None where the picture is missing: the cell stays grey.
-        boxes: at least one; the crop shows them all.
+        boxes: at least one; the crop shows them all. May be empty where the picture is shown whole.
         headline: first line of the caption, bold.
         novel: the headline is orange with a star.
         lines: the lines below it.
+        whole: show the whole picture.
     """
 
     image: np.ndarray | None
@@ -67,38 +68,50 @@ class Crop:
     headline: str
     novel: bool
     lines: Sequence[str]
+    whole: bool = False
 
 
 def crop_sheet(
-    crops: Iterable[Crop], number: int, path: str | os.PathLike[str], title: str
+    crops: Iterable[Crop | None],
+    number: int,
+    path: str | os.PathLike[str],
+    title: str,
+    *,
+    legend: str = LEGEND,
+    columns: int = COLUMNS,
+    numbered: bool = True,
 ) -> None:
-    """Writes a PNG of `number` crops, numbered in reading order, with a title and a legend.
+    """Writes a PNG of `number` crops in reading order, with a title and a legend.
 
     Args:
-        crops: as many as `number` says; looked at one at a time, so an iterator that reads the
-            pictures keeps one of them in memory.
+        crops: as many as `number` says, None for a cell that stays white; looked at one at a time,
+            so an iterator that reads the pictures keeps one of them in memory.
         path: the PNG; it appears whole or not at all.
-        title: one line.
+        title, legend: one line each.
+        columns: crops beside each other.
+        numbered: captions begin with the crop's number.
 
     Raises:
         ValueError: there are no crops.
     """
     if not number:
         raise ValueError(f"no crops to draw for {os.fspath(path)}")
-    columns, cell = min(COLUMNS, number), SIDE + CAPTION_LINES * LINE_HEIGHT + 6
+    columns, cell = min(columns, number), SIDE + CAPTION_LINES * LINE_HEIGHT + 6
     top = MARGIN + TITLE_HEIGHT + 34
-    text_width = max(label_font(24, bold=True).getlength(title), label_font(15).getlength(LEGEND))
+    text_width = max(label_font(24, bold=True).getlength(title), label_font(15).getlength(legend))
     width = 2 * MARGIN + max(columns * (SIDE + GAP) - GAP, math.ceil(text_width))
     rows = -(-number // columns)
     sheet = Image.new("RGB", (width, top + rows * (cell + GAP) - GAP + MARGIN), "white")
     brush = ImageDraw.Draw(sheet)
     brush.text((MARGIN, MARGIN), title, font=label_font(24, bold=True), fill=INK, anchor="lt")
-    brush.text((MARGIN, MARGIN + 40), LEGEND, font=label_font(15), fill=FAINT, anchor="lt")
+    brush.text((MARGIN, MARGIN + 40), legend, font=label_font(15), fill=FAINT, anchor="lt")
     for k, crop in enumerate(crops):
+        if crop is None:
+            continue
         row, column = divmod(k, columns)
         left, upper = MARGIN + column * (SIDE + GAP), top + row * (cell + GAP)
         sheet.paste(_picture(crop), (left, upper))
-        _caption(brush, crop, k + 1, left, upper + SIDE + 4)
+        _caption(brush, crop, f"{k + 1}  " if numbered else "", left, upper + SIDE + 4)
     with atomic_write(path) as temporary:
         sheet.save(temporary, format="PNG")
 
@@ -134,7 +147,8 @@ def _picture(crop: Crop) -> Image.Image:
         brush.text((SIDE / 2, SIDE / 2), text, font=label_font(15), fill=INK, anchor="mm")
         return canvas
     height, width = crop.image.shape[:2]
-    x0, y0, x1, y1 = crop_window([one.box for one in crop.boxes], width, height)
+    boxes = [one.box for one in crop.boxes]
+    x0, y0, x1, y1 = (0, 0, width, height) if crop.whole else crop_window(boxes, width, height)
     factor = SIDE / max(x1 - x0, y1 - y0)
     size = (max(1, round((x1 - x0) * factor)), max(1, round((y1 - y0) * factor)))
     window = Image.fromarray(crop.image[y0:y1, x0:x1]).resize(size, Image.Resampling.BICUBIC)
@@ -180,8 +194,8 @@ def _dashes(
         position += DASH + DASH_GAP
 
 
-def _caption(brush: ImageDraw.ImageDraw, crop: Crop, number: int, left: float, top: float) -> None:
-    headline = f"{number}  {NOVEL_MARK if crop.novel else ''}{crop.headline}"
+def _caption(brush: ImageDraw.ImageDraw, crop: Crop, number: str, left: float, top: float) -> None:
+    headline = f"{number}{NOVEL_MARK if crop.novel else ''}{crop.headline}"
     fill = NOVEL_COLOR if crop.novel else INK
     bold = label_font(15, bold=True)
     brush.text((left, top), shortened(headline, SIDE, bold), font=bold, fill=fill, anchor="lt")

@@ -58,6 +58,7 @@ def build_cache(
     batch_size: int = 256,
     resize: str = "open_clip",
     amp: bool | None = None,
+    dtype: str = "float16",
     images_per_shard: int = IMAGES_PER_SHARD,
     overwrite: bool = False,
     progress: bool = True,
@@ -83,6 +84,7 @@ def build_cache(
         resize: how a crop becomes the teacher's input, see `ovd_d2.clip.crops.crop_batch`.
         amp: the teacher computes in bfloat16, on CUDA only; None: there yes, on the CPU no. The
             manifest says which, since embeddings differ in the third digit.
+        dtype: stored type of the embeddings: "float32", "float16" or "int8".
         part: (i, n) with 1 <= i <= n embeds only part i of n, every n-th image, for machines
             without a common file system; each part has a folder of its own, and merging the parts
             makes the cache. The parts have equal headers.
@@ -97,7 +99,7 @@ def build_cache(
     _check_inputs(dataset_dicts, proposals, dataset_name, top_k, part)
     settings = Settings(batch_size, resize=resize, amp=_use_amp(amp, teacher.device))
     recipe = {**crop_recipe(settings.scales, resize, amp=settings.amp), "top_k": top_k}
-    manifest = _embedding_manifest(dataset_dicts, dataset_name, proposals, teacher, recipe)
+    manifest = _embedding_manifest(dataset_dicts, dataset_name, proposals, teacher, recipe, dtype)
     ranks = Ranks()
     entries = _part_of(dataset_dicts, part)
     progress = progress and ranks.rank == 0
@@ -154,6 +156,7 @@ def _embedding_manifest(
     proposals: ProposalStore,
     teacher: CLIPTeacher,
     recipe: dict[str, Any],
+    dtype: str,
 ) -> Manifest:
     """What the cache is made of; a cache with another of these is another cache."""
     return Manifest(
@@ -163,6 +166,7 @@ def _embedding_manifest(
         recipe=recipe,
         teacher=teacher.fingerprint,
         embedding_dim=teacher.embedding_dim,
+        dtype=dtype,
     )
 
 
@@ -213,8 +217,7 @@ def _task(entry: Mapping[str, Any], proposals: ProposalStore, top_k: int | None)
 
 
 def _top(proposals: CachedProposals, top_k: int | None) -> CachedProposals:
-    if top_k is None or len(proposals) <= top_k:
-        return proposals
+    """Best first, so that a training with fewer proposals takes the first of a record."""
     order = proposals.objectness.argsort(descending=True, stable=True)[:top_k]
     return CachedProposals(proposals.boxes[order], proposals.objectness[order])
 

@@ -153,6 +153,11 @@ class RecordStore:
         return ids
 
     @property
+    def index(self) -> Index:
+        """Where every record lies, and its checksum."""
+        return self._index
+
+    @property
     def fingerprint(self) -> str:
         """Identity of the content, see `Manifest.fingerprint`."""
         return self.manifest.fingerprint
@@ -223,3 +228,9 @@ class EmbeddingCache(RecordStore):
     """Proposals with the teacher's embeddings: `cache[image_id]` -> `CachedProposals`."""
 
     kind = "embeddings"
+
+
+def open_store(path: str | os.PathLike[str], *, allow_incomplete: bool = False) -> RecordStore:
+    """Open a store of either kind, as its manifest says. Arguments and errors: `RecordStore`."""
+    kinds: dict[str, type[RecordStore]] = {one.kind: one for one in (ProposalStore, EmbeddingCache)}
+    return kinds[Manifest.load(local_folder(path)).kind](path, allow_incomplete=allow_incomplete)

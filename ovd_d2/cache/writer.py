@@ -7,7 +7,7 @@ import operator
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from types import TracebackType
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from ovd_d2.cache.layout import (
 from ovd_d2.cache.locking import FileLock
 from ovd_d2.cache.manifest import CacheError, DamagedFileError, Manifest, ShardInfo, local_folder
 from ovd_d2.cache.ranks import Ranks
-from ovd_d2.cache.records import encode_record, read_pending, write_record
+from ovd_d2.cache.records import Record, encode_record, read_pending, write_record
 from ovd_d2.cache.recovery import (
     Recovered,
     recover,
@@ -154,6 +154,30 @@ class RecordWriter:
             self._done.add(image_id)
             if len(self._pending) >= self.images_per_shard:
                 self._merge_pending()
+
+    def add_shard(self, records: Sequence[tuple[int, Record]]) -> None:
+        """Store records that are encoded already as one shard; it survives a crash afterwards.
+
+        Args:
+            records: at least one; image ids that are not yet in `done_ids`, with their fields in
+                the stored types and the order of `Manifest.fields` (as `RecordStore.raw` gives
+                them).
+
+        Raises:
+            ValueError: an id twice, or the writer is closed.
+            CacheError: the disk is full. What was added before stays.
+        """
+        ids = {image_id for image_id, _ in records}
+        if len(ids) < len(records) or ids & self._done:
+            raise ValueError(f"an image is stored twice in {self.path}")
+        if self._own_lock is None:
+            raise ValueError(f"the writer of {self.path} is finished or closed")
+        with full_disk_explained(self.path, self._bytes_to_come):
+            shard = write_shard(self.path, self._own.name, list(records))
+            self._own.save_journal([*self._shards, shard])
+        self._shards.append(shard)
+        self._added |= ids
+        self._done |= ids
 
     def finish(self, image_ids: Iterable[int] | None = None) -> Manifest:
         """Merge what is pending, wait for all ranks, and list everything in the manifest.

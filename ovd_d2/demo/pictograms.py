@@ -141,9 +141,9 @@ def start_steps(run: Run) -> list[Step]:
         Step(
             f"cache_seed{run.seed}",
             "Let the teacher look at every proposal, once, and keep what it sees",
-            "tools/build_cache.py",
+            "tools/cache.py",
             (
-                *("--dataset", TRAIN_SET, "--proposals", str(proposals)),
+                *("build", "--dataset", TRAIN_SET, "--proposals", str(proposals)),
                 *(*_clip(SHIPPED_TAG), "--output", str(run.cache)),
             ),
             run.cache / "manifest.json",

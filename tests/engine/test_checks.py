@@ -127,7 +127,7 @@ def test_unfinished_and_missing_cache(cfg, tmp_path):
     cfg.MODEL.OVD.DISTILLATION.CACHE = str(tmp_path / "nowhere")
     assert "nowhere" in problems_of(cfg)[0]
     cfg.MODEL.OVD.DISTILLATION.CACHE = ""
-    assert "tools/build_cache.py" in problems_of(cfg)[0]
+    assert "tools/cache.py build" in problems_of(cfg)[0]
 
 
 def test_vild_text_needs_no_cache(cfg):

@@ -70,8 +70,8 @@ def workplace(tmp_path_factory):
         *("MODEL.WEIGHTS", place.start_weights, "DATALOADER.NUM_WORKERS", 0),
     )
     place.run(
-        "build_cache.py",
-        *("--dataset", TRAIN, "--proposals", place.folder / "proposals", *TEACHER),
+        "cache.py",
+        *("build", "--dataset", TRAIN, "--proposals", place.folder / "proposals", *TEACHER),
         *("--output", place.folder / "cache"),
     )
     return place

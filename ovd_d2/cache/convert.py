@@ -1,0 +1,289 @@
+"""Imports proposals and embeddings that another project has stored into a cache."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ovd_d2.cache.foreign import Entry, ForeignBoxes, Layout, Overhang
+from ovd_d2.cache.manifest import CacheError, DatasetInfo, Manifest, dataset_fingerprint
+from ovd_d2.cache.writer import IMAGES_PER_SHARD, RecordWriter
+from ovd_d2.files import readable_bytes
+
+BOX_FORMATS = ("xyxy", "xywh")
+IMPORT_WRITER = "m000"
+_MAX_LISTED = 8  # problems shown in full
+_UNIT_TOLERANCE = 1e-3  # as `ovd_d2.cache.records` demands of a row
+
+
+@dataclass
+class Observations:
+    """What a conversion has seen, for the user to judge.
+
+    Attributes:
+        rows, rows_normalised: embeddings converted by this run; those that were no unit rows.
+        norms: smallest and largest norm that was stored.
+        reach: the furthest right and lower box edge, in picture widths and heights; 1 where the
+            boxes are in pixels of the original pictures.
+        without_scores: images whose layout stores no objectness; theirs is 1.
+    """
+
+    rows: int = 0
+    rows_normalised: int = 0
+    norms: tuple[float, float] = (float("inf"), 0.0)
+    reach: tuple[float, float] = (0.0, 0.0)
+    without_scores: int = 0
+
+
+@dataclass(frozen=True)
+class ConversionSummary:
+    """What a finished conversion amounts to.
+
+    Attributes:
+        images, proposals: records and rows in the cache.
+        images_converted: by this run; the others were there already.
+        unused: images of the source that the data set does not have.
+        bytes: size of all shards.
+        seconds: wall-clock time of this run.
+    """
+
+    path: Path
+    images: int
+    images_converted: int
+    proposals: int
+    unused: int
+    bytes: int
+    seconds: float
+    seen: Observations = field(default_factory=Observations)
+
+
+def convert_cache(
+    dataset_dicts: Sequence[Entry],
+    layout: Layout,
+    path: str | os.PathLike[str],
+    *,
+    dataset_name: str,
+    teacher: str,
+    embedding_dim: int,
+    box_format: str = "xyxy",
+    dtype: str = "float16",
+    top_k: int | None = None,
+    images_per_shard: int = IMAGES_PER_SHARD,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> ConversionSummary:
+    """Write a cache from what another project has stored; killed and run again, it continues.
+
+    Every name, count and box is checked before anything is written. Rows are normalised, and sorted
+    by objectness, best first.
+
+    Args:
+        dataset_dicts: Detectron2's list of dicts; every image must be in the source.
+        layout: the source.
+        teacher: fingerprint of the teacher that made the embeddings; nobody can check it here.
+        embedding_dim: its width.
+        box_format: "xyxy" or "xywh", in pixels of the original pictures.
+        dtype: stored type of the embeddings.
+        top_k: keep the K proposals of highest objectness; None keeps all.
+
+    Raises:
+        CacheError: the source lacks images, is damaged, tries to run code, or its boxes do not
+            lie in the data set's pictures.
+    """
+    start = time.perf_counter()
+    if box_format not in BOX_FORMATS:
+        raise ValueError(f"unknown box format '{box_format}'; choices: {', '.join(BOX_FORMATS)}")
+    seen = Observations()
+    _refuse([*_size_problems(dataset_dicts), *layout.problems(dataset_dicts)], layout, dataset_name)
+    bar = tqdm(dataset_dicts, f"check {layout.name}", unit="image", disable=not progress)
+    _refuse(list(_box_problems(bar, layout, box_format, seen)), layout, dataset_name)
+    manifest = Manifest(
+        kind="embeddings",
+        dataset=DatasetInfo(dataset_name, dataset_fingerprint(dataset_dicts), len(dataset_dicts)),
+        proposals=layout.identity(dataset_dicts),
+        recipe={**layout.recipe, "top_k": top_k},
+        teacher=teacher,
+        embedding_dim=embedding_dim,
+        dtype=dtype,
+    )
+    with RecordWriter(path, manifest, images_per_shard, overwrite, writer=IMPORT_WRITER) as writer:
+        waiting = [entry for entry in dataset_dicts if entry["image_id"] not in writer.done_ids]
+        bar = tqdm(waiting, f"convert {dataset_name}", len(dataset_dicts), unit="image",
+                   initial=len(dataset_dicts) - len(waiting), disable=not progress)  # fmt: skip
+        for entry in bar:
+            boxes, rows = layout.read(entry)
+            record = _record(entry, boxes, rows, box_format, embedding_dim, seen)
+            writer.add(entry["image_id"], _best(record, top_k))
+        finished = writer.finish()
+    return ConversionSummary(
+        path=writer.path,
+        images=finished.num_images,
+        images_converted=len(waiting),
+        proposals=finished.num_rows,
+        unused=layout.unused(dataset_dicts),
+        bytes=sum(shard.bytes for shard in finished.shards),
+        seconds=time.perf_counter() - start,
+        seen=seen,
+    )
+
+
+def _refuse(problems: Sequence[str], layout: Layout, dataset_name: str) -> None:
+    if not problems:
+        return
+    listed = "\n".join(f"  {problem}" for problem in problems[:_MAX_LISTED])
+    more = len(problems) - _MAX_LISTED
+    rest = f"\n  ... and {more} more" if more > 0 else ""
+    raise CacheError(
+        f"cannot convert {layout.name} for data set '{dataset_name}', {len(problems)} problem(s); "
+        f"nothing was written:\n{listed}{rest}"
+    )
+
+
+def _size_problems(dataset_dicts: Sequence[Entry]) -> list[str]:
+    without = [one["image_id"] for one in dataset_dicts if not {"width", "height"} <= set(one)]
+    return [f"the data set does not say the size of {len(without)} images"] if without else []
+
+
+def _box_problems(
+    entries: Iterator[Entry] | tqdm[Entry], layout: Layout, box_format: str, seen: Observations
+) -> Iterator[str]:
+    """One line an image whose boxes cannot be those of the picture."""
+    for entry in entries:
+        try:
+            stored = layout.boxes(entry)
+        except CacheError as error:
+            yield str(error)
+            continue
+        problem = _box_problem(entry, stored, layout.overhang, box_format)
+        if problem:
+            yield f"image {entry['image_id']} ({Path(entry['file_name']).name}): {problem}"
+        elif len(stored.boxes):
+            edges = _xyxy(stored.boxes, box_format)[:, 2:].max(axis=0)
+            reach = edges / (entry["width"], entry["height"])
+            seen.reach = (max(seen.reach[0], reach[0].item()), max(seen.reach[1], reach[1].item()))
+
+
+def _box_problem(entry: Entry, stored: ForeignBoxes, overhang: Overhang, box_format: str) -> str:
+    boxes, scores = stored.boxes, stored.scores
+    if not np.isfinite(boxes).all():
+        return "a box is NaN or infinite"
+    if scores is not None and not ((scores >= 0) & (scores <= 1)).all():
+        return "a score is not in [0, 1]"
+    boxes = _xyxy(boxes, box_format)
+    inverted = int((boxes[:, 2:] < boxes[:, :2]).any(axis=1).sum())
+    if inverted:
+        hint = "; are they x, y, width, height? Then --box-format xywh" * (box_format == "xyxy")
+        return f"{inverted} of {len(boxes)} boxes have x2 < x1 or y2 < y1{hint}"
+    outside = int(_outside(boxes, entry["width"], entry["height"], overhang).sum())
+    if outside:
+        return (
+            f"{outside} of {len(boxes)} boxes lie outside the {entry['width']} x {entry['height']} "
+            f"picture (width x height; largest x2, y2: {boxes[:, 2].max():.0f}, "
+            f"{boxes[:, 3].max():.0f}). They must be in pixels of the original picture, "
+            f"{box_format}, and of this data set; boxes of resized pictures cannot be converted"
+        )
+    return ""
+
+
+def _outside(
+    boxes: NDArray[np.float32], width: int, height: int, overhang: Overhang
+) -> NDArray[np.bool_]:
+    size = np.array([width, height], np.float32)
+    if overhang.centred:
+        centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+        outside = (centre < -overhang.pixels) | (centre > size + overhang.pixels)
+    else:
+        outside = (boxes[:, :2] < -overhang.pixels) | (boxes[:, 2:] > size + overhang.pixels)
+    return np.asarray(outside.any(axis=1))
+
+
+def _xyxy(boxes: NDArray[np.float32], box_format: str) -> NDArray[np.float32]:
+    if box_format == "xyxy":
+        return boxes
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+
+
+def _record(
+    entry: Entry,
+    stored: ForeignBoxes,
+    rows: torch.Tensor,
+    box_format: str,
+    embedding_dim: int,
+    seen: Observations,
+) -> dict[str, torch.Tensor]:
+    """Boxes clipped to the picture, objectness, unit rows."""
+    count, width, height = len(stored.boxes), entry["width"], entry["height"]
+    if count and tuple(rows.shape) != (count, embedding_dim):
+        raise CacheError(
+            f"image {entry['image_id']}: embeddings {tuple(rows.shape)}, expected "
+            f"({count}, {embedding_dim}): the teacher's width is {embedding_dim}"
+        )
+    rows = _unit(rows.reshape(count, embedding_dim), entry, seen)
+    limit = np.array([width, height, width, height], np.float32)
+    boxes = np.clip(_xyxy(stored.boxes, box_format), 0, limit)
+    scores = stored.scores
+    if scores is None:
+        seen.without_scores += 1
+        scores = np.ones(count, np.float32)
+    return {
+        "boxes": torch.from_numpy(boxes),
+        "objectness": torch.from_numpy(scores),
+        "embeddings": rows,
+    }
+
+
+def _unit(rows: torch.Tensor, entry: Entry, seen: Observations) -> torch.Tensor:
+    norms = torch.linalg.vector_norm(rows.double(), dim=1)
+    bad = ~torch.isfinite(norms) | (norms < 1e-6)
+    if bad.any():
+        raise CacheError(
+            f"image {entry['image_id']} ({entry['file_name']}): {int(bad.sum())} of {len(rows)} "
+            "embeddings are zero, NaN or infinite: the source is damaged there"
+        )
+    if len(rows):
+        low, high = norms.min().item(), norms.max().item()
+        seen.norms = (min(seen.norms[0], low), max(seen.norms[1], high))
+    seen.rows += len(rows)
+    seen.rows_normalised += int(((norms - 1).abs() > _UNIT_TOLERANCE).sum())
+    return (rows.double() / norms.unsqueeze(1)).float()
+
+
+def _best(record: dict[str, torch.Tensor], top_k: int | None) -> dict[str, torch.Tensor]:
+    order = record["objectness"].argsort(descending=True, stable=True)[:top_k]
+    return {name: value[order] for name, value in record.items()}
+
+
+def describe(summary: ConversionSummary) -> list[tuple[str, Any]]:
+    """The summary as (name, value) rows for a table."""
+    seen = summary.seen
+    rows: list[tuple[str, Any]] = [
+        ("images", f"{summary.images:,} ({summary.images_converted:,} in this run)"),
+        ("proposals", f"{summary.proposals:,}"),
+        ("bytes", f"{summary.bytes:,} ({readable_bytes(summary.bytes)})"),
+        (
+            "furthest box edge",
+            f"{seen.reach[0]:.2f} of the width, {seen.reach[1]:.2f} of the height",
+        ),
+    ]
+    if seen.rows:
+        low, high = seen.norms
+        rows.append(
+            (
+                "rows normalised",
+                f"{seen.rows_normalised:,} of {seen.rows:,} (norms {low:.4g} to {high:.4g})",
+            )
+        )
+    if seen.without_scores:
+        rows.append(("without objectness", f"{seen.without_scores:,} images: stored as 1"))
+    if summary.unused:
+        rows.append(("not in the data set", f"{summary.unused:,} images of the source"))
+    return [*rows, ("seconds", f"{summary.seconds:.1f}"), ("path", summary.path)]

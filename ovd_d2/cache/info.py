@@ -1,0 +1,175 @@
+"""What is in a record store, and how far its build has come, without reading its records."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ovd_d2.cache.index import Index, build_index, load_index
+from ovd_d2.cache.layout import writer_folders
+from ovd_d2.cache.manifest import CacheError, Manifest, ShardInfo, local_folder
+from ovd_d2.cache.records import check_size
+from ovd_d2.files import readable_bytes
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """What `tools/cache.py info` shows; every field is plain JSON.
+
+    Attributes:
+        images, proposals: in shards. images_pending: stored, but not in a shard yet.
+        dataset_images: how many the finished store has.
+        proposals_per_image: smallest, median and largest number K; None without images.
+        bytes: of all shards. bytes_per_image: the mean.
+        complete: every image is there. problem: why it cannot be used, "" if it can.
+        fingerprint: of a complete store, else "".
+    """
+
+    path: str
+    kind: str
+    dataset: str
+    dataset_fingerprint: str
+    teacher: str
+    embedding_dim: int
+    dtype: str
+    proposals_from: str
+    recipe: dict[str, Any]
+    images: int
+    images_pending: int
+    dataset_images: int
+    proposals: int
+    proposals_per_image: tuple[int, float, int] | None
+    bytes: int
+    bytes_per_image: float
+    shards: int
+    schema_version: int
+    complete: bool
+    problem: str
+    fingerprint: str
+
+    def json(self) -> str:
+        """Indented JSON."""
+        return json.dumps(asdict(self), indent=2)
+
+
+def store_info(path: str | os.PathLike[str]) -> StoreInfo:
+    """Look at a store of either kind, finished or not.
+
+    Raises:
+        CacheError: there is none, or its manifest is damaged.
+    """
+    folder = local_folder(path)
+    manifest = Manifest.load(folder)
+    pending, shards = _building(folder, manifest)
+    problem, per_image = "", None
+    try:
+        for shard in shards:
+            check_size(folder / shard.file, shard)
+        index = _index(folder, replace(manifest, shards=shards))
+        if len(index.rows):
+            low, high = int(index.rows.min()), int(index.rows.max())
+            per_image = (low, float(np.median(index.rows)), high)
+    except CacheError as error:
+        problem = str(error)
+    images, size = sum(one.images for one in shards), sum(one.bytes for one in shards)
+    return StoreInfo(
+        path=str(folder),
+        kind=manifest.kind,
+        dataset=manifest.dataset.name,
+        dataset_fingerprint=manifest.dataset.fingerprint,
+        teacher=manifest.teacher,
+        embedding_dim=manifest.embedding_dim,
+        dtype=manifest.dtype,
+        proposals_from=manifest.proposals,
+        recipe=manifest.recipe,
+        images=images,
+        images_pending=pending,
+        dataset_images=manifest.dataset.num_images,
+        proposals=sum(one.rows for one in shards),
+        proposals_per_image=per_image,
+        bytes=size,
+        bytes_per_image=size / images if images else 0.0,
+        shards=len(shards),
+        schema_version=manifest.schema_version,
+        complete=manifest.complete,
+        problem=problem,
+        fingerprint=manifest.fingerprint if manifest.complete else "",
+    )
+
+
+def info_table(info: StoreInfo) -> list[tuple[str, str]]:
+    """The same as (name, value) rows for people."""
+    rows = [
+        ("path", info.path),
+        ("holds", _what(info)),
+        ("state", _state(info)),
+        (
+            "data set",
+            f"{info.dataset} ({info.dataset_images:,} images, {info.dataset_fingerprint})",
+        ),
+    ]
+    if info.kind == "embeddings":
+        rows.append(("teacher", info.teacher))
+        rows.append(("proposals", info.proposals_from))
+    recipe = [f"{key}: {_plain(value)}" for key, value in info.recipe.items()]
+    rows += zip(["recipe", *[""] * len(recipe)], recipe, strict=False)
+    rows += [
+        ("images", f"{info.images:,} in {info.shards:,} shards"),
+        ("proposals stored", f"{info.proposals:,}"),
+        ("proposals an image", _per_image(info.proposals_per_image)),
+        ("bytes", f"{info.bytes:,} ({readable_bytes(info.bytes)})"),
+        ("bytes an image", f"{info.bytes_per_image:,.0f}"),
+        ("format", f"version {info.schema_version}"),
+    ]
+    if info.fingerprint:
+        rows.append(("fingerprint", info.fingerprint))
+    return rows
+
+
+def _index(folder: Path, manifest: Manifest) -> Index:
+    return (load_index if manifest.complete else build_index)(folder, manifest)
+
+
+def _building(folder: Path, manifest: Manifest) -> tuple[int, list[ShardInfo]]:
+    """Pending images, and the shards of manifest and journals."""
+    shards = {shard.file: shard for shard in manifest.shards}
+    pending = 0
+    for writer in writer_folders(folder):
+        try:
+            shards |= {shard.file: shard for shard in writer.load_journal()}
+        except (ValueError, TypeError):
+            continue  # the next build finds out; what is asked here is how far it has come
+        pending += len(writer.pending_files())
+    return pending, list(shards.values())
+
+
+def _what(info: StoreInfo) -> str:
+    if info.kind == "proposals":
+        return "proposals (boxes and objectness)"
+    return f"proposals with teacher embeddings, {info.embedding_dim} x {info.dtype} each"
+
+
+def _state(info: StoreInfo) -> str:
+    if info.problem:
+        return f"damaged: {info.problem}"
+    if info.complete:
+        return "complete"
+    stored = info.images + info.images_pending
+    share = stored / info.dataset_images
+    return f"unfinished: {stored:,} of {info.dataset_images:,} images ({share:.1%})"
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, (dict, list)) else str(value)
+
+
+def _per_image(counts: tuple[int, float, int] | None) -> str:
+    if counts is None:
+        return "-"
+    low, median, high = counts
+    return f"{low:,} / {median:,g} / {high:,} (min / median / max)"

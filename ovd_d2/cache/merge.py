@@ -1,0 +1,236 @@
+"""Joins record stores: the parts of one build, or the stores of several data sets."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ovd_d2.cache.index import load_index
+from ovd_d2.cache.manifest import CacheError, DatasetInfo, Manifest, local_folder
+from ovd_d2.cache.ranks import Ranks
+from ovd_d2.cache.store import RecordStore, open_store
+from ovd_d2.cache.writer import IMAGES_PER_SHARD, RecordWriter
+from ovd_d2.files import fingerprint_json
+
+MERGE_WRITER = "m000"
+# Records made with another of these cannot be trained on together, or not be stored together.
+_SHARED_KEYS = ("kind", "teacher", "embedding_dim", "dtype", "recipe")
+_SHOWN_IDS = 5
+
+
+@dataclass(frozen=True)
+class MergeSummary:
+    """What a finished merge amounts to.
+
+    Attributes:
+        images, proposals: records and rows in the new store.
+        images_copied: by this run; the others were there already.
+        duplicates: records that were in more than one source, with equal content.
+        bytes: size of all shards.
+        seconds: wall-clock time of this run.
+    """
+
+    path: Path
+    images: int
+    images_copied: int
+    proposals: int
+    duplicates: int
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Records:
+    """Every record of every source, ascending by image id.
+
+    Attributes:
+        image_ids, checksums, source: (N,); ids may occur more than once.
+    """
+
+    image_ids: NDArray[np.int64]
+    checksums: NDArray[np.int64]
+    source: NDArray[np.int64]
+
+    @property
+    def first(self) -> NDArray[np.bool_]:
+        """(N,) True for one record of each image."""
+        return np.concatenate([[True], np.diff(self.image_ids) != 0])[: len(self.image_ids)]
+
+
+def merge_stores(
+    sources: Sequence[str | os.PathLike[str]],
+    path: str | os.PathLike[str],
+    *,
+    images_per_shard: int = IMAGES_PER_SHARD,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> MergeSummary:
+    """Write a new store with the records of all sources, which stay as they are.
+
+    Records are copied as they are stored, each compared with its checksum on the way; a shard at a
+    time is in memory. Stopped at any point, the new store is an unfinished one: the same call
+    continues it. A record that several sources hold with equal content is written once.
+
+    Args:
+        sources: at least two folders: parts of one build, which together must hold every image of
+            its data set, or finished stores of several data sets.
+        path: folder of the new store.
+
+    Raises:
+        CacheError: the sources do not fit together (every reason is named), one is damaged, or the
+            folder holds something else.
+    """
+    start = time.perf_counter()
+    stores = _open_all(sources, local_folder(path))
+    records = _all_records(stores)
+    problems = [*_header_problems(stores), *_conflicts(stores, records), *_gaps(stores)]
+    if problems:
+        listed = "\n".join(f"  {problem}" for problem in problems)
+        raise CacheError(f"these stores cannot be merged; nothing was written:\n{listed}")
+    first = records.first
+    ids, owners = records.image_ids[first].tolist(), records.source[first].tolist()
+    manifest = _merged_manifest(stores, len(ids))
+    with RecordWriter(
+        path, manifest, images_per_shard, overwrite, writer=MERGE_WRITER, ranks=Ranks()
+    ) as writer:
+        waiting = [(one, stores[k]) for one, k in zip(ids, owners, strict=True)
+                   if one not in writer.done_ids]  # fmt: skip
+        _copy(waiting, writer, images_per_shard, total=len(ids), progress=progress)
+        finished = writer.finish()
+        _check_content(writer.path, finished, records)
+    return MergeSummary(
+        path=writer.path,
+        images=finished.num_images,
+        images_copied=len(waiting),
+        proposals=finished.num_rows,
+        duplicates=int((~first).sum()),
+        bytes=sum(shard.bytes for shard in finished.shards),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _open_all(sources: Sequence[str | os.PathLike[str]], target: Path) -> list[RecordStore]:
+    folders = [local_folder(source).resolve() for source in sources]
+    if len(folders) < 2:
+        raise CacheError(f"merging needs at least two stores, got {len(folders)}")
+    if len(set(folders)) < len(folders):
+        raise CacheError("a store is named twice: " + ", ".join(map(str, folders)))
+    if target.resolve() in folders:
+        raise CacheError(f"{target} is a source: sources stay as they are, take another folder")
+    return [open_store(folder, allow_incomplete=True) for folder in folders]
+
+
+def _all_records(stores: Sequence[RecordStore]) -> _Records:
+    ids = np.concatenate([store.index.image_ids for store in stores])
+    checksums = np.concatenate([store.index.checksums for store in stores])
+    source = np.repeat(np.arange(len(stores)), [len(store) for store in stores])
+    order = np.argsort(ids, kind="stable")
+    return _Records(ids[order], checksums[order], source[order])
+
+
+def _header_problems(stores: Sequence[RecordStore]) -> list[str]:
+    headers = [store.manifest.header() for store in stores]
+    problems = []
+    for key in _SHARED_KEYS:
+        if any(header[key] != headers[0][key] for header in headers):
+            problems.append(f"{key}: {_of_each(stores, [header[key] for header in headers])}")
+    for dataset in _datasets(stores):
+        members = [store for store in stores if store.manifest.dataset == dataset]
+        found = [store.manifest.proposals for store in members]
+        if len(set(found)) > 1:
+            problems.append(f"proposals of '{dataset.name}': {_of_each(members, found)}")
+    return problems
+
+
+def _of_each(stores: Sequence[RecordStore], values: Sequence[Any]) -> str:
+    pairs = zip(stores, values, strict=True)
+    return "; ".join(f"{value!r} in {store.path}" for store, value in pairs)
+
+
+def _conflicts(stores: Sequence[RecordStore], records: _Records) -> list[str]:
+    """Images that two sources hold with different content."""
+    same_id = np.diff(records.image_ids) == 0
+    rows = np.flatnonzero(same_id & (np.diff(records.checksums) != 0))
+    if not len(rows):
+        return []
+    pairs = {(int(records.source[row]), int(records.source[row + 1])) for row in rows}
+    between = "; ".join(f"{stores[one].path} and {stores[two].path}" for one, two in sorted(pairs))
+    ids = np.unique(records.image_ids[rows])
+    return [
+        f"{len(ids)} images have different content in {between} (first ids: "
+        f"{ids[:_SHOWN_IDS].tolist()})"
+    ]
+
+
+def _gaps(stores: Sequence[RecordStore]) -> list[str]:
+    """Data sets of which images are missing in all sources."""
+    problems = []
+    for dataset in _datasets(stores):
+        members = [store for store in stores if store.manifest.dataset == dataset]
+        found = len(np.unique(np.concatenate([store.index.image_ids for store in members])))
+        if found != dataset.num_images:
+            names = ", ".join(str(store.path) for store in members)
+            problems.append(
+                f"data set '{dataset.name}' has {dataset.num_images} images, {names} hold {found} "
+                "of them: is a part missing, or unfinished? Run its build again"
+            )
+    return problems
+
+
+def _datasets(stores: Sequence[RecordStore]) -> list[DatasetInfo]:
+    return list(dict.fromkeys(store.manifest.dataset for store in stores))
+
+
+def _merged_manifest(stores: Sequence[RecordStore], images: int) -> Manifest:
+    model, datasets = stores[0].manifest, _datasets(stores)
+    values = {key: getattr(model, key) for key in _SHARED_KEYS}
+    if len(datasets) == 1:
+        return Manifest(dataset=datasets[0], proposals=model.proposals, **values)
+    proposals = sorted({store.manifest.proposals for store in stores})
+    merged = DatasetInfo(
+        name="+".join(sorted({dataset.name for dataset in datasets})),
+        fingerprint=fingerprint_json(sorted(dataset.fingerprint for dataset in datasets)),
+        num_images=images,
+    )
+    joined = proposals[0] if len(proposals) == 1 else f"merged-{fingerprint_json(proposals)}"
+    return Manifest(dataset=merged, proposals=joined, **values)
+
+
+def _copy(
+    waiting: Sequence[tuple[int, RecordStore]],
+    writer: RecordWriter,
+    images_per_shard: int,
+    *,
+    total: int,
+    progress: bool,
+) -> None:
+    bounds = [*range(0, len(waiting), images_per_shard), len(waiting)]
+    with tqdm(total=total, desc="merge", unit="image", initial=total - len(waiting),
+              disable=not progress) as bar:  # fmt: skip
+        for begin, end in pairwise(bounds):
+            chunk = waiting[begin:end]
+            # `raw` compares every record with its checksum.
+            writer.add_shard([(image_id, store.raw(image_id)) for image_id, store in chunk])
+            bar.update(len(chunk))
+
+
+def _check_content(folder: Path, manifest: Manifest, records: _Records) -> None:
+    """The new index must say of every image what the sources say."""
+    index, first = load_index(folder, manifest), records.first
+    if not (
+        np.array_equal(index.image_ids, records.image_ids[first])
+        and np.array_equal(index.checksums, records.checksums[first])
+    ):
+        raise CacheError(
+            f"{folder} does not hold what its sources hold; a disk or memory fault? Delete it and "
+            "merge again"
+        )

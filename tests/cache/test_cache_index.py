@@ -1,0 +1,267 @@
+"""The index: places by hand, opening without a scan, nothing taken on trust."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save
+
+from ovd_d2.benchmark.cache_reading import write_sparse_store
+from ovd_d2.cache import CacheError, DamagedFileError, EmbeddingCache, Manifest, RecordWriter
+from ovd_d2.cache import store as store_module
+from ovd_d2.cache.index import INDEX_FILE, Index, load_index, write_index
+from ovd_d2.cache.manifest import parse_shard_name, shard_name
+
+
+def test_an_index_by_hand(tmp_path: Path, make_manifest: Callable, make_record: Callable) -> None:
+    with RecordWriter(tmp_path, make_manifest(num_images=4), images_per_shard=2) as writer:
+        for image_id in (9, 2, 7, 3):  # 1, 2, 3, 3 rows; shards of (2, 9) and (3, 7)
+            writer.add(image_id, make_record(image_id))
+        writer.finish()
+    index = load_index(tmp_path, Manifest.load(tmp_path))
+    assert index.image_ids.tolist() == [2, 3, 7, 9]
+    assert index.shard.tolist() == [0, 1, 1, 0]
+    assert index.start.tolist() == [0, 0, 3, 2]
+    assert index.rows.tolist() == [2, 3, 3, 1]
+    assert [index.find(image_id) for image_id in (2, 7, 9, 1, 8, 10, -1, 2**70)] == [
+        *(0, 2, 3),
+        *[None] * 5,
+    ]
+    assert EmbeddingCache(tmp_path).storage_order() == [2, 9, 3, 7]
+
+
+def test_the_fingerprint_does_not_depend_on_how_records_lie(
+    tmp_path: Path, make_manifest: Callable, make_record: Callable
+) -> None:
+    found = set()
+    for images_per_shard, ids in ((1, (1, 2, 3)), (2, (3, 1, 2)), (9, (2, 3, 1))):
+        path = tmp_path / str(images_per_shard)
+        with RecordWriter(path, make_manifest(num_images=3), images_per_shard) as writer:
+            for image_id in ids:
+                writer.add(image_id, make_record(image_id))
+            found.add(writer.finish().fingerprint)
+    assert len(found) == 1
+    with pytest.raises(CacheError, match="unfinished .*no fingerprint yet"):
+        _ = make_manifest().fingerprint
+
+
+def test_opening_reads_no_shard(
+    tmp_path: Path, build: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(tmp_path)
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("a shard was opened")
+
+    for name in ("read_layout", "read_rows"):
+        monkeypatch.setattr(store_module, name, refuse)
+    assert len(EmbeddingCache(tmp_path)) == 5
+
+
+def test_a_store_of_the_size_of_lvis_opens_in_under_a_second(tmp_path: Path) -> None:
+    write_sparse_store(tmp_path)
+    begin = time.perf_counter()
+    cache = EmbeddingCache(tmp_path)
+    seconds = time.perf_counter() - begin
+    assert len(cache) == 100_170
+    assert sum(shard.bytes for shard in cache.manifest.shards) > 29 * 2**30
+    assert 100_169 in cache and 100_170 not in cache
+    assert seconds < 1.0
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), "is missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "it has .* bytes, the manifest"),
+        (lambda path: path.write_bytes(path.read_bytes() + b"x"), "it has .* bytes, the manifest"),
+        (lambda path: path.write_bytes(bytes(path.stat().st_size)), "its SHA-256 is"),
+    ],
+)
+def test_a_damaged_index_is_named_and_written_anew(
+    tmp_path: Path, build: Callable, damage: Callable[[Path], object], message: str
+) -> None:
+    build(tmp_path)
+    sound = (tmp_path / INDEX_FILE).read_bytes()
+    damage(tmp_path / INDEX_FILE)
+    with pytest.raises(
+        DamagedFileError, match=f"index.safetensors .*{message}.*again with the same"
+    ):
+        EmbeddingCache(tmp_path)
+    build(tmp_path)
+    assert (tmp_path / INDEX_FILE).read_bytes() == sound
+    assert EmbeddingCache(tmp_path).verify() == []
+
+
+def test_the_index_of_another_build_is_refused(
+    tmp_path: Path, build: Callable, make_manifest: Callable, make_record: Callable
+) -> None:
+    build(tmp_path / "a")
+    with RecordWriter(tmp_path / "b", make_manifest(), images_per_shard=2) as writer:
+        for image_id in range(1, 6):
+            writer.add(image_id, make_record(image_id + 4))  # as many rows, other content
+        writer.finish()
+    (tmp_path / "b" / INDEX_FILE).replace(tmp_path / "a" / INDEX_FILE)
+    with pytest.raises(DamagedFileError, match="index.safetensors is damaged .its SHA-256"):
+        EmbeddingCache(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("shard", 3, "a shard number lies outside 0 to 2"),
+        ("shard", -1, "a shard number lies outside"),
+        ("shard", 0, "other numbers of records a shard"),
+        ("start", 2**62, "starts outside its shard"),
+        ("start", -1, "starts outside its shard"),
+        ("rows", 2**30, "ends outside its shard"),
+        ("rows", -1, "starts outside its shard"),
+        ("image_ids", 0, "image ids do not ascend"),
+        ("image_ids", -5, "image ids do not ascend"),
+        ("checksums", 1, "not those of the manifest"),
+    ],
+)
+def test_no_place_outside_a_shard_is_believed(
+    tmp_path: Path, build: Callable, name: str, value: int, message: str
+) -> None:
+    """Even in an index whose checksums all fit, as one from a stranger would."""
+    manifest = Manifest.load(build(tmp_path))
+    index = load_index(tmp_path, manifest)
+    values = getattr(index, name).copy()
+    values[-1] = value
+    changed = write_index(tmp_path, manifest, replace(index, **{name: values}))
+    if name == "checksums":
+        assert manifest.index is not None and changed.index is not None
+        kept = replace(changed.index, content=manifest.index.content)
+        replace(changed, index=kept).save(tmp_path)
+    with pytest.raises(DamagedFileError, match=message):
+        EmbeddingCache(tmp_path)
+
+
+@pytest.mark.parametrize("change", ["surplus", "missing", "type", "shape"])
+def test_an_index_of_other_tensors_is_refused(tmp_path: Path, build: Callable, change: str) -> None:
+    manifest = Manifest.load(build(tmp_path))
+    tensors = load_file(tmp_path / INDEX_FILE)
+    if change == "surplus":
+        tensors["more"] = np.zeros(3)
+    elif change == "missing":
+        del tensors["rows"]
+    elif change == "type":
+        tensors["rows"] = tensors["rows"].astype(np.float32)
+    else:
+        tensors["rows"] = tensors["rows"][:-1]
+    content = save(tensors)
+    (tmp_path / INDEX_FILE).write_bytes(content)
+    assert manifest.index is not None
+    info = replace(manifest.index, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    replace(manifest, index=info).save(tmp_path)
+    with pytest.raises(DamagedFileError, match="index.safetensors is damaged"):
+        EmbeddingCache(tmp_path)
+
+
+HUGE = 2**62
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["index"].update(bytes=HUGE),
+        lambda content: content["shards"][0].update(bytes=HUGE),
+        lambda content: content["shards"][0].update(rows=HUGE),
+        lambda content: content["shards"][0].update(images=HUGE),
+        lambda content: content.update(embedding_dim=HUGE),
+        lambda content: content["dataset"].update(num_images=HUGE),
+        lambda content: content["shards"][0].update(bytes=10**40),
+        lambda content: content["shards"][0].update(bytes=True),
+        lambda content: content["shards"][0].update(rows=1.5),
+        lambda content: content.update(embedding_dim="8"),
+    ],
+)
+def test_huge_numbers_in_a_manifest_allocate_nothing(
+    tmp_path: Path, build: Callable, change_manifest: Callable, change: Callable[[dict], object]
+) -> None:
+    change_manifest(build(tmp_path), change)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CacheError):
+            cache = EmbeddingCache(tmp_path)
+            for image_id in cache:
+                cache[image_id]
+        assert tracemalloc.get_traced_memory()[1] < 10 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_manifest_too_large_to_be_one_is_not_read(tmp_path: Path, build: Callable) -> None:
+    with (build(tmp_path) / "manifest.json").open("r+b") as stream:
+        stream.truncate(2**40)  # a hole
+    with pytest.raises(CacheError, match="manifest.json is damaged .it has 1099511627776 bytes"):
+        EmbeddingCache(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../shard-r000-00000.safetensors",
+        "/etc/passwd",
+        "shard-r000-00000.safetensors/..",
+        "shard-r000-00000.safetensors\n",
+        "shard-r000-00000.pkl",
+        "manifest.json",
+        "",
+        None,
+        7,
+    ],
+)
+def test_no_file_outside_the_folder_is_named(
+    tmp_path: Path, build: Callable, change_manifest: Callable, name: object
+) -> None:
+    change_manifest(build(tmp_path), lambda content: content["shards"][1].update(file=name))
+    with pytest.raises(CacheError, match="manifest.json is damaged .*is not a plain name"):
+        EmbeddingCache(tmp_path)
+
+
+def test_shard_names() -> None:
+    assert shard_name("r003", 12) == "shard-r003-00012.safetensors"
+    assert parse_shard_name("shard-m000-00007.safetensors") == ("m000", 7)
+    assert parse_shard_name("shard-00007.safetensors") is None
+    for writer in ("3", "r3", "R003", "../r003", "r003-1"):
+        with pytest.raises(ValueError, match="expected a small letter and three digits"):
+            shard_name(writer, 0)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"schema_version": 1' + "0" * 5000 + "}", "NaN"])
+def test_json_that_breaks_readers_is_refused(tmp_path: Path, build: Callable, text: str) -> None:
+    (build(tmp_path) / "manifest.json").write_text(text)
+    with pytest.raises(CacheError, match=r"manifest.json"):
+        EmbeddingCache(tmp_path)
+
+
+def test_a_store_of_version_1_asks_to_be_built_again(tmp_path: Path) -> None:
+    old = {"kind": "embeddings", "schema_version": 1, "complete": True, "shards": []}
+    (tmp_path / "manifest.json").write_text(json.dumps(old, indent=2))
+    with pytest.raises(
+        CacheError, match="schema version 1, .* reads version 2; build the store ag"
+    ):
+        EmbeddingCache(tmp_path)
+
+
+def test_an_index_needs_no_order_of_shards() -> None:
+    index = Index(
+        image_ids=np.array([1, 5]),
+        shard=np.array([1, 0], np.int32),
+        start=np.array([0, 0]),
+        rows=np.array([2, 2], np.int32),
+        checksums=np.array([3, 4]),
+    )
+    other = replace(index, shard=np.array([0, 1], np.int32), start=np.array([0, 2]))
+    assert index.content == other.content
+    assert index.content != replace(index, checksums=np.array([4, 3])).content

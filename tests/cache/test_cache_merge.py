@@ -1,0 +1,294 @@
+"""Merging stores: what fits is joined bit for bit, what does not is refused with every reason."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from ovd_d2.cache import (
+    CacheError,
+    DatasetInfo,
+    EmbeddingCache,
+    Manifest,
+    ProposalStore,
+    RecordWriter,
+)
+from ovd_d2.cache.merge import merge_stores
+from ovd_d2.cache.store import open_store
+from tests.processes import CRASHED, die_at, exit_code, fork
+
+IDS = range(1, 10)
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(
+    tmp_path: Path,
+    make_manifest: Callable[..., Manifest],
+    make_record: Callable[..., dict[str, torch.Tensor]],
+) -> Write:
+    """`write(name, ids)`: a store with these images of a data set of `total`."""
+
+    def run(
+        name: str,
+        ids: Sequence[int],
+        *,
+        total: int = len(IDS),
+        record: Callable[[int], dict[str, torch.Tensor]] | None = None,
+        **header: object,
+    ) -> Path:
+        kind = str(header.get("kind", "embeddings"))
+        manifest = make_manifest(num_images=total, **header)
+        with RecordWriter(tmp_path / name, manifest, images_per_shard=2) as writer:
+            for image_id in ids:
+                writer.add(image_id, record(image_id) if record else make_record(image_id, kind))
+            writer.finish(ids)
+        return tmp_path / name
+
+    return run
+
+
+@pytest.fixture
+def parts(write: Write) -> list[Path]:
+    return [write("a", IDS[0::3]), write("b", IDS[1::3]), write("c", IDS[2::3])]
+
+
+def content(path: Path) -> dict[int, list[bytes]]:
+    store = open_store(path)
+    return {one: [value.numpy().tobytes() for value in store.raw(one).values()] for one in store}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_parts_become_the_store_that_one_build_makes(
+    write: Write, tmp_path: Path, dtype: str
+) -> None:
+    sources = [write(name, IDS[k::3], dtype=dtype) for k, name in enumerate("abc")]
+    whole = write("whole", IDS, dtype=dtype)
+    before = [files(source) for source in sources]
+    summary = merge_stores(sources, tmp_path / "merged", images_per_shard=4, progress=False)
+    assert (summary.images, summary.images_copied, summary.duplicates) == (9, 9, 0)
+    assert summary.proposals == sum(image_id % 4 for image_id in IDS)
+    merged = EmbeddingCache(tmp_path / "merged")
+    assert merged.verify() == []
+    assert content(merged.path) == content(whole)
+    assert merged.fingerprint == EmbeddingCache(whole).fingerprint
+    assert [shard.images for shard in merged.manifest.shards] == [4, 4, 1]
+    assert [files(source) for source in sources] == before
+
+
+def test_proposal_stores_are_merged_too(write: Write, tmp_path: Path) -> None:
+    sources = [write(name, IDS[k::2], kind="proposals") for k, name in enumerate("ab")]
+    merge_stores(sources, tmp_path / "merged", progress=False)
+    assert list(ProposalStore(tmp_path / "merged")) == list(IDS)
+
+
+def other(name: str, images: int) -> DatasetInfo:
+    return DatasetInfo(name, name[0] * 16, images)
+
+
+def test_stores_of_two_data_sets_become_one(write: Write, tmp_path: Path) -> None:
+    a = write("a", range(5), dataset=other("first", 5), proposals="x")
+    b = write("b", range(100, 103), dataset=other("second", 3), proposals="y")
+    summary = merge_stores([a, b], tmp_path / "merged", progress=False)
+    merged = EmbeddingCache(tmp_path / "merged")
+    assert summary.images == len(merged) == 8
+    assert merged.manifest.dataset.name == "first+second"
+    assert merged.manifest.dataset.num_images == 8
+    assert merged.manifest.proposals.startswith("merged-")
+    assert content(merged.path) == {**content(a), **content(b)}
+    backwards = merge_stores([b, a], tmp_path / "backwards", progress=False)
+    assert EmbeddingCache(backwards.path).fingerprint == merged.fingerprint
+
+
+def test_images_that_two_data_sets_share_are_stored_once(write: Write, tmp_path: Path) -> None:
+    a = write("a", range(5), dataset=other("first", 5))
+    b = write("b", range(3, 7), dataset=other("second", 4))
+    summary = merge_stores([a, b], tmp_path / "merged", progress=False)
+    assert (summary.images, summary.duplicates) == (7, 2)
+    assert EmbeddingCache(tmp_path / "merged").verify() == []
+
+
+def test_a_merged_store_can_be_merged_again(write: Write, tmp_path: Path) -> None:
+    for k, name in enumerate("abc"):
+        ids = range(10 * k, 10 * k + 3)
+        write(name, ids, dataset=other(name, 3))
+    merge_stores([tmp_path / "a", tmp_path / "b"], tmp_path / "ab", progress=False)
+    merge_stores([tmp_path / "ab", tmp_path / "c"], tmp_path / "abc", progress=False)
+    merged = EmbeddingCache(tmp_path / "abc")
+    assert merged.manifest.dataset.name == "a+b+c"
+    assert len(merged) == 9
+
+
+def test_every_reason_is_given_at_once_and_nothing_is_written(
+    write: Write, tmp_path: Path, make_record: Callable[..., dict[str, torch.Tensor]]
+) -> None:
+    def moved(image_id: int) -> dict[str, torch.Tensor]:
+        record = make_record(image_id)
+        return {**record, "boxes": record["boxes"] + 1}
+
+    a = write("a", range(1, 7), dataset=other("first", 6))
+    b = write(
+        "b",
+        range(5, 9),
+        record=moved,
+        dataset=other("second", 9),
+        teacher="Toy-RN-9999",
+        dtype="float32",
+        recipe={"scales": [1.0]},
+    )
+    with pytest.raises(CacheError) as caught:
+        merge_stores([a, b], tmp_path / "merged", progress=False)
+    message = str(caught.value)
+    assert f"teacher: 'Toy-RN-0123' in {a}; 'Toy-RN-9999' in {b}" in message
+    assert f"dtype: 'float16' in {a}; 'float32' in {b}" in message
+    assert "recipe: {'scales': [1.0, 1.5]}" in message
+    assert f"2 images have different content in {a} and {b} (first ids: [5, 6])" in message
+    assert f"data set 'second' has 9 images, {b} hold 4 of them" in message
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_conflict_among_equal_headers_is_found(
+    write: Write, tmp_path: Path, make_record: Callable[..., dict[str, torch.Tensor]]
+) -> None:
+    a = write("a", [1, 2, 3], total=3)
+    b = write("b", [2, 3], total=3, record=lambda image_id: make_record(image_id + 4))
+    with pytest.raises(CacheError, match=r"2 images have different content .*\[2, 3\]"):
+        merge_stores([a, b], tmp_path / "merged", progress=False)
+
+
+def test_parts_from_other_proposals_are_refused(write: Write, tmp_path: Path) -> None:
+    a, b = write("a", IDS[:4], proposals="x"), write("b", IDS[4:], proposals="y")
+    with pytest.raises(CacheError, match="proposals of 'toy_train': 'x' in"):
+        merge_stores([a, b], tmp_path / "merged", progress=False)
+
+
+def test_a_missing_part_is_noticed(parts: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match="'toy_train' has 9 images, .* hold 6 of them: is a part"):
+        merge_stores(parts[:2], tmp_path / "merged", progress=False)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_what_is_no_list_of_sources_is_refused(parts: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match="at least two stores"):
+        merge_stores(parts[:1], tmp_path / "merged")
+    with pytest.raises(CacheError, match="a store is named twice"):
+        merge_stores([*parts, parts[0]], tmp_path / "merged")
+    with pytest.raises(CacheError, match="is a source"):
+        merge_stores(parts, parts[0], overwrite=True)
+    with pytest.raises(CacheError, match="no record store in"):
+        merge_stores([*parts, tmp_path / "nothing"], tmp_path / "merged")
+    with pytest.raises(CacheError, match="kind: "):
+        merge_stores([parts[0], proposals_beside(tmp_path)], tmp_path / "merged")
+
+
+def proposals_beside(folder: Path) -> Path:
+    manifest = Manifest(kind="proposals", dataset=DatasetInfo("toy", "d" * 16, 1), proposals="p")
+    record = {"boxes": torch.zeros(0, 4), "objectness": torch.zeros(0)}
+    with RecordWriter(folder / "proposals", manifest) as writer:
+        writer.add(1, record)
+        writer.finish()
+    return folder / "proposals"
+
+
+def test_a_damaged_source_is_named_and_the_merge_goes_on_once_it_is_repaired(
+    parts: list[Path], tmp_path: Path
+) -> None:
+    path = sorted(parts[1].glob("shard-*"))[0]
+    sound = path.read_bytes()
+    damaged = bytearray(sound)
+    damaged[-3] ^= 1  # in a field: the header and the index stay as they are
+    path.write_bytes(damaged)
+    with pytest.raises(CacheError, match=f"{path} is damaged: the record of image"):
+        merge_stores(parts, tmp_path / "merged", images_per_shard=1, progress=False)
+    with pytest.raises(CacheError, match="unfinished"):
+        EmbeddingCache(tmp_path / "merged")
+    path.write_bytes(sound)
+    summary = merge_stores(parts, tmp_path / "merged", images_per_shard=1, progress=False)
+    assert 0 < summary.images_copied < 9
+    assert EmbeddingCache(tmp_path / "merged").verify() == []
+
+
+def test_a_merge_that_dies_at_any_step_never_looks_finished(
+    parts: list[Path], tmp_path: Path
+) -> None:
+    expected = content(merge_stores(parts, tmp_path / "undisturbed", progress=False).path)
+    sources = [files(part) for part in parts]
+    step, code = 0, CRASHED
+    while code == CRASHED:
+        target = tmp_path / f"at{step}"
+
+        def merge(target: Path = target, step: int = step) -> None:
+            die_at(step)
+            merge_stores(parts, target, images_per_shard=4, progress=False)
+
+        code = exit_code(fork(merge))
+        if code == CRASHED and (target / "manifest.json").exists():
+            found = Manifest.load(target)
+            assert not found.complete or content(target) == expected
+        merge_stores(parts, target, images_per_shard=4, progress=False)
+        assert content(target) == expected
+        step += 3
+    assert code == 0
+    assert step > 20
+    assert [files(part) for part in parts] == sources
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_merge_killed_at_a_random_moment_goes_on(
+    parts: list[Path], tmp_path: Path, seed: int
+) -> None:
+    target = tmp_path / "merged"
+    child = fork(lambda: merge_stores(parts, target, images_per_shard=1, progress=False))
+    time.sleep(random.Random(seed).uniform(0, 0.1))
+    os.kill(child, signal.SIGKILL)
+    exit_code(child)
+    merge_stores(parts, target, images_per_shard=1, progress=False)
+    assert EmbeddingCache(target).verify() == []
+    assert list(EmbeddingCache(target)) == list(IDS)
+
+
+def test_a_finished_merge_has_nothing_left_to_do(parts: list[Path], tmp_path: Path) -> None:
+    merge_stores(parts, tmp_path / "merged", progress=False)
+    before = files(tmp_path / "merged")
+    assert merge_stores(parts, tmp_path / "merged", progress=False).images_copied == 0
+    assert files(tmp_path / "merged") == before
+
+
+def test_a_merge_of_other_sources_into_the_folder_is_refused(
+    write: Write, parts: list[Path], tmp_path: Path
+) -> None:
+    merge_stores(parts, tmp_path / "merged", progress=False)
+    a = write("x", range(3), dataset=other("x", 3))
+    b = write("y", range(3, 5), dataset=other("y", 2))
+    with pytest.raises(CacheError, match="was built with other settings"):
+        merge_stores([a, b], tmp_path / "merged", progress=False)
+    merge_stores([a, b], tmp_path / "merged", overwrite=True, progress=False)
+    assert list(EmbeddingCache(tmp_path / "merged")) == [0, 1, 2, 3, 4]
+
+
+def test_a_store_holds_no_more_than_a_shard_in_memory(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = write("a", range(0, 20, 2), total=20), write("b", range(1, 20, 2), total=20)
+    sizes = []
+    add_shard = RecordWriter.add_shard
+
+    def counted(self: RecordWriter, records: list) -> None:
+        sizes.append(len(records))
+        add_shard(self, records)
+
+    monkeypatch.setattr(RecordWriter, "add_shard", counted)
+    merge_stores([a, b], tmp_path / "merged", images_per_shard=6, progress=False)
+    assert sizes == [6, 6, 6, 2]

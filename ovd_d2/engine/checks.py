@@ -234,7 +234,7 @@ def _distillation_problems(
     distillation = cfg.MODEL.OVD.DISTILLATION
     if not distillation.CACHE and not distillation.ONLINE.PROPOSALS:
         yield (
-            f"{keys}.CACHE is empty: make one with tools/build_cache.py, or name the proposals as "
+            f"{keys}.CACHE is empty: make one with tools/cache.py build, or name the proposals as "
             f"{keys}.ONLINE.PROPOSALS to train without a cache"
         )
     if distillation.CACHE and distillation.ONLINE.PROPOSALS:

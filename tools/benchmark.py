@@ -14,9 +14,9 @@ import torch
 from tabulate import tabulate
 
 import ovd_d2  # noqa: F401  (registers the data sets)
-from ovd_d2.benchmark import cache_page, options, speed, sweeps, tables
+from ovd_d2.benchmark import cache_page, online, options, speed, sweeps, tables
 from ovd_d2.benchmark.page import page
-from ovd_d2.demo.pictograms import benchmark_steps
+from ovd_d2.demo.pictograms import Run, benchmark_steps
 from ovd_d2.demo.steps import Pipeline, StepFailed, repository_root
 from ovd_d2.files import atomic_write, atomic_write_json
 
@@ -114,6 +114,8 @@ def measure_speed(args: argparse.Namespace) -> None:
     Pipeline(benchmark_steps(folder, args.seeds[:1], speed.METHODS), folder).run()
     rows = speed.measure(folder, args.seeds[0], args.device)
     rows += options.measure(folder, args.seeds[0], args.device)
+    if args.device == "cpu":  # the online Pictograms config trains there
+        rows.append(online.pictograms_online_cost(Run(folder, args.seeds[0])).row())
     write_document(args, rows)
     print(speed.table_of(rows))
 

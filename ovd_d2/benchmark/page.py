@@ -74,7 +74,10 @@ are not predicted. ViLD-ensemble takes less than its operations predict because 
 nothing to those (it reads the same pooled features), while that head is run in full, as the row
 beside ViLD with its head run twice shows. Mixed precision (`SOLVER.AMP.ENABLED`) and a compiled
 backbone (`MODEL.OVD.COMPILE_BACKBONE`) are off unless a config says so; below 1 they help.
-Compiling itself, a minute or two at the first images, is not counted.
+Compiling itself, a minute or two at the first images, is not counted. "Loading" is of images of
+160 px, which take 2 ms each; of images as large as LVIS trains on:
+[results-cache.md](results-cache.md). Online training ([online.md](online.md)) is predicted from the
+teacher's bare forward pass, measured in the same run.
 Written by `{document["command"]}` on {document["date"]}; numbers:
 [results/pictograms_speed.json](results/pictograms_speed.json).
 

@@ -18,15 +18,22 @@ from ovd_d2.modeling.detection import select_detections
 
 
 class _NormedLinear(nn.Linear):
-    """A linear layer followed by a norm over its outputs, under Detectron2's `norm` name."""
+    """A linear layer followed by a norm over its outputs, under Detectron2's `norm` name.
+
+    One row alone has no variance: in training it is normalised with the running statistics.
+    """
 
     def __init__(self, in_features: int, out_features: int, norm: str) -> None:
         super().__init__(in_features, out_features, bias=False)
         self.norm = get_norm(norm, out_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = super().forward(x)  # (N, out)
-        return self.norm(x[:, :, None, None]).flatten(1)  # norms of images want (N, C, H, W)
+        x = super().forward(x)[:, :, None, None]  # norms of images want (N, C, H, W)
+        if self.training and len(x) == 1 and isinstance(self.norm, nn.BatchNorm2d):
+            mean, var = self.norm.running_mean, self.norm.running_var
+            norm = (self.norm.weight, self.norm.bias)
+            return F.batch_norm(x, mean, var, *norm, eps=self.norm.eps).flatten(1)
+        return self.norm(x).flatten(1)
 
 
 @ROI_BOX_HEAD_REGISTRY.register()

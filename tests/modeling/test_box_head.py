@@ -40,6 +40,19 @@ def test_vild_trunk_has_four_normed_convs_and_two_normed_fcs():
     assert head(torch.randn(0, 8, 7, 7)).shape == (0, 16)
 
 
+def test_one_row_alone_is_normalised_with_the_running_statistics():
+    shape = ShapeSpec(channels=4, height=3, width=3)
+    head = ViLDBoxHead(shape, conv_dims=[], fc_dims=[6], conv_norm="", fc_norm="BN")
+    head(torch.randn(8, 4, 3, 3))  # moves the running statistics
+    before = head.fc1.norm.running_mean.clone()
+    row = torch.randn(1, 4, 3, 3)
+    trained = head(row)
+    trained.sum().backward()
+    assert head.fc1.weight.grad.abs().sum() > 0
+    torch.testing.assert_close(head.fc1.norm.running_mean, before)
+    torch.testing.assert_close(trained, head.eval()(row))
+
+
 def test_novel_logits_are_suppressed_in_training_alone():
     predictor = make_predictor()
     features = torch.randn(2, 32)

@@ -363,8 +363,8 @@ def _parse(data: bytes, path: Path) -> Manifest:
     content = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
     if not isinstance(content, dict) or "schema_version" not in content:
         raise CacheError(
-            f"{path} is not the manifest of an ovd_d2 record store: restore it from a copy or build "
-            "the store again"
+            f"{path} is not the manifest of an ovd_d2 record store: restore it from a copy or "
+            "build the store again"
         )
     if content["schema_version"] != SCHEMA_VERSION:
         raise CacheError(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ovd_d2.cache.fetch import fetch_store
 from ovd_d2.cache.index import Index, build_index, load_index
 from ovd_d2.cache.manifest import (
     BUILD_COMMANDS,
@@ -17,7 +18,6 @@ from ovd_d2.cache.manifest import (
     DamagedFileError,
     Manifest,
     ShardInfo,
-    local_folder,
 )
 from ovd_d2.cache.quantization import decode
 from ovd_d2.cache.records import (
@@ -71,7 +71,7 @@ class RecordStore:
     used by several threads and sent to loader workers by fork, spawn or pickling.
 
     Args:
-        path: the folder; `datasets://...` works.
+        path: the folder; `datasets://...` works, and `https://...` (see `fetch_store`).
         allow_incomplete: also open a store that is still being built (its finished shards).
 
     Raises:
@@ -82,7 +82,7 @@ class RecordStore:
     kind: str
 
     def __init__(self, path: str | os.PathLike[str], *, allow_incomplete: bool = False) -> None:
-        self.path: Path = local_folder(path)
+        self.path: Path = fetch_store(path)
         self.manifest = Manifest.load(self.path)
         self._check_kind()
         if not self.manifest.complete and not allow_incomplete:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
+from ovd_d2.cache.fetch import fetch_store
 from ovd_d2.cache.index import Index, load_index
-from ovd_d2.cache.manifest import CacheError, Manifest, ShardInfo, local_folder
+from ovd_d2.cache.manifest import CacheError, Manifest, ShardInfo
 from ovd_d2.cache.records import (
     Record,
     check_size,
@@ -34,8 +35,8 @@ def verify_store(path: str | os.PathLike[str], progress: bool = False) -> list[s
     infinity, box order, objectness range, unit norms. Damaged files are reported, never raised;
     every problem names the file and what to do.
     """
-    folder = local_folder(path)
     try:
+        folder = fetch_store(path)
         manifest = Manifest.load(folder)
     except CacheError as error:
         return [str(error)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,16 @@ from typing import Any
 import numpy as np
 from detectron2.data import transforms as T
 from PIL import Image
+from tabulate import tabulate
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ovd_d2.benchmark.cache_reading import ROWS
+from ovd_d2.benchmark.cache_reading import ROWS, write_random_store
 from ovd_d2.benchmark.speed import Row
 from ovd_d2.cache import EmbeddingCache
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 
-WORKERS, EPOCHS = 8, 20
+WORKERS, EPOCHS, IMAGES = 8, 20, 128
 WARM_UP = 2  # epochs until every worker has allocated what it needs
 
 
@@ -37,6 +39,14 @@ class _Reporting(Dataset):
     def __getitem__(self, position: int) -> tuple[dict[str, Any], int, int]:
         sample = self.mapper(self.entries[position])
         return sample, os.getpid(), resident_bytes()
+
+
+def measure(*, images: int = IMAGES, workers: int = WORKERS, epochs: int = EPOCHS) -> list[Row]:
+    """The row of `growth`, with a made-up float16 cache in a temporary folder (40 MB)."""
+    with tempfile.TemporaryDirectory() as name:
+        store = write_random_store(Path(name) / "cache", "float16", images=images)
+        pictures = Path(name) / "pictures"
+        return [growth(memory_by_epoch(store, pictures, workers=workers, epochs=epochs))]
 
 
 def memory_by_epoch(
@@ -89,6 +99,11 @@ def growth(rows: Sequence[Row]) -> Row:
         "end_mb": end["megabytes"],
         "growth_mb": round(end["megabytes"] - start["megabytes"], 1),
     }
+
+
+def table_of(rows: Sequence[Row]) -> str:
+    """Markdown."""
+    return tabulate([row for row in rows if "growth_mb" in row], "keys", tablefmt="pipe")
 
 
 def resident_bytes() -> int:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from ovd_d2.benchmark import cache_building, cache_loading, cache_reading
+from ovd_d2.benchmark import cache_building, cache_loading, cache_memory, cache_reading
 from ovd_d2.benchmark.page import Document
 from ovd_d2.benchmark.speed import Row
 
 
 def measure(device: str, architecture: str | None = None) -> list[Row]:
-    """Building (see `cache_building.workloads`), then loading, then reading."""
+    """Building (see `cache_building.workloads`), then loading, reading and memory."""
     works = cache_building.workloads(device, architecture)
     built = [cache_building.measure(work) for work in works]
-    return [*built, *cache_loading.measure(), *cache_reading.measure(), machine()]
+    read = [*cache_loading.measure(), *cache_reading.measure(), *cache_memory.measure()]
+    return [*built, *read, machine()]
 
 
 def machine() -> Row:
@@ -23,9 +24,9 @@ def machine() -> Row:
 
 
 def table_of(rows: Sequence[Row]) -> str:
-    """Markdown: building, loading, reading."""
-    parts = (cache_building.table_of, cache_loading.table_of, cache_reading.table_of)
-    return "\n\n".join(part(list(rows)) for part in parts)
+    """Markdown: building, loading, reading, memory."""
+    parts = (cache_building, cache_loading, cache_reading, cache_memory)
+    return "\n\n".join(part.table_of(list(rows)) for part in parts)
 
 
 def page(document: Document) -> str:
@@ -64,4 +65,11 @@ proposals x 512.
 checksum; `read` also decodes to float32 unit rows.
 
 {cache_reading.table_of(list(rows))}
+
+## Memory
+
+Resident set of a worker of the training's loader, mean over {cache_memory.WORKERS} workers, from
+the warm-up to the last of {cache_memory.EPOCHS} epochs; pages shared with other processes count.
+
+{cache_memory.table_of(rows)}
 """

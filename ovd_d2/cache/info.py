@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from ovd_d2.cache.fetch import fetch_store
 from ovd_d2.cache.index import Index, build_index, load_index
 from ovd_d2.cache.layout import writer_folders
-from ovd_d2.cache.manifest import CacheError, Manifest, ShardInfo, local_folder
+from ovd_d2.cache.manifest import CacheError, Manifest, ShardInfo
 from ovd_d2.cache.records import check_size
 from ovd_d2.files import readable_bytes
 
@@ -63,7 +64,7 @@ def store_info(path: str | os.PathLike[str]) -> StoreInfo:
     Raises:
         CacheError: there is none, or its manifest is damaged.
     """
-    folder = local_folder(path)
+    folder = fetch_store(path)
     manifest = Manifest.load(folder)
     pending, shards = _building(folder, manifest)
     problem, per_image = "", None

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ovd_d2.cache.fetch import fetch_store
 from ovd_d2.cache.index import load_index
 from ovd_d2.cache.manifest import CacheError, DatasetInfo, Manifest, local_folder
 from ovd_d2.cache.ranks import Ranks
@@ -119,7 +120,7 @@ def merge_stores(
 
 
 def _open_all(sources: Sequence[str | os.PathLike[str]], target: Path) -> list[RecordStore]:
-    folders = [local_folder(source).resolve() for source in sources]
+    folders = [fetch_store(source).resolve() for source in sources]
     if len(folders) < 2:
         raise CacheError(f"merging needs at least two stores, got {len(folders)}")
     if len(set(folders)) < len(folders):

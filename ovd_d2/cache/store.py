@@ -233,4 +233,5 @@ class EmbeddingCache(RecordStore):
 def open_store(path: str | os.PathLike[str], *, allow_incomplete: bool = False) -> RecordStore:
     """Open a store of either kind, as its manifest says. Arguments and errors: `RecordStore`."""
     kinds: dict[str, type[RecordStore]] = {one.kind: one for one in (ProposalStore, EmbeddingCache)}
-    return kinds[Manifest.load(fetch_store(path)).kind](path, allow_incomplete=allow_incomplete)
+    folder = fetch_store(path)
+    return kinds[Manifest.load(folder).kind](folder, allow_incomplete=allow_incomplete)

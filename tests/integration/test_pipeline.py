@@ -4,12 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from ovd_d2.cache import EmbeddingCache
+from ovd_d2.cache import EmbeddingCache, Manifest
 from ovd_d2.data.pictograms import prepare
 
 ROOT = Path(__file__).parents[2]
@@ -136,15 +137,13 @@ def test_names_of_ones_own(workplace):
 
 
 def test_training_refuses_a_cache_of_another_teacher_before_it_starts(workplace):
-    manifest_path = workplace.folder / "cache" / "manifest.json"
-    before = manifest_path.read_text()
-    manifest = json.loads(before)
-    manifest["teacher"] = "Pictogram-RN-somebody-else"
-    manifest_path.write_text(json.dumps(manifest))
+    folder = workplace.folder / "cache"
+    before = Manifest.load(folder)
+    replace(before, teacher="Pictogram-RN-somebody-else").save(folder)
     try:
         message = workplace.train("vild", "MODEL.WEIGHTS", "", status=1)
     finally:
-        manifest_path.write_text(before)
+        before.save(folder)
     assert "somebody-else" in message
     assert "Traceback" not in message
     assert not (workplace.folder / "vild").exists()

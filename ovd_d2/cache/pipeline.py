@@ -219,7 +219,7 @@ def _size_of(task: ImageTask) -> int:
 
 
 def _embed(batch: Sequence[Piece], teacher: CLIPTeacher, settings: Settings) -> torch.Tensor:
-    """(n, D) float32 on the teacher's device; n is the number of windows in the batch."""
+    """(n, D) float32 on the CPU; n is the number of windows in the batch."""
     count = sum(len(piece.windows) for piece in batch)
     if not count:
         return torch.zeros(0, teacher.embedding_dim)
@@ -230,7 +230,8 @@ def _embed(batch: Sequence[Piece], teacher: CLIPTeacher, settings: Settings) -> 
         fill_to=settings.batch_size,
     )
     with torch.autocast(teacher.device.type, torch.bfloat16, enabled=settings.amp):
-        return teacher.encode_images(crops)[:count]
+        embeddings = teacher.encode_images(crops)
+    return embeddings[:count].cpu()  # waits for the device, while another thread feeds it
 
 
 def _finished(
@@ -239,8 +240,8 @@ def _finished(
     """Images whose last piece is embedded, with all their rows (K * S, D) on the CPU."""
     parts: list[torch.Tensor] = []
     for batch, embeddings in batches:
-        rows = embeddings.cpu()  # waits for the device
-        for piece, part in zip(batch, rows.split([len(p.windows) for p in batch]), strict=True):
+        sizes = [len(piece.windows) for piece in batch]
+        for piece, part in zip(batch, embeddings.split(sizes), strict=True):
             parts.append(part)
             if piece.last:
                 yield piece.task, torch.cat(parts)
@@ -251,10 +252,11 @@ def _encoder_threads(device: torch.device) -> tuple[int, int]:
     """How many batches are embedded at once, and by how many threads each.
 
     On the CPU two batches side by side use two cores better than one batch with two threads does:
-    cropping is one thread's work, and the small operations of a network share badly.
+    cropping is one thread's work, and the small operations of a network share badly. On another
+    device one batch is prepared while the other one is computed.
     """
     if device.type != "cpu":
-        return 1, torch.get_num_threads()  # the device works while the next batch is prepared
+        return 2, torch.get_num_threads()
     threads = torch.get_num_threads()
     encoders = min(_MAX_ENCODERS, threads)
     return encoders, threads // encoders

@@ -279,10 +279,9 @@ def _resize_batched(
     """Fills `pixels` (K, h, w, 3)."""
     planes = image.permute(2, 0, 1).contiguous()  # (3, H, W)
     for chunk in _chunks(rows, columns, workspace):
-        resized = _resize_chunk(
+        pixels[chunk.to(pixels.device)] = _resize_chunk(
             planes, rows.take(chunk), columns.take(chunk), interpolation, workspace
         )
-        pixels[chunk.to(pixels.device)] = resized.permute(0, 2, 3, 1)
 
 
 def _chunks(rows: _Axis, columns: _Axis, workspace: int) -> Iterator[torch.Tensor]:
@@ -315,25 +314,25 @@ def _crop_bytes(tall: torch.Tensor, wide: torch.Tensor, height: int, width: int)
 def _resize_chunk(
     planes: torch.Tensor, rows: _Axis, columns: _Axis, interpolation: str, workspace: int
 ) -> torch.Tensor:
-    """(n, 3, h, w) uint8; columns first, rounded between, as Pillow does."""
+    """(n, h, w, 3) uint8; columns first, rounded between, as Pillow does."""
     device, n = planes.device, len(rows.low)
     (top, bottom), (left, right) = rows.band(), columns.band()
     tall, wide = int((bottom - top).max()), int((right - left).max())
     to_rows = _resize_matrix(rows, top, tall, interpolation, device)  # (n, h, tall)
     to_columns = _resize_matrix(columns, left, wide, interpolation, device)  # (n, w, wide)
-    x = (left[:, None] + torch.arange(wide)).clamp(max=planes.shape[2] - 1).to(device)
     y = (top[:, None] + torch.arange(tall)).clamp(max=planes.shape[1] - 1).to(device)
-    resized = torch.zeros(n, 3, rows.size, columns.size, device=device)
-    strip = max(
-        1, workspace // (15 * n * wide)
-    )  # rows at a time: one crop may exceed the workspace
+    x = (left[:, None] + torch.arange(wide)).clamp(max=planes.shape[2] - 1).to(device)
+    channel = torch.arange(3, device=device)[:, None]
+    resized = torch.zeros(n, rows.size, 3 * columns.size, device=device)
+    strip = max(1, workspace // (15 * n * wide))  # rows at a time: one crop may be too large
     for start in range(0, tall, strip):
-        strip_y = y[:, start : start + strip]
-        patches = planes[:, strip_y[:, :, None], x[:, None, :]]  # (3, n, strip, wide)
-        narrow = torch.matmul(patches.float(), to_columns.mT)  # (3, n, strip, w)
-        narrow = narrow.round_().clamp_(0, 255).transpose(0, 1)  # (n, 3, strip, w)
-        resized += to_rows[:, None, :, start : start + strip] @ narrow
-    return resized.round_().clamp_(0, 255).byte()
+        part = slice(start, start + strip)
+        patches = planes[channel, y[:, part, None, None], x[:, None, None, :]]
+        narrow = patches.float().flatten(1, 2) @ to_columns.mT  # (n, strip * 3, w)
+        narrow = narrow.round_().clamp_(0, 255).view(n, -1, 3 * columns.size)
+        resized += to_rows[:, :, part] @ narrow  # (n, h, 3 * w)
+    pixels = resized.round_().clamp_(0, 255).byte()
+    return pixels.view(n, rows.size, 3, columns.size).transpose(2, 3)
 
 
 def _resize_matrix(

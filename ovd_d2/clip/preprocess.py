@@ -1,8 +1,9 @@
 """From a crop of any size to the input of an image encoder: open_clip's inference transform, fast.
 
 `Preprocessing.prepare` gives the pixels of `open_clip.transform.image_transform_v2` (up to the
-rounding of 8-bit intermediates) with one Pillow resize a crop and one normalisation a batch;
-embedding the proposals of a data set spends most of its time outside the network otherwise.
+rounding of 8-bit intermediates) with one Pillow resize a picture and one normalisation a batch.
+The many crops of one image go through `ovd_d2.clip.device_crops`, which is faster still and takes
+from here where open_clip's transform would put them (`Preprocessing.placement`).
 """
 
 from __future__ import annotations
@@ -51,14 +52,13 @@ class Preprocessing:
             resize_mode=full.resize_mode,
         )
 
-    def prepare(self, crops: Sequence[Image.Image], *, squash: bool = False) -> torch.Tensor:
-        """K RGB images of any size -> (K, 3, h, w) float32; `squash` overrides `resize_mode`."""
+    def prepare(self, crops: Sequence[Image.Image]) -> torch.Tensor:
+        """K RGB images of any size -> (K, 3, h, w) float32."""
         if not crops:
             return torch.zeros(0, 3, *self.image_size)
-        mode = "squash" if squash else self.resize_mode
         square = self.image_size[0] == self.image_size[1]
-        if mode == "squash" or (mode == "shortest" and square):
-            return self._normalise(np.stack([self._fit(crop, mode) for crop in crops]))
+        if self.resize_mode == "squash" or (self.resize_mode == "shortest" and square):
+            return self._normalise(np.stack([self._fit(crop) for crop in crops]))
         transform = image_transform_v2(self._open_clip_cfg(), is_train=False)
         return torch.stack([transform(crop) for crop in crops])
 
@@ -100,7 +100,7 @@ class Preprocessing:
             resize_mode=self.resize_mode,
         )
 
-    def _fit(self, crop: Image.Image, mode: str) -> np.ndarray:
+    def _fit(self, crop: Image.Image) -> np.ndarray:
         """One resize straight to (h, w, 3) uint8.
 
         For "shortest" Pillow's `box` names the part of the crop that survives torchvision's resize
@@ -108,7 +108,7 @@ class Preprocessing:
         """
         height, width = self.image_size
         box: tuple[float, float, float, float] = (0, 0, crop.width, crop.height)
-        if mode == "shortest":
+        if self.resize_mode == "shortest":
             box = _centre_box(crop.width, crop.height, height)
         return np.asarray(crop.resize((width, height), _RESAMPLING[self.interpolation], box=box))
 

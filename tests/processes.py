@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
+from tqdm import tqdm
 
 CRASHED = 137
 # What changes a file system. `Path` and `shutil` call these too.
@@ -24,6 +26,9 @@ def fork(function: Callable[[], object]) -> int:
         return child
     code = 1
     try:
+        # tqdm's own lock is shared with the parent: a child that is killed while it holds it would
+        # leave the parent waiting for ever.
+        tqdm.set_lock(threading.RLock())
         function()
         code = 0
     finally:

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,23 +95,3 @@ def change_manifest() -> Callable[..., None]:
         (folder / "manifest.json").write_text(body + checksum + '"\n}\n')
 
     return run
-
-
-@pytest.fixture
-def in_child() -> Callable[[Callable[[], object]], int]:
-    """Start a function in a forked process; returns the process id."""
-
-    def start(function: Callable[[], object]) -> int:
-        child = os.fork()
-        if child:
-            return child
-        code = 1
-        try:
-            function()
-            code = 0
-        finally:
-            if code:
-                traceback.print_exc()
-            os._exit(code)  # never back into pytest
-
-    return start

@@ -21,6 +21,7 @@ from ovd_d2.cache import (
     RecordWriter,
     dataset_fingerprint,
 )
+from tests.processes import exit_code, fork
 
 
 def read_boxes(cache: EmbeddingCache, image_id: int) -> list:
@@ -123,14 +124,14 @@ def test_a_pickled_reader_reads(tmp_path: Path, build: Callable) -> None:
     assert torch.equal(copy[3].boxes, cache[3].boxes)
 
 
-def test_a_forked_process_reads(tmp_path: Path, build: Callable, in_child: Callable) -> None:
+def test_a_forked_process_reads(tmp_path: Path, build: Callable) -> None:
     cache = EmbeddingCache(build(tmp_path))
     expected = cache[3]
 
     def check() -> None:
         assert torch.equal(cache[3].boxes, expected.boxes)
 
-    assert os.waitpid(in_child(check), 0)[1] == 0
+    assert exit_code(fork(check)) == 0
 
 
 def test_threads_read_side_by_side(tmp_path: Path, build: Callable) -> None:

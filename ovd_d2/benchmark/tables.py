@@ -170,6 +170,7 @@ def orderings(rows: Sequence[Row]) -> list[tuple[str, str, bool]]:
         ("APr: ViLD <= ViLD-ensemble", "vild", "<=", "vild_ensemble", rare),
         ("APr: ViLD-text < ViLD-text + CLIP", "vild_text", "<", "text_and_clip_crops", rare),
         ("APr: ViLD-image < ViLD", "vild_image", "<", "vild", rare),
+        ("APr: Supervised-RFS < ViLD", "supervised_rfs", "<", "vild", rare),
         ("APf: ViLD <= ViLD-ensemble", "vild", "<=", "vild_ensemble", frequent),
         ("APf: ViLD-text = ViLD-ensemble", "vild_text", "=", "vild_ensemble", frequent),
         ("APf: ViLD-image < ViLD-text", "vild_image", "<", "vild_text", frequent),
@@ -179,6 +180,11 @@ def orderings(rows: Sequence[Row]) -> list[tuple[str, str, bool]]:
         (claim, f"{of[left]:.1f}, {of[right]:.1f}", _holds(of[left], relation, of[right]))
         for claim, left, relation, right, of in claims
     ]
+
+
+def failed_orderings(rows: Sequence[Row]) -> list[str]:
+    """The claims of `orderings` that do not hold."""
+    return [claim for claim, _, holds in orderings(rows) if not holds]
 
 
 def _holds(left: float, relation: str, right: float) -> bool:

@@ -23,15 +23,15 @@ what a method knows of novel categories has come through the teacher and the voc
 # beside the figures as long as it does not hold.
 REASONS = {
     "APr: ViLD-image < ViLD": (
-        "Likely: the Pictograms teacher knows novel glyphs as well as base ones (crop top-1 0.99), so "
-        "a student of the teacher alone loses little on rare categories, "
-        "while ViLD's one head serves the base labels as well: its AP lies between ViLD-text's and "
-        "ViLD-image's, on rare and on frequent categories."
+        "Likely: the Pictograms teacher knows novel glyphs as well as base ones (crop top-1 0.99), "
+        "so a student of the teacher alone loses little on rare categories, while ViLD's one head "
+        "serves the base labels as well: its AP lies between ViLD-text's and ViLD-image's, on rare "
+        "and on frequent categories."
     ),
     "APr: Supervised-RFS < ViLD": (
-        "Likely: supervised-RFS has boxes of the rare categories. A glyph looks the same in every picture "
-        "up to colour, size and rotation, so a handful of boxes teach it; an object of LVIS has "
-        "more to vary."
+        "Likely: supervised-RFS has boxes of the rare categories. A glyph looks the same in every "
+        "picture up to colour, size and rotation, so a handful of boxes teach it; an object of "
+        "LVIS has more to vary."
     ),
 }
 

@@ -14,7 +14,7 @@ import torch
 from tabulate import tabulate
 
 import ovd_d2  # noqa: F401  (registers the data sets)
-from ovd_d2.benchmark import cache_page, online, options, speed, sweeps, tables
+from ovd_d2.benchmark import cache_page, online, options, speed, stored_types, sweeps, tables
 from ovd_d2.benchmark.page import page
 from ovd_d2.demo.pictograms import Run, benchmark_steps
 from ovd_d2.demo.steps import Pipeline, StepFailed, repository_root
@@ -36,6 +36,7 @@ FILES = {
     "demo-table": "pictograms_demo.json",
     "paper-table": "pictograms_paper.json",
     "sweeps": "pictograms_sweeps.json",
+    "stored-types": "pictograms_stored_types.json",
     "speed": "pictograms_speed.json",
 }
 
@@ -49,6 +50,7 @@ def parse_args() -> argparse.Namespace:
         ("demo-table", "AP of the demo's methods on Pictograms"),
         ("paper-table", "AP of every row of the paper's main table on Pictograms"),
         ("sweeps", "how AP moves with one setting at a time: plots"),
+        ("stored-types", "AP from a float16 and from an int8 cache"),
         ("speed", "ratios of times beside the ratios of operations"),
     ):
         command = commands.add_parser(name, help=what)
@@ -108,6 +110,15 @@ def measure_sweeps(args: argparse.Namespace) -> None:
     print(args.docs / "sweeps.png")
 
 
+def measure_stored_types(args: argparse.Namespace) -> None:
+    """Builds and trains what is missing, then writes the JSON and the page."""
+    folder = args.output.resolve()
+    Pipeline(stored_types.stored_type_steps(folder, args.seeds), folder).run()
+    rows = stored_types.collect_rows(folder, args.seeds)
+    write_document(args, rows)
+    print(stored_types.table_of(rows))
+
+
 def measure_speed(args: argparse.Namespace) -> None:
     """Trains what is missing, then measures and writes the JSON and the page."""
     folder = args.output.resolve()
@@ -160,6 +171,7 @@ MEASURE = {
     "demo-table": measure_table,
     "paper-table": measure_table,
     "sweeps": measure_sweeps,
+    "stored-types": measure_stored_types,
     "speed": measure_speed,
     "cache": measure_cache,
 }

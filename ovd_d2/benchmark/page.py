@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ovd_d2.benchmark import speed, tables
+from ovd_d2.benchmark.stored_types import table_of as stored_type_table
 
 Document = Mapping[str, Any]  # command, date, rows
 
@@ -40,6 +41,7 @@ def page(
     demo: Document | None,
     paper: Document | None = None,
     sweeps: Document | None = None,
+    stored_types: Document | None = None,
     speed: Document | None = None,
 ) -> str:
     """docs/results.md from the JSON documents that there are."""
@@ -57,6 +59,8 @@ def page(
         ]
     if sweeps is not None:
         parts.append(_sweeps_section(sweeps))
+    if stored_types is not None:
+        parts.append(_stored_types_section(stored_types))
     if speed is not None:
         parts.append(_speed_section(speed))
     return "\n".join(parts)
@@ -83,6 +87,19 @@ def _section(title: str, name: str, document: Document) -> str:
 [results/{name}.json](results/{name}.json).
 
 {tables.table_of(document["rows"])}
+"""
+
+
+def _stored_types_section(document: Document) -> str:
+    seeds = len({row["seed"] for row in document["rows"]})
+    return f"""## The cache's stored type
+
+ViLD-ensemble from a cache in float16 and from one in int8 of the same proposals, {seeds} seeds,
+mean ± standard deviation, percent. Written by
+`{document["command"]}` on {document["date"]}; numbers:
+[results/pictograms_stored_types.json](results/pictograms_stored_types.json).
+
+{stored_type_table(document["rows"])}
 """
 
 

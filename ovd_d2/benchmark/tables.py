@@ -128,14 +128,14 @@ def table_of(rows: Sequence[Row]) -> str:
     for method in dict.fromkeys(row["method"] for row in rows):
         mine = [row for row in rows if row["method"] == method]
         cells = [
-            _spread([row[task][m] for row in mine]) for task in ("box", "segm") for m in METRICS
+            spread([row[task][m] for row in mine]) for task in ("box", "segm") for m in METRICS
         ]
         body.append([method, *cells, f"{statistics.mean(row['ms_per_image'] for row in mine):.0f}"])
     alignment = ("left", *["right"] * (len(header) - 1))
     return tabulate(body, header, tablefmt="pipe", colalign=alignment, disable_numparse=True)
 
 
-def _spread(values: Sequence[float | None]) -> str:
+def spread(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "-"

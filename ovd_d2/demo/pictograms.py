@@ -138,23 +138,41 @@ def start_steps(run: Run) -> list[Step]:
             needs=(f"start_seed{run.seed}",),
             folder=proposals,
         ),
-        Step(
-            f"cache_seed{run.seed}",
-            "Let the teacher look at every proposal, once, and keep what it sees",
-            "tools/cache.py",
-            (
-                *("build", "--dataset", TRAIN_SET, "--proposals", str(proposals)),
-                *(*_clip(SHIPPED_TAG), "--output", str(run.cache)),
-            ),
-            run.cache / "manifest.json",
-            needs=(f"proposals_seed{run.seed}",),
-            folder=run.cache,
-        ),
+        cache_step(run),
     ]
 
 
+def cache_step(run: Run, *, name: str = "cache", options: Sequence[str] = ()) -> Step:
+    """Builds the cache of the run's proposals.
+
+    Args:
+        run: where.
+        name: of the folder.
+        options: of `tools/cache.py build`.
+    """
+    output = run.output(name)
+    return Step(
+        f"{name}_seed{run.seed}",
+        "Let the teacher look at every proposal, once, and keep what it sees",
+        "tools/cache.py",
+        (
+            *("build", "--dataset", TRAIN_SET, "--proposals", str(run.output("proposals"))),
+            *(*_clip(SHIPPED_TAG), "--output", str(output), *options),
+        ),
+        output / "manifest.json",
+        needs=(f"proposals_seed{run.seed}",),
+        folder=output,
+    )
+
+
 def train_step(
-    run: Run, method: str, purpose: str, *, name: str = "", options: Sequence[str] = ()
+    run: Run,
+    method: str,
+    purpose: str,
+    *,
+    name: str = "",
+    options: Sequence[str] = (),
+    needs: Sequence[str] = (),
 ) -> Step:
     """Trains `configs/pictograms/<method>.yaml` and evaluates it.
 
@@ -166,25 +184,26 @@ def train_step(
         purpose: what the user reads.
         name: of the output folder, where it is not the method's.
         options: further `KEY VALUE` pairs.
+        needs: further steps that come before.
     """
     output = run.output(name or method)
     fixed = ["SEED", str(run.seed), "OUTPUT_DIR", str(output)]
     product = output / "inference" / "results.json"
-    needs: tuple[str, ...] = ("vocabulary", "backbone")
+    before: tuple[str, ...] = ("vocabulary", "backbone")
     if method == "start":
         fixed += ["DATASETS.TEST", "()"]
         product = run.start_weights
     else:
         fixed += ["MODEL.WEIGHTS", str(run.start_weights)]
         fixed += ["MODEL.OVD.DISTILLATION.CACHE", str(run.cache)]
-        needs = (f"{'cache' if method in DISTILLING else 'start'}_seed{run.seed}",)
+        before = (f"{'cache' if method in DISTILLING else 'start'}_seed{run.seed}",)
     return Step(
         f"{name or method}_seed{run.seed}",
         purpose,
         "tools/train_net.py",
         ("--config-file", f"configs/pictograms/{method}.yaml", "--resume", *fixed, *options),
         product,
-        needs,
+        (*before, *needs),
         output,
     )
 
@@ -200,7 +219,7 @@ def evaluate_step(
 ) -> Step:
     """Evaluates `configs/pictograms/<method>.yaml` with weights that another step has trained.
 
-    Args: as of :func:`train_step`; `needs`: further steps that come before.
+    Args: as of :func:`train_step`.
     """
     output = run.output(name or method)
     source = EVALUATED_ONLY.get(method, method)

@@ -77,7 +77,8 @@ class Workload:
 
 def workloads(device: str, architecture: str | None = None) -> list[Workload]:
     """What is measured by default: on the CPU a teacher small enough for everything around it to
-    matter, and one of the size that people use; on a GPU the latter at 1,024 pixels.
+    matter, on LVIS's pictures and on larger ones, and a teacher of the size that people use; on a
+    GPU the latter at 1,024 pixels.
 
     Args:
         architecture: measure this one alone, with random weights.
@@ -88,7 +89,8 @@ def workloads(device: str, architecture: str | None = None) -> list[Workload]:
         usual = Workload("ViT-B-32", "", (1024, 1024), 64, ROWS, 512, 5, device)
     if architecture is not None:
         return [replace(usual, architecture=architecture)]
-    return [small, usual] if device == "cpu" else [usual]
+    large_pictures = replace(small, picture=(1024, 1024), images=8)
+    return [small, large_pictures, usual] if device == "cpu" else [usual]
 
 
 def measure(work: Workload) -> Row:

@@ -64,8 +64,9 @@ def test_shares_are_of_the_sum(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 def test_workloads_of_a_device() -> None:
-    small, usual = workloads("cpu")
-    assert small.pretrained == "shipped"
+    small, large_pictures, usual = workloads("cpu")
+    assert small.pretrained == large_pictures.pretrained == "shipped"
+    assert small.picture < large_pictures.picture
     assert usual.architecture == "ViT-B-32"
     (large,) = workloads("cuda:0")
     assert large.picture == (1024, 1024)

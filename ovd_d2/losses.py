@@ -16,7 +16,7 @@ def distillation_l1(student: Tensor, teacher: Tensor, weight: float) -> Tensor:
 
     Args:
         student: (N, D) region embeddings, any scale; gradients flow into it.
-        teacher: (N, D) CLIP embeddings of the same regions; no gradient.
+        teacher: (N, D) CLIP embeddings of the same regions, any scale, also int8; no gradient.
         weight: the paper's w.
 
     Returns:

@@ -30,6 +30,13 @@ def test_distillation_equals_the_official_form():
     torch.testing.assert_close(distillation_l1(student, teacher, 0.5), official)
 
 
+def test_distillation_takes_int8_rows_without_their_scale():
+    student = torch.tensor([[3.0, 4.0]])
+    teacher = torch.tensor([[127, 0]], dtype=torch.int8)  # (1, 0) in a cache of int8
+    loss = distillation_l1(student, teacher, weight=1.0)
+    torch.testing.assert_close(loss, torch.tensor(0.4 + 0.8))
+
+
 def test_distillation_gradient_reaches_the_student_alone():
     student = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
     teacher = torch.ones(3, 4, requires_grad=True)

@@ -113,27 +113,27 @@ class RecordStore:
         """All proposals of one image, see `read`."""
         return self.read(image_id)
 
-    def read(self, image_id: int, top_k: int | None = None) -> CachedProposals:
+    def read(
+        self, image_id: int, top_k: int | None = None, *, as_stored: bool = False
+    ) -> CachedProposals:
         """The proposals of one image, in tensors that belong to the caller.
 
         Args:
             top_k: decode only the first K' rows in stored order (the builder stores the highest
                 objectness first); None decodes all.
+            as_stored: embeddings in the stored type, not decoded: rows of the right direction and
+                of any length, for those who normalise them anyway.
 
         Raises:
             KeyError: no record of this image.
             DamagedFileError: the record is not what was written, or its shard is gone; the file,
                 the image and the fix are named.
         """
-        fields = self._read(int(image_id))
+        fields = {name: torch.from_numpy(v[:top_k]) for name, v in self._read(image_id).items()}
         embeddings = fields.get("embeddings")
-        return CachedProposals(
-            boxes=torch.from_numpy(fields["boxes"][:top_k]),
-            objectness=torch.from_numpy(fields["objectness"][:top_k]),
-            embeddings=(
-                None if embeddings is None else decode(torch.from_numpy(embeddings[:top_k]))
-            ),
-        )
+        if embeddings is not None and not as_stored:
+            embeddings = decode(embeddings)
+        return CachedProposals(fields["boxes"], fields["objectness"], embeddings)
 
     def raw(self, image_id: int) -> dict[str, torch.Tensor]:
         """The stored fields of one image (`Manifest.fields`), compared with the checksum, not
@@ -142,9 +142,7 @@ class RecordStore:
         Raises:
             KeyError, DamagedFileError: as `read`.
         """
-        return {
-            name: torch.from_numpy(values) for name, values in self._read(int(image_id)).items()
-        }
+        return {name: torch.from_numpy(values) for name, values in self._read(image_id).items()}
 
     def storage_order(self) -> list[int]:
         """The image ids in the order in which they lie on the disk, shard after shard."""
@@ -187,7 +185,7 @@ class RecordStore:
 
     def _read(self, image_id: int) -> Arrays:
         index = self._index
-        row = index.find(image_id)
+        row = index.find(int(image_id))
         if row is None:
             raise KeyError(f"image {image_id} is not in {self.path} ({len(self)} images)")
         shard, start, count = int(index.shard[row]), int(index.start[row]), int(index.rows[row])

@@ -63,7 +63,8 @@ class ViLDROIHeads(StandardROIHeads):
 
     `forward` takes one argument more than Detectron2's: `cached_proposals`, one `Instances` an
     image with `proposal_boxes` (K boxes in the coordinates of the augmented image) and
-    `teacher_embeddings` (K, D); needed in training by every variant that distils.
+    `teacher_embeddings` (K, D), rows of any type and length (the loss normalises them); needed in
+    training by every variant that distils.
     """
 
     @configurable

@@ -36,7 +36,8 @@ class FakeCache:
     def __init__(self, records):
         self.records = records
 
-    def read(self, image_id, top_k):
+    def read(self, image_id, top_k, *, as_stored):
+        assert as_stored  # the loss normalises
         record = self.records[image_id]
         return CachedProposals(
             record.boxes[:top_k], record.objectness[:top_k], record.embeddings[:top_k]

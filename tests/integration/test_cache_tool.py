@@ -375,8 +375,8 @@ def test_one_cache_serves_fewer_proposals(
     sizes = []
     read = EmbeddingCache.read
 
-    def counted(self: EmbeddingCache, image_id: int, top_k: int | None = None) -> Any:
-        record = read(self, image_id, top_k)
+    def counted(self: EmbeddingCache, image_id: int, top_k: int | None = None, **kind: bool) -> Any:
+        record = read(self, image_id, top_k, **kind)
         sizes.append(len(record))
         assert torch.equal(record.boxes, self[image_id].boxes[:2]) or top_k is None
         return record

@@ -175,7 +175,8 @@ class ViLDROIHeads(StandardROIHeads):
                     "MODEL.OVD.DISTILLATION.CACHE and use OpenVocabularyDatasetMapper"
                 )
             pooled = self._pool(features, cached_proposals)
-            teacher = torch.cat([x.teacher_embeddings for x in cached_proposals])
+            # One type first: autocast refuses to join rows of a 16-bit type that is not its own.
+            teacher = torch.cat([x.teacher_embeddings.float() for x in cached_proposals])
             losses.update(self._distillation_losses(pooled, teacher))
         return instances, losses
 

@@ -143,6 +143,20 @@ def test_unknown_variant_is_refused():
         build_model(tiny_config("vild_text_and_more"))
 
 
+@pytest.mark.parametrize("stored", [torch.float16, torch.int8])
+def test_teacher_rows_may_come_as_stored_also_under_autocast(stored):
+    model, losses = make_model("vild"), []
+    for kind in (torch.float32, stored):
+        records = [tiny_input(seed=seed) for seed in (0, 1)]
+        for proposals in (record["cached_proposals"] for record in records):
+            rows = proposals.teacher_embeddings
+            proposals.teacher_embeddings = (100 * rows).to(kind)
+        torch.manual_seed(0)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses.append(training_losses(model, *records)["loss_distillation"].item())
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
 def test_student_matches_teacher_after_some_steps():
     model = make_model("vild_ensemble")
     optimizer = torch.optim.Adam(model.roi_heads.image_head.parameters(), lr=1e-2)

@@ -66,23 +66,26 @@ def page(
     return "\n".join(parts)
 
 
+def _seeds(document: Document) -> str:
+    count = len({row["seed"] for row in document["rows"]})
+    return "1 seed" if count == 1 else f"{count} seeds"
+
+
 def _sweeps_section(document: Document) -> str:
-    seeds = len({row["seed"] for row in document["rows"]})
     return f"""## One setting at a time
 
 ![box AP50 of base and novel categories against five settings of ViLD-ensemble](sweeps.png)
 
-ViLD-ensemble, box AP50; a dot a seed ({seeds} here), the line their mean, dotted the configs' own
+ViLD-ensemble, box AP50; a dot a seed ({_seeds(document)} here), the line their mean, dotted the configs' own
 value. Written by `{document["command"]}` on {document["date"]}; numbers:
 [results/pictograms_sweeps.json](results/pictograms_sweeps.json).
 """
 
 
 def _section(title: str, name: str, document: Document) -> str:
-    seeds = len({row["seed"] for row in document["rows"]})
     return f"""## {title}
 
-`pictograms_v1_val`, {seeds} seeds, mean ± standard deviation, percent. Written by
+`pictograms_v1_val`, {_seeds(document)}, mean ± standard deviation, percent. Written by
 `{document["command"]}` on {document["date"]}; raw numbers of every seed:
 [results/{name}.json](results/{name}.json).
 
@@ -91,10 +94,9 @@ def _section(title: str, name: str, document: Document) -> str:
 
 
 def _stored_types_section(document: Document) -> str:
-    seeds = len({row["seed"] for row in document["rows"]})
     return f"""## The cache's stored type
 
-ViLD-ensemble from a cache in float16 and from one in int8 of the same proposals, {seeds} seeds,
+ViLD-ensemble from a cache in float16 and from one in int8 of the same proposals, {_seeds(document)},
 mean ± standard deviation, percent. Written by
 `{document["command"]}` on {document["date"]}; numbers:
 [results/pictograms_stored_types.json](results/pictograms_stored_types.json).

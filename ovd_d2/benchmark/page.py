@@ -76,8 +76,8 @@ def _sweeps_section(document: Document) -> str:
 
 ![box AP50 of base and novel categories against five settings of ViLD-ensemble](sweeps.png)
 
-ViLD-ensemble, box AP50; a dot a seed ({_seeds(document)} here), the line their mean, dotted the configs' own
-value. Written by `{document["command"]}` on {document["date"]}; numbers:
+ViLD-ensemble, box AP50; a dot a seed ({_seeds(document)} here), the line their mean, dotted the
+configs' own value. Written by `{document["command"]}` on {document["date"]}; numbers:
 [results/pictograms_sweeps.json](results/pictograms_sweeps.json).
 """
 
@@ -96,8 +96,8 @@ def _section(title: str, name: str, document: Document) -> str:
 def _stored_types_section(document: Document) -> str:
     return f"""## The cache's stored type
 
-ViLD-ensemble from a cache in float16 and from one in int8 of the same proposals, {_seeds(document)},
-mean ± standard deviation, percent. Written by
+ViLD-ensemble from a cache in float16 and from one in int8 of the same proposals,
+{_seeds(document)}, mean ± standard deviation, percent. Written by
 `{document["command"]}` on {document["date"]}; numbers:
 [results/pictograms_stored_types.json](results/pictograms_stored_types.json).
 

@@ -1,19 +1,34 @@
-"""Worker processes for drawing and other work of the CPU."""
+"""Pools of worker processes and threads that end with the work they were made for."""
 
 from __future__ import annotations
 
 import multiprocessing
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import cv2
+
+Pool = TypeVar("Pool", bound=Executor)
+
+
+@contextmanager
+def closing(pool: Pool) -> Iterator[Pool]:
+    """The pool; it drops what is still queued when the caller fails, stops or is interrupted."""
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+    finally:
+        pool.shutdown()
 
 
 @contextmanager
 def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool that drops what is still queued when the caller fails or is interrupted.
+    """Worker processes, closed as :func:`closing` does.
 
     OpenCV works with one thread in the workers and, as long as the pool is open, here: a forked
     worker inherits the state of OpenCV's threads but not the threads, and would wait for them for
@@ -23,12 +38,9 @@ def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     method = "fork" if sys.platform == "linux" else "spawn"
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context(method))
+    context = multiprocessing.get_context(method)
     try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=True, cancel_futures=True)
-        raise
+        with closing(ProcessPoolExecutor(workers, mp_context=context)) as pool:
+            yield pool
     finally:
-        pool.shutdown()
         cv2.setNumThreads(threads)

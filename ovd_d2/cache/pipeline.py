@@ -30,6 +30,7 @@ from ovd_d2.clip.crops import (
 )
 from ovd_d2.clip.device_crops import resize_crops
 from ovd_d2.clip.teacher import CLIPTeacher
+from ovd_d2.workers import closing
 
 # Of decoded images that wait to be cropped, and again of those that one batch holds on to. A single
 # image may be larger.
@@ -266,19 +267,15 @@ def _encoder_threads(device: torch.device) -> tuple[int, int]:
 def _thread_pool(
     name: str, workers: int, torch_threads: int | None = None
 ) -> Iterator[ThreadPoolExecutor]:
-    """A pool that drops what is queued when the caller fails, stops or is interrupted.
+    """Threads, closed as `ovd_d2.workers.closing` does.
 
     With `torch_threads` its threads compute with that many each; PyTorch keeps the number for
     threads that start later, so it is put back at the end.
     """
     before = torch.get_num_threads()
     initializer = None if torch_threads is None else partial(torch.set_num_threads, torch_threads)
-    pool = ThreadPoolExecutor(workers, thread_name_prefix=name, initializer=initializer)
     try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=True, cancel_futures=True)
-        raise
+        with closing(ThreadPoolExecutor(workers, name, initializer)) as pool:
+            yield pool
     finally:
-        pool.shutdown()
         torch.set_num_threads(before)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -18,6 +19,7 @@ from ovd_d2.cache.fetch import fetch_store
 from ovd_d2.cache.index import load_index
 from ovd_d2.cache.manifest import CacheError, DatasetInfo, Manifest, local_folder
 from ovd_d2.cache.ranks import Ranks
+from ovd_d2.cache.records import Record
 from ovd_d2.cache.store import RecordStore, open_store
 from ovd_d2.cache.writer import IMAGES_PER_SHARD, RecordWriter
 from ovd_d2.files import fingerprint_json
@@ -219,9 +221,13 @@ def _copy(
               disable=not progress) as bar:  # fmt: skip
         for begin, end in pairwise(bounds):
             chunk = waiting[begin:end]
-            # `raw` compares every record with its checksum.
-            writer.add_shard([(image_id, store.raw(image_id)) for image_id, store in chunk])
+            writer.add_shard([(image_id, _checked(store, image_id)) for image_id, store in chunk])
             bar.update(len(chunk))
+
+
+def _checked(store: RecordStore, image_id: int) -> Record:
+    """A record as it is stored, compared with its checksum."""
+    return {name: torch.from_numpy(values) for name, values in store.raw(image_id).items()}
 
 
 def _check_content(folder: Path, manifest: Manifest, records: _Records) -> None:

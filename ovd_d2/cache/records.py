@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,14 +239,16 @@ def read_rows(path: str, layout: Layout, names: Iterable[str], start: int, rows:
     """
     arrays = {}
     try:
-        with open(path, "rb", buffering=0) as stream:
+        file = os.open(path, os.O_RDONLY)
+        try:
             for name in names:
                 place = layout[name]
-                values = np.empty((rows, *place.shape[1:]), place.dtype)
-                stream.seek(place.begin + start * place.row_bytes)
-                if stream.readinto(values.data) != values.nbytes:
+                arrays[name] = values = np.empty((rows, *place.shape[1:]), place.dtype)
+                begin = place.begin + start * place.row_bytes
+                if os.preadv(file, [values.data], begin) != values.nbytes:
                     raise DamagedFileError(f"{path} is damaged (it ends inside a record)")
-                arrays[name] = values
+        finally:
+            os.close(file)
     except OSError as error:
         raise DamagedFileError(f"{path} cannot be read ({error})") from error
     return arrays

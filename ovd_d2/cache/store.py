@@ -113,36 +113,46 @@ class RecordStore:
         """All proposals of one image, see `read`."""
         return self.read(image_id)
 
-    def read(
-        self, image_id: int, top_k: int | None = None, *, as_stored: bool = False
-    ) -> CachedProposals:
+    def read(self, image_id: int, top_k: int | None = None) -> CachedProposals:
         """The proposals of one image, in tensors that belong to the caller.
 
         Args:
             top_k: decode only the first K' rows in stored order (the builder stores the highest
                 objectness first); None decodes all.
-            as_stored: embeddings in the stored type, not decoded: rows of the right direction and
-                of any length, for those who normalise them anyway.
 
         Raises:
             KeyError: no record of this image.
             DamagedFileError: the record is not what was written, or its shard is gone; the file,
                 the image and the fix are named.
         """
-        fields = {name: torch.from_numpy(v[:top_k]) for name, v in self._read(image_id).items()}
+        fields = {name: torch.from_numpy(v[:top_k]) for name, v in self.raw(image_id).items()}
         embeddings = fields.get("embeddings")
-        if embeddings is not None and not as_stored:
+        if embeddings is not None:
             embeddings = decode(embeddings)
         return CachedProposals(fields["boxes"], fields["objectness"], embeddings)
 
-    def raw(self, image_id: int) -> dict[str, torch.Tensor]:
+    def raw(self, image_id: int) -> Arrays:
         """The stored fields of one image (`Manifest.fields`), compared with the checksum, not
-        decoded and not copied after the read.
+        decoded: embeddings have the right direction and any length. The arrays are the caller's.
 
         Raises:
             KeyError, DamagedFileError: as `read`.
         """
-        return {name: torch.from_numpy(values) for name, values in self._read(image_id).items()}
+        index = self._index
+        row = index.find(int(image_id))
+        if row is None:
+            raise KeyError(f"image {image_id} is not in {self.path} ({len(self)} images)")
+        shard, start, count = int(index.shard[row]), int(index.start[row]), int(index.rows[row])
+        try:
+            fields = read_rows(self._paths[shard], self._layout(shard), self._fields, start, count)
+            if record_checksum(image_id, fields.values()) != index.checksums[row]:
+                raise DamagedFileError(
+                    f"{self._paths[shard]} is damaged: the record of image {image_id} does not "
+                    "fit its checksum"
+                )
+        except DamagedFileError as error:
+            raise self._with_fix(error, self.manifest.shards[shard]) from error
+        return fields
 
     def storage_order(self) -> list[int]:
         """The image ids in the order in which they lie on the disk, shard after shard."""
@@ -182,23 +192,6 @@ class RecordStore:
     def _open_index(self) -> Index:
         complete = self.manifest.complete
         return (load_index if complete else build_index)(self.path, self.manifest)
-
-    def _read(self, image_id: int) -> Arrays:
-        index = self._index
-        row = index.find(int(image_id))
-        if row is None:
-            raise KeyError(f"image {image_id} is not in {self.path} ({len(self)} images)")
-        shard, start, count = int(index.shard[row]), int(index.start[row]), int(index.rows[row])
-        try:
-            fields = read_rows(self._paths[shard], self._layout(shard), self._fields, start, count)
-            if record_checksum(image_id, fields.values()) != index.checksums[row]:
-                raise DamagedFileError(
-                    f"{self._paths[shard]} is damaged: the record of image {image_id} does not "
-                    "fit its checksum"
-                )
-        except DamagedFileError as error:
-            raise self._with_fix(error, self.manifest.shards[shard]) from error
-        return fields
 
     def _layout(self, shard: int) -> Layout:
         """Where the fields of a shard lie; its header is read once in a process."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 from numpy.typing import NDArray
 
-from ovd_d2.cache import CachedProposals, EmbeddingCache, ProposalStore
+from ovd_d2.cache import EmbeddingCache, ProposalStore
 from ovd_d2.data.augmentation import build_augmentations
 from ovd_d2.modeling.roi_heads import get_variant
 
@@ -21,7 +22,7 @@ MIN_PROPOSAL_SIDE = 1.0  # pixels left after augmentation, below which there is 
 
 
 def transform_cached_proposals(
-    cached: CachedProposals, transforms: T.Transform, image_size: tuple[int, int], top_k: int
+    stored: Mapping[str, NDArray], transforms: T.Transform, image_size: tuple[int, int], top_k: int
 ) -> Instances:
     """Carries cached proposals through the image's augmentation.
 
@@ -30,45 +31,49 @@ def transform_cached_proposals(
     Proposals that have no embedding yet take along where they are in the original image.
 
     Args:
-        cached: K proposals in the coordinates of the original image, best first.
+        stored: fields of a record (:meth:`ovd_d2.cache.EmbeddingCache.raw`), the best of the K
+            proposals first: `boxes` in the original image, `embeddings` unless from a proposal
+            store; others are not looked at.
         transforms: what the image went through.
         image_size: (height, width) after it.
         top_k: only the first K' = top_k take part.
 
     Returns:
-        `Instances` with `proposal_boxes`, `objectness` and `teacher_embeddings` (K'', D), of the
-        type and length that they have in `cached`; of a proposal store `original_boxes` (`Boxes`)
-        in place of the embeddings.
+        `Instances` of the K'' that are left, with `proposal_boxes` and `teacher_embeddings`
+        (K'', D), of the type and length that they have in `stored`; of a proposal store
+        `original_boxes` (`Boxes`) in place of the embeddings.
     """
-    # In NumPy: on a few hundred boxes each call of torch costs more than its arithmetic.
-    points = _transform_corners(cached.boxes.numpy()[:top_k], transforms)
-    height, width = image_size
-    points = np.minimum(np.maximum(points, 0), np.array([width, height], np.float32))
-    low, high = points.min(axis=0), points.max(axis=0)  # (K', 2)
-    sides = high - low
-    kept = np.flatnonzero((sides[:, 0] > MIN_PROPOSAL_SIDE) & (sides[:, 1] > MIN_PROPOSAL_SIDE))
-    boxes = np.concatenate([low[kept], high[kept]], axis=1)
-    result = Instances(
-        image_size,
-        proposal_boxes=Boxes(torch.from_numpy(boxes)),
-        objectness=torch.from_numpy(cached.objectness.numpy()[kept]),
-    )
-    if cached.embeddings is None:
-        result.original_boxes = Boxes(torch.from_numpy(cached.boxes.numpy()[kept]))
+    original = stored["boxes"][:top_k]
+    boxes, kept = _transform_boxes(original, transforms, image_size)
+    result = Instances(image_size, proposal_boxes=Boxes(torch.from_numpy(boxes)))
+    if "embeddings" in stored:
+        result.teacher_embeddings = torch.from_numpy(stored["embeddings"][:top_k][kept])
     else:
-        result.teacher_embeddings = torch.from_numpy(cached.embeddings.numpy()[kept])
+        result.original_boxes = Boxes(torch.from_numpy(original[kept]))
     return result
 
 
-def _transform_corners(boxes: NDArray[np.float32], transforms: T.Transform) -> NDArray[np.float32]:
-    """The transformed corners of the boxes: (K, 4) -> (4, K, 2).
+def _transform_boxes(
+    boxes: NDArray[np.float32], transforms: T.Transform, image_size: tuple[int, int]
+) -> tuple[NDArray[np.float32], NDArray[np.intp] | slice]:
+    """The boxes that are still visible, (K'', 4), and which of the K they are.
 
-    What is around them is what `Transform.apply_box` gives, but that comes back from corners to
-    boxes after every single transform, which takes ten times as long.
+    In NumPy: on a few hundred boxes each call of torch costs more than its arithmetic. All corners
+    go through all transforms at once; `Transform.apply_box` gives the same, but comes back from
+    corners to boxes after every single transform, which takes ten times as long.
     """
-    corners = boxes.T[[[0, 1], [2, 1], [0, 3], [2, 3]]].transpose(0, 2, 1)
-    points = transforms.apply_coords(corners.reshape(-1, 2))
-    return points.reshape(4, len(boxes), 2).astype(np.float32, copy=False)
+    x1y1, x2y2, x2y1, x1y2 = boxes[:, :2], boxes[:, 2:], boxes[:, 2:0:-1], boxes[:, ::3]
+    corners = np.concatenate([x1y1, x2y2, x2y1, x1y2])
+    points = transforms.apply_coords(corners).reshape(4, len(boxes), 2)
+    moved = np.concatenate([points.min(axis=0), points.max(axis=0)], axis=1, dtype=np.float32)
+    height, width = image_size
+    limits = np.array([width, height, width, height], np.float32)
+    np.minimum(np.maximum(moved, 0, out=moved), limits, out=moved)
+    sides = moved[:, 2:] - moved[:, :2]
+    kept = np.flatnonzero((sides > MIN_PROPOSAL_SIDE).all(axis=1))
+    if len(kept) == len(boxes):
+        return moved, slice(None)  # spares a copy of the embeddings
+    return moved.take(kept, axis=0), kept
 
 
 class OpenVocabularyDatasetMapper(DatasetMapper):
@@ -149,12 +154,11 @@ class OpenVocabularyDatasetMapper(DatasetMapper):
             dataset_dict["original_image"] = self._rgb(image, dataset_dict["file_name"])
         return dataset_dict
 
-    def _read_stored(self, image_id: int) -> CachedProposals | None:
+    def _read_stored(self, image_id: int) -> dict[str, NDArray] | None:
+        """The embeddings stay as stored, whatever their length: the loss normalises them."""
         if self.proposals is not None:
-            return _best_first(self.proposals[image_id])
-        if self.cache is None:
-            return None
-        return self.cache.read(image_id, self.proposals_per_image, as_stored=True)
+            return _best_first(self.proposals.raw(image_id))
+        return None if self.cache is None else self.cache.raw(image_id)
 
     def _rgb(self, image: NDArray[np.uint8], file_name: str) -> torch.Tensor:
         """The picture as the teacher sees it, (H, W, 3) uint8 RGB, whatever the detector sees."""
@@ -165,7 +169,7 @@ class OpenVocabularyDatasetMapper(DatasetMapper):
         return torch.from_numpy(image.copy())
 
 
-def _best_first(proposals: CachedProposals) -> CachedProposals:
+def _best_first(proposals: dict[str, NDArray]) -> dict[str, NDArray]:
     """In the order in which the cache builder keeps them, so that the first K are the same."""
-    order = proposals.objectness.argsort(descending=True, stable=True)
-    return CachedProposals(proposals.boxes[order], proposals.objectness[order])
+    order = np.argsort(-proposals["objectness"], kind="stable")
+    return {name: values[order] for name, values in proposals.items()}

@@ -62,7 +62,7 @@ def parts(write: Write) -> list[Path]:
 
 def content(path: Path) -> dict[int, list[bytes]]:
     store = open_store(path)
-    return {one: [value.numpy().tobytes() for value in store.raw(one).values()] for one in store}
+    return {one: [value.tobytes() for value in store.raw(one).values()] for one in store}
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -11,7 +11,6 @@ import torch
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
-from ovd_d2.cache import CachedProposals
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper, transform_cached_proposals
 from tests.tiny import tiny_config
 
@@ -27,21 +26,15 @@ def random_boxes(count, seed):
 
 def encoded(boxes):
     """A cache record whose embeddings are the boxes themselves."""
-    return CachedProposals(
-        boxes=boxes, objectness=torch.linspace(1, 0, len(boxes)), embeddings=boxes.clone()
-    )
+    return {"boxes": boxes.numpy(), "embeddings": boxes.numpy().copy()}
 
 
 class FakeCache:
     def __init__(self, records):
         self.records = records
 
-    def read(self, image_id, top_k, *, as_stored):
-        assert as_stored  # the loss normalises
-        record = self.records[image_id]
-        return CachedProposals(
-            record.boxes[:top_k], record.objectness[:top_k], record.embeddings[:top_k]
-        )
+    def raw(self, image_id):
+        return self.records[image_id]
 
 
 def expected_boxes(original, transforms, image_size):
@@ -90,7 +83,6 @@ def test_identity_keeps_everything_in_order():
     )
     torch.testing.assert_close(result.proposal_boxes.tensor, boxes[:4])
     torch.testing.assert_close(result.teacher_embeddings, boxes[:4])
-    assert result.objectness.tolist() == pytest.approx([1.0, 0.8, 0.6, 0.4])
 
 
 def test_flip_by_hand():
@@ -108,7 +100,6 @@ def test_a_proposal_that_is_cropped_away_takes_its_embedding_with_it():
     result = transform_cached_proposals(encoded(boxes), crop, (40, 40), top_k=10)
     assert result.proposal_boxes.tensor.tolist() == [[10, 10, 30, 30], [0, 0, 5, 25]]
     assert result.teacher_embeddings.tolist() == boxes[1:].tolist()
-    assert result.objectness.tolist() == pytest.approx([0.5, 0.0])
 
 
 def test_no_proposals():

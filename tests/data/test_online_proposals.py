@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
-from ovd_d2.cache import CachedProposals, EmbeddingCache
+from ovd_d2.cache import EmbeddingCache
 from ovd_d2.cache.builder import build_cache
 from ovd_d2.clip import CLIPTeacher
 from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_TAG
@@ -100,7 +100,6 @@ def assert_same(online, cached, atol):
     assert found.image_size == expected.image_size
     assert found.get_fields().keys() == expected.get_fields().keys()
     assert torch.equal(found.proposal_boxes.tensor, expected.proposal_boxes.tensor)
-    assert torch.equal(found.objectness, expected.objectness)
     assert found.teacher_embeddings.dtype == torch.float32
     directions = F.normalize(expected.teacher_embeddings.float(), dim=1)  # they come as stored
     torch.testing.assert_close(found.teacher_embeddings, directions, atol=atol, rtol=0)
@@ -180,12 +179,9 @@ def test_the_resize_matters(dicts, proposals, teacher):
 def test_the_survivors_take_their_original_boxes_along():
     boxes = torch.tensor([[0.0, 0, 10, 10], [50, 30, 70, 50], [5, 5, 45, 45]])
     crop = T.TransformList([T.CropTransform(40, 20, 40, 40)])
-    result = transform_cached_proposals(
-        CachedProposals(boxes, torch.tensor([1.0, 0.5, 0.25])), crop, (40, 40), top_k=10
-    )
+    result = transform_cached_proposals({"boxes": boxes.numpy()}, crop, (40, 40), top_k=10)
     assert result.proposal_boxes.tensor.tolist() == [[10, 10, 30, 30], [0, 0, 5, 25]]
     assert result.original_boxes.tensor.tolist() == boxes[1:].tolist()
-    assert result.objectness.tolist() == [0.5, 0.25]
     assert not result.has("teacher_embeddings")
 
 
@@ -203,7 +199,7 @@ def test_what_only_the_teacher_needs_does_not_reach_the_model(dicts, proposals):
     for record in batch:
         assert "original_image" not in record
         fields = record["cached_proposals"].get_fields()
-        assert set(fields) == {"proposal_boxes", "objectness", "teacher_embeddings"}
+        assert set(fields) == {"proposal_boxes", "teacher_embeddings"}
 
 
 def test_nan_from_the_teacher_names_the_picture(dicts, proposals):

@@ -58,6 +58,7 @@ def print_needs(cfg: CfgNode, num_gpus: int) -> None:
     rows = [
         [f"memory a process, {images} images", f"{readable_bytes(memory.total)} at least"],
         ["  of it activations", f"{readable_bytes(memory.activations)}"],
+        ["  of it the online teacher", f"{readable_bytes(memory.teacher)}"],
         ["checkpoints, all of them", f"{readable_bytes(checkpoint_bytes(cfg))}"],
         [f"free on the disk of {cfg.OUTPUT_DIR}", f"{readable_bytes(free_bytes(cfg.OUTPUT_DIR))}"],
     ]

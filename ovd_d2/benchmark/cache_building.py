@@ -31,6 +31,7 @@ from ovd_d2.cache.builder import build_cache, load_image
 from ovd_d2.clip.crops import DEFAULT_SCALES, average_scales, crop_windows, image_on_device
 from ovd_d2.clip.device_crops import resize_crops
 from ovd_d2.clip.teacher import CLIPTeacher
+from ovd_d2.clip.untrained import untrained_model
 
 NAME = "made_up"
 SCALES = len(DEFAULT_SCALES)
@@ -213,7 +214,7 @@ def load_teacher(work: Workload) -> CLIPTeacher:
     if work.pretrained:
         return CLIPTeacher.from_open_clip(work.architecture, work.pretrained, work.device)
     torch.manual_seed(0)
-    model = open_clip.create_model(work.architecture, load_weights=False)
+    model = untrained_model(work.architecture)
     return CLIPTeacher(
         model,
         open_clip.get_tokenizer(work.architecture),

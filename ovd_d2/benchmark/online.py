@@ -17,6 +17,7 @@ from detectron2.utils.events import EventStorage
 from ovd_d2.benchmark.speed import Ratio, Row, Timed, operations_of, ratio_of, take_turns
 from ovd_d2.clip.crops import DEFAULT_SCALES
 from ovd_d2.clip.teacher import CLIPTeacher
+from ovd_d2.clip.untrained import untrained_model
 from ovd_d2.demo.pictograms import Run
 from ovd_d2.engine.build import build_open_vocabulary_model, build_optimizer, build_train_loader
 from ovd_d2.engine.estimates import give_any_vocabulary, on_cpu, probe_input, training_pixels
@@ -113,7 +114,7 @@ def predicted_ratio(cfg: CfgNode) -> float:
     with torch.no_grad(), EventStorage():
         step = 3 * operations_of(lambda: model(inputs))
     architecture = cfg.MODEL.OVD.TEACHER.ARCHITECTURE
-    clip = open_clip.create_model(architecture, load_weights=False).eval()
+    clip = untrained_model(architecture).eval()
     size = open_clip.get_model_preprocess_cfg(clip)["size"]
     pixels = torch.zeros(1, 3, *((size, size) if isinstance(size, int) else size))
     with torch.no_grad():

@@ -34,6 +34,7 @@ from ovd_d2.clip.pictogram_data import (
 from ovd_d2.clip.preprocess import Preprocessing
 from ovd_d2.clip.prompts import embed_names
 from ovd_d2.clip.teacher import CLIPTeacher
+from ovd_d2.clip.untrained import untrained_model
 from ovd_d2.data.pictograms.glyphs import PictogramCategory, build_categories
 from ovd_d2.data.pictograms.plan import choose_frequencies
 from ovd_d2.files import atomic_write
@@ -135,7 +136,7 @@ class _Run:
         self.settings = settings
         self.step = 0
         self.steps = settings.steps
-        self.model = open_clip.create_model(ARCHITECTURE, load_weights=False)
+        self.model = untrained_model(ARCHITECTURE)
         self.model.to(memory_format=torch.channels_last)
         self._batches = CaptionedBatches(
             categories, bank, seed=settings.seed, batch_size=settings.batch_size

@@ -21,6 +21,7 @@ from PIL import Image
 
 from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_WEIGHTS
 from ovd_d2.clip.preprocess import Preprocessing
+from ovd_d2.clip.untrained import untrained_model
 
 _MAX_LISTED = 5
 
@@ -220,19 +221,12 @@ def _load_local(architecture: str, path: Path) -> torch.nn.Module:
     try:
         return open_clip.create_model(architecture, pretrained=str(path), weights_only=True)
     except (KeyError, RuntimeError, TypeError) as error:
-        problems = _shape_problems(_expected_state(architecture), found)
+        problems = _shape_problems(untrained_model(architecture, "meta").state_dict(), found)
         raise ValueError(
             f"{path} does not fit the architecture {architecture}:\n  "
             + "\n  ".join(problems or [str(error)])
             + "\nGive the architecture the file was trained with, or another file."
         ) from error
-
-
-def _expected_state(architecture: str) -> dict[str, torch.Tensor]:
-    model = open_clip.create_model(
-        architecture, load_weights=False, pretrained_image=False, pretrained_text=False
-    )
-    return model.state_dict()
 
 
 def _shape_problems(expected: dict[str, torch.Tensor], found: dict[str, Any]) -> list[str]:

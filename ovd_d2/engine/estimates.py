@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,9 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from ovd_d2.clip.untrained import untrained_model
 from ovd_d2.engine.build import build_optimizer
+from ovd_d2.modeling.roi_heads import get_variant
 
 PROBE_SIZES = (256, 384)  # pixels; memory is linear in the number of pixels
 OBJECTS = 8  # annotated objects in a probe image
@@ -28,16 +31,18 @@ class MemoryEstimate:
         gradients: one for each trained parameter.
         optimizer: momentum (SGD) or two moments (AdamW).
         activations: what autograd keeps for the backward pass of all images of the process.
+        teacher: the online teacher, see `teacher_bytes`; 0 with a cache.
     """
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
+    teacher: int
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return self.weights + self.gradients + self.optimizer + self.activations + self.teacher
 
 
 def estimate_training_memory(cfg: CfgNode, images_per_process: int) -> MemoryEstimate:
@@ -58,11 +63,39 @@ def estimate_training_memory(cfg: CfgNode, images_per_process: int) -> MemoryEst
     state = [*model.parameters(), *model.buffers()]
     moments = 2 if cfg.SOLVER.OPTIMIZER == "ADAMW" else 1
     return MemoryEstimate(
-        weights=sum(t.numel() * t.element_size() for t in state),
+        weights=_bytes_of(state),
         gradients=4 * trained,
         optimizer=4 * moments * trained,
         activations=round(per_image * images_per_process),
+        teacher=_online_teacher_bytes(cfg),
     )
+
+
+def teacher_bytes(architecture: str, batch_size: int) -> int:
+    """What an open_clip model holds while it embeds crops: both towers and its widest layer.
+
+    Nothing is computed and no weights are read: the model is built without storage.
+
+    Args:
+        architecture: an open_clip model name.
+        batch_size: crops in one pass.
+    """
+    model = untrained_model(architecture, device="meta").eval()
+    size = model.visual.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    crops = torch.empty(batch_size, 3, height, width, device="meta")
+    weights = _bytes_of([*model.parameters(), *model.buffers()])
+    widest = 0
+
+    def look(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        nonlocal widest
+        widest = max(widest, _bytes_of([*inputs, output]))
+
+    for module in model.visual.modules():
+        module.register_forward_hook(look)
+    with torch.no_grad():
+        model.encode_image(crops)
+    return weights + widest
 
 
 def training_pixels(cfg: CfgNode) -> int:
@@ -105,6 +138,17 @@ def give_any_vocabulary(model: nn.Module, cfg: CfgNode) -> None:
     rows = nn.functional.normalize(torch.ones(count, dim), dim=1)
     names = [str(k) for k in range(count)]
     set_vocabulary(Vocabulary(names, rows, background=rows[0]))
+
+
+def _online_teacher_bytes(cfg: CfgNode) -> int:
+    online = cfg.MODEL.OVD.DISTILLATION.ONLINE
+    if not (online.PROPOSALS and get_variant(cfg.MODEL.OVD.VARIANT).distils):
+        return 0
+    return teacher_bytes(cfg.MODEL.OVD.TEACHER.ARCHITECTURE, online.BATCH_SIZE)
+
+
+def _bytes_of(values: Iterable[Any]) -> int:
+    return sum(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
 
 
 def _saved_bytes(cfg: CfgNode, model: nn.Module, size: int) -> int:

@@ -8,6 +8,7 @@ from ovd_d2.engine.build import build_optimizer
 from ovd_d2.engine.estimates import (
     checkpoint_bytes,
     estimate_training_memory,
+    teacher_bytes,
     training_pixels,
 )
 from tests.tiny import tiny_config
@@ -32,6 +33,28 @@ def test_activations_grow_with_images_and_pixels():
     cfg.INPUT.LSJ.SIZE = 1024
     assert training_pixels(cfg) == 1024**2
     assert 2 < estimate_training_memory(cfg, 1).activations / small <= 4
+
+
+def test_an_online_teacher_counts_and_a_cached_one_does_not():
+    cfg = tiny_config("vild")
+    cached = estimate_training_memory(cfg, 1)
+    cfg.MODEL.OVD.TEACHER.ARCHITECTURE = "RN50"
+    cfg.MODEL.OVD.DISTILLATION.ONLINE.PROPOSALS = "not/opened"
+    cfg.MODEL.OVD.DISTILLATION.ONLINE.BATCH_SIZE = 4
+    online = estimate_training_memory(cfg, 1)
+    assert cached.teacher == 0
+    assert online.teacher == teacher_bytes("RN50", 4)
+    assert online.total - cached.total == online.teacher
+    cfg.MODEL.OVD.VARIANT = "vild_text"
+    assert estimate_training_memory(cfg, 1).teacher == 0
+
+
+def test_teacher_by_hand():
+    # ViT-B-32: 151,277,313 weights, 77 x 77 mask of the text tower; widest: the MLP's GELU, 50
+    # tokens of 3,072 channels in and as many out.
+    weights = 4 * (151_277_313 + 77 * 77)
+    for crops in (1, 256):
+        assert teacher_bytes("ViT-B-32", crops) == weights + 4 * 2 * crops * 50 * 3072
 
 
 def test_checkpoints_are_as_large_as_torch_writes_them(tmp_path):

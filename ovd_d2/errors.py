@@ -1,8 +1,10 @@
-"""One exception for everything that is wrong with a set-up."""
+"""What is wrong with the user's input, and how a tool says so."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 class SetupError(ValueError):
@@ -12,3 +14,16 @@ class SetupError(ValueError):
         self.problems = list(problems)
         listed = "\n".join(f"  {k}. {problem}" for k, problem in enumerate(self.problems, 1))
         super().__init__(f"{len(self.problems)} problem(s) found before starting:\n{listed}")
+
+
+@contextmanager
+def exit_with_message(*wrong_input: type[Exception]) -> Iterator[None]:
+    """Ends the program with what an error of these types says, and status 1; for tools.
+
+    Any other error is a fault and keeps its traceback. Serves as a decorator, too.
+    """
+    try:
+        yield
+    except wrong_input as error:
+        # str() of a KeyError is the repr of its message.
+        sys.exit(str(error.args[0] if isinstance(error, KeyError) and error.args else error))

@@ -6,11 +6,9 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from tabulate import tabulate
 
 import ovd_d2  # noqa: F401  (registers the data sets)
@@ -18,6 +16,8 @@ from ovd_d2.benchmark import cache_page, online, options, speed, stored_types, s
 from ovd_d2.benchmark.page import page
 from ovd_d2.demo.pictograms import Run, benchmark_steps
 from ovd_d2.demo.steps import Pipeline, StepFailed, repository_root
+from ovd_d2.engine.launching import add_device_argument
+from ovd_d2.errors import exit_with_message
 from ovd_d2.files import atomic_write, atomic_write_json
 
 EPILOG = """
@@ -76,11 +76,7 @@ def add_cache_command(commands: Any) -> None:
     command = commands.add_parser(
         "cache", help="building, reading and training from the embedding cache"
     )
-    command.add_argument(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="of the teacher (default: cuda where there is one)",
-    )
+    add_device_argument(command)
     command.add_argument(
         "--architecture", help="measure building with this teacher alone, random weights"
     )
@@ -177,8 +173,6 @@ MEASURE = {
 }
 
 if __name__ == "__main__":
-    try:
+    with exit_with_message(StepFailed):
         arguments = parse_args()
         MEASURE[arguments.benchmark](arguments)
-    except StepFailed as error:
-        sys.exit(str(error))

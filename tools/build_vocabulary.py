@@ -11,6 +11,8 @@ from ovd_d2.clip import PROMPT_FAMILIES, CLIPTeacher
 from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_TAG
 from ovd_d2.clip.vocabulary_builder import build_vocabulary, novel_flags, read_names
 from ovd_d2.data.categories import get_categories
+from ovd_d2.engine.launching import add_device_argument
+from ovd_d2.errors import exit_with_message
 from ovd_d2.vocabulary import Vocabulary
 
 EXAMPLE = """examples:
@@ -35,13 +37,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--pretrained", default=SHIPPED_TAG, help="open_clip tag or local file")
     parser.add_argument("--prompts", default="vild63", choices=sorted(PROMPT_FAMILIES))
     parser.add_argument("--output", required=True, help="safetensors file; datasets://... works")
-    parser.add_argument("--device", default="cpu")
+    add_device_argument(parser)
     args = parser.parse_args()
     if args.novel_file and not args.names_file:
         parser.error("--novel-file goes with --names-file; a data set knows its novel categories")
     return args
 
 
+@exit_with_message(OSError, KeyError, ValueError)
 def names_and_flags(args: argparse.Namespace) -> tuple[list[str], list[bool]]:
     if args.dataset:
         table = get_categories(args.dataset)
@@ -63,6 +66,7 @@ def print_table(vocabulary: Vocabulary, path: str) -> None:
         print(f"{label:<16} {value}")
 
 
+@exit_with_message(OSError, ValueError)
 def main() -> None:
     args = parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

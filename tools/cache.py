@@ -7,8 +7,7 @@ Guide: docs/cache.md. Every command has an example: tools/cache.py COMMAND --hel
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -28,14 +27,19 @@ from ovd_d2.cache.store import open_store
 from ovd_d2.cache.writer import IMAGES_PER_SHARD
 from ovd_d2.clip.crops import RESIZE_CHOICES
 from ovd_d2.clip.teacher import CLIPTeacher
-from ovd_d2.engine.launching import add_launch_arguments, launch_processes
+from ovd_d2.engine.launching import (
+    add_device_argument,
+    add_launch_arguments,
+    launch_processes,
+)
+from ovd_d2.errors import exit_with_message
 from ovd_d2.files import readable_bytes
 from ovd_d2.vocabulary import Vocabulary
 
 BUILD_EXAMPLE = """example:
   python tools/cache.py build --dataset lvis_v1_train_norare \\
       --proposals datasets://lvis/proposals --architecture ViT-B-32-quickgelu \\
-      --pretrained openai --output datasets://lvis/cache_vit_b32 --device cuda --num-gpus 8
+      --pretrained openai --output datasets://lvis/cache_vit_b32 --num-gpus 8
 
 Stopped at any point, the same command continues where it was, with any number of processes.
 Machines without a common disk build a part each, joined afterwards by tools/cache.py merge:
@@ -124,7 +128,7 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=int, default=256, help="crops in one teacher pass (default: 256)"
     )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    add_device_argument(parser)
     parser.add_argument(
         "--amp",
         action=argparse.BooleanOptionalAction,
@@ -240,31 +244,26 @@ def build(args: argparse.Namespace) -> None:
     launch_processes(build_in_process, args)
 
 
+@exit_with_message(CacheError, FileNotFoundError, ValueError)
 def build_in_process(args: argparse.Namespace) -> None:
     """One of the processes of a build."""
-    exit_with_message(build_share, args)
-
-
-def build_share(args: argparse.Namespace) -> None:
     proposals = ProposalStore(args.proposals)  # cheapest to fail: before weights are loaded
     dataset_dicts = load_dataset(args.dataset)
     teacher = load_teacher(args)
-    summary: BuildSummary = in_one_line(
-        lambda: build_cache(
-            dataset_dicts,
-            proposals,
-            teacher,
-            args.output,
-            dataset_name=args.dataset,
-            top_k=args.top_k,
-            batch_size=args.batch_size,
-            resize=args.resize,
-            amp=args.amp,
-            dtype=args.dtype,
-            images_per_shard=args.images_per_shard,
-            overwrite=args.overwrite,
-            part=args.part,
-        )
+    summary = build_cache(
+        dataset_dicts,
+        proposals,
+        teacher,
+        args.output,
+        dataset_name=args.dataset,
+        top_k=args.top_k,
+        batch_size=args.batch_size,
+        resize=args.resize,
+        amp=args.amp,
+        dtype=args.dtype,
+        images_per_shard=args.images_per_shard,
+        overwrite=args.overwrite,
+        part=args.part,
     )
     if comm.is_main_process():
         print_rows(build_rows(summary, args))
@@ -368,41 +367,26 @@ def open_layout(args: argparse.Namespace) -> Layout:
     return DetProLayout(args.embeddings, args.proposals, annotations)
 
 
+@exit_with_message(FileNotFoundError, ValueError)
 def load_dataset(name: str) -> list[Mapping[str, Any]]:
     if name not in DatasetCatalog:
         raise CacheError(f"no data set '{name}' is registered (see datasets/README.md)")
-    return in_one_line(lambda: DatasetCatalog.get(name))
+    dataset_dicts: list[Mapping[str, Any]] = DatasetCatalog.get(name)
+    return dataset_dicts
 
 
+@exit_with_message(FileNotFoundError, ValueError)
 def load_vocabulary(path: str) -> Vocabulary:
-    return in_one_line(lambda: Vocabulary.load(path))
+    return Vocabulary.load(path)
 
 
+@exit_with_message(FileNotFoundError, ValueError)
 def load_teacher(args: argparse.Namespace) -> CLIPTeacher:
-    return in_one_line(
-        lambda: CLIPTeacher.from_open_clip(args.architecture, args.pretrained, device=args.device)
-    )
-
-
-def in_one_line(work: Callable[[], Any]) -> Any:
-    """What `work` says of a wrong file, name or value, for people; elsewhere these are faults."""
-    try:
-        return work()
-    except (FileNotFoundError, ValueError) as error:
-        raise CacheError(str(error)) from error
+    return CLIPTeacher.from_open_clip(args.architecture, args.pretrained, device=args.device)
 
 
 def print_rows(rows: Iterable[tuple[str, Any]]) -> None:
     print(tabulate(rows, tablefmt="plain", disable_numparse=True))
-
-
-def exit_with_message(
-    command: Callable[[argparse.Namespace], None], args: argparse.Namespace
-) -> None:
-    try:
-        command(args)
-    except CacheError as error:
-        sys.exit(str(error))
 
 
 COMMANDS = {
@@ -415,9 +399,10 @@ COMMANDS = {
 }
 
 
+@exit_with_message(CacheError)
 def main(args: Sequence[str] | None = None) -> None:
     options = parse_args(args)
-    exit_with_message(COMMANDS[options.command], options)
+    COMMANDS[options.command](options)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 
 from detectron2.config import CfgNode
 from tabulate import tabulate
@@ -16,7 +15,7 @@ from ovd_d2.engine.checks import check_setup
 from ovd_d2.engine.config_keys import idle_key_notices
 from ovd_d2.engine.estimates import checkpoint_bytes, estimate_training_memory
 from ovd_d2.engine.run import load_config, load_for_training
-from ovd_d2.errors import SetupError
+from ovd_d2.errors import SetupError, exit_with_message
 from ovd_d2.files import free_bytes, readable_bytes
 
 EPILOG = """
@@ -72,16 +71,14 @@ def print_needs(cfg: CfgNode, num_gpus: int) -> None:
         )
 
 
+@exit_with_message(SetupError)
 def main() -> None:
     args = parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        cfg = load_config(args.config_file, args.opts)
-        notices = check_evaluation(cfg) if args.eval_only else check_training(cfg)
-        if not args.eval_only:
-            print_needs(cfg, args.num_gpus)
-    except SetupError as error:
-        sys.exit(str(error))
+    cfg = load_config(args.config_file, args.opts)
+    notices = check_evaluation(cfg) if args.eval_only else check_training(cfg)
+    if not args.eval_only:
+        print_needs(cfg, args.num_gpus)
     for notice in notices:
         print(f"note: {notice}")
     print("Everything needed is there and fits.")

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ovd_d2.clip import CLIPTeacher
+from ovd_d2.errors import exit_with_message
 from ovd_d2.files import atomic_write
 
 EPILOG = """
@@ -31,6 +32,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@exit_with_message(OSError, ValueError)
 def main() -> None:
     args = parse_args()
     teacher = CLIPTeacher.from_open_clip(args.architecture, args.pretrained)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
@@ -12,7 +11,7 @@ from detectron2.utils import comm
 from ovd_d2.engine.launching import launch_processes
 from ovd_d2.engine.run import load_config
 from ovd_d2.engine.transfer import evaluate_transfer, transfer_table
-from ovd_d2.errors import SetupError
+from ovd_d2.errors import SetupError, exit_with_message
 
 EPILOG = """
 examples:
@@ -40,13 +39,11 @@ def split_datasets(words: list[str]) -> tuple[list[str], list[str]]:
     return words, []
 
 
+@exit_with_message(SetupError)
 def main(args: argparse.Namespace) -> None:
     names, opts = split_datasets(args.datasets)
-    try:
-        cfg = load_config(args.config_file, [*args.opts, *opts])
-        report = evaluate_transfer(cfg, args, names)
-    except SetupError as error:
-        sys.exit(str(error))
+    cfg = load_config(args.config_file, [*args.opts, *opts])
+    report = evaluate_transfer(cfg, args, names)
     if comm.is_main_process():
         print(transfer_table(report))
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
@@ -14,7 +13,7 @@ from ovd_d2.engine import build_open_vocabulary_model, check_setup
 from ovd_d2.engine.launching import add_launch_arguments, launch_processes
 from ovd_d2.engine.proposals import extract_proposals, proposal_manifest
 from ovd_d2.engine.run import load_config
-from ovd_d2.errors import SetupError
+from ovd_d2.errors import SetupError, exit_with_message
 
 EPILOG = """
 example (the config and the weights of a detector trained on base categories alone):
@@ -42,14 +41,8 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@exit_with_message(SetupError, CacheError, TypeError)  # TypeError: no first stage to ask
 def main(args: argparse.Namespace) -> None:
-    try:
-        run(args)
-    except (SetupError, CacheError, TypeError) as error:  # TypeError: no first stage to ask
-        sys.exit(str(error))
-
-
-def run(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, args.opts)
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = args.top_k
     cfg.MODEL.OVD.VOCABULARY = ""  # the first stage has no names

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from detectron2.config import LazyConfig
 from detectron2.engine import default_argument_parser
@@ -12,7 +11,7 @@ from detectron2.utils.file_io import PathManager
 
 from ovd_d2.engine.launching import launch_processes
 from ovd_d2.engine.lazy import evaluate, train
-from ovd_d2.errors import SetupError
+from ovd_d2.errors import SetupError, exit_with_message
 
 EPILOG = """
 examples:
@@ -27,17 +26,15 @@ examples:
 """
 
 
+@exit_with_message(SetupError)
 def main(args: argparse.Namespace) -> None:
-    try:
-        if not PathManager.isfile(args.config_file):
-            raise SetupError([f"--config-file: no file at '{args.config_file}'"])
-        cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
-        if args.eval_only:
-            evaluate(cfg, args)
-        else:
-            train(cfg, args)
-    except SetupError as error:
-        sys.exit(str(error))
+    if not PathManager.isfile(args.config_file):
+        raise SetupError([f"--config-file: no file at '{args.config_file}'"])
+    cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
+    if args.eval_only:
+        evaluate(cfg, args)
+    else:
+        train(cfg, args)
 
 
 if __name__ == "__main__":

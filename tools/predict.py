@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import ovd_d2  # noqa: F401 (registers the model)
 from ovd_d2.engine.run import load_config
-from ovd_d2.errors import SetupError
+from ovd_d2.errors import SetupError, exit_with_message
 from ovd_d2.predict_files import expand_inputs, predict_files
 from ovd_d2.predictor import OpenVocabularyPredictor
 
@@ -47,6 +46,7 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(args)
 
 
+@exit_with_message(SetupError, ValueError)
 def main(arguments: list[str] | None = None) -> None:
     args = parse_args(arguments)
     names = [name.strip() for name in args.names.split(",")] if args.names is not None else None
@@ -65,7 +65,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (SetupError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    main()

@@ -12,6 +12,7 @@ import ovd_d2  # noqa: F401  (registers the data sets)
 from ovd_d2.demo.pictograms import VAL_SET, Run, demo_steps, names_step
 from ovd_d2.demo.report import scene_for, write_report
 from ovd_d2.demo.steps import Pipeline, StepFailed
+from ovd_d2.errors import exit_with_message
 
 EPILOG = """
 examples:
@@ -56,8 +57,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     try:
-        main()
-    except StepFailed as error:
-        sys.exit(str(error))
+        with exit_with_message(StepFailed):
+            main()
     except KeyboardInterrupt:
         sys.exit("\nstopped; run it again to go on")

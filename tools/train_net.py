@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 
 from ovd_d2.engine.launching import launch_processes
 from ovd_d2.engine.run import evaluate, load_config, train
-from ovd_d2.errors import SetupError
+from ovd_d2.errors import SetupError, exit_with_message
 
 EPILOG = """
 examples:
@@ -26,15 +25,13 @@ examples:
 """
 
 
+@exit_with_message(SetupError)
 def main(args: argparse.Namespace) -> None:
-    try:
-        cfg: CfgNode = load_config(args.config_file, args.opts)
-        if args.eval_only:
-            evaluate(cfg, args)
-        else:
-            train(cfg, args)
-    except SetupError as error:
-        sys.exit(str(error))
+    cfg: CfgNode = load_config(args.config_file, args.opts)
+    if args.eval_only:
+        evaluate(cfg, args)
+    else:
+        train(cfg, args)
 
 
 if __name__ == "__main__":

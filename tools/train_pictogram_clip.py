@@ -23,6 +23,7 @@ from ovd_d2.clip.pictogram_clip import (
     train,
 )
 from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_TAG
+from ovd_d2.errors import exit_with_message
 
 EXAMPLE = """examples:
   make the weights in the package (about 16 minutes on two cores; killed, it continues):
@@ -73,6 +74,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@exit_with_message(OSError, ValueError)
 def evaluate(weights: str, args: argparse.Namespace) -> tuple[CLIPTeacher, CropAccuracy]:
     teacher = CLIPTeacher.from_open_clip(ARCHITECTURE, weights)
     settings = TrainingSettings(categories=args.categories, base_only=args.base_only)

@@ -38,6 +38,15 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """Where a tool runs the teacher, of each process where there are several."""
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="of the teacher: cpu, cuda, cuda:1, ... (default: cuda where there is one)",
+    )
+
+
 def launch_processes(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
     """Run `main(args)` in as many processes as the arguments or torchrun say.
 

@@ -11,7 +11,7 @@ import runpy
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from ovd_d2.cache import (
     dataset_fingerprint,
 )
 from ovd_d2.clip.teacher import CLIPTeacher
+from ovd_d2.data.mapper import transform_cached_proposals
 from ovd_d2.engine.run import load_config, train
 from ovd_d2.vocabulary import Vocabulary
 from tests.integration.conftest import TRAIN, MiniPictograms
@@ -372,18 +373,17 @@ def test_one_cache_serves_a_part_of_its_images(
 def test_one_cache_serves_fewer_proposals(
     cache: Path, tmp_path: Path, arguments: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes = []
-    read = EmbeddingCache.read
+    stored_rows, used_rows = [], []
 
-    def counted(self: EmbeddingCache, image_id: int, top_k: int | None = None, **kind: bool) -> Any:
-        record = read(self, image_id, top_k, **kind)
-        sizes.append(len(record))
-        assert torch.equal(record.boxes, self[image_id].boxes[:2]) or top_k is None
-        return record
+    def counted(stored: Mapping[str, Any], *args: Any) -> Any:
+        proposals = transform_cached_proposals(stored, *args)
+        stored_rows.append(len(stored["boxes"]))
+        used_rows.append(len(proposals))
+        return proposals
 
-    monkeypatch.setattr(EmbeddingCache, "read", counted)
-    monkeypatch.setattr(EmbeddingCache, "__getitem__", lambda self, k: read(self, k))
+    monkeypatch.setattr("ovd_d2.data.mapper.transform_cached_proposals", counted)
     options = {"MODEL__OVD__DISTILLATION__PROPOSALS_PER_IMAGE": 2}
     metrics = trained(cache, tmp_path / "out", arguments, **options)
-    assert sizes and max(sizes) == 2
+    assert max(stored_rows) > 2
+    assert max(used_rows) == 2
     assert np.isfinite(metrics["loss_distillation"])

@@ -1,0 +1,32 @@
+"""Tools that read no config say what is wrong with their arguments, without a traceback."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("build_vocabulary --names-file no/names.txt --output x", "names not found: no/names.txt"),
+        ("build_vocabulary --dataset no_such_set --output x", "'no_such_set' is not registered"),
+        (
+            "build_vocabulary --dataset pictograms_v1_val --pretrained no/weights.pt --output x",
+            "teacher weights not found: no/weights.pt",
+        ),
+        (
+            "convert_clip_backbone --architecture ViT-X --pretrained openai --output x",
+            "unknown open_clip architecture 'ViT-X'",
+        ),
+        ("train_pictogram_clip --evaluate no/weights.pt", "teacher weights not found"),
+    ],
+)
+def test_the_last_word_is_the_message(command: str, said: str):
+    tool, *arguments = command.split()
+    done = subprocess.run(
+        [sys.executable, f"tools/{tool}.py", *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr

@@ -56,11 +56,12 @@ def print_needs(cfg: CfgNode, num_gpus: int) -> None:
     memory = estimate_training_memory(cfg, images)
     rows = [
         [f"memory a process, {images} images", f"{readable_bytes(memory.total)} at least"],
-        ["  of it activations", f"{readable_bytes(memory.activations)}"],
-        ["  of it the online teacher", f"{readable_bytes(memory.teacher)}"],
-        ["checkpoints, all of them", f"{readable_bytes(checkpoint_bytes(cfg))}"],
-        [f"free on the disk of {cfg.OUTPUT_DIR}", f"{readable_bytes(free_bytes(cfg.OUTPUT_DIR))}"],
+        ["  of it activations", readable_bytes(memory.activations)],
+        ["checkpoints, all of them", readable_bytes(checkpoint_bytes(cfg))],
+        [f"free on the disk of {cfg.OUTPUT_DIR}", readable_bytes(free_bytes(cfg.OUTPUT_DIR))],
     ]
+    if memory.teacher:
+        rows.insert(2, ["  of it the online teacher", readable_bytes(memory.teacher)])
     print(tabulate(rows, ["needs (estimated)", ""], tablefmt="simple"))
     if checkpoint_bytes(cfg) > free_bytes(cfg.OUTPUT_DIR):
         raise SetupError(

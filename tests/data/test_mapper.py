@@ -94,6 +94,18 @@ def test_flip_by_hand():
     assert result.teacher_embeddings.tolist() == boxes.tolist()
 
 
+def test_a_rotated_proposal_is_the_box_around_its_four_corners():
+    boxes = random_boxes(6, 0)
+    turn = T.TransformList([T.RotationTransform(HEIGHT, WIDTH, 30, expand=True)])
+    size = (turn.transforms[0].bound_h, turn.transforms[0].bound_w)
+    before = boxes.clone()
+    result = transform_cached_proposals(encoded(boxes), turn, size, top_k=10)
+    torch.testing.assert_close(
+        result.proposal_boxes.tensor, expected_boxes(before, turn, size), atol=1e-3, rtol=0
+    )
+    assert torch.equal(boxes, before)  # the record is not changed
+
+
 def test_a_proposal_that_is_cropped_away_takes_its_embedding_with_it():
     boxes = torch.tensor([[0.0, 0, 10, 10], [50, 30, 70, 50], [5, 5, 45, 45]])
     crop = T.TransformList([T.CropTransform(40, 20, 40, 40)])

@@ -7,6 +7,7 @@ from typing import Any
 
 from ovd_d2.benchmark import speed, tables
 from ovd_d2.benchmark.stored_types import table_of as stored_type_table
+from ovd_d2.benchmark.sweeps import range_table as sweep_ranges
 
 Document = Mapping[str, Any]  # command, date, rows
 
@@ -79,6 +80,8 @@ def _sweeps_section(document: Document) -> str:
 ViLD-ensemble, box AP50; a dot a seed ({_seeds(document)} here), the line their mean, dotted the
 configs' own value. Written by `{document["command"]}` on {document["date"]}; numbers:
 [results/pictograms_sweeps.json](results/pictograms_sweeps.json).
+
+{sweep_ranges(document["rows"])}
 """
 
 

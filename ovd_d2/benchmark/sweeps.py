@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from tabulate import tabulate
 
 from ovd_d2.demo.pictograms import Run, benchmark_steps, evaluate_step, prompts_step, train_step
 from ovd_d2.demo.report import read_results
@@ -152,6 +153,26 @@ def collect_points(
     return rows
 
 
+def range_table(rows: Sequence[Row], sweeps: Sequence[Sweep] = SWEEPS) -> str:
+    """Markdown: between what the mean over seeds moves, and at which values."""
+    header = ["setting", "configs"]
+    header += [f"{label}, {end}" for label, _ in LINES.values() for end in ("least", "most")]
+    body = []
+    for sweep in sweeps:
+        cells = [sweep.label, sweep.default]
+        for metric in LINES:
+            means = {point.shown: _mean(rows, sweep, point, metric) for point in sweep.points}
+            for value in (min(means, key=means.__getitem__), max(means, key=means.__getitem__)):
+                cells.append(f"{means[value]:.1f} at {value}")
+        body.append(cells)
+    return tabulate(body, header, tablefmt="pipe", disable_numparse=True)
+
+
+def _mean(rows: Sequence[Row], sweep: Sweep, point: Point, metric: str) -> float:
+    mine = (row for row in rows if (row["sweep"], row["value"]) == (sweep.name, point.shown))
+    return statistics.mean(row[metric] for row in mine)
+
+
 def plot(rows: Sequence[Row], path: Path, sweeps: Sequence[Sweep] = SWEEPS) -> None:
     """A panel a sweep: mean over seeds, a dot a seed, the configs' own value marked."""
     figure, axes = plt.subplots(1, len(sweeps), figsize=(3.1 * len(sweeps), 3.2), squeeze=False)
@@ -169,7 +190,7 @@ def _panel(axis: Axes, sweep: Sweep, rows: Sequence[Row]) -> None:
     shown = [point.shown for point in sweep.points]
     for metric, (label, colour) in LINES.items():
         by_point = [[row[metric] for row in rows if row["value"] == value] for value in shown]
-        means = [statistics.mean(values) for values in by_point]
+        means = [_mean(rows, sweep, point, metric) for point in sweep.points]
         axis.plot(range(len(shown)), means, color=colour, label=label)
         for position, values in enumerate(by_point):
             axis.plot([position] * len(values), values, ".", color=colour, alpha=0.6)

@@ -5,7 +5,7 @@ import json
 import cv2
 import pytest
 
-from ovd_d2.benchmark.sweeps import SWEEPS, collect_points, plot, sweep_steps
+from ovd_d2.benchmark.sweeps import SWEEPS, collect_points, plot, range_table, sweep_steps
 from ovd_d2.demo.pictograms import Run
 from ovd_d2.demo.steps import repository_root
 from ovd_d2.engine.run import load_config
@@ -68,3 +68,12 @@ def test_plot_is_a_picture(measured, tmp_path):
     plot(measured, tmp_path / "sweeps.png")
     height, width = cv2.imread(str(tmp_path / "sweeps.png")).shape[:2]
     assert width > 3 * height > 600
+
+
+def test_range_table_by_hand(measured):
+    table = range_table(measured).splitlines()
+    assert len(table) == 2 + len(SWEEPS)
+    cells = [cell.strip() for cell in table[2].strip("|").split("|")]
+    assert cells[:2] == ["distillation weight w", "0.5"]
+    assert cells[2][:4] == cells[3][:4] == "60.0"
+    assert cells[4:] == ["30.5 at 0.1", "40.0 at 0.5"]  # means of the seeds 0 and 1

@@ -43,7 +43,7 @@ HEAD_REGIONS, HEAD_DIM = 1000, 512  # proposals of an LVIS image, width of CLIP 
 HEAD_TEMPERATURE = 0.01
 # What SOLVER.AMP means on a GPU; processors have no float16 arithmetic to speak of.
 HALF = {"cuda": torch.float16, "cpu": torch.bfloat16}
-ROUNDS = {"training": 12, "loading": 20, "inference": 30, "vocabulary": 5}
+ROUNDS = {"training": 12, "loading": 200, "inference": 30, "vocabulary": 5}
 
 Timed = Callable[[int], Any]
 Row = dict[str, Any]

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,7 @@ import pytest
         ("build_vocabulary --names-file no/names.txt --output x", "names not found: no/names.txt"),
         ("build_vocabulary --dataset no_such_set --output x", "'no_such_set' is not registered"),
         (
-            "build_vocabulary --dataset pictograms_v1_val --pretrained no/weights.pt --output x",
+            "build_vocabulary --names-file NAMES --pretrained no/weights.pt --output x",
             "teacher weights not found: no/weights.pt",
         ),
         (
@@ -22,8 +23,9 @@ import pytest
         ("train_pictogram_clip --evaluate no/weights.pt", "teacher weights not found"),
     ],
 )
-def test_the_last_word_is_the_message(command: str, said: str):
-    tool, *arguments = command.split()
+def test_the_last_word_is_the_message(command: str, said: str, tmp_path: Path):
+    (tmp_path / "names.txt").write_text("red anchor\n")
+    tool, *arguments = command.replace("NAMES", str(tmp_path / "names.txt")).split()
     done = subprocess.run(
         [sys.executable, f"tools/{tool}.py", *arguments], capture_output=True, text=True
     )

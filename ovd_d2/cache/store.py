@@ -138,8 +138,8 @@ class RecordStore:
         Raises:
             KeyError, DamagedFileError: as `read`.
         """
-        index = self._index
-        row = index.find(int(image_id))
+        index, image_id = self._index, int(image_id)
+        row = index.find(image_id)
         if row is None:
             raise KeyError(f"image {image_id} is not in {self.path} ({len(self)} images)")
         shard, start, count = int(index.shard[row]), int(index.start[row]), int(index.rows[row])

@@ -82,6 +82,13 @@ def test_membership_and_unknown_ids(tmp_path: Path, build: Callable) -> None:
         cache[6]
 
 
+def test_ids_may_be_numpys(tmp_path: Path, build: Callable) -> None:
+    cache = EmbeddingCache(build(tmp_path))
+    image_id = next(iter(cache))
+    for number in (np.int64(image_id), np.int32(image_id)):
+        assert torch.equal(cache[number].boxes, cache[image_id].boxes)
+
+
 def test_changing_a_read_record_changes_nothing_else(tmp_path: Path, build: Callable) -> None:
     cache = EmbeddingCache(build(tmp_path))
 

@@ -42,9 +42,26 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
     """Where a tool runs the teacher, of each process where there are several."""
     parser.add_argument(
         "--device",
+        type=usable_device,
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="of the teacher: cpu, cuda, cuda:1, ... (default: cuda where there is one)",
     )
+
+
+def usable_device(name: str) -> str:
+    """The name, for argparse, if PyTorch knows it and finds that GPU on this machine."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(
+            f"'{name}' is no device of PyTorch; expected cpu, cuda, cuda:1, ..."
+        ) from None
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise argparse.ArgumentTypeError(
+            f"'{name}' is not there: PyTorch finds {count} GPUs on this machine; cpu always works"
+        )
+    return name
 
 
 def launch_processes(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:

@@ -9,10 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ovd_d2.cache import EmbeddingCache
 from ovd_d2.engine import launching
-from ovd_d2.engine.launching import add_launch_arguments, launch_processes
+from ovd_d2.engine.launching import (
+    add_device_argument,
+    add_launch_arguments,
+    launch_processes,
+    usable_device,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = str(Path(__file__).with_name("rank_build.py"))
@@ -63,3 +69,33 @@ def test_torchrun_is_known_by_all_its_variables(monkeypatch: pytest.MonkeyPatch)
     assert launching.under_torchrun()
     monkeypatch.delenv("LOCAL_RANK")
     assert not launching.under_torchrun()
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "said"),
+    [
+        ("nothere", 8, "'nothere' is no device of PyTorch"),
+        ("cuda", 0, "PyTorch finds 0 GPUs"),
+        ("cuda:2", 2, "'cuda:2' is not there: PyTorch finds 2 GPUs"),
+    ],
+)
+def test_a_device_that_is_not_there(
+    name: str,
+    gpus: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    parser = argparse.ArgumentParser()
+    add_device_argument(parser)
+    assert parser.parse_args(["--device", "cpu"]).device == "cpu"
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--device", name])
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:1"])
+def test_a_gpu_that_is_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert usable_device(name) == name

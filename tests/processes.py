@@ -7,6 +7,7 @@ import signal
 import tempfile
 import threading
 import traceback
+import uuid
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 CRASHED = 137
+# Where gloo groups meet: a file each, which gloo leaves behind.
+MEETINGS = tempfile.TemporaryDirectory(prefix="ovd_d2-ranks-")
 # What changes a file system. `Path` and `shutil` call these too.
 _CALLS = ("replace", "unlink", "rmdir", "mkdir", "fsync")
 
@@ -44,9 +47,7 @@ def exit_code(child: int) -> int:
 
 def start_ranks(count: int, function: Callable[[int], object]) -> list[int]:
     """Start `function(rank)` in `count` processes that form a gloo group; returns their ids."""
-    handle, meeting = tempfile.mkstemp(prefix="ranks-")
-    os.close(handle)
-    os.unlink(meeting)
+    meeting = Path(MEETINGS.name) / uuid.uuid4().hex
 
     def run(rank: int) -> None:
         dist.init_process_group(

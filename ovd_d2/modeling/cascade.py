@@ -10,11 +10,11 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads
 from detectron2.modeling.roi_heads.cascade_rcnn import _ScaleGradient
 from detectron2.structures import Instances
+from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
-from ovd_d2.losses import distillation_l1
 from ovd_d2.modeling.box_head import OpenVocabularyOutputLayers
-from ovd_d2.modeling.roi_heads import ViLDROIHeads
+from ovd_d2.modeling.roi_heads import ViLDROIHeads, run_together
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -52,29 +52,50 @@ class ViLDCascadeROIHeads(ViLDROIHeads, CascadeROIHeads):
         """One a stage."""
         return list(self.box_predictor)
 
-    def _distillation_losses(self, pooled: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        if self.image_head is not None:
-            return super()._distillation_losses(pooled, teacher)
-        # As with the other losses of Detectron2's cascade: each stage's own parameters see its
-        # whole loss, the features below see the mean over the stages.
-        pooled = _ScaleGradient.apply(pooled, 1.0 / self.num_cascade_stages)
-        students = (
-            predictor.embed(head(pooled))
-            for predictor, head in zip(self.predictors, self.box_head, strict=True)
-        )
-        return {
-            f"loss_distillation_stage{k}": distillation_l1(
-                student, teacher, self.distillation_weight
-            )
-            for k, student in enumerate(students)
-        }
+    def _shared_box_losses(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances],
+        cached_proposals: list[Instances],
+    ) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = {}
+        cached = self._pool_stage(features, cached_proposals)
+        for k, (head, predictor) in enumerate(zip(self.box_head, self.predictors, strict=True)):
+            pooled = self._pool_stage(features, proposals)
+            region, cached_region = run_together(head, pooled, cached)
+            predictions = predictor(region)
+            with get_event_storage().name_scope(f"stage{k}"):
+                stage = predictor.losses(predictions, proposals)
+            student = predictor.embed(cached_region)
+            stage["loss_distillation"] = self._distillation_loss(student, cached_proposals)
+            losses.update({f"{name}_stage{k}": loss for name, loss in stage.items()})
+            if k + 1 < self.num_cascade_stages:
+                proposals = self._refine(predictor, predictions, proposals)
+                proposals = self._match_and_label_boxes(proposals, k + 1, targets)
+        return losses
+
+    def _pool_stage(self, features: dict[str, Tensor], regions: list[Instances]) -> Tensor:
+        """As in Detectron2's cascade: each stage's own parameters see its whole loss, the features
+        below see the mean over the stages."""
+        return _ScaleGradient.apply(self._pool(features, regions), 1.0 / self.num_cascade_stages)
+
+    def _refine(
+        self,
+        predictor: OpenVocabularyOutputLayers,
+        predictions: tuple[Tensor, Tensor],
+        regions: list[Instances],
+    ) -> list[Instances]:
+        """The next stage's regions: the boxes that this one predicts."""
+        boxes = predictor.predict_boxes(predictions, regions)
+        return self._create_proposals_from_boxes(boxes, [x.image_size for x in regions])
 
     def _forward_box(
         self,
         features: dict[str, Tensor],
         proposals: list[Instances],
         targets: list[Instances] | None = None,
-    ) -> dict[str, Tensor] | list[Instances]:
+    ) -> Any:
         if self.training:
             return CascadeROIHeads._forward_box(self, features, proposals, targets)
         probs, deltas, regions = self._run_stages(features, proposals)
@@ -85,15 +106,13 @@ class ViLDCascadeROIHeads(ViLDROIHeads, CascadeROIHeads):
         self, features: dict[str, Tensor], regions: list[Instances]
     ) -> tuple[Tensor, Tensor, list[Instances]]:
         """(N, C) mean scores; (N, 4) deltas and the regions of the last stage, N in all."""
-        image_sizes = [x.image_size for x in regions]
-        summed, boxes = None, None
+        summed, refined = None, regions
         for head, predictor in zip(self.box_head, self.predictors, strict=True):
-            if boxes is not None:
-                regions = self._create_proposals_from_boxes(boxes, image_sizes)
+            regions = refined
             pooled = self._pool(features, regions)
             region = head(pooled)
             logits, deltas = predictor(region)
             scores = self._scores(predictor, logits, pooled, region)
             summed = scores if summed is None else summed + scores
-            boxes = predictor.predict_boxes((logits, deltas), regions)
+            refined = self._refine(predictor, (logits, deltas), regions)
         return summed / self.num_cascade_stages, deltas, regions

@@ -11,8 +11,8 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads, build_box_head
-from detectron2.structures import ImageList, Instances
-from torch import Tensor
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor, nn
 
 from ovd_d2 import scoring
 from ovd_d2.losses import distillation_l1
@@ -55,6 +55,11 @@ def get_variant(name: str) -> Variant:
     if name not in VARIANTS:
         raise KeyError(f"MODEL.OVD.VARIANT must be one of {', '.join(VARIANTS)}; got '{name}'")
     return VARIANTS[name]
+
+
+def run_together(head: nn.Module, *pooled: Tensor) -> tuple[Tensor, ...]:
+    """`head` of all (N_i, ...) in one batch, given back as one tensor (N_i, ...) each."""
+    return head(torch.cat(pooled)).split([len(part) for part in pooled])
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -167,27 +172,54 @@ class ViLDROIHeads(StandardROIHeads):
         cached_proposals: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
         """See :meth:`StandardROIHeads.forward`; `cached_proposals` as the class says."""
-        instances, losses = super().forward(images, features, proposals, targets)
-        if self.training and self.variant.distils:
-            if cached_proposals is None:
-                raise ValueError(
-                    "this variant learns from cached proposals, but the batch has none: set "
-                    "MODEL.OVD.DISTILLATION.CACHE and use OpenVocabularyDatasetMapper"
-                )
-            pooled = self._pool(features, cached_proposals)
-            # One type first: autocast refuses to join rows of a 16-bit type that is not its own.
-            teacher = torch.cat([x.teacher_embeddings.float() for x in cached_proposals])
-            losses.update(self._distillation_losses(pooled, teacher))
-        return instances, losses
-
-    def _distillation_losses(self, pooled: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        """Of the cached proposals: pooled features (N, C, H, W), teacher embeddings (N, D)."""
+        if not (self.training and self.variant.distils):
+            return super().forward(images, features, proposals, targets)
+        if cached_proposals is None:
+            raise ValueError(
+                "this variant learns from cached proposals, but the batch has none: set "
+                "MODEL.OVD.DISTILLATION.CACHE and use OpenVocabularyDatasetMapper"
+            )
+        if targets is None:
+            raise ValueError("training needs ground truth: the batch has no 'instances'")
+        proposals = self.label_and_sample_proposals(proposals, targets)
         if self.image_head is not None:
-            student = self.image_head(pooled)
+            losses = self._forward_box(features, proposals, targets)
+            student = self.image_head(self._pool(features, cached_proposals))
+            losses["loss_distillation"] = self._distillation_loss(student, cached_proposals)
         else:
-            student = self.box_predictor.embed(self.box_head(pooled))
-        loss = distillation_l1(student, teacher, self.distillation_weight)
-        return {"loss_distillation": loss}
+            losses = self._shared_box_losses(features, proposals, targets, cached_proposals)
+        losses.update(self._forward_mask(features, proposals))
+        losses.update(self._forward_keypoint(features, proposals))
+        return proposals, losses
+
+    def _shared_box_losses(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances],
+        cached_proposals: list[Instances],
+    ) -> dict[str, Tensor]:
+        """Losses of one head for both branches: all regions pass it together, as in the official
+        code, so that its batch norms see in training what they have to stand for at test time."""
+        sampled, cached = run_together(
+            self.box_head, self._pool(features, proposals), self._pool(features, cached_proposals)
+        )
+        predictions = self.box_predictor(sampled)
+        losses = self.box_predictor.losses(predictions, proposals)
+        student = self.box_predictor.embed(cached)
+        losses["loss_distillation"] = self._distillation_loss(student, cached_proposals)
+        if self.train_on_pred_boxes:  # last: the losses above belong to the proposals
+            with torch.no_grad():
+                boxes = self.box_predictor.predict_boxes_for_gt_classes(predictions, proposals)
+            for one, predicted in zip(proposals, boxes, strict=True):
+                one.proposal_boxes = Boxes(predicted)
+        return losses
+
+    def _distillation_loss(self, student: Tensor, cached_proposals: list[Instances]) -> Tensor:
+        """Of region embeddings (N, D) of the N cached proposals of the batch."""
+        # One type first: autocast refuses to join rows of a 16-bit type that is not its own.
+        teacher = torch.cat([x.teacher_embeddings.float() for x in cached_proposals])
+        return distillation_l1(student, teacher, self.distillation_weight)
 
     def _pool(self, features: dict[str, Tensor], proposals: list[Instances]) -> Tensor:
         return self.box_pooler(
@@ -195,8 +227,12 @@ class ViLDROIHeads(StandardROIHeads):
         )
 
     def _forward_box(
-        self, features: dict[str, Tensor], proposals: list[Instances]
-    ) -> dict[str, Tensor] | list[Instances]:
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,  # a cascade's
+    ) -> Any:
+        """As Detectron2's: in training a dict of losses, else one `Instances` an image."""
         if self.training:
             return super()._forward_box(features, proposals)
         probs, deltas = self._classify(features, proposals)  # the logits are gone by now

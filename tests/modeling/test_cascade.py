@@ -5,9 +5,10 @@ from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
+from ovd_d2.losses import distillation_l1
 from ovd_d2.modeling import VARIANTS
 from ovd_d2.scoring import mix_objectness, text_probabilities
-from tests.tiny import random_units, tiny_config, tiny_input, tiny_vocabulary
+from tests.tiny import tiny_config, tiny_input, tiny_vocabulary
 
 STAGES = 3
 
@@ -77,16 +78,37 @@ def test_text_embeddings_stay_frozen_over_a_training_step():
 
 def test_features_see_the_mean_of_the_stages_distillation_gradients():
     heads = make_model("vild").roi_heads.train()
-    teacher = random_units(5)
-    summed = torch.randn(5, 16, 6, 6, generator=torch.Generator().manual_seed(1))
-    summed.requires_grad_()
-    sum(heads._distillation_losses(summed, teacher).values()).backward()
-    each = []
-    for k in range(STAGES):
-        alone = summed.detach().clone().requires_grad_()
-        heads._distillation_losses(alone, teacher)[f"loss_distillation_stage{k}"].backward()
-        each.append(alone.grad * STAGES)  # without the scale
-    torch.testing.assert_close(summed.grad, torch.stack(each).mean(dim=0))
+    features = {name: map.requires_grad_() for name, map in random_features().items()}
+    record = tiny_input()
+    cached = record["cached_proposals"]
+    with EventStorage():
+        _, losses = heads(
+            None, features, [proposals_of([[4.0] * 4], [0.0])], [record["instances"]], [cached]
+        )
+    for k, predictor in enumerate(heads.predictors):
+        student = predictor.embed(heads.box_head[k](heads._pool(features, [cached])))
+        plain = distillation_l1(student, cached.teacher_embeddings, heads.distillation_weight)
+        expected = torch.autograd.grad(plain, features["p2"])[0] / STAGES
+        loss = losses[f"loss_distillation_stage{k}"]
+        torch.testing.assert_close(loss, plain)
+        (gradient,) = torch.autograd.grad(loss, features["p2"], retain_graph=True)
+        torch.testing.assert_close(gradient, expected)
+
+
+def test_a_shared_head_learns_to_classify_as_detectron2s_cascade_does():
+    """Without norms the cached proposals change nothing for the sampled ones."""
+    heads = make_model("vild").roi_heads.train()
+    record, features = tiny_input(), random_features()
+    proposals, targets = [proposals_of([[4.0, 4.0, 36.0, 40.0]], [0.0])], [record["instances"]]
+    torch.manual_seed(0)
+    with EventStorage():
+        _, losses = heads(None, features, proposals, targets, [record["cached_proposals"]])
+    torch.manual_seed(0)
+    with EventStorage():
+        _, expected = CascadeROIHeads.forward(heads, None, features, proposals, targets)
+    assert set(losses) == {*expected, *(f"loss_distillation_stage{k}" for k in range(STAGES))}
+    for name, loss in expected.items():
+        torch.testing.assert_close(losses[name], loss)
 
 
 def proposals_of(boxes, objectness):
@@ -96,11 +118,15 @@ def proposals_of(boxes, objectness):
     return proposals
 
 
-def detect(heads, proposals):
-    features = {
+def random_features():
+    return {
         f"p{k}": torch.randn(1, 16, 64 >> k, 64 >> k, generator=torch.Generator().manual_seed(k))
         for k in (2, 3, 4, 5)
     }
+
+
+def detect(heads, proposals):
+    features = random_features()
     return features, heads._forward_box(features, [proposals])[0]
 
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from ovd_d2 import scoring
@@ -64,6 +65,61 @@ def test_shared_head_distils_into_the_text_trunk_and_a_separate_one_does_not():
         assert (gradient is not None and gradient.abs().sum() > 0) == shared
         if not shared:
             assert model.roi_heads.image_head.projection.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("variant", "text", "image"),
+    [("vild_text", [32], []), ("vild", [32 + 6], []), ("vild_ensemble", [32], [6])],
+)
+def test_regions_that_pass_a_head_together(variant, text, image):
+    """Batch norms of a shared head take their statistics over the regions of both branches."""
+    heads = (model := make_model(variant, norm="BN")).roi_heads
+    seen = {"text": [], "image": []}
+    heads.box_head.register_forward_hook(lambda _, args, __: seen["text"].append(len(args[0])))
+    if heads.image_head is not None:
+        heads.image_head.register_forward_hook(
+            lambda _, args, __: seen["image"].append(len(args[0]))
+        )
+    training_losses(model, tiny_input(), tiny_input(seed=1))
+    assert seen == {"text": text, "image": image}
+
+
+def test_without_norms_a_shared_heads_losses_do_not_depend_on_the_other_regions():
+    losses = {}
+    for variant in ("vild_text", "vild"):
+        model = make_model(variant)
+        torch.manual_seed(1)  # of the sampling
+        losses[variant] = training_losses(model, tiny_input(), tiny_input(seed=1))
+    for name, loss in losses["vild_text"].items():
+        torch.testing.assert_close(losses["vild"][name], loss)
+
+
+@pytest.mark.parametrize("variant", ["vild", "vild_ensemble"])
+def test_masks_can_be_trained_on_predicted_boxes(variant):
+    model = make_model(variant)
+    heads, regions = model.roi_heads, []
+    heads.train_on_pred_boxes = True
+    forward_mask = heads._forward_mask
+    heads._forward_mask = lambda features, proposals: (
+        regions.extend(proposals) or forward_mask(features, proposals)
+    )
+    heads.box_predictor.bbox_pred.bias.data[0] = 1.0  # a tenth of a width to the right
+    torch.nn.init.zeros_(heads.box_predictor.bbox_pred.weight)
+    proposals = [proposals_at([[10.0, 10.0, 30.0, 30.0]])]
+    record = tiny_input(objects=0)
+    features = model.backbone(model.preprocess_image([record]).tensor)
+    with EventStorage():
+        heads.train()(
+            None, features, proposals, [record["instances"]], [record["cached_proposals"]]
+        )
+    assert regions[0].proposal_boxes.tensor.tolist() == [[12.0, 10.0, 32.0, 30.0]]
+
+
+def proposals_at(boxes):
+    proposals = Instances((64, 64))
+    proposals.proposal_boxes = Boxes(torch.tensor(boxes))
+    proposals.objectness_logits = torch.zeros(len(boxes))
+    return proposals
 
 
 def test_text_embeddings_stay_frozen_over_a_training_step():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -51,3 +53,25 @@ def suppress_novel_logits(logits: Tensor, is_novel: Tensor, mode: str) -> Tensor
     value = 0.0 if mode == "zero" else float("-inf")
     columns = torch.cat([is_novel, is_novel.new_zeros(1)])  # (C + 1,): background stays
     return logits.masked_fill(columns, value)
+
+
+def level_huber_loss(
+    predicted: Sequence[Tensor], targets: Sequence[Tensor], delta: float
+) -> Tensor:
+    """Box loss of the RPN in the official ViLD code: the mean over coordinates of each pyramid
+    level, summed over the levels.
+
+    Args:
+        predicted: of each level (P_l, 4), the deltas predicted for its positive anchors.
+        targets: of each level (P_l, 4).
+        delta: where the loss turns linear: 0.5 x^2 below, delta * (|x| - delta / 2) above.
+
+    Returns:
+        Scalar. A level without positive anchors adds 0, still connected to the graph.
+    """
+    return torch.stack(
+        [
+            F.huber_loss(ours, theirs, delta=delta) if len(ours) else ours.sum()
+            for ours, theirs in zip(predicted, targets, strict=True)
+        ]
+    ).sum()

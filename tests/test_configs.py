@@ -58,6 +58,7 @@ def _numbers(module: torch.nn.Module) -> dict:
     predictor = heads.box_predictor
     return {
         "pixels": (module.pixel_mean.tolist(), module.pixel_std.tolist(), module.input_format),
+        "rpn loss": type(rpn),
         "rpn": (rpn.pre_nms_topk, rpn.post_nms_topk, rpn.nms_thresh, rpn.smooth_l1_beta),
         "rpn sampling": (rpn.batch_size_per_image, rpn.positive_fraction),
         "anchors": [cell.tolist() for cell in rpn.anchor_generator.cell_anchors],

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from ovd_d2.losses import distillation_l1, suppress_novel_logits
+from ovd_d2.losses import distillation_l1, level_huber_loss, suppress_novel_logits
 
 
 def test_distillation_is_the_mean_over_rows_of_summed_differences():
@@ -78,3 +78,20 @@ def test_novel_logits_are_suppressed_and_background_is_not(mode, value):
 def test_unknown_mode_is_refused():
     with pytest.raises(ValueError, match="'minus'"):
         suppress_novel_logits(torch.zeros(1, 2), torch.tensor([False]), "minus")
+
+
+def test_box_loss_of_levels_is_the_sum_of_their_means():
+    predicted = [torch.tensor([[0.1, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]), torch.ones(1, 4)]
+    targets = [torch.zeros(2, 4), torch.tensor([[0.0, 1.0, 1.0, 1.0]])]
+    delta = 0.5
+    small, large = 0.5 * 0.1**2, delta * (1.0 - delta / 2)  # below and above delta
+    expected = (small + large) / 8 + large / 4
+    assert level_huber_loss(predicted, targets, delta).item() == pytest.approx(expected)
+
+
+def test_a_level_without_positive_anchors_adds_nothing_with_a_live_graph():
+    whole = torch.ones(3, 4, requires_grad=True)
+    loss = level_huber_loss([whole[:0], whole[:0]], [torch.zeros(0, 4)] * 2, 1 / 9)
+    assert loss.item() == 0.0
+    loss.backward()
+    assert torch.equal(whole.grad, torch.zeros(3, 4))

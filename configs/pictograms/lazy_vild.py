@@ -5,6 +5,7 @@ from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
+from detectron2.modeling.proposal_generator import RPN
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
@@ -31,6 +32,7 @@ model.backbone = L(FPN)(
 )
 
 model.proposal_generator.update(
+    _target_=RPN,
     in_features=LEVELS[1:],
     pre_nms_topk=(300, 200),
     post_nms_topk=(200, 50),

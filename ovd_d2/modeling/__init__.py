@@ -16,13 +16,14 @@ from ovd_d2.modeling.classifier import CLIPClassifier
 from ovd_d2.modeling.mask_head import ClassAgnosticPointRendMaskHead
 from ovd_d2.modeling.meta_arch import OpenVocabularyRCNN
 from ovd_d2.modeling.roi_heads import VARIANTS, Variant, ViLDROIHeads
-from ovd_d2.modeling.rpn import NormRPNHead
+from ovd_d2.modeling.rpn import LevelMeanRPN, NormRPNHead
 
 __all__ = [
     "VARIANTS",
     "CLIPClassifier",
     "ClassAgnosticPointRendMaskHead",
     "EmbeddingProjection",
+    "LevelMeanRPN",
     "NormRPNHead",
     "OpenVocabularyOutputLayers",
     "OpenVocabularyRCNN",

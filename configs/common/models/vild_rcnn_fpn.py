@@ -7,6 +7,7 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 
 from ovd_d2.modeling import (
     CLIPClassifier,
+    LevelMeanRPN,
     NormRPNHead,
     OpenVocabularyOutputLayers,
     OpenVocabularyRCNN,
@@ -24,6 +25,7 @@ model.backbone.bottom_up.stem.norm = model.backbone.bottom_up.stages.norm = "Syn
 model.backbone.bottom_up.stages.stride_in_1x1 = False
 model.pixel_std = [57.375, 57.12, 58.395]
 
+model.proposal_generator._target_ = LevelMeanRPN
 model.proposal_generator.head = L(NormRPNHead)(
     in_channels=256, num_anchors=3, conv_dims=[-1, -1], norm="SyncBN"
 )

@@ -7,7 +7,6 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads
 from detectron2.utils.file_io import PathManager
 
 from ovd_d2.cache import CacheError, EmbeddingCache, ProposalStore, check_compatible
@@ -90,7 +89,7 @@ def precision_problems(enabled: bool, device: str, key: str) -> list[str]:
 
 
 def classify_with_problems(cfg: CfgNode) -> list[str]:
-    """Models that the teacher on crops cannot take the place of, or stand beside."""
+    """Models that the teacher on crops cannot take the place of."""
     key = f"MODEL.OVD.CLASSIFY_WITH {cfg.MODEL.OVD.CLASSIFY_WITH}"
     if cfg.MODEL.OVD.CLASSIFY_WITH == "detector":
         return []
@@ -98,15 +97,6 @@ def classify_with_problems(cfg: CfgNode) -> list[str]:
         return [
             f"{key} needs MODEL.META_ARCHITECTURE OpenVocabularyRCNN, it is "
             f"{cfg.MODEL.META_ARCHITECTURE}"
-        ]
-    heads = cfg.MODEL.ROI_HEADS.NAME
-    is_cascade = heads in ROI_HEADS_REGISTRY and issubclass(
-        ROI_HEADS_REGISTRY.get(heads), CascadeROIHeads
-    )
-    if cfg.MODEL.OVD.CLASSIFY_WITH == "text_and_clip_crops" and is_cascade:
-        return [
-            f"{key} mixes the teacher with heads of one stage, but MODEL.ROI_HEADS.NAME {heads} is "
-            "a cascade: evaluate a model with ViLDROIHeads, or set CLASSIFY_WITH clip_crops"
         ]
     return []
 

@@ -78,10 +78,8 @@ class CropClassifier(nn.Module):
     def _with_text_branch(
         self, probs: Tensor, features: dict[str, Tensor], proposals: list[Instances]
     ) -> tuple[Tensor, list[Tensor]]:
-        heads = self.detector.roi_heads
-        text_probs, deltas = heads.predict_text(features, proposals)
-        boxes = heads.box_predictor.predict_boxes((text_probs, deltas), proposals)
-        return heads.ensemble(text_probs, probs), list(boxes)
+        text_probs, boxes = self.detector.roi_heads.predict_text(features, proposals)
+        return self.detector.roi_heads.ensemble(text_probs, probs), boxes
 
     def _select(
         self, probs: Tensor, boxes: list[Tensor], proposals: list[Instances]
@@ -118,13 +116,6 @@ def with_crop_classifier(cfg: CfgNode, detector: nn.Module) -> CropClassifier:
             f"MODEL.OVD.CLASSIFY_WITH {cfg.MODEL.OVD.CLASSIFY_WITH} needs "
             f"MODEL.META_ARCHITECTURE OpenVocabularyRCNN, got {type(detector).__name__}"
         )
-    text_branch = cfg.MODEL.OVD.CLASSIFY_WITH == "text_and_clip_crops"
-    if text_branch and len(detector.roi_heads.predictors) > 1:
-        raise TypeError(
-            "MODEL.OVD.CLASSIFY_WITH text_and_clip_crops mixes the teacher with heads of one "
-            f"stage, got {type(detector.roi_heads).__name__}: evaluate a model with ViLDROIHeads, "
-            "or set CLASSIFY_WITH clip_crops"
-        )
     return CropClassifier(
         detector=detector.eval(),
         teacher=CLIPTeacher.from_open_clip(
@@ -132,7 +123,7 @@ def with_crop_classifier(cfg: CfgNode, detector: nn.Module) -> CropClassifier:
             cfg.MODEL.OVD.TEACHER.PRETRAINED,
             device=cfg.MODEL.DEVICE,
         ),
-        text_branch=text_branch,
+        text_branch=cfg.MODEL.OVD.CLASSIFY_WITH == "text_and_clip_crops",
         objectness_weight=cfg.MODEL.OVD.OBJECTNESS_WEIGHT,
         score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
         nms_threshold=cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -13,6 +13,7 @@ from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
+from ovd_d2 import scoring
 from ovd_d2.modeling.box_head import OpenVocabularyOutputLayers
 from ovd_d2.modeling.roi_heads import ViLDROIHeads, run_together
 
@@ -98,12 +99,24 @@ class ViLDCascadeROIHeads(ViLDROIHeads, CascadeROIHeads):
     ) -> Any:
         if self.training:
             return CascadeROIHeads._forward_box(self, features, proposals, targets)
-        probs, deltas, regions = self._run_stages(features, proposals)
+        probs, deltas, regions = self._run_stages(features, proposals, self._scores)
         probs = self._mix_objectness(probs, proposals)
         return self.predictors[-1].select_detections(probs, deltas, regions)
 
+    def predict_text(
+        self, features: dict[str, Tensor], proposals: list[Instances]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """See :meth:`ViLDROIHeads.predict_text`: the mean over the stages, the last one's boxes."""
+        probs, deltas, regions = self._run_stages(
+            features, proposals, lambda _, logits, *__: scoring.text_probabilities(logits)
+        )
+        return probs, list(self.predictors[-1].predict_boxes((probs, deltas), regions))
+
     def _run_stages(
-        self, features: dict[str, Tensor], regions: list[Instances]
+        self,
+        features: dict[str, Tensor],
+        regions: list[Instances],
+        score: Callable[[OpenVocabularyOutputLayers, Tensor, Tensor, Tensor], Tensor],
     ) -> tuple[Tensor, Tensor, list[Instances]]:
         """(N, C) mean scores; (N, 4) deltas and the regions of the last stage, N in all."""
         summed, refined = None, regions
@@ -112,7 +125,7 @@ class ViLDCascadeROIHeads(ViLDROIHeads, CascadeROIHeads):
             pooled = self._pool(features, regions)
             region = head(pooled)
             logits, deltas = predictor(region)
-            scores = self._scores(predictor, logits, pooled, region)
+            scores = score(predictor, logits, pooled, region)
             summed = scores if summed is None else summed + scores
             refined = self._refine(predictor, (logits, deltas), regions)
         return summed / self.num_cascade_stages, deltas, regions

@@ -250,10 +250,12 @@ class ViLDROIHeads(StandardROIHeads):
 
     def predict_text(
         self, features: dict[str, Tensor], proposals: list[Instances]
-    ) -> tuple[Tensor, Tensor]:
-        """The text branch alone: (N, C) probabilities and (N, 4) box deltas of N proposals."""
-        logits, deltas = self.box_predictor(self.box_head(self._pool(features, proposals)))
-        return scoring.text_probabilities(logits), deltas
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The text branch alone: (N, C) probabilities of N proposals, and the boxes it makes of
+        them, (K, 4) an image."""
+        predictions = self.box_predictor(self.box_head(self._pool(features, proposals)))
+        boxes = self.box_predictor.predict_boxes(predictions, proposals)
+        return scoring.text_probabilities(predictions[0]), list(boxes)
 
     def _mix_objectness(self, probs: Tensor, proposals: list[Instances]) -> Tensor:
         if self.objectness_weight == 0:

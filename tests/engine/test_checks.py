@@ -215,16 +215,6 @@ def test_mixed_precision_without_a_gpu_is_refused_in_training_alone(cfg):
     check_setup(cfg, DICTS)
 
 
-def test_a_cascade_cannot_be_mixed_with_the_teacher_on_crops(cfg):
-    cfg.MODEL.OVD.CLASSIFY_WITH = "text_and_clip_crops"
-    check_setup(cfg)
-    cfg.MODEL.ROI_HEADS.NAME = "ViLDCascadeROIHeads"
-    (problem,) = problems_of(cfg, None)
-    assert "MODEL.ROI_HEADS.NAME ViLDCascadeROIHeads is a cascade" in problem
-    cfg.MODEL.OVD.CLASSIFY_WITH = "clip_crops"
-    check_setup(cfg)
-
-
 def test_a_closed_vocabulary_cannot_be_classified_by_the_teacher(cfg):
     cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
     cfg.MODEL.OVD.CLASSIFY_WITH = "clip_crops"

@@ -157,6 +157,18 @@ def test_scores_by_variant(variant):
 
 
 @torch.no_grad()
+def test_the_text_branch_of_an_ensemble_alone():
+    heads = make_model("vild_ensemble").roi_heads.eval()
+    proposals = [proposals_at([[4.0, 4.0, 36.0, 40.0], [0.0, 0.0, 9.0, 9.0]])]
+    features = {f"p{k}": torch.rand(1, 16, 64 >> k, 64 >> k) for k in (2, 3)}
+    probs, boxes = heads.predict_text(features, proposals)
+    logits, deltas = heads.box_predictor(heads.box_head(heads._pool(features, proposals)))
+    torch.testing.assert_close(probs, text_probabilities(logits))
+    (expected,) = heads.box_predictor.predict_boxes((logits, deltas), proposals)
+    torch.testing.assert_close(boxes[0], expected)
+
+
+@torch.no_grad()
 def test_a_vocabulary_of_one_name_detects_and_segments():
     model = make_model("vild_ensemble", tiny_vocabulary(["dog"])).eval()
     found = model([tiny_input()])[0]["instances"]

@@ -62,16 +62,16 @@ def level_huber_loss(
     level, summed over the levels.
 
     Args:
-        predicted: of each level (P_l, 4), the deltas predicted for its positive anchors.
-        targets: of each level (P_l, 4).
+        predicted: of each level (P_l, 4), the deltas predicted for its positive anchors, any type.
+        targets: of each level (P_l, 4), float32.
         delta: where the loss turns linear: 0.5 x^2 below, delta * (|x| - delta / 2) above.
 
     Returns:
-        Scalar. A level without positive anchors adds 0, still connected to the graph.
+        Scalar float32. A level without positive anchors adds 0, still connected to the graph.
     """
     return torch.stack(
         [
-            F.huber_loss(ours, theirs, delta=delta) if len(ours) else ours.sum()
+            F.huber_loss(ours.float(), theirs, delta=delta) if len(ours) else ours.float().sum()
             for ours, theirs in zip(predicted, targets, strict=True)
         ]
     ).sum()

@@ -89,6 +89,13 @@ def test_box_loss_of_levels_is_the_sum_of_their_means():
     assert level_huber_loss(predicted, targets, delta).item() == pytest.approx(expected)
 
 
+def test_box_loss_of_levels_in_half_precision_is_computed_in_float32():
+    predicted = torch.full((2, 4), 0.3).bfloat16()
+    loss = level_huber_loss([predicted], [torch.zeros(2, 4)], 1.0)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(0.5 * predicted[0, 0].item() ** 2, rel=1e-6)
+
+
 def test_a_level_without_positive_anchors_adds_nothing_with_a_live_graph():
     whole = torch.ones(3, 4, requires_grad=True)
     loss = level_huber_loss([whole[:0], whole[:0]], [torch.zeros(0, 4)] * 2, 1 / 9)

@@ -98,6 +98,8 @@ def classify_with_problems(cfg: CfgNode) -> list[str]:
             f"{key} needs MODEL.META_ARCHITECTURE OpenVocabularyRCNN, it is "
             f"{cfg.MODEL.META_ARCHITECTURE}"
         ]
+    if cfg.TEST.AUG.ENABLED:
+        return [f"{key} does not work with TEST.AUG.ENABLED True: switch the augmentation off"]
     return []
 
 

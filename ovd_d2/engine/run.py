@@ -83,6 +83,8 @@ def evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     if cfg.MODEL.OVD.CLASSIFY_WITH != "detector":
         model = with_crop_classifier(cfg, model)
     results = OpenVocabularyTrainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results = {**results, **OpenVocabularyTrainer.test_with_tta(cfg, model)}
     if not comm.is_main_process():
         return {}
     write_scalars(results, cfg.OUTPUT_DIR, iteration=checkpoint.get("iteration", 0))

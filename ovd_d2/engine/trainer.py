@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
@@ -24,16 +25,20 @@ from ovd_d2.engine.scalars import defined
 from ovd_d2.evaluation import build_evaluator
 from ovd_d2.files import atomic_write_json
 
+INFERENCE, INFERENCE_TTA = "inference", "inference_TTA"  # folders below OUTPUT_DIR
 
-def results_path(output_dir: str | os.PathLike[str]) -> Path:
+
+def results_path(output_dir: str | os.PathLike[str], folder: str = INFERENCE) -> Path:
     """Where the numbers of the last evaluation are."""
-    return Path(output_dir) / "inference" / "results.json"
+    return Path(output_dir) / folder / "results.json"
 
 
-def write_results(results: dict[str, Any], output_dir: str | os.PathLike[str]) -> None:
+def write_results(
+    results: dict[str, Any], output_dir: str | os.PathLike[str], folder: str = INFERENCE
+) -> None:
     """The main process writes the numbers to :func:`results_path`."""
     if comm.is_main_process():
-        atomic_write_json(results_path(output_dir), without_nan(results))
+        atomic_write_json(results_path(output_dir, folder), without_nan(results))
 
 
 def without_nan(value: Any) -> Any:
@@ -88,9 +93,12 @@ class OpenVocabularyTrainer(DefaultTrainer):
         return build.build_test_loader(cfg, dataset_name)
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-        return build_evaluator(cfg, dataset_name, folder)
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> DatasetEvaluator:
+        if output_folder is None:
+            output_folder = os.path.join(cfg.OUTPUT_DIR, INFERENCE, dataset_name)
+        return build_evaluator(cfg, dataset_name, output_folder)
 
     @classmethod
     def test(
@@ -105,27 +113,58 @@ class OpenVocabularyTrainer(DefaultTrainer):
         if evaluators is None:
             evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         results = super().test(cfg, model, evaluators)
-        if cfg.DATASETS.TEST:
-            what = {
-                name: evaluator.description
-                for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True)
-                if hasattr(evaluator, "description")
-            }
-            write_results({**results, "evaluation": what}, cfg.OUTPUT_DIR)
+        cls._write(results, cfg, evaluators, INFERENCE)
         return results
+
+    @classmethod
+    def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """The same with Detectron2's test-time augmentation (the keys `TEST.AUG`).
+
+        Returns:
+            The numbers, under "bbox_TTA" and so on. They go to
+            `OUTPUT_DIR/inference_TTA/results.json`.
+        """
+        build.apply_vocabulary(cfg, model)
+        folder = os.path.join(cfg.OUTPUT_DIR, INFERENCE_TTA)
+        evaluators = [
+            cls.build_evaluator(cfg, name, os.path.join(folder, name)) for name in cfg.DATASETS.TEST
+        ]
+        augmented = GeneralizedRCNNWithTTA(cfg, model)
+        results = {f"{k}_TTA": v for k, v in super().test(cfg, augmented, evaluators).items()}
+        cls._write(results, cfg, evaluators, INFERENCE_TTA)
+        return results
+
+    @staticmethod
+    def _write(
+        results: dict[str, Any], cfg: CfgNode, evaluators: list[DatasetEvaluator], folder: str
+    ) -> None:
+        if not cfg.DATASETS.TEST:
+            return
+        what = {
+            name: evaluator.description
+            for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True)
+            if hasattr(evaluator, "description")
+        }
+        write_results({**results, "evaluation": what}, cfg.OUTPUT_DIR, folder)
 
     def _evaluate_for_storage(self) -> dict[str, Any]:
         self._last_eval_results = self.test(self.cfg, self.model)
         return defined(self._last_eval_results) if comm.is_main_process() else {}
 
+    def _evaluate_with_tta_for_storage(self) -> dict[str, Any]:
+        results = self.test_with_tta(self.cfg, self.model)
+        return defined(results) if comm.is_main_process() else {}
+
     def build_hooks(self) -> list[HookBase | None]:
-        hooks = [
+        hooks: list[HookBase | None] = []
+        for hook in super().build_hooks():
+            if not isinstance(hook, EvalHook):
+                hooks.append(hook)
+                continue
             # Detectron2's own would put nan into the event storage
-            EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate_for_storage)
-            if isinstance(hook, EvalHook)
-            else hook
-            for hook in super().build_hooks()
-        ]
+            hooks.append(EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate_for_storage))
+            if self.cfg.TEST.AUG.ENABLED:  # after training alone: it takes many passes an image
+                hooks.append(EvalHook(0, self._evaluate_with_tta_for_storage))
         if comm.is_main_process():
             hooks.append(ProgressBar(os.path.basename(self.cfg.OUTPUT_DIR) or "training"))
         return hooks

@@ -222,6 +222,14 @@ def test_a_closed_vocabulary_cannot_be_classified_by_the_teacher(cfg):
     assert "needs MODEL.META_ARCHITECTURE OpenVocabularyRCNN" in problem
 
 
+def test_the_teacher_on_crops_is_not_augmented(cfg):
+    cfg.TEST.AUG.ENABLED = True
+    check_setup(cfg)
+    cfg.MODEL.OVD.CLASSIFY_WITH = "clip_crops"
+    (problem,) = problems_of(cfg, None)
+    assert "clip_crops does not work with TEST.AUG.ENABLED" in problem
+
+
 @pytest.fixture
 def absent(tmp_path):
     """LVIS-like, OV-COCO-like and VOC-like sets that are registered and not there."""

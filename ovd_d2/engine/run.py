@@ -9,6 +9,7 @@ from typing import Any
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
+from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
@@ -72,7 +73,10 @@ def train(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
-    """Evaluates `MODEL.WEIGHTS` (`args.resume`: the last checkpoint) on `DATASETS.TEST`."""
+    """Evaluates `MODEL.WEIGHTS` (`args.resume`: the last checkpoint) on `DATASETS.TEST`.
+
+    Ends the process where a number is not as `TEST.EXPECTED_RESULTS` says.
+    """
     check_setup(cfg)
     set_up(cfg, args)
     model = OpenVocabularyTrainer.build_model(cfg)
@@ -88,6 +92,7 @@ def evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     if not comm.is_main_process():
         return {}
     write_scalars(results, cfg.OUTPUT_DIR, iteration=checkpoint.get("iteration", 0))
+    verify_results(cfg, results)
     return dict(results)
 
 

@@ -76,5 +76,13 @@ def test_an_example_is_evaluated_alone(mini, tmp_path, arguments):
     cfg = mini_config("pointrend", tmp_path / "out")
     save_start(cfg, tmp_path / "start.pth")
     assert {"AP50_base", "AP50_novel"} <= set(evaluate(cfg, arguments)["segm"])
+    with pytest.raises(SystemExit):
+        wrong = (
+            "MODEL.WEIGHTS",
+            cfg.MODEL.WEIGHTS,
+            "TEST.EXPECTED_RESULTS",
+            (("segm", "AP", 99, 1),),
+        )
+        evaluate(mini_config("pointrend", tmp_path / "out", *wrong), arguments)
     found = tmp_path / "out" / "inference" / VAL / "lvis_instances_results.json"
     assert {"bbox", "segmentation", "score"} <= set(json.loads(found.read_text())[0])

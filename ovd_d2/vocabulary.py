@@ -27,7 +27,7 @@ class Vocabulary:
         embeddings: (C, D) float32, L2-normalised rows.
         novel: (C,) bool; True for categories without training boxes.
         teacher: fingerprint of the teacher whose text encoder was used ("" if unknown).
-        prompts: name of the prompt family ("" if unknown).
+        prompts: name of the prompt family ("" if unknown), and whether synonyms are averaged in.
         background: (D,) float32 unit embedding of the word "background", or None.
     """
 

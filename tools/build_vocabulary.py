@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from ovd_d2.clip import PROMPT_FAMILIES, CLIPTeacher
 from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_TAG
 from ovd_d2.clip.vocabulary_builder import build_vocabulary, novel_flags, read_names
-from ovd_d2.data.categories import get_categories
+from ovd_d2.data.categories import CategoryTable, get_categories
 from ovd_d2.engine.launching import add_device_argument
 from ovd_d2.errors import exit_with_message
 from ovd_d2.vocabulary import Vocabulary
@@ -36,6 +37,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--architecture", default=ARCHITECTURE, help="open_clip model name")
     parser.add_argument("--pretrained", default=SHIPPED_TAG, help="open_clip tag or local file")
     parser.add_argument("--prompts", default="vild63", choices=sorted(PROMPT_FAMILIES))
+    parser.add_argument(
+        "--synonyms",
+        default="all",
+        choices=("all", "first"),
+        help="where a data set lists some (LVIS): average over all, as ViLD, or take the first",
+    )
     parser.add_argument("--output", required=True, help="safetensors file; datasets://... works")
     add_device_argument(parser)
     args = parser.parse_args()
@@ -45,20 +52,21 @@ def parse_args() -> argparse.Namespace:
 
 
 @exit_with_message(OSError, KeyError, ValueError)
-def names_and_flags(args: argparse.Namespace) -> tuple[list[str], list[bool]]:
-    if args.dataset:
-        table = get_categories(args.dataset)
-        return table.names, table.is_novel
-    names = read_names(args.names_file)
-    return names, novel_flags(names, read_names(args.novel_file) if args.novel_file else [])
+def categories(args: argparse.Namespace) -> CategoryTable:
+    if not args.dataset:
+        names = read_names(args.names_file)
+        novel = novel_flags(names, read_names(args.novel_file) if args.novel_file else [])
+        return CategoryTable(names, novel)
+    table = get_categories(args.dataset)
+    return table if args.synonyms == "all" else replace(table, synonyms=None)
 
 
-def print_table(vocabulary: Vocabulary, path: str) -> None:
+def print_table(vocabulary: Vocabulary, templates: int, path: str) -> None:
     rows = {
         "categories": len(vocabulary),
         "novel": int(vocabulary.novel.sum()),
         "embedding width": vocabulary.embedding_dim,
-        "prompts": f"{vocabulary.prompts} ({len(PROMPT_FAMILIES[vocabulary.prompts])} templates)",
+        "prompts": f"{vocabulary.prompts} ({templates} templates)",
         "teacher": vocabulary.teacher,
         "file": path,
     }
@@ -70,13 +78,18 @@ def print_table(vocabulary: Vocabulary, path: str) -> None:
 def main() -> None:
     args = parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    names, is_novel = names_and_flags(args)
+    table = categories(args)
     teacher = CLIPTeacher.from_open_clip(args.architecture, args.pretrained, args.device)
     vocabulary = build_vocabulary(
-        names, teacher, is_novel=is_novel, prompts=args.prompts, progress=True
+        table.names,
+        teacher,
+        is_novel=table.is_novel,
+        synonyms=table.synonyms,
+        prompts=args.prompts,
+        progress=True,
     )
     vocabulary.save(args.output)
-    print_table(vocabulary, args.output)
+    print_table(vocabulary, len(PROMPT_FAMILIES[args.prompts]), args.output)
 
 
 if __name__ == "__main__":

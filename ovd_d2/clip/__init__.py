@@ -4,7 +4,14 @@ Importing this package makes open_clip know the architecture "Pictogram-RN".
 """
 
 from ovd_d2.clip.crops import CROP_RECIPE, crop_batch, crop_recipe, embed_proposals, scaled_boxes
-from ovd_d2.clip.prompts import PROMPT_FAMILIES, article, clean_name, embed_names, render_prompts
+from ovd_d2.clip.prompts import (
+    PROMPT_FAMILIES,
+    article,
+    clean_name,
+    embed_names,
+    embed_synonyms,
+    render_prompts,
+)
 from ovd_d2.clip.teacher import CLIPTeacher
 
 __all__ = [
@@ -16,6 +23,7 @@ __all__ = [
     "crop_batch",
     "crop_recipe",
     "embed_names",
+    "embed_synonyms",
     "embed_proposals",
     "render_prompts",
     "scaled_boxes",

@@ -1,8 +1,9 @@
 """Prompt families and the category text embeddings made with them.
 
-The procedure is ViLD's (Gu et al., arXiv 2104.13921, section 3.2): every category name is put into
-each template of a family; the text embeddings of one category are L2-normalised, averaged and
-normalised again. The wording of the templates is this project's own.
+The procedure is ViLD's (Gu et al., arXiv 2104.13921, section 3.2): every category name, and every
+synonym where a data set lists some, is put into each template of a family; the text embeddings of
+one category are L2-normalised, averaged and normalised again. The wording of the templates is this
+project's own.
 """
 
 from __future__ import annotations
@@ -165,6 +166,43 @@ def embed_names(
     Returns:
         (C, D) float32 unit rows on the CPU; C = 0 gives (0, D).
     """
+    return F.normalize(_prompt_means(names, teacher, family, batch_size, progress), dim=1)
+
+
+def embed_synonyms(
+    synonyms: Sequence[Sequence[str]],
+    teacher: CLIPTeacher,
+    family: str = "vild63",
+    *,
+    batch_size: int = 1024,
+    progress: bool = False,
+) -> torch.Tensor:
+    """The same over all prompts of all synonyms of a category.
+
+    Args:
+        synonyms: C categories, one or more names each.
+        teacher, family, batch_size, progress: as :func:`embed_names`.
+
+    Returns:
+        (C, D) float32 unit rows on the CPU.
+
+    Raises:
+        ValueError: a category without a name.
+    """
+    counts = [len(group) for group in synonyms]
+    if 0 in counts:
+        raise ValueError(f"category {counts.index(0)} has no name")
+    flat = [name for group in synonyms for name in group]
+    means = _prompt_means(flat, teacher, family, batch_size, progress)
+    # Every name has equally many prompts: the mean of their means is the mean of all.
+    groups = [part.mean(dim=0, keepdim=True) for part in means.split(counts)]
+    return F.normalize(torch.cat(groups), dim=1) if groups else means
+
+
+def _prompt_means(
+    names: Sequence[str], teacher: CLIPTeacher, family: str, batch_size: int, progress: bool
+) -> torch.Tensor:
+    """(C, D): the mean of each name's normalised prompt embeddings, not normalised itself."""
     prompts = [render_prompts(name, family) for name in names]
     if not prompts:
         return torch.zeros(0, teacher.embedding_dim)
@@ -177,4 +215,4 @@ def embed_names(
             embeddings = teacher.encode_text(flat).cpu()  # (B * T, D) unit rows
             means.append(embeddings.view(len(group), -1, embeddings.shape[1]).mean(dim=1))
             bar.update(len(group))
-    return F.normalize(torch.cat(means), dim=1)
+    return torch.cat(means)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ovd_d2.clip.prompts import embed_names
+from ovd_d2.clip.prompts import embed_names, embed_synonyms
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.vocabulary import Vocabulary
 
@@ -18,6 +18,7 @@ def build_vocabulary(
     teacher: CLIPTeacher,
     *,
     is_novel: Sequence[bool] | None = None,
+    synonyms: Sequence[Sequence[str]] | None = None,
     prompts: str = "vild63",
     progress: bool = False,
 ) -> Vocabulary:
@@ -27,16 +28,19 @@ def build_vocabulary(
         names: C distinct category names, in the order of the data set's contiguous ids.
         teacher: its fingerprint goes into the vocabulary.
         is_novel: C flags; None means that every category is a base category.
+        synonyms: C lists of what each category is called, `names` among them; None: `names` alone.
         prompts: key of `ovd_d2.clip.PROMPT_FAMILIES`.
         progress: show a progress bar.
     """
     novel = None if is_novel is None else torch.tensor(list(is_novel), dtype=torch.bool)
+    groups = [[name] for name in names] if synonyms is None else synonyms
+    several = any(len(group) > 1 for group in groups)
     return Vocabulary(
         names,
-        embed_names(names, teacher, prompts, progress=progress),
+        embed_synonyms(groups, teacher, prompts, progress=progress),
         novel,
         teacher=teacher.fingerprint,
-        prompts=prompts,
+        prompts=f"{prompts}, synonyms" if several else prompts,
         background=embed_names(["background"], teacher, prompts)[0],
     )
 

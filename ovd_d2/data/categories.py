@@ -21,11 +21,13 @@ class CategoryTable:
         names: C category names, as the data set spells them.
         is_novel: C flags; a novel category has no training annotations.
         frequencies: C letters r / c / f (LVIS), or None where the format has none.
+        synonyms: C lists of what each category is called, its name first; None: by its name alone.
     """
 
     names: list[str]
     is_novel: list[bool]
     frequencies: list[str] | None = None
+    synonyms: list[list[str]] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -59,11 +61,13 @@ def get_categories(dataset_name: str) -> CategoryTable:
         categories = _read_categories(metadata.json_file, dataset_name)
     categories = sorted(categories, key=lambda category: category["id"])
     spellings = metadata.get("spellings", {})
-    names = [_display_name(category) for category in categories]
+    called = [_names_of(category) for category in categories]
+    names = [group[0] for group in called]
     letters = [category.get("frequency") for category in categories]
     frequencies = [str(letter) for letter in letters] if all(letters) else None
     novel = _novel_flags(dataset_name, names, frequencies, metadata.get("base_classes", None))
-    return CategoryTable([spellings.get(name, name) for name in names], novel, frequencies)
+    synonyms = [[spellings.get(name, name) for name in group] for group in called]
+    return CategoryTable([group[0] for group in synonyms], novel, frequencies, synonyms)
 
 
 # Beginning of a data set's name -> what writes its annotation file.
@@ -96,10 +100,10 @@ def get_novel_flags(dataset_name: str) -> list[bool]:
     return get_categories(dataset_name).is_novel
 
 
-def _display_name(category: dict) -> str:
-    """LVIS spells 'name' for machines ('alarm_clock'); Detectron2 shows the first synonym."""
-    synonyms = category.get("synonyms")
-    return synonyms[0] if synonyms else category["name"]
+def _names_of(category: dict) -> list[str]:
+    """What a category is called. LVIS spells 'name' for machines; Detectron2 shows the first
+    synonym."""
+    return list(category.get("synonyms") or [category["name"]])
 
 
 def _read_categories(json_file: str, dataset_name: str) -> list[dict]:

@@ -129,6 +129,7 @@ def _evaluate_one(
         table.names,
         teacher,
         is_novel=table.is_novel,
+        synonyms=table.synonyms,
         prompts=cfg.MODEL.OVD.TEACHER.PROMPTS,
         progress=comm.is_main_process(),
     )

@@ -7,8 +7,16 @@ from typing import cast
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from ovd_d2.clip.prompts import PROMPT_FAMILIES, article, clean_name, embed_names, render_prompts
+from ovd_d2.clip.prompts import (
+    PROMPT_FAMILIES,
+    article,
+    clean_name,
+    embed_names,
+    embed_synonyms,
+    render_prompts,
+)
 from ovd_d2.clip.teacher import CLIPTeacher
 
 
@@ -94,6 +102,21 @@ def test_embed_names_averages_then_normalises(monkeypatch: pytest.MonkeyPatch) -
     expected = torch.tensor([[1.0, 3.0], [1.0, 3.0], [10**0.5, 0.0]]) / 10**0.5
     torch.testing.assert_close(result, expected)
     assert teacher.calls == [8, 4]  # two names of four templates fit into nine
+
+
+def test_embed_synonyms_averages_over_all_prompts_of_all_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(PROMPT_FAMILIES, "two", ("a photo of {article} {name}.", "one {name}."))
+    teacher = cast(CLIPTeacher, WordTeacher())
+    result = embed_synonyms([["star", "photo", "sun"], ["sun"]], teacher, "two", batch_size=2)
+    # (1, 0), (0, 1); (1, 0), (1, 0); (1, 0), (0, 1) -> mean (4/6, 2/6)
+    expected = F.normalize(torch.tensor([[4.0, 2.0], [1.0, 1.0]]), dim=1)
+    torch.testing.assert_close(result, expected)
+    torch.testing.assert_close(result[1:], embed_names(["sun"], teacher, "two"))
+    assert embed_synonyms([], teacher).shape == (0, 2)
+    with pytest.raises(ValueError, match="category 1 has no name"):
+        embed_synonyms([["sun"], []], teacher)
 
 
 def test_embed_no_names() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ovd_d2.clip import CLIPTeacher, embed_names
+from ovd_d2.clip import CLIPTeacher, embed_names, embed_synonyms
 from ovd_d2.clip.vocabulary_builder import build_vocabulary, novel_flags, read_names
 from ovd_d2.vocabulary import Vocabulary
 
@@ -24,6 +26,20 @@ def test_vocabulary_carries_teacher_and_prompts(tiny_teacher: CLIPTeacher) -> No
     assert (vocabulary.teacher, vocabulary.prompts) == (tiny_teacher.fingerprint, "clip7")
     torch.testing.assert_close(vocabulary.embeddings, embed_names(names, tiny_teacher, "clip7"))
     assert not torch.allclose(vocabulary.embeddings, embed_names(names, tiny_teacher, "single"))
+
+
+def test_synonyms_are_averaged_in_and_said(tiny_teacher: CLIPTeacher) -> None:
+    names, synonyms = ["star", "anchor"], [["star", "asterisk"], ["anchor"]]
+    vocabulary = build_vocabulary(names, tiny_teacher, synonyms=synonyms, prompts="single")
+    assert vocabulary.names == names
+    assert vocabulary.prompts == "single, synonyms"
+    torch.testing.assert_close(
+        vocabulary.embeddings, embed_synonyms(synonyms, tiny_teacher, "single")
+    )
+    alone = build_vocabulary(names, tiny_teacher, synonyms=[["star"], ["anchor"]], prompts="single")
+    assert alone.prompts == "single"
+    torch.testing.assert_close(alone.embeddings[1], vocabulary.embeddings[1])
+    assert not torch.allclose(alone.embeddings[0], vocabulary.embeddings[0])
 
 
 def test_read_names(tmp_path: Path) -> None:
@@ -66,6 +82,31 @@ def test_command(
     assert vocabulary.names == ["star", "anchor"]
     assert vocabulary.novel.tolist() == [False, True]
     assert tiny_teacher.fingerprint in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("choice", "said"), [("all", "single, synonyms"), ("first", "single")])
+def test_command_with_synonyms(
+    choice: str,
+    said: str,
+    tmp_path: Path,
+    tiny_teacher: CLIPTeacher,
+    tiny_weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    annotations = tmp_path / "mine.json"
+    category = {"id": 1, "name": "star", "synonyms": ["star", "asterisk"]}
+    annotations.write_text(json.dumps({"images": [], "annotations": [], "categories": [category]}))
+    DatasetCatalog.register("with_synonyms", list)
+    MetadataCatalog.get("with_synonyms").json_file = str(annotations)
+    output = tmp_path / "vocabulary.safetensors"
+    teacher = ["--architecture", tiny_teacher.architecture, "--pretrained", str(tiny_weights)]
+    options = ["--prompts", "single", "--synonyms", choice, "--output", str(output)]
+    try:
+        run_tool(monkeypatch, "--dataset", "with_synonyms", *teacher, *options)
+    finally:
+        DatasetCatalog.remove("with_synonyms")
+        MetadataCatalog.remove("with_synonyms")
+    assert Vocabulary.load(output).prompts == said
 
 
 def test_command_needs_a_source_of_names(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,20 @@ def test_rare_categories_of_an_lvis_file_are_novel(register):
     )
 
 
+def test_synonyms_are_known_and_the_first_is_the_name(register):
+    name = register(
+        [
+            {"id": 1, "name": "sofa", "synonyms": ["couch", "pottedsofa"]},
+            {"id": 2, "name": "b", "synonyms": []},
+            {"id": 3, "name": "c"},
+        ],
+        spellings={"pottedsofa": "potted sofa"},
+    )
+    table = get_categories(name)
+    assert table.names == ["couch", "b", "c"]
+    assert table.synonyms == [["couch", "potted sofa"], ["b"], ["c"]]
+
+
 def test_what_the_metadata_does_not_call_base_is_novel(register):
     name = register([{"id": 5, "name": "a"}, {"id": 9, "name": "b"}], base_classes=["b"])
     table = get_categories(name)
@@ -80,6 +94,7 @@ def test_voc_has_no_annotation_file_and_readable_names():
 def test_lvis_has_866_base_and_337_novel_categories():
     table = get_categories("lvis_v1_train_norare")
     assert (len(table), sum(table.is_novel)) == (1203, 337)
+    assert sum(map(len, table.synonyms)) == 1825
 
 
 def test_missing_and_foreign_files_are_named(register, tmp_path):

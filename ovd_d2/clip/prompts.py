@@ -166,7 +166,8 @@ def embed_names(
     Returns:
         (C, D) float32 unit rows on the CPU; C = 0 gives (0, D).
     """
-    return F.normalize(_prompt_means(names, teacher, family, batch_size, progress), dim=1)
+    groups = [[name] for name in names]
+    return embed_synonyms(groups, teacher, family, batch_size=batch_size, progress=progress)
 
 
 def embed_synonyms(

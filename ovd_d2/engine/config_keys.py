@@ -82,6 +82,11 @@ def _idle(cfg: CfgNode) -> Iterable[tuple[tuple[str, ...], str]]:
             ("MODEL.OVD.COMPILE_BACKBONE",),
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} does not read it",
         )
+    if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "LevelMeanRPN":
+        yield (
+            ("MODEL.RPN.BBOX_REG_LOSS_TYPE",),
+            "MODEL.PROPOSAL_GENERATOR.NAME LevelMeanRPN has a box loss of its own",
+        )
     if not ovd.DISTILLATION.ONLINE.PROPOSALS:
         yield (
             tuple(f"MODEL.OVD.DISTILLATION.ONLINE.{key}" for key in ("RESIZE", "BATCH_SIZE")),

@@ -65,6 +65,15 @@ def test_idle_keys_are_noted_only_where_they_were_changed():
     assert idle_key_notices(cfg) == []
 
 
+def test_another_box_loss_of_an_rpn_that_has_its_own_is_noted():
+    cfg = default_config()
+    cfg.MODEL.RPN.BBOX_REG_LOSS_TYPE = "giou"
+    assert idle_key_notices(cfg) == []
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "LevelMeanRPN"
+    (notice,) = idle_key_notices(cfg)
+    assert "MODEL.RPN.BBOX_REG_LOSS_TYPE 'giou' has no effect" in notice
+
+
 def test_a_closed_vocabulary_model_is_not_compiled():
     cfg = load_config("configs/pictograms/supervised_base.yaml")
     before = idle_key_notices(cfg)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from tabulate import tabulate
 
 import ovd_d2  # noqa: F401  (registers the data sets)
 from ovd_d2.benchmark import cache_page, online, options, speed, stored_types, sweeps, tables
+from ovd_d2.benchmark.documents import make_document
 from ovd_d2.benchmark.page import page
 from ovd_d2.demo.pictograms import Run, benchmark_steps
 from ovd_d2.demo.steps import Pipeline, StepFailed, repository_root
@@ -133,7 +133,7 @@ def measure_cache(args: argparse.Namespace) -> None:
     command = f"python tools/benchmark.py cache --device {args.device}"
     if args.architecture is not None:
         command += f" --architecture {args.architecture}"
-    document = dated(command, rows)
+    document = make_document(command, rows)
     atomic_write_json(args.docs / "results" / "cache.json", document)
     with atomic_write(args.docs / "results-cache.md") as temporary:
         temporary.write_text(cache_page.page(document))
@@ -145,14 +145,9 @@ def write_document(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None
     command = f"python tools/benchmark.py {args.benchmark} --seeds {' '.join(map(str, args.seeds))}"
     if getattr(args, "device", "cpu") != "cpu":
         command += f" --device {args.device}"
-    document = dated(command, rows)
+    document = make_document(command, rows)
     atomic_write_json(args.docs / "results" / FILES[args.benchmark], document)
     write_page(args.docs)
-
-
-def dated(command: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the JSON of every benchmark holds."""
-    return {"command": command, "date": datetime.date.today().isoformat(), "rows": rows}
 
 
 def write_page(docs: Path) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from ovd_d2.benchmark import cache_building, cache_loading, cache_memory, cache_reading
-from ovd_d2.benchmark.page import Document
+from ovd_d2.benchmark.documents import Document, origin
 from ovd_d2.benchmark.speed import Row
 
 
@@ -35,8 +35,7 @@ def page(document: Document) -> str:
     processors = next(row["processors"] for row in rows if "processors" in row)
     return f"""# The embedding cache in numbers
 
-Measured on a machine with {processors} processor cores. Written by
-`{document["command"]}` on {document["date"]}; numbers:
+Measured on a machine with {processors} processor cores. {origin(document)}; numbers:
 [results/cache.json](results/cache.json). Pictures, proposals and embeddings are made up, of the
 sizes that LVIS has. Things that are compared took turns; a ratio is the median over the rounds.
 

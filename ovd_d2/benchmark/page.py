@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from ovd_d2.benchmark import speed, tables
+from ovd_d2.benchmark.documents import Document, origin
 from ovd_d2.benchmark.stored_types import table_of as stored_type_table
 from ovd_d2.benchmark.sweeps import range_table as sweep_ranges
-
-Document = Mapping[str, Any]  # command, date, rows
 
 INTRODUCTION = """# Results
 
@@ -78,7 +74,8 @@ def _sweeps_section(document: Document) -> str:
 ![box AP50 of base and novel categories against five settings of ViLD-ensemble](sweeps.png)
 
 ViLD-ensemble, box AP50; a dot a seed ({_seeds(document)} here), the line their mean, dotted the
-configs' own value. Written by `{document["command"]}` on {document["date"]}; numbers:
+configs' own value.
+{origin(document)}; numbers:
 [results/pictograms_sweeps.json](results/pictograms_sweeps.json).
 
 {sweep_ranges(document["rows"])}
@@ -88,8 +85,8 @@ configs' own value. Written by `{document["command"]}` on {document["date"]}; nu
 def _section(title: str, name: str, document: Document) -> str:
     return f"""## {title}
 
-`pictograms_v1_val`, {_seeds(document)}, mean ± standard deviation, percent. Written by
-`{document["command"]}` on {document["date"]}; raw numbers of every seed:
+`pictograms_v1_val`, {_seeds(document)}, mean ± standard deviation, percent.
+{origin(document)}; raw numbers of every seed:
 [results/{name}.json](results/{name}.json).
 
 {tables.table_of(document["rows"])}
@@ -100,8 +97,8 @@ def _stored_types_section(document: Document) -> str:
     return f"""## The cache's stored type
 
 ViLD-ensemble from a cache in float16 and from one in int8 of the same proposals,
-{_seeds(document)}, mean ± standard deviation, percent. Written by
-`{document["command"]}` on {document["date"]}; numbers:
+{_seeds(document)}, mean ± standard deviation, percent.
+{origin(document)}; numbers:
 [results/pictograms_stored_types.json](results/pictograms_stored_types.json).
 
 {stored_type_table(document["rows"])}
@@ -121,7 +118,7 @@ Compiling itself, a minute or two at the first images, is not counted. "Loading"
 160 px, which take 2 ms each; of images as large as LVIS trains on:
 [results-cache.md](results-cache.md). Online training ([online.md](online.md)) is predicted from the
 teacher's bare forward pass, measured in the same run.
-Written by `{document["command"]}` on {document["date"]}; numbers:
+{origin(document)}; numbers:
 [results/pictograms_speed.json](results/pictograms_speed.json).
 
 {speed.table_of(document["rows"])}

@@ -140,6 +140,8 @@ def test_page_holds_all_parts() -> None:
     }
     reading = {"name": "R", "median_us": 60.0, "p90_us": 70.0, "p99_us": 90.0}
     rows = [built, loading, reading, cache_page.machine()]
-    text = cache_page.page({"command": "python x", "date": "2026-01-04", "rows": rows})
-    for part in ("`python x` on 2026-01-04", "1,234", "0.90", "60.0 %", "1.010", "median_us"):
+    text = cache_page.page(
+        {"command": "python x", "date": "2026-01-04", "commit": "c0ffee1", "rows": rows}
+    )
+    for part in ("`python x`\non 2026-01-04", "1,234", "0.90", "60.0 %", "1.010", "median_us"):
         assert part in text

@@ -66,12 +66,22 @@ def test_table_has_a_row_a_method_with_the_spread():
 
 
 def test_page_says_where_its_numbers_come_from():
-    text = page({"command": "python x", "date": "2026-01-02", "rows": make_rows()})
-    assert "`python x` on 2026-01-02" in text
+    text = page(
+        {"command": "python x", "date": "2026-01-02", "commit": "c0ffee1", "rows": make_rows()}
+    )
+    assert "`python x`\non 2026-01-02" in text
     assert "Pictograms" in text and "2 seeds" in text
     assert "The paper's table" not in text
-    paper = {"command": "python y", "date": "2026-01-03", "rows": make_rows(methods=PAPER_METHODS)}
-    both = page({"command": "python x", "date": "2026-01-02", "rows": make_rows()}, paper)
+    paper = {
+        "command": "python y",
+        "date": "2026-01-03",
+        "commit": "c0ffee1",
+        "rows": make_rows(methods=PAPER_METHODS),
+    }
+    both = page(
+        {"command": "python x", "date": "2026-01-02", "commit": "c0ffee1", "rows": make_rows()},
+        paper,
+    )
     assert "**APr: ViLD-text < ViLD** does not hold. Not looked into." in both  # 20 both
     assert "`python x`" in both and "`python y`" in both and "text_and_clip_crops" in both
 

@@ -109,5 +109,5 @@ ROWS = [
 def test_table_says_how_far_from_the_prediction():
     text = table_of(ROWS)
     assert "120 %" in text and "1.20" in text and "3.5" in text
-    document = {"command": "python z", "date": "2026-01-04", "rows": ROWS}
-    assert "`python z` on 2026-01-04" in page(None, speed=document)
+    document = {"command": "python z", "date": "2026-01-04", "commit": "c0ffee1", "rows": ROWS}
+    assert "`python z`\non 2026-01-04" in page(None, speed=document)

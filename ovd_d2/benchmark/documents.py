@@ -10,6 +10,7 @@ from typing import Any
 from ovd_d2.demo.steps import repository_root
 
 Document = Mapping[str, Any]  # command, date, commit, rows
+CODE = ("ovd_d2", "tools", "configs", "datasets")  # what a measurement depends on
 
 
 def make_document(command: str, rows: Sequence[Mapping[str, Any]]) -> Document:
@@ -19,23 +20,25 @@ def make_document(command: str, rows: Sequence[Mapping[str, Any]]) -> Document:
 
 
 def current_commit() -> str:
-    """Short hash of the checkout, "unknown" outside of one."""
+    """Short hash of the checkout, and whether its code was changed; "unknown" outside of one."""
     try:
-        done = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            cwd=repository_root(),
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        commit = _git("rev-parse", "--short", "HEAD")
+        changed = _git("status", "--porcelain", "--", *CODE)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return f"{commit} with changes" if changed else commit
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    done = subprocess.run(
+        command, cwd=repository_root(), capture_output=True, text=True, check=True
+    )
     return done.stdout.strip()
 
 
 def origin(document: Document) -> str:
     """The sentence that says where the rows come from, in Markdown."""
     return (
-        f"Written by `{document['command']}`\n"
-        f"on {document['date']}, with the code of {document['commit']}"
+        f"Written by `{document['command']}`\non {document['date']} at commit {document['commit']}"
     )

@@ -15,6 +15,8 @@ Novel = rare: 16 of 80 categories that have no box in training. `clip_crops` is 
 of the first stage's proposals; the others are trained for equally many iterations. Every backbone
 starts from the image tower of a second small CLIP that was trained on crops of base glyphs alone:
 what a method knows of novel categories has come through the teacher and the vocabulary.
+Each section names the commit at which its command was run. A command takes up models that were
+trained before, so the same method can differ between sections.
 """
 
 # What is behind an ordering of the paper that Pictograms does not show: the likely reason, printed

@@ -42,6 +42,7 @@ def check_setup(cfg: CfgNode, training_dicts: list[dict[str, Any]] | None = None
     if training_dicts is not None:
         problems += precision_problems(cfg.SOLVER.AMP.ENABLED, cfg.MODEL.DEVICE, "SOLVER.AMP")
     problems += classify_with_problems(cfg)
+    problems += augmentation_problems(cfg)
     problems += weights_problems(cfg)
     if training_dicts and not problems:
         problems += data_problems(cfg, training_dicts)
@@ -98,9 +99,25 @@ def classify_with_problems(cfg: CfgNode) -> list[str]:
             f"{key} needs MODEL.META_ARCHITECTURE OpenVocabularyRCNN, it is "
             f"{cfg.MODEL.META_ARCHITECTURE}"
         ]
-    if cfg.TEST.AUG.ENABLED:
-        return [f"{key} does not work with TEST.AUG.ENABLED True: switch the augmentation off"]
     return []
+
+
+def augmentation_problems(cfg: CfgNode) -> list[str]:
+    """What Detectron2's test-time augmentation, which runs after training, would stop at."""
+    refused = {
+        f"MODEL.OVD.CLASSIFY_WITH {cfg.MODEL.OVD.CLASSIFY_WITH}": (
+            cfg.MODEL.OVD.CLASSIFY_WITH != "detector"
+        ),
+        "MODEL.KEYPOINT_ON True": cfg.MODEL.KEYPOINT_ON,
+        "MODEL.LOAD_PROPOSALS True": cfg.MODEL.LOAD_PROPOSALS,
+    }
+    if not cfg.TEST.AUG.ENABLED:
+        return []
+    return [
+        f"{key} does not work with TEST.AUG.ENABLED True: switch the augmentation off"
+        for key, there in refused.items()
+        if there
+    ]
 
 
 def weights_problems(cfg: CfgNode) -> list[str]:

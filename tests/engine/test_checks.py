@@ -222,12 +222,20 @@ def test_a_closed_vocabulary_cannot_be_classified_by_the_teacher(cfg):
     assert "needs MODEL.META_ARCHITECTURE OpenVocabularyRCNN" in problem
 
 
-def test_the_teacher_on_crops_is_not_augmented(cfg):
+def test_what_cannot_be_augmented_at_test_time_is_refused_before_training(cfg):
     cfg.TEST.AUG.ENABLED = True
     check_setup(cfg)
     cfg.MODEL.OVD.CLASSIFY_WITH = "clip_crops"
-    (problem,) = problems_of(cfg, None)
-    assert "clip_crops does not work with TEST.AUG.ENABLED" in problem
+    cfg.MODEL.KEYPOINT_ON = cfg.MODEL.LOAD_PROPOSALS = True
+    problems = problems_of(cfg, None)
+    assert [problem.split()[0] for problem in problems] == [
+        "MODEL.OVD.CLASSIFY_WITH",
+        "MODEL.KEYPOINT_ON",
+        "MODEL.LOAD_PROPOSALS",
+    ]
+    assert all("does not work with TEST.AUG.ENABLED" in problem for problem in problems)
+    cfg.TEST.AUG.ENABLED = False
+    check_setup(cfg)
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def get_categories(dataset_name: str) -> CategoryTable:
     Raises:
         KeyError: the data set is not registered.
         FileNotFoundError: its annotation file is missing.
-        ValueError: `base_classes` holds a name the data set does not have.
+        ValueError: `base_classes` holds a name the data set does not have; synonyms are no list.
     """
     if dataset_name not in DatasetCatalog:
         raise KeyError(
@@ -61,7 +61,7 @@ def get_categories(dataset_name: str) -> CategoryTable:
         categories = _read_categories(metadata.json_file, dataset_name)
     categories = sorted(categories, key=lambda category: category["id"])
     spellings = metadata.get("spellings", {})
-    called = [_names_of(category) for category in categories]
+    called = [_names_of(category, dataset_name) for category in categories]
     names = [group[0] for group in called]
     letters = [category.get("frequency") for category in categories]
     frequencies = [str(letter) for letter in letters] if all(letters) else None
@@ -100,10 +100,16 @@ def get_novel_flags(dataset_name: str) -> list[bool]:
     return get_categories(dataset_name).is_novel
 
 
-def _names_of(category: dict) -> list[str]:
+def _names_of(category: dict, dataset_name: str) -> list[str]:
     """What a category is called. LVIS spells 'name' for machines; Detectron2 shows the first
     synonym."""
-    return list(category.get("synonyms") or [category["name"]])
+    synonyms = category.get("synonyms") or [category["name"]]
+    if not isinstance(synonyms, list):
+        raise ValueError(
+            f"data set '{dataset_name}', category '{category['name']}': 'synonyms' must be a list "
+            f"of names, got {synonyms!r}"
+        )
+    return synonyms
 
 
 def _read_categories(json_file: str, dataset_name: str) -> list[dict]:

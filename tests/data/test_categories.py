@@ -56,6 +56,12 @@ def test_synonyms_are_known_and_the_first_is_the_name(register):
     assert table.synonyms == [["couch", "potted sofa"], ["b"], ["c"]]
 
 
+def test_synonyms_that_are_one_word_are_refused(register):
+    name = register([{"id": 1, "name": "sofa", "synonyms": "couch"}])
+    with pytest.raises(ValueError, match="category 'sofa': 'synonyms' must be a list"):
+        get_categories(name)
+
+
 def test_what_the_metadata_does_not_call_base_is_novel(register):
     name = register([{"id": 5, "name": "a"}, {"id": 9, "name": "b"}], base_classes=["b"])
     table = get_categories(name)

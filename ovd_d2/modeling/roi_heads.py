@@ -196,7 +196,7 @@ class ViLDROIHeads(StandardROIHeads):
         self,
         features: dict[str, Tensor],
         proposals: list[Instances],
-        targets: list[Instances],
+        targets: list[Instances],  # a cascade's
         cached_proposals: list[Instances],
     ) -> dict[str, Tensor]:
         """Losses of one head for both branches: all regions pass it together, as in the official

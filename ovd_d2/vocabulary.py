@@ -83,6 +83,18 @@ class Vocabulary:
             raise KeyError(f"'{name}' is not among the {len(self)} names of this vocabulary")
         return self._index[name]
 
+    def select(self, names: Sequence[str]) -> Vocabulary:
+        """The entries of these names, in their order; KeyError for one that is not here."""
+        rows = torch.tensor([self.index(name) for name in names])
+        return Vocabulary(
+            names,
+            self.embeddings[rows],
+            self.novel[rows],
+            teacher=self.teacher,
+            prompts=self.prompts,
+            background=self.background,
+        )
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one safetensors file, atomically; prefixes as for `load`."""
         tensors = {"embeddings": self.embeddings.contiguous(), "novel": self.novel.contiguous()}

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
 from ovd_d2.cache import CacheError, RecordWriter
 from ovd_d2.engine import build_open_vocabulary_model, check_setup
-from ovd_d2.engine.launching import add_launch_arguments, launch_processes
+from ovd_d2.engine.launching import add_launch_arguments, launch_processes, on_main_process
 from ovd_d2.engine.proposals import extract_proposals, proposal_manifest
 from ovd_d2.engine.run import load_config
 from ovd_d2.errors import SetupError, exit_with_message
@@ -49,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
     cfg.DATASETS.TEST = (args.dataset,)
     if not cfg.MODEL.WEIGHTS:
         raise SetupError(["MODEL.WEIGHTS is empty: proposals need a trained first stage"])
-    check_setup(cfg)
+    on_main_process(partial(check_setup, cfg, training=False))
     dataset_dicts = DatasetCatalog.get(args.dataset)
     model = build_open_vocabulary_model(cfg)
     manifest = proposal_manifest(cfg, args.dataset, dataset_dicts)

@@ -39,15 +39,44 @@ def is_open_vocabulary(model: nn.Module) -> bool:
     return hasattr(model, "set_vocabulary")
 
 
-def apply_vocabulary(cfg: CfgNode, model: nn.Module) -> None:
+def apply_vocabulary(cfg: CfgNode, model: nn.Module, test_set: str | None = None) -> None:
     """Gives the model the configured vocabulary, if there is one.
 
     To be called after weights are loaded, too: a checkpoint brings the vocabulary it was trained
     with, and the one the config names must win.
+
+    Args:
+        cfg: the complete config.
+        model: a detector, also one that `DistributedDataParallel` wraps.
+        test_set: a data set whose categories stand in another order, or are some of the
+            vocabulary's alone: the model gets its names in its order. None: the whole vocabulary.
     """
-    set_vocabulary = getattr(model, "set_vocabulary", None)
-    if cfg.MODEL.OVD.VOCABULARY and set_vocabulary is not None:
-        set_vocabulary(Vocabulary.load(cfg.MODEL.OVD.VOCABULARY))
+    set_vocabulary = getattr(unwrapped(model), "set_vocabulary", None)
+    if not cfg.MODEL.OVD.VOCABULARY or set_vocabulary is None:
+        return
+    vocabulary = Vocabulary.load(cfg.MODEL.OVD.VOCABULARY)
+    set_vocabulary(vocabulary if test_set is None else in_order_of(test_set, vocabulary))
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The detector inside `DistributedDataParallel`, or the model itself."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def in_order_of(test_set: str, vocabulary: Vocabulary) -> Vocabulary:
+    """The vocabulary's entries for the categories of a data set, matched by name.
+
+    Raises:
+        KeyError: the data set has a category that the vocabulary does not name.
+    """
+    names = get_categories(test_set).names
+    if names == list(vocabulary.names):
+        return vocabulary
+    logger.info(
+        "'%s' lists %d of the vocabulary's %d names in its own order: matched by name.",
+        *(test_set, len(names), len(vocabulary)),
+    )
+    return vocabulary.select(names)
 
 
 def build_open_vocabulary_model(cfg: CfgNode) -> nn.Module:

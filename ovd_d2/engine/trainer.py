@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,8 +81,7 @@ class OpenVocabularyTrainer(DefaultTrainer):
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
-        model = self.model.module if hasattr(self.model, "module") else self.model
-        build.apply_vocabulary(self.cfg, model)
+        build.apply_vocabulary(self.cfg, self.model)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
@@ -109,12 +108,35 @@ class OpenVocabularyTrainer(DefaultTrainer):
         The numbers also go to `OUTPUT_DIR/inference/results.json`, and beside them, under
         "evaluation", data set, protocol and engine of each test set.
         """
-        build.apply_vocabulary(cfg, model)
         if evaluators is None:
             evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
-        results = super().test(cfg, model, evaluators)
+        results = cls._test_each(cfg, model, evaluators)
         cls._write(results, cfg, evaluators, INFERENCE)
         return results
+
+    @classmethod
+    def _test_each(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: list[DatasetEvaluator],
+        wrap: Callable[[CfgNode, nn.Module], nn.Module] = lambda cfg, model: model,
+    ) -> dict[str, Any]:
+        """Each test set with the vocabulary in its order; afterwards the model has the whole one.
+
+        Args:
+            cfg, model, evaluators: as of `test`.
+            wrap: what is evaluated in place of the model, made anew for every vocabulary.
+        """
+        results: dict[str, Any] = {}
+        for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True):
+            build.apply_vocabulary(cfg, model, test_set=name)
+            one_set = cfg.clone()
+            one_set.defrost()
+            one_set.DATASETS.TEST = (name,)
+            results[name] = super().test(one_set, wrap(cfg, model), [evaluator])
+        build.apply_vocabulary(cfg, model)
+        return next(iter(results.values())) if len(results) == 1 else results
 
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
@@ -124,13 +146,12 @@ class OpenVocabularyTrainer(DefaultTrainer):
             The numbers, under "bbox_TTA" and so on. They go to
             `OUTPUT_DIR/inference_TTA/results.json`.
         """
-        build.apply_vocabulary(cfg, model)
         folder = os.path.join(cfg.OUTPUT_DIR, INFERENCE_TTA)
         evaluators = [
             cls.build_evaluator(cfg, name, os.path.join(folder, name)) for name in cfg.DATASETS.TEST
         ]
-        augmented = GeneralizedRCNNWithTTA(cfg, model)
-        results = {f"{k}_TTA": v for k, v in super().test(cfg, augmented, evaluators).items()}
+        plain = cls._test_each(cfg, model, evaluators, wrap=GeneralizedRCNNWithTTA)
+        results = {f"{k}_TTA": v for k, v in plain.items()}
         cls._write(results, cfg, evaluators, INFERENCE_TTA)
         return results
 

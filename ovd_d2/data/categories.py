@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 from detectron2.utils.file_io import PathManager
 
+from ovd_d2.data.findings import Findings
+from ovd_d2.data.json_stream import AnnotationFileError, file_problem, read_parts
 from ovd_d2.data.paths import datasets_root
+from ovd_d2.data.problems import Problem
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ def get_categories(dataset_name: str) -> CategoryTable:
     Raises:
         KeyError: the data set is not registered.
         FileNotFoundError: its annotation file is missing.
-        ValueError: `base_classes` holds a name the data set does not have; synonyms are no list.
+        ValueError: the file is not in COCO's or LVIS's format, or its categories lack ids or names;
+            `base_classes` holds a name the data set does not have; synonyms are no list.
     """
     if dataset_name not in DatasetCatalog:
         raise KeyError(
@@ -59,6 +65,20 @@ def get_categories(dataset_name: str) -> CategoryTable:
         categories = [{"id": k, "name": name} for k, name in enumerate(metadata.thing_classes)]
     else:
         categories = _read_categories(metadata.json_file, dataset_name)
+    return category_table(categories, dataset_name)
+
+
+def category_table(categories: Sequence[Mapping[str, Any]], dataset_name: str) -> CategoryTable:
+    """The table of categories that have been read already; :func:`category_problems` finds none.
+
+    Args:
+        categories: COCO's or LVIS's entries, in any order.
+        dataset_name: a registered data set, whose metadata says what is novel and how it is spelt.
+
+    Raises:
+        ValueError: `base_classes` holds a name that is not there; synonyms are no list.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
     categories = sorted(categories, key=lambda category: category["id"])
     spellings = metadata.get("spellings", {})
     called = [_names_of(category, dataset_name) for category in categories]
@@ -68,6 +88,74 @@ def get_categories(dataset_name: str) -> CategoryTable:
     novel = _novel_flags(dataset_name, names, frequencies, metadata.get("base_classes", None))
     synonyms = [[spellings.get(name, name) for name in group] for group in called]
     return CategoryTable([group[0] for group in synonyms], novel, frequencies, synonyms)
+
+
+def category_problems(file: str, categories: Sequence[Mapping[str, Any]]) -> list[Problem]:
+    """Categories without a usable id or name, or with the id or name of another.
+
+    Args:
+        file: they are in, for the messages.
+        categories: entries of COCO's or LVIS's format.
+    """
+    found = Findings(file)
+    ids = [entry.get("id") for entry in categories]
+    names = [entry.get("name") for entry in categories]
+    number = "number the categories from 1 on, and category_id with them"
+    _add_faults(found, categories, "id", ids, _is_id, ID, fix=number)
+    name = "give every category a name of its own"
+    _add_faults(found, categories, "name", names, _is_name, "a name", fix=name)
+    return found.problems
+
+
+ID = "an integer from 0 to 2**63 - 1"
+
+
+def _add_faults(
+    found: Findings,
+    categories: Sequence[Mapping[str, Any]],
+    key: str,
+    values: list[Any],
+    is_sound: Callable[[Any], bool],
+    expected: str,
+    *,
+    fix: str,
+) -> None:
+    absent = [k for k, entry in enumerate(categories) if key not in entry]
+    wrong = [k for k, one in enumerate(values) if not is_sound(one)]
+    counts = Counter(one for one in values if is_sound(one))
+    for what, rows in (
+        (f"categories have no '{key}'", absent),
+        (f"categories have a '{key}' that is not {expected}", sorted(set(wrong) - set(absent))),
+        (f"categories share their '{key}'", [k for k, v in enumerate(values) if _twice(v, counts)]),
+    ):
+        found.add(
+            f"categories[].{key}",
+            what,
+            rows,
+            len(categories),
+            first=lambda row: describe_category(categories[row], row),
+            expected=expected,
+            found=lambda row: repr(categories[row].get(key, "no such key")),
+            fix=fix,
+        )
+
+
+def describe_category(category: Mapping[str, Any], row: int) -> str:
+    """ "category 3 (cat)", for messages; "category number 1" where it has no id."""
+    own = category["id"] if "id" in category else f"number {row + 1}"
+    return f"category {own}" + (f" ({category['name']})" if category.get("name") else "")
+
+
+def _twice(value: Any, counts: Counter[Any]) -> bool:
+    return isinstance(value, (int, str)) and counts[value] > 1
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 # Beginning of a data set's name -> what writes its annotation file.
@@ -86,12 +174,16 @@ def missing_file_problem(dataset_name: str) -> str | None:
         path = f"{metadata.dirname}/ImageSets/Main/{metadata.split}.txt"
     if path is None or PathManager.isfile(path):
         return None
+    found = f"annotation file of data set '{dataset_name}' not found: "
+    found += PathManager.get_local_path(path)
+    own = metadata.get("own_file", None)
+    if own is not None:
+        return f"{found} (correct the json_file of '{dataset_name}' in {own})"
     commands = [c for start, c in PREPARE_COMMANDS.items() if dataset_name.startswith(start)]
     fix = f"make it with {commands[0]}" if commands else "get it as datasets/README.md says"
     return (
-        f"annotation file of data set '{dataset_name}' not found: "
-        f"{PathManager.get_local_path(path)} (set DETECTRON2_DATASETS, now "
-        f"'{datasets_root()}', to the folder that holds it, or {fix})"
+        f"{found} (set DETECTRON2_DATASETS, now '{datasets_root()}', to the folder that holds it, "
+        f"or {fix})"
     )
 
 
@@ -100,10 +192,10 @@ def get_novel_flags(dataset_name: str) -> list[bool]:
     return get_categories(dataset_name).is_novel
 
 
-def _names_of(category: dict, dataset_name: str) -> list[str]:
+def _names_of(category: Mapping[str, Any], dataset_name: str) -> list[str]:
     """What a category is called. LVIS spells 'name' for machines; Detectron2 shows the first
     synonym."""
-    synonyms = category.get("synonyms") or [category["name"]]
+    synonyms: list[str] = category.get("synonyms") or [category["name"]]
     if not isinstance(synonyms, list):
         raise ValueError(
             f"data set '{dataset_name}', category '{category['name']}': 'synonyms' must be a list "
@@ -112,15 +204,19 @@ def _names_of(category: dict, dataset_name: str) -> list[str]:
     return synonyms
 
 
-def _read_categories(json_file: str, dataset_name: str) -> list[dict]:
+def _read_categories(json_file: str, dataset_name: str) -> list[dict[str, Any]]:
     if problem := missing_file_problem(dataset_name):
         raise FileNotFoundError(problem)
-    path = PathManager.get_local_path(json_file)
-    try:
-        with open(path) as stream:
-            categories = json.load(stream)["categories"]
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a COCO / LVIS annotation file ({error!r})") from error
+    path = Path(PathManager.get_local_path(json_file))
+    # Read in batches and forgotten: they can be a gigabyte.
+    skipped = {part: lambda batch: None for part in ("images", "annotations")}
+    categories = read_parts(path, skipped).get("categories")
+    if not isinstance(categories, list) or not all(isinstance(one, dict) for one in categories):
+        what, expected = "is not a COCO / LVIS annotation file", "a list 'categories' of objects"
+        fix = "export the file again"
+        raise AnnotationFileError(file_problem(path, what, expected, "none", fix))
+    if problems := category_problems(str(path), categories):
+        raise ValueError("; ".join(map(str, problems)))
     return categories
 
 

@@ -1,0 +1,189 @@
+"""Checks of boxes, crowds and areas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ovd_d2.data.findings import Findings
+from ovd_d2.data.validation.columns import MISSING
+from ovd_d2.data.validation.table import AnnotationTable, DatasetUse, Source, raw_of, shown
+
+TOLERANCE = 1.0  # pixels outside of the image that nobody need hear of: rounding
+CLEARLY_OUTSIDE = 2.0  # pixels
+SUSPICIOUS_SHARE = 0.05  # of boxes that leave the image, from which on it is no accident
+NEARLY_ALL = 0.99  # a flat box does not make the others sound
+
+_KEY = "annotations[].bbox"
+_BOX = "[x, y, width, height] in pixels"
+
+
+def check_boxes(table: AnnotationTable, source: Source, found: Findings) -> None:
+    """Boxes that are no boxes, flat or outside ones, and other conventions than COCO's."""
+    boxes, total = table.boxes.values, table.num_annotations
+    say: dict[str, Any] = {"first": table.annotation, "expected": _BOX}
+    say["found"] = raw_of(table.boxes)
+    missing = table.boxes.rows_where(MISSING)
+    found.add(_KEY, "annotations have no 'bbox'", missing, total, **say, fix="")
+    odd = sorted(set(table.boxes.odd) - set(missing))
+    found.add(_KEY, "boxes are not four numbers", odd, total, **say, fix="")
+    finite = np.isfinite(boxes).all(axis=1)
+    not_finite = table.boxes.sound & ~finite
+    found.add(_KEY, "boxes are not finite (NaN or infinite)", not_finite, total, **say, fix="")
+    flat = finite & (boxes[:, 2:] <= 0).any(axis=1)
+    survivable = source.official
+    found.add(_KEY, "boxes have no width or height", flat, total, **say, fix="", notice=survivable)
+    if not _suspect_convention(table, found):
+        _check_outside(table, finite & ~flat, found, notice=survivable)
+
+
+def corners_suspected(boxes: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(A,) which boxes leave their image as XYWH, where [x1, y1, x2, y2] is what was meant.
+
+    All False unless a share of them does and nearly all, read as corners, are boxes inside of
+    their images: boxes in the right convention, most of which are nearer to the left or upper
+    border than they are large, are no such set.
+
+    Args:
+        boxes: (A, 4) as in the file.
+        sizes: (A, 2) width and height of their images, NaN where unknown.
+    """
+    usable = np.isfinite(boxes).all(axis=1) & np.isfinite(sizes).all(axis=1)
+    if not usable.any():
+        return usable
+    ends = boxes[:, :2] + boxes[:, 2:]
+    with np.errstate(invalid="ignore"):
+        leaves = usable & (ends > sizes + CLEARLY_OUTSIDE).any(axis=1)
+        fits = (boxes[:, :2] < boxes[:, 2:]) & (boxes[:, 2:] <= sizes + CLEARLY_OUTSIDE)
+    fits_all = fits.all(axis=1) & (boxes[:, :2] >= -CLEARLY_OUTSIDE).all(axis=1)
+    many = leaves.sum() >= SUSPICIOUS_SHARE * usable.sum()
+    if many and fits_all[usable].mean() >= NEARLY_ALL and fits_all[leaves].all():
+        return leaves
+    return np.zeros(len(boxes), np.bool_)
+
+
+def _suspect_convention(table: AnnotationTable, found: Findings) -> bool:
+    """Corners in place of sides, or fractions of the image in place of pixels."""
+    boxes, sizes = table.boxes.values, table.image_sizes
+    say: dict[str, Any] = {"first": table.annotation, "expected": _BOX}
+    say["found"] = raw_of(table.boxes)
+    corners = found.add(
+        _KEY,
+        "boxes leave their image, and as [x1, y1, x2, y2] all boxes fit: corners are suspected",
+        corners_suspected(boxes, sizes),
+        table.num_annotations,
+        **say,
+        fix=f"if they are corners: {found.repair} with --corners",
+    )
+    finite = np.isfinite(boxes).all(axis=1)
+    inside = boxes[finite]
+    fractions = (
+        len(inside) > 0
+        and bool((np.abs(inside) <= 1).all())
+        and bool((inside % 1 != 0).any())
+        and not bool((sizes[finite] <= 2).any())
+    )
+    return corners or found.add(
+        _KEY,
+        "boxes have no number above 1: fractions of the image are suspected",
+        finite & fractions,
+        table.num_annotations,
+        **say,
+        fix="multiply x and width by the image's width, y and height by its height",
+    )
+
+
+def _check_outside(
+    table: AnnotationTable, usable: NDArray[np.bool_], found: Findings, *, notice: bool
+) -> None:
+    boxes, sizes = table.boxes.values, table.image_sizes
+    ends = boxes[:, :2] + boxes[:, 2:]
+    with np.errstate(invalid="ignore"):  # images of unknown size
+        outside = usable & ((boxes[:, :2] >= sizes) | (ends <= 0)).any(axis=1)
+        beyond = (boxes[:, :2] < -TOLERANCE) | (ends > sizes + TOLERANCE)
+    partly = usable & ~outside & beyond.any(axis=1)
+
+    def words(row: int) -> str:
+        width, height = sizes[row]
+        return f"{shown(table.boxes.raw(row))} in {width:.0f} x {height:.0f}"
+
+    total = table.num_annotations
+    say: dict[str, Any] = {"first": table.annotation, "found": words, "expected": "boxes inside"}
+    what = "boxes are wholly outside of their image"
+    found.add(_KEY, what, outside, total, **say, fix="", notice=notice)
+    what = "boxes are partly outside of their image"
+    fix = f"training clips them; {found.repair}, clipped"
+    found.add(_KEY, what, partly, total, **say, fix=fix, notice=True)
+
+
+def check_crowds(table: AnnotationTable, source: Source, found: Findings) -> None:
+    """`iscrowd` of another type than 0 and 1, and `ignore`, which Detectron2 refuses."""
+    if source.kind == "lvis":
+        return  # LVIS has no crowds: nothing reads the key
+    column, total = table.annotations["iscrowd"], table.num_annotations
+    say: dict[str, Any] = {"first": table.annotation, "expected": "0 or 1"}
+    nulls = column.rows_where(None)
+    found.add(
+        "annotations[].iscrowd",
+        "annotations have a null 'iscrowd'",
+        nulls,
+        total,
+        **say,
+        found="null, taken as 0" if source.tolerant else "null, which training takes for a crowd",
+        fix="",
+        notice=source.tolerant,
+    )
+    found.add(
+        "annotations[].iscrowd",
+        "annotations have an 'iscrowd' that is neither 0 nor 1",
+        sorted(set(column.odd) - set(nulls)),
+        total,
+        **say,
+        found=raw_of(column),
+        fix="",
+    )
+    ignore = table.annotations["ignore"]
+    ignored = ignore.values == 1
+    ignored[[row for row, value in ignore.odd.items() if value]] = True
+    found.add(
+        "annotations[].ignore",
+        "annotations have 'ignore' set",
+        ignored,
+        total,
+        first=table.annotation,
+        expected="no such key, or 0: Detectron2 refuses it",
+        found=raw_of(ignore),
+        fix="set iscrowd 1 in its place, or remove the annotations",
+    )
+
+
+def check_areas(table: AnnotationTable, use: DatasetUse, found: Findings) -> None:
+    """Evaluation sorts objects by area; training does not look at it."""
+    column, total = table.annotations["area"], table.num_annotations
+    if use.training:
+        return
+    say: dict[str, Any] = {"first": table.annotation, "expected": "square pixels"}
+    missing = column.rows_where(MISSING)
+    found.add(
+        "annotations[].area",
+        "annotations have no 'area'",
+        missing,
+        total,
+        **say,
+        found="none: the box's is taken",
+        fix="",
+        notice=True,
+    )
+    wrong = ~(np.isfinite(column.values) & (column.values >= 0))
+    wrong[missing] = False
+    found.add(
+        "annotations[].area",
+        "annotations have an area that is no number from 0 on",
+        wrong,
+        total,
+        **say,
+        found=raw_of(column),
+        fix="",
+    )

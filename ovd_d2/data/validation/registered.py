@@ -1,0 +1,182 @@
+"""Which file a registered data set has, and how it is loaded from it."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
+from detectron2.utils.file_io import PathManager
+
+from ovd_d2.data.categories import (
+    CategoryTable,
+    category_table,
+    get_categories,
+    missing_file_problem,
+)
+from ovd_d2.data.json_stream import AnnotationFileError, file_problem
+from ovd_d2.data.validation.reports import (
+    Report,
+    byte_order_mark_problem,
+    read_table,
+    report_on,
+    table_of_records,
+)
+from ovd_d2.data.validation.table import AnnotationTable, DatasetUse, Source
+
+# Public data sets as they are: COCO and Objects365 have a few boxes without area.
+OFFICIAL = ("coco_", "lvis_", "objects365_", "voc_")
+
+
+def validate_dataset(name: str, use: DatasetUse, *, progress: bool = True) -> Report:
+    """Everything that is wrong with the annotations of a registered data set; opens no image.
+
+    The raw annotation file is read once, before Detectron2's loader could hide its faults. A data
+    set without file (PASCAL VOC, a function of the user's) is loaded and looked at in the same way.
+
+    Args:
+        name: as registered.
+        use: what for.
+        progress: show bars for what takes longer than two seconds.
+
+    Raises:
+        KeyError: the data set is not registered.
+    """
+    if name not in DatasetCatalog:
+        known = ", ".join(sorted(DatasetCatalog.list()))
+        raise KeyError(f"data set '{name}' is not registered; registered: {known}")
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("json_file", None) is None:
+        return _validate_records(name, use, progress=progress)
+    if problem := missing_file_problem(name):
+        path = Path(PathManager.get_local_path(metadata.json_file))
+        missing = file_problem(path, "is not there", "an annotation file", "none", problem)
+        return Report(str(path), [missing])
+    path = Path(PathManager.get_local_path(metadata.json_file))
+    if metadata.get("boxes_only", False):
+        use = DatasetUse(use.training, masks=False, mask_format=use.mask_format)
+    source = _source_of(name, str(path))
+    return validate_file(
+        path,
+        use,
+        source=source,
+        categories=partial(_registered_table, name),
+        image_root=metadata.get("image_root", ""),
+        progress=progress,
+    )
+
+
+def validate_file(
+    path: Path,
+    use: DatasetUse,
+    *,
+    source: Source | None = None,
+    categories: Any = None,
+    image_root: str = "",
+    progress: bool = True,
+) -> Report:
+    """Everything that is wrong with an annotation file.
+
+    Args:
+        path: of the file.
+        use: what for.
+        source: what loads it; by default the loader of data sets of one's own (COCO format).
+        categories: entries -> category table; by default the names alone, none of them novel.
+        image_root: folder of the images, for `Report.images`.
+        progress: show bars for what takes longer than two seconds.
+    """
+    source = source or Source(str(path), has_split=False)
+    try:
+        table, problems = read_table(path, progress=progress)
+    except AnnotationFileError as error:
+        return Report(str(path), [error.problem])
+    except OSError as error:
+        unreadable = file_problem(path, "cannot be read", "a file", str(error), "copy it again")
+        return Report(str(path), [unreadable])
+    if not (source.tolerant and use.training) and (mark := byte_order_mark_problem(path)):
+        problems.append(mark)
+    if problems:
+        return Report(str(path), problems)
+    join = partial(_image_path, image_root, source)
+    return report_on(
+        table,
+        source,
+        use,
+        categories=categories or _names_alone,
+        image_path=join,
+        progress=progress,
+    )
+
+
+def _validate_records(name: str, use: DatasetUse, *, progress: bool) -> Report:
+    try:
+        records = DatasetCatalog.get(name)
+        categories = get_categories(name)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        what = "cannot be loaded"
+        fix = "the function that is registered under this name, or a file it reads, is at fault"
+        problem = file_problem(Path(name), what, "Detectron2's dicts", repr(error), fix)
+        return Report(name, [problem])
+    table = table_of_records(records, categories.names)
+    del records
+    official = name.startswith(OFFICIAL)
+    source = Source(f"data set '{name}'", "records", tolerant=False, official=official)
+    return report_on(
+        table,
+        source,
+        DatasetUse(use.training, use.masks and not _boxes_only(name), use.mask_format),
+        categories=lambda entries: categories,
+        image_path=lambda table, row: table.image_name(row),
+        progress=progress,
+    )
+
+
+def _boxes_only(name: str) -> bool:
+    return bool(MetadataCatalog.get(name).get("boxes_only", False))
+
+
+def _source_of(name: str, file: str) -> Source:
+    """By the rules of Detectron2's registration: its LVIS loader serves the type "lvis"."""
+    lvis = MetadataCatalog.get(name).get("evaluator_type", None) == "lvis"
+    names = {one["id"]: one["name"] for one in LVIS_CATEGORIES}
+    return Source(
+        file,
+        kind="lvis" if lvis else "coco",
+        demands_masks=lvis and not _boxes_only(name),
+        url_names=lvis,
+        tolerant=_has_own_loader(name),
+        official=name.startswith(OFFICIAL),
+        names=names if name.startswith("lvis_v1") else {},
+    )
+
+
+def _has_own_loader(name: str) -> bool:
+    """Whether this package's loader serves a data set, by the function that is registered."""
+    function = DatasetCatalog.data[name]
+    return getattr(function, "func", function).__module__.startswith("ovd_d2.")
+
+
+def _registered_table(name: str, entries: Any) -> CategoryTable:
+    return get_categories(name) if name.startswith("lvis_v1") else category_table(entries, name)
+
+
+def _names_alone(entries: Any) -> CategoryTable:
+    ordered = sorted(entries, key=lambda entry: entry["id"])
+    return CategoryTable([entry["name"] for entry in ordered], [False] * len(ordered))
+
+
+def _image_path(root: str, source: Source, table: AnnotationTable, row: int) -> str:
+    """As Detectron2 joins them; "" where the entry names no file."""
+    if not source.url_names:
+        name = table.images["file_name"].values[row]
+        return os.path.join(root, name) if isinstance(name, str) and name else ""
+    address = table.images["coco_url"].values[row]
+    if not isinstance(address, str) or "/" not in address:
+        return ""
+    folder, file = address.split("/")[-2:]
+    if source.demands_masks:  # Detectron2's loader appends the folder to the root as it is
+        return os.path.join(root + folder, file)
+    return os.path.join(root, folder, file)

@@ -11,8 +11,11 @@ from detectron2.utils.file_io import PathManager
 
 from ovd_d2.cache import CacheError, EmbeddingCache, ProposalStore, check_compatible
 from ovd_d2.clip.crops import RESIZE_CHOICES
+from ovd_d2.data.augmentation import smallest_resize
 from ovd_d2.data.categories import get_categories, missing_file_problem
-from ovd_d2.data.consistency import annotation_problems, picture_problems, split_problems
+from ovd_d2.data.consistency import annotation_problems, split_problems
+from ovd_d2.data.image_memory import default_memory
+from ovd_d2.data.images import image_problems
 from ovd_d2.data.paths import PREFIX as DATASETS_PREFIX
 from ovd_d2.engine.online import load_teacher, online_problems
 from ovd_d2.errors import SetupError
@@ -51,9 +54,16 @@ def check_setup(cfg: CfgNode, training_dicts: list[dict[str, Any]] | None = None
 
 
 def data_problems(cfg: CfgNode, training_dicts: list[dict[str, Any]]) -> list[str]:
-    """Pictures, annotations and split of the training images."""
+    """Image files, annotations and split of the training images."""
     name = ", ".join(cfg.DATASETS.TRAIN)
-    problems = picture_problems(name, training_dicts) + annotation_problems(name, training_dicts)
+    images = image_problems(
+        training_dicts,
+        decode=True,
+        source=f"'{name}'",
+        memory=default_memory(),
+        resize=smallest_resize(cfg, is_train=True),
+    )
+    problems = [*map(str, images), *annotation_problems(name, training_dicts)]
     if len(cfg.DATASETS.TRAIN) == 1:
         problems += split_problems(name, get_categories(name), training_dicts)
     return problems

@@ -1,53 +1,18 @@
-"""Is a data set what its annotation file says? Pictures, sizes, boxes, base and novel."""
+"""Is a data set what its annotation file says? Boxes, ids, base and novel."""
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
-from detectron2.utils.file_io import PathManager
-from tqdm import tqdm
 
 from ovd_d2.data.categories import CategoryTable
 
 Records = Sequence[dict[str, Any]]
 
-DECODED_PICTURES = 16  # read in full, drawn with a fixed seed
 SHOWN = 3  # examples in a message
-BAR_DELAY = 2.0  # seconds before a progress bar appears
-
-
-def picture_problems(name: str, records: Records) -> list[str]:
-    """Missing pictures (all are looked for), unreadable or resized ones (a few are decoded)."""
-    bar = tqdm(records, desc=f"pictures of {name}", unit="image", delay=BAR_DELAY)
-    missing = [r["file_name"] for r in bar if not PathManager.isfile(r["file_name"])]
-    if missing:
-        return [
-            f"'{name}': {len(missing)} of {len(records)} pictures are missing, first "
-            f"{', '.join(missing[:SHOWN])}; check DETECTRON2_DATASETS and datasets/README.md"
-        ]
-    drawn = random.Random(0).sample(list(records), min(DECODED_PICTURES, len(records)))
-    found = [_decoding_problem(record) for record in drawn]
-    return [f"'{name}': {problem}" for problem in found if problem]
-
-
-def _decoding_problem(record: dict[str, Any]) -> str | None:
-    path = record["file_name"]
-    try:
-        height, width = read_image(path, "BGR").shape[:2]
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all three
-        return f"{path} cannot be read ({error}); copy it again"
-    expected = record.get("height", height), record.get("width", width)
-    if (height, width) != expected:
-        return (
-            f"{path} is {width} x {height}, its annotation file says {expected[1]} x "
-            f"{expected[0]}: the pictures are not the ones that were annotated"
-        )
-    return None
 
 
 def annotation_problems(name: str, records: Records) -> list[str]:

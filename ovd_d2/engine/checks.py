@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 
 from ovd_d2.cache import CacheError, EmbeddingCache, ProposalStore, check_compatible
 from ovd_d2.clip.crops import RESIZE_CHOICES
+from ovd_d2.data.augmentation import smallest_resize
 from ovd_d2.engine.data_checks import CheckedData, DataNeeds, category_problems, check_data
 from ovd_d2.engine.online import load_teacher, online_problems
 from ovd_d2.engine.weights import weights_problems
@@ -134,6 +135,8 @@ def _data_needs(cfg: CfgNode, training: bool) -> DataNeeds:
         test=cfg.DATASETS.TEST,
         masks=cfg.MODEL.MASK_ON,
         mask_format=cfg.INPUT.MASK_FORMAT,
+        train_resize=smallest_resize(cfg, is_train=True),
+        test_resize=smallest_resize(cfg, is_train=False),
     )
 
 

@@ -12,7 +12,9 @@ from typing import Any
 from detectron2.data import DatasetCatalog
 
 from ovd_d2.data.categories import CategoryTable, missing_file_problem
-from ovd_d2.data.images import default_memory, image_problems
+from ovd_d2.data.augmentation import Resize
+from ovd_d2.data.image_memory import default_memory
+from ovd_d2.data.images import image_problems
 from ovd_d2.data.validation import DatasetUse, Report, validate_dataset
 from ovd_d2.vocabulary import Vocabulary
 
@@ -28,6 +30,8 @@ class DataNeeds:
         test: names of the test sets.
         masks: the model has masks.
         mask_format: "polygon" or "bitmask", as the mapper reads them.
+        train_resize, test_resize: the strongest reduction that images meet, see
+            :func:`ovd_d2.data.augmentation.smallest_resize`; None: not known.
         train_key, test_key: what the config calls the lists, for messages.
     """
 
@@ -35,6 +39,8 @@ class DataNeeds:
     test: Sequence[str]
     masks: bool
     mask_format: str = "polygon"
+    train_resize: Resize | None = None
+    test_resize: Resize | None = None
     train_key: str = "DATASETS.TRAIN"
     test_key: str = "DATASETS.TEST"
 
@@ -77,7 +83,8 @@ def check_data(needs: DataNeeds, *, progress: bool = True) -> CheckedData:
             data.problems += [f"{key} '{name}': {problem}" for problem in report.problems]
             data.notices += [f"{key} '{name}': {notice}" for notice in report.notices]
             (data.train if training else data.test)[name] = report
-    data.problems += _image_problems(data, progress)
+    if not data.problems:
+        data.problems += _image_problems(needs, data, progress)
     return data
 
 
@@ -110,25 +117,21 @@ def _not_there(name: str) -> str | None:
     return missing_file_problem(name)
 
 
-def _image_problems(data: CheckedData, progress: bool) -> list[str]:
-    """Each file once, also where two data sets share it; none of a set with other problems."""
-    if data.problems:
-        return []
-    problems = []
-    seen: set[str] = set()
-    for key, reports in (("TRAIN", data.train), ("TEST", data.test)):
+def _image_problems(needs: DataNeeds, data: CheckedData, progress: bool) -> Iterable[str]:
+    for key, reports, resize in (
+        (needs.train_key, data.train, needs.train_resize),
+        (needs.test_key, data.test, needs.test_resize),
+    ):
         for name, report in reports.items():
-            entries = [one for one in report.images if one["file_name"] not in seen]
-            seen.update(one["file_name"] for one in entries)
             found = image_problems(
-                entries,
+                report.images,
                 decode=True,
                 source=report.source,
                 memory=default_memory(),
                 progress=progress,
+                resize=resize,
             )
-            problems += [f"DATASETS.{key} '{name}': {problem}" for problem in found]
-    return problems
+            yield from (f"{key} '{name}': {problem}" for problem in found)
 
 
 def _order_problems(

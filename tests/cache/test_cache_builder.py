@@ -256,17 +256,18 @@ def test_the_command_builds_and_reports(
     assert len(EmbeddingCache(tmp_path / "cache")[11]) == 2
 
 
-def test_all_bad_pictures_are_named_before_anything_is_written_or_deleted(
+def test_all_bad_images_are_named_before_anything_is_written_or_deleted(
     tmp_path: Path, run: Callable[..., EmbeddingCache], dataset: list[dict[str, Any]]
 ) -> None:
     before = run().fingerprint
     Path(dataset[0]["file_name"]).unlink()
     Path(dataset[2]["file_name"]).write_bytes(b"garbage")
     model = ColourModel()
-    with pytest.raises(CacheError, match="2 pictures cannot be used") as caught:
+    with pytest.raises(CacheError, match="1 of 4 images are missing") as caught:
         run(model, overwrite=True)
-    assert "image 11: " in str(caught.value)
-    assert "image 13: " in str(caught.value)
+    assert "image id 11" in str(caught.value)
+    assert "1 of 4 files are no images" in str(caught.value)
+    assert "image id 13" in str(caught.value)
     assert model.calls == 0
     assert EmbeddingCache(tmp_path / "cache").fingerprint == before
 

@@ -83,6 +83,7 @@ def cfg(tmp_path, monkeypatch):
     monkeypatch.undo()  # the config files are found from the repository
     cfg = tiny_config("vild")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("tests_checks",)
     cfg.MODEL.OVD.VOCABULARY = str(tmp_path / "vocabulary.safetensors")
     cfg.MODEL.OVD.DISTILLATION.CACHE = str(tmp_path / "cache")
@@ -191,7 +192,7 @@ def test_unknown_optimizer(cfg):
 def test_missing_pictures_are_counted(cfg, tmp_path):
     (tmp_path / DICTS[1]["file_name"]).unlink()
     (problem,) = problems_of(cfg)
-    assert "1 of 2 pictures are missing, first tests_checks/2.png" in problem
+    assert "1 of 2 images are missing" in problem and "first: tests_checks/2.png" in problem
 
 
 def test_no_base_annotation(cfg):

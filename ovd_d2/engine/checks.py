@@ -279,7 +279,7 @@ def _online_problems(
         teacher,
         teacher_fingerprint=None if vocabulary is None else vocabulary.teacher,
         embedding_dim=cfg.MODEL.OVD.EMBEDDING_DIM,
-        image_ids=[record["image_id"] for record in training_dicts],
+        images=training_dicts,
     )
 
 
@@ -296,5 +296,5 @@ def _cache_problems(
         cache,
         teacher_fingerprint=teacher,
         embedding_dim=cfg.MODEL.OVD.EMBEDDING_DIM,
-        image_ids=[record["image_id"] for record in training_dicts],
+        images=training_dicts,
     )

@@ -181,7 +181,7 @@ def _load_training_data(
     needs: dict[str, Any] = {
         "teacher_fingerprint": vocabulary.teacher,
         "embedding_dim": vocabulary.embedding_dim,
-        "image_ids": [record["image_id"] for record in dataset_dicts],
+        "images": dataset_dicts,
     }
     teacher = None
     if mapper.cache is not None:

@@ -180,27 +180,28 @@ def identity_problems(store: RecordStore, entries: Collection[Mapping[str, Any]]
         listed = load_image_list(store.path, dataset)
     except DamagedFileError as error:
         return [str(error)]
+    asked = [entry for entry in entries if entry["image_id"] in store]
     if listed is None:
-        if dataset_fingerprint(entries) == dataset.fingerprint:
+        if dataset_fingerprint(asked) == dataset.fingerprint:
             return []
         listed = _registered_list(dataset)
     if listed is None:
         return [_unlisted(store)]
-    others = [
-        entry
-        for entry in entries
-        if entry["image_id"] in listed
-        and not ImageIdentity.of(entry).fits(listed[entry["image_id"]])
-    ]
+    others = [one for one in asked if not _is_listed(one, listed)]
     if not others:
         return []
     first = others[0]["image_id"]
     return [
         f"the {kind} in {store.path} were made for other images under these ids: {len(others)} of "
-        f"{len(entries)}, first: image {first} was {listed[first]}, is "
+        f"{len(entries)}, first: image {first} was {listed.get(first)}, is "
         f"{ImageIdentity.of(others[0])} (height x width). They are of data set '{dataset.name}' as "
         "it was then"
     ]
+
+
+def _is_listed(entry: Mapping[str, Any], listed: ImageList) -> bool:
+    then = listed.get(entry["image_id"])
+    return then is not None and ImageIdentity.of(entry).fits(then)
 
 
 def _registered_list(dataset: DatasetInfo) -> ImageList | None:
@@ -246,8 +247,8 @@ def _list_content(entries: Iterable[Mapping[str, Any]]) -> bytes:
     known = list(entries)
     if problems := id_problems(known):
         raise CacheError(problems[0])
-    rows = [[int(entry["image_id"]), *ImageIdentity.of(entry)] for entry in known]
-    rows.sort(key=lambda row: (row[0], row[1], str(row[2:])))
+    found = {(int(entry["image_id"]), *ImageIdentity.of(entry)) for entry in known}
+    rows = sorted(found, key=lambda row: (row[0], row[1], str(row[2:])))
     return json.dumps(rows, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 

@@ -198,7 +198,7 @@ def test_all_problems_of_the_input_are_reported_before_any_work(
     assert "top_k is 0" in message
     assert model.calls == 0
     assert not (tmp_path / "cache").exists()
-    with pytest.raises(CacheError, match="image ids must be integers, found 'a'"):
+    with pytest.raises(CacheError, match="1 of 1 image ids cannot be stored, first: 'a'"):
         run(dataset_dicts=[{**dataset[0], "image_id": "a"}])
     with pytest.raises(CacheError, match="it has no images"):
         run(dataset_dicts=[])

@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,21 @@ def atomic_write_json(path: str | os.PathLike[str], obj: Any) -> None:
     text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_bounded(path: str | os.PathLike[str], largest: int) -> bytes:
+    """Return a file's bytes if it is a plain file of at most `largest`; nothing else is opened.
+
+    Raises:
+        OSError: it is missing or not readable.
+        ValueError: it is larger, or a pipe or device, which might never end.
+    """
+    status = Path(path).stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is not a plain file")
+    if status.st_size > largest:
+        raise ValueError(f"it has {status.st_size} bytes, expected at most {largest}")
+    return Path(path).read_bytes()
 
 
 def sha256_file(path: str | os.PathLike[str], chunk_size: int = 1 << 20) -> str:

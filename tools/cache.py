@@ -19,6 +19,7 @@ from ovd_d2.cache import CacheError, ProposalStore, verify_store
 from ovd_d2.cache.builder import BuildSummary, build_cache
 from ovd_d2.cache.convert import BOX_FORMATS, convert_cache, describe
 from ovd_d2.cache.foreign import DetProLayout, Layout, ObjectCentricLayout
+from ovd_d2.cache.identity import add_image_list
 from ovd_d2.cache.info import info_table, store_info
 from ovd_d2.cache.manifest import DTYPES
 from ovd_d2.cache.merge import merge_stores
@@ -82,6 +83,12 @@ SAMPLE_EXAMPLE = """examples:
     python tools/cache.py sample output/demo/seed0/cache --vocabulary vocabulary.safetensors \\
         --output sample.png
 """
+LIST_EXAMPLE = """example:
+  python tools/cache.py add-image-list datasets://lvis/cache_vit_b32 --dataset lvis_v1_train_norare
+
+For caches and proposals made before they named their images themselves (no images.json in the
+folder). The data set must still have the images that it had then: its fingerprint is compared.
+"""
 
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
@@ -96,6 +103,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         ("merge", add_merge_arguments, "join parts of a build, or data sets", MERGE_EXAMPLE),
         ("convert", add_convert_arguments, "import another project's files", CONVERT_EXAMPLE),
         ("sample", add_sample_arguments, "show a few records", SAMPLE_EXAMPLE),
+        ("add-image-list", add_list_arguments, "name the images of an older cache", LIST_EXAMPLE),
     ):
         command = commands.add_parser(
             name,
@@ -201,6 +209,13 @@ def add_sample_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", help="a PNG (default: in words)")
     parser.add_argument(
         "--dataset", nargs="+", help="registered data sets with the pictures (default: the cache's)"
+    )
+
+
+def add_list_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", help="folder of a cache, or of proposals")
+    parser.add_argument(
+        "--dataset", nargs="+", required=True, help="the registered data sets it was made for"
     )
 
 
@@ -354,6 +369,12 @@ def sample(args: argparse.Namespace) -> None:
     print(args.output)
 
 
+def list_images(args: argparse.Namespace) -> None:
+    entries = [entry for name in args.dataset for entry in load_dataset(name)]
+    file, count = add_image_list(args.path, entries)
+    print(f"{file}: {count:,} images")
+
+
 def open_layout(args: argparse.Namespace) -> Layout:
     if args.layout == ObjectCentricLayout.name:
         if args.proposals or args.annotations:
@@ -396,6 +417,7 @@ COMMANDS = {
     "merge": merge,
     "convert": convert,
     "sample": sample,
+    "add-image-list": list_images,
 }
 
 

@@ -54,7 +54,9 @@ def main(args: argparse.Namespace) -> None:
     dataset_dicts = DatasetCatalog.get(args.dataset)
     model = build_open_vocabulary_model(cfg)
     manifest = proposal_manifest(cfg, args.dataset, dataset_dicts)
-    with RecordWriter(args.output, manifest, overwrite=args.overwrite) as writer:
+    with RecordWriter(
+        args.output, manifest, overwrite=args.overwrite, images=dataset_dicts
+    ) as writer:
         manifest = extract_proposals(cfg, model, dataset_dicts, writer)
     if comm.is_main_process():
         print(f"{manifest.num_rows} proposals of {manifest.num_images} images in {args.output}")

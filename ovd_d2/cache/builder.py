@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ovd_d2.cache.manifest import CacheError, DatasetInfo, Manifest, dataset_fingerprint
+from ovd_d2.cache.identity import dataset_fingerprint, id_problems, identity_problems
+from ovd_d2.cache.manifest import CacheError, DatasetInfo, Manifest
 from ovd_d2.cache.pipeline import ImageTask, Settings, embed_images
 from ovd_d2.cache.ranks import Ranks
 from ovd_d2.cache.store import CachedProposals, ProposalStore
@@ -103,7 +103,9 @@ def build_cache(
     entries = _part_of(dataset_dicts, part)
     progress = progress and ranks.rank == 0
     _check_images(entries, dataset_name, ranks, progress)
-    with RecordWriter(path, manifest, images_per_shard, overwrite, ranks=ranks) as writer:
+    with RecordWriter(
+        path, manifest, images_per_shard, overwrite, images=dataset_dicts, ranks=ranks
+    ) as writer:
         waiting = [entry for entry in entries if entry["image_id"] not in writer.done_ids]
         mine = waiting[ranks.rank :: ranks.count]
         writer.check_space(len(waiting), _rows_per_image(proposals, top_k))
@@ -194,20 +196,12 @@ def _check_inputs(
     part: tuple[int, int],
 ) -> None:
     """Find what would stop the build hours later, and report all of it at once."""
-    problems = []
     ids = [entry["image_id"] for entry in dataset_dicts]
-    wrong = [image_id for image_id in ids if not isinstance(image_id, (int, np.integer))]
-    if wrong:
-        problems.append(f"image ids must be integers, found {wrong[0]!r}")
+    problems = id_problems(dataset_dicts)
+    if not problems:
+        problems += _proposal_problems(dataset_dicts, proposals, dataset_name)
     if len(set(ids)) < len(ids):
         problems.append(f"{len(ids) - len(set(ids))} image ids occur more than once")
-    missing = sorted({image_id for image_id in ids if image_id not in proposals}, key=str)
-    if missing and not wrong:
-        problems.append(
-            f"{proposals.path} (made for '{proposals.manifest.dataset.name}') has no proposals for "
-            f"{len(missing)} of {len(ids)} images (first ids: {sorted(missing)[:5]}); run "
-            f"tools/extract_proposals.py for '{dataset_name}'"
-        )
     if not ids:
         problems.append("it has no images")
     if top_k is not None and top_k < 1:
@@ -218,6 +212,21 @@ def _check_inputs(
         problems.append(f"it cannot be split into {part[1]} parts, it has {len(ids)} images")
     if problems:
         raise CacheError(f"cannot embed data set '{dataset_name}': {'; '.join(problems)}")
+
+
+def _proposal_problems(
+    dataset_dicts: Sequence[Mapping[str, Any]], proposals: ProposalStore, dataset_name: str
+) -> list[str]:
+    ids = [entry["image_id"] for entry in dataset_dicts]
+    missing = sorted({image_id for image_id in ids if image_id not in proposals})
+    again = f"run tools/extract_proposals.py for '{dataset_name}'"
+    problems = [f"{one}; or {again}" for one in identity_problems(proposals, dataset_dicts)]
+    if missing:
+        problems.append(
+            f"{proposals.path} (made for '{proposals.manifest.dataset.name}') has no proposals for "
+            f"{len(missing)} of {len(ids)} images (first ids: {missing[:5]}); {again}"
+        )
+    return problems
 
 
 def _use_amp(amp: bool | None, device: torch.device) -> bool:

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from detectron2.utils.file_io import PathManager
 
-from ovd_d2.files import atomic_write, fingerprint_json
+from ovd_d2.files import atomic_write, fingerprint_json, read_bounded
 
 SCHEMA_VERSION = 2
 MANIFEST_FILE = "manifest.json"
@@ -62,7 +62,7 @@ class DatasetInfo:
 
     Attributes:
         name: its name in Detectron2's `DatasetCatalog`.
-        fingerprint: see `dataset_fingerprint`.
+        fingerprint: see `ovd_d2.cache.identity.dataset_fingerprint`.
         num_images: a finished store holds exactly this many records.
     """
 
@@ -215,7 +215,7 @@ class Manifest:
         """
         path = folder / MANIFEST_FILE
         try:
-            return _parse(_read(path), path)
+            return _parse(read_bounded(path, MAX_MANIFEST_BYTES), path)
         except FileNotFoundError:
             raise CacheError(
                 f"no record store in {folder}: {MANIFEST_FILE} is missing. Build it with "
@@ -243,24 +243,6 @@ def parse_shard_name(name: str) -> tuple[str, int] | None:
     return (match.group(1), int(match.group(2))) if match else None
 
 
-def dataset_fingerprint(dataset_dicts: Iterable[Mapping[str, Any]]) -> str:
-    """Fingerprint of the images of a data set in Detectron2's format, whatever their order.
-
-    Image id, file name without folders (a data set may be moved), height and width count;
-    annotations do not: base-only and full versions of one split share their proposals.
-    """
-    rows = sorted(
-        [
-            int(entry["image_id"]),
-            Path(entry["file_name"]).name,
-            entry.get("height"),
-            entry.get("width"),
-        ]
-        for entry in dataset_dicts
-    )
-    return fingerprint_json(rows)
-
-
 def local_folder(path: str | os.PathLike[str]) -> Path:
     """The local folder of `path`, through Detectron2's PathManager (`datasets://` and others)."""
     return Path(PathManager.get_local_path(os.fspath(path)))
@@ -282,7 +264,7 @@ def _header_problems(manifest: Manifest) -> list[str]:
         problems.append("teacher is empty, expected the teacher's fingerprint")
     if manifest.kind == "proposals" and (manifest.embedding_dim or manifest.teacher):
         problems.append("a proposal store has no teacher and embedding_dim 0")
-    return problems or _file_problems(manifest)
+    return problems or shard_problems(manifest.shards) or _index_problems(manifest.index)
 
 
 def _type_problems(manifest: Manifest) -> list[str]:
@@ -312,9 +294,10 @@ def _type_problems(manifest: Manifest) -> list[str]:
     return problems
 
 
-def _file_problems(manifest: Manifest) -> list[str]:
+def shard_problems(shards: Sequence[ShardInfo]) -> list[str]:
+    """What is wrong with entries of a manifest or a journal, which may hold anything anywhere."""
     problems = []
-    for shard in manifest.shards:
+    for shard in shards:
         if not isinstance(shard.file, str) or parse_shard_name(shard.file) is None:
             problems.append(
                 f"shard file name {shard.file!r} is not a plain name as {shard_name('r000', 0)}"
@@ -323,15 +306,18 @@ def _file_problems(manifest: Manifest) -> list[str]:
             problems.append(f"{shard.file}: images, rows and bytes must be whole numbers")
         elif not _is_sha256(shard.sha256):
             problems.append(f"{shard.file}: sha256 is {shard.sha256!r}")
-    names = [shard.file for shard in manifest.shards]
+    names = [shard.file for shard in shards]
     if not problems and len(set(names)) < len(names):
         problems.append("a shard is listed twice")
-    index = manifest.index
-    if index is not None and not (
+    return problems
+
+
+def _index_problems(index: IndexInfo | None) -> list[str]:
+    if index is None or (
         _is_count(index.bytes) and _is_sha256(index.sha256) and _is_sha256(index.content)
     ):
-        problems.append(f"index is {index}")
-    return problems
+        return []
+    return [f"index is {index}"]
 
 
 def _is_count(value: Any) -> bool:
@@ -350,13 +336,6 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _read(path: Path) -> bytes:
-    size = path.stat().st_size
-    if size > MAX_MANIFEST_BYTES:
-        raise ValueError(f"it has {size} bytes, expected at most {MAX_MANIFEST_BYTES}")
-    return path.read_bytes()
 
 
 def _parse(data: bytes, path: Path) -> Manifest:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 
 from ovd_d2.cache import ProposalStore
+from ovd_d2.cache.verify import image_problems
 from ovd_d2.clip.crops import embed_proposals
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.data.online import Embed
@@ -39,7 +41,7 @@ def online_problems(
     *,
     teacher_fingerprint: str | None,
     embedding_dim: int,
-    image_ids: Iterable[int],
+    images: Collection[Mapping[str, Any]],
 ) -> list[str]:
     """Why this teacher cannot embed these proposals for a training, all reasons at once.
 
@@ -47,7 +49,7 @@ def online_problems(
         proposals, teacher: None where it could not be opened, so that nothing is known of it.
         teacher_fingerprint: of the teacher that embedded the vocabulary; None: not known.
         embedding_dim: width of the vocabulary's embeddings.
-        image_ids: every image the training will ask for.
+        images: every image the training will ask for (file_name, image_id, height, width).
     """
     problems = []
     if teacher is not None and teacher_fingerprint not in (None, teacher.fingerprint):
@@ -62,18 +64,6 @@ def online_problems(
             f"{embedding_dim}: use one teacher for vocabulary and proposals"
         )
     if proposals is not None:
-        problems += _missing_images(proposals, image_ids)
+        fix = "run tools/extract_proposals.py for the training data set"
+        problems += image_problems(proposals, images, fix)
     return problems
-
-
-def _missing_images(proposals: ProposalStore, image_ids: Iterable[int]) -> list[str]:
-    wanted = set(image_ids)
-    missing = sorted(image_id for image_id in wanted if image_id not in proposals)
-    if not missing:
-        return []
-    return [
-        f"images in the proposals {proposals.path}: expected the {len(wanted)} of the training "
-        f"data set, {len(missing)} are missing (first ids: {missing[:5]}); they were made for "
-        f"data set '{proposals.manifest.dataset.name}'. Run tools/extract_proposals.py for the "
-        "training data set"
-    ]

@@ -21,6 +21,7 @@ from ovd_d2.cache import (
     dataset_fingerprint,
 )
 from ovd_d2.cache.builder import build_cache, load_image
+from ovd_d2.cache.identity import ImageIdentity, load_image_list
 from ovd_d2.clip.crops import embed_proposals
 from ovd_d2.clip.teacher import CLIPTeacher
 
@@ -79,7 +80,8 @@ def proposals(tmp_path: Path, dataset: list[dict[str, Any]]) -> ProposalStore:
     """Images 11, 12, 13 have a red, a blue and a mixed box in rising objectness; 14 has none."""
     boxes = torch.tensor([[2.0, 2, 8, 8], [20, 2, 28, 8], [12, 4, 20, 12]])
     info = DatasetInfo(NAME, dataset_fingerprint(dataset), len(dataset))
-    with RecordWriter(tmp_path / "proposals", Manifest("proposals", info, "rpn")) as writer:
+    manifest = Manifest("proposals", info, "rpn")
+    with RecordWriter(tmp_path / "proposals", manifest, images=dataset) as writer:
         for entry in dataset:
             k = 0 if entry["image_id"] == 14 else 3
             record = {"boxes": boxes[:k], "objectness": torch.tensor([0.1, 0.5, 0.9])[:k]}
@@ -198,10 +200,30 @@ def test_all_problems_of_the_input_are_reported_before_any_work(
     assert "top_k is 0" in message
     assert model.calls == 0
     assert not (tmp_path / "cache").exists()
-    with pytest.raises(CacheError, match="image ids must be integers, found 'a'"):
+    with pytest.raises(CacheError, match="1 of 1 image ids cannot be stored, first: 'a'"):
         run(dataset_dicts=[{**dataset[0], "image_id": "a"}])
     with pytest.raises(CacheError, match="it has no images"):
         run(dataset_dicts=[])
+
+
+def test_proposals_of_other_images_under_these_ids_are_refused(
+    run: Callable[..., EmbeddingCache], dataset: list[dict[str, Any]]
+) -> None:
+    again = [{**entry, "image_id": 25 - entry["image_id"]} for entry in dataset]
+    with pytest.raises(CacheError, match=r"cannot embed .*: image 14 was 14\.png .*is 11\.png"):
+        run(dataset_dicts=again)
+    with pytest.raises(CacheError, match=r"first: image 12 was 12\.png \(24 x 32\), is 12\.png"):
+        run(dataset_dicts=[dataset[0], {**dataset[1], "height": 48}])
+
+
+def test_a_part_of_the_images_that_have_proposals_is_enough(
+    run: Callable[..., EmbeddingCache], dataset: list[dict[str, Any]]
+) -> None:
+    cache = run(dataset_dicts=dataset[1:3])
+    assert list(cache) == [12, 13]
+    assert load_image_list(cache.path, cache.manifest.dataset) == {
+        one: ImageIdentity(f"{one}.png", *SIZE) for one in (12, 13)
+    }
 
 
 def test_a_missing_image_is_named(

@@ -9,7 +9,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from ovd_d2.cache import DatasetInfo, Manifest, RecordWriter
+from ovd_d2.cache import DatasetInfo, Manifest, RecordWriter, dataset_fingerprint
 from ovd_d2.clip import CLIPTeacher
 from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_BASE_TAG, SHIPPED_TAG
 from ovd_d2.engine.checks import check_setup
@@ -43,7 +43,7 @@ def write_vocabulary(path, names=NAMES, teacher="teacher-a", dim=DIM, novel=None
 def write_cache(path, ids=(1, 2), teacher="teacher-a", finish=True, dim=DIM):
     manifest = Manifest(
         kind="embeddings",
-        dataset=DatasetInfo("tests_checks", "0" * 16, len(ids)),
+        dataset=DatasetInfo("tests_checks", dataset_fingerprint(DICTS), len(ids)),
         proposals="p" * 16,
         teacher=teacher,
         embedding_dim=dim,

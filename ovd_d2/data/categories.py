@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 from detectron2.utils.file_io import PathManager
 
+from ovd_d2.data.own import check_own_data_sets
 from ovd_d2.data.paths import datasets_root
 
 
@@ -46,7 +47,9 @@ def get_categories(dataset_name: str) -> CategoryTable:
         KeyError: the data set is not registered.
         FileNotFoundError: its annotation file is missing.
         ValueError: `base_classes` holds a name the data set does not have; synonyms are no list.
+        SetupError: `OVD_DATASETS` could not be registered.
     """
+    check_own_data_sets()
     if dataset_name not in DatasetCatalog:
         raise KeyError(
             f"data set '{dataset_name}' is not registered; registered: "

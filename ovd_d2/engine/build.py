@@ -25,6 +25,7 @@ from ovd_d2.data.base_only import drop_annotations
 from ovd_d2.data.categories import get_categories
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.data.online import OnlineTeacherLoader
+from ovd_d2.data.own import check_own_data_sets
 from ovd_d2.engine.online import embedder, load_teacher
 from ovd_d2.vocabulary import Vocabulary
 
@@ -107,6 +108,7 @@ def get_base_dataset_dicts(
         filter_empty: leave out images without annotation (ViLD distils from them, so: no).
         drop_novel: False keeps novel annotations, for the supervised upper line alone.
     """
+    check_own_data_sets()
     dataset_dicts: list[dict[str, Any]] = []
     for name in [names] if isinstance(names, str) else names:
         records = get_detection_dataset_dicts(name, filter_empty=False, check_consistency=False)

@@ -15,6 +15,7 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 from yaml import YAMLError
 
+from ovd_d2.data.own import check_own_data_sets
 from ovd_d2.engine.build import apply_vocabulary, load_training_dicts
 from ovd_d2.engine.checks import check_setup
 from ovd_d2.engine.config_keys import default_config, unknown_key_problems
@@ -30,8 +31,10 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     It has the keys of Detectron2, of its PointRend project and of this package.
 
     Raises:
-        SetupError: no such file, keys that do not exist (all are listed), values of a wrong type.
+        SetupError: no such file, keys that do not exist (all are listed), values of a wrong type;
+            `OVD_DATASETS` could not be registered.
     """
+    check_own_data_sets()
     cfg = default_config()
     if not PathManager.isfile(config_file):
         raise SetupError([f"--config-file: no file at '{config_file}'"])

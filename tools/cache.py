@@ -26,7 +26,7 @@ from ovd_d2.cache.sample import sample_ids, sample_records, sample_rows, sample_
 from ovd_d2.cache.store import open_store
 from ovd_d2.cache.writer import IMAGES_PER_SHARD
 from ovd_d2.clip.crops import RESIZE_CHOICES
-from ovd_d2.clip.teacher import CLIPTeacher
+from ovd_d2.clip.loading import load_teacher
 from ovd_d2.data.own import check_own_data_sets
 from ovd_d2.engine.launching import (
     add_device_argument,
@@ -250,7 +250,8 @@ def build_in_process(args: argparse.Namespace) -> None:
     """One of the processes of a build."""
     proposals = ProposalStore(args.proposals)  # cheapest to fail: before weights are loaded
     dataset_dicts = load_dataset(args.dataset)
-    teacher = load_teacher(args)
+    key = "--architecture, --pretrained"
+    teacher = load_teacher(args.architecture, args.pretrained, args.device, key=key)
     summary = build_cache(
         dataset_dicts,
         proposals,
@@ -380,11 +381,6 @@ def load_dataset(name: str) -> list[Mapping[str, Any]]:
 @exit_with_message(FileNotFoundError, ValueError)
 def load_vocabulary(path: str) -> Vocabulary:
     return Vocabulary.load(path)
-
-
-@exit_with_message(FileNotFoundError, ValueError)
-def load_teacher(args: argparse.Namespace) -> CLIPTeacher:
-    return CLIPTeacher.from_open_clip(args.architecture, args.pretrained, device=args.device)
 
 
 def print_rows(rows: Iterable[tuple[str, Any]]) -> None:

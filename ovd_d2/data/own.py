@@ -23,6 +23,9 @@ REQUIRED = {"json_file": str, "image_root": str}
 OPTIONAL = {"base": list}
 EXPECTED = "'name: {json_file: ..., image_root: ...}' entries"
 
+_REPR = reprlib.Repr()
+_REPR.maxlevel = 2  # lists of lists of aliases could have a million words
+
 _failure: SetupError | None = None  # of OVD_DATASETS, kept for check_own_data_sets
 
 
@@ -208,4 +211,4 @@ def _is_null(value: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    return "nothing" if _is_null(value) else reprlib.repr(value)
+    return "nothing" if _is_null(value) else _REPR.repr(value)

@@ -26,7 +26,7 @@ from ovd_d2.data.categories import get_categories
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.data.online import OnlineTeacherLoader
 from ovd_d2.data.own import check_own_data_sets
-from ovd_d2.engine.online import embedder, load_teacher
+from ovd_d2.engine.online import configured_teacher, embedder
 from ovd_d2.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ def build_train_loader(
     if mapper.proposals is None:
         return loader
     online = cfg.MODEL.OVD.DISTILLATION.ONLINE
-    teacher = load_teacher(cfg, device=cfg.MODEL.DEVICE)
+    teacher = configured_teacher(cfg, device=cfg.MODEL.DEVICE)
     embed = embedder(teacher, batch_size=online.BATCH_SIZE, resize=online.RESIZE)
     return OnlineTeacherLoader(loader, embed)
 

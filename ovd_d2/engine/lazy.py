@@ -199,7 +199,7 @@ def _load_teacher(cfg: DictConfig) -> CLIPTeacher:
         raise SetupError([_NO_TEACHER])
     try:
         return instantiate(cfg.teacher)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise SetupError([f"teacher: {error}"]) from error
 
 

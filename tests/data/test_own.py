@@ -106,7 +106,7 @@ none:
     ("written", "kind"),
     [
         *[(word, "a boolean") for word in ("yes", "no", "on", "Off", "true")],
-        *[(word, "a number") for word in ("01", "010", "3.10", "0x10", "1_000", "1:30", "1.e3")],
+        *[(word, "a number") for word in ("01", "010", "3.10", "0x10", "1_000", "1:30", "1.e+3")],
         *[(word, "nothing (null)") for word in ("null", "~", "Null")],
         ("2020-01-01", "a date"),
     ],

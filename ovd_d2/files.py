@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import json
@@ -58,6 +59,20 @@ def read_bounded(path: str | os.PathLike[str], largest: int) -> bytes:
     if status.st_size > largest:
         raise ValueError(f"it has {status.st_size} bytes, expected at most {largest}")
     return Path(path).read_bytes()
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The content of a text file in UTF-8; a byte order mark, as Windows writes, is left out.
+
+    Raises:
+        ValueError: another encoding; the message names the file.
+    """
+    content = Path(path).read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{content[error.start]:02x} at position {error.start}"
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            found += "; it is UTF-16, as PowerShell's > writes"
+        raise ValueError(f"{path} is not UTF-8 text ({found}): save it as UTF-8") from error
 
 
 def sha256_file(path: str | os.PathLike[str], chunk_size: int = 1 << 20) -> str:

@@ -15,10 +15,11 @@ from torch import nn
 
 from ovd_d2.clip.prompts import clean_name
 from ovd_d2.clip.teacher import CLIPTeacher
-from ovd_d2.clip.vocabulary_builder import build_vocabulary
+from ovd_d2.clip.vocabulary_builder import build_vocabulary, prompt_family
 from ovd_d2.data.augmentation import build_augmentations
 from ovd_d2.engine.build import build_open_vocabulary_model, is_open_vocabulary
 from ovd_d2.engine.checks import weights_problems
+from ovd_d2.engine.online import configured_teacher
 from ovd_d2.errors import SetupError
 from ovd_d2.vocabulary import Vocabulary
 
@@ -32,7 +33,8 @@ class OpenVocabularyPredictor:
     >>> instances = predictor(cv2.imread("street.jpg"), ["red car", "unicycle"])["instances"]
     >>> [predictor.names[k] for k in instances.pred_classes]
 
-    The teacher is loaded when names are first given; text embeddings of the last few lists of
+    Names given with the call are embedded with the prompts of the configured vocabulary. The
+    teacher is loaded when names are first given; text embeddings of the last few lists of
     names are kept, so that calling again with the same list costs nothing.
 
     Scores are shares among names, and few names alone would share out every object in the picture.
@@ -121,12 +123,7 @@ class OpenVocabularyPredictor:
         if self._teacher is None:
             wanted = self.cfg.MODEL.OVD.TEACHER
             logger.info("Loading the teacher %s (%s)", wanted.ARCHITECTURE, wanted.PRETRAINED)
-            try:
-                self._teacher = CLIPTeacher.from_open_clip(
-                    wanted.ARCHITECTURE, wanted.PRETRAINED, device=self.cfg.MODEL.DEVICE
-                )
-            except (OSError, ValueError) as error:
-                raise SetupError([f"MODEL.OVD.TEACHER: {error}"]) from error
+            self._teacher = configured_teacher(self.cfg, device=self.cfg.MODEL.DEVICE)
         return self._teacher
 
     def _model_input(self, image_bgr: np.ndarray) -> dict[str, object]:
@@ -177,7 +174,7 @@ class OpenVocabularyPredictor:
             names,
             self.teacher,
             is_novel=[name not in self._base_names() for name in map(clean_name, names)],
-            prompts=self.cfg.MODEL.OVD.TEACHER.PROMPTS,
+            prompts=prompt_family(self._configured, self.cfg.MODEL.OVD.TEACHER.PROMPTS),
         )
         others = self._distractors_for(names)
         return self._with_distractors(given, others) if others else given

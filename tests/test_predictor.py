@@ -13,6 +13,7 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
 from ovd_d2 import add_ovd_config
+from ovd_d2.clip import embed_names
 from ovd_d2.errors import SetupError
 from ovd_d2.predict_files import expand_inputs, predict_files
 from ovd_d2.predictor import OpenVocabularyPredictor
@@ -251,6 +252,18 @@ def test_missing_teacher_file(cfg, model, image, tmp_path):
     predictor = OpenVocabularyPredictor(cfg, model=model)
     with pytest.raises(SetupError, match="MODEL.OVD.TEACHER: .*clip.safetensors"):
         predictor(image, ["snowman"])
+
+
+def test_names_get_the_prompts_of_the_vocabulary(cfg, model, teacher, image, caplog):
+    configured = Vocabulary.load(cfg.MODEL.OVD.VOCABULARY)
+    configured.prompts = "clip7, synonyms"
+    configured.save(cfg.MODEL.OVD.VOCABULARY)
+    predictor = OpenVocabularyPredictor(cfg, model=model, teacher=teacher)
+    predictor(image, ["snowman"])
+    given = predictor._active
+    assert given.prompts == "clip7"
+    torch.testing.assert_close(given.embeddings[:1], embed_names(["snowman"], teacher, "clip7"))
+    assert "made with the prompts 'clip7', MODEL.OVD.TEACHER.PROMPTS is 'single'" in caplog.text
 
 
 def test_without_a_configured_vocabulary(model, teacher, image):

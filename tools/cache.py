@@ -27,7 +27,8 @@ from ovd_d2.cache.sample import sample_ids, sample_records, sample_rows, sample_
 from ovd_d2.cache.store import open_store
 from ovd_d2.cache.writer import IMAGES_PER_SHARD
 from ovd_d2.clip.crops import RESIZE_CHOICES
-from ovd_d2.clip.teacher import CLIPTeacher
+from ovd_d2.clip.loading import load_teacher
+from ovd_d2.data.own import check_own_data_sets
 from ovd_d2.engine.launching import (
     add_device_argument,
     add_launch_arguments,
@@ -264,7 +265,8 @@ def build_in_process(args: argparse.Namespace) -> None:
     """One of the processes of a build."""
     proposals = ProposalStore(args.proposals)  # cheapest to fail: before weights are loaded
     dataset_dicts = load_dataset(args.dataset)
-    teacher = load_teacher(args)
+    key = "--architecture, --pretrained"
+    teacher = load_teacher(args.architecture, args.pretrained, args.device, key=key)
     summary = build_cache(
         dataset_dicts,
         proposals,
@@ -390,6 +392,7 @@ def open_layout(args: argparse.Namespace) -> Layout:
 
 @exit_with_message(FileNotFoundError, ValueError)
 def load_dataset(name: str) -> list[Mapping[str, Any]]:
+    check_own_data_sets()
     if name not in DatasetCatalog:
         raise CacheError(f"no data set '{name}' is registered (see datasets/README.md)")
     dataset_dicts: list[Mapping[str, Any]] = DatasetCatalog.get(name)
@@ -399,11 +402,6 @@ def load_dataset(name: str) -> list[Mapping[str, Any]]:
 @exit_with_message(FileNotFoundError, ValueError)
 def load_vocabulary(path: str) -> Vocabulary:
     return Vocabulary.load(path)
-
-
-@exit_with_message(FileNotFoundError, ValueError)
-def load_teacher(args: argparse.Namespace) -> CLIPTeacher:
-    return CLIPTeacher.from_open_clip(args.architecture, args.pretrained, device=args.device)
 
 
 def print_rows(rows: Iterable[tuple[str, Any]]) -> None:

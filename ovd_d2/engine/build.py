@@ -25,7 +25,8 @@ from ovd_d2.data.base_only import drop_annotations
 from ovd_d2.data.categories import get_categories
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.data.online import OnlineTeacherLoader
-from ovd_d2.engine.online import embedder, load_teacher
+from ovd_d2.data.own import check_own_data_sets
+from ovd_d2.engine.online import configured_teacher, embedder
 from ovd_d2.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -136,6 +137,7 @@ def get_base_dataset_dicts(
         filter_empty: leave out images without annotation (ViLD distils from them, so: no).
         drop_novel: False keeps novel annotations, for the supervised upper line alone.
     """
+    check_own_data_sets()
     dataset_dicts: list[dict[str, Any]] = []
     for name in [names] if isinstance(names, str) else names:
         records = get_detection_dataset_dicts(name, filter_empty=False, check_consistency=False)
@@ -165,7 +167,7 @@ def build_train_loader(
     if mapper.proposals is None:
         return loader
     online = cfg.MODEL.OVD.DISTILLATION.ONLINE
-    teacher = load_teacher(cfg, device=cfg.MODEL.DEVICE)
+    teacher = configured_teacher(cfg, device=cfg.MODEL.DEVICE)
     embed = embedder(teacher, batch_size=online.BATCH_SIZE, resize=online.RESIZE)
     return OnlineTeacherLoader(loader, embed)
 

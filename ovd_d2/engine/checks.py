@@ -11,7 +11,7 @@ from ovd_d2.cache import CacheError, EmbeddingCache, ProposalStore, check_compat
 from ovd_d2.clip.crops import RESIZE_CHOICES
 from ovd_d2.data.augmentation import smallest_resize
 from ovd_d2.engine.data_checks import CheckedData, DataNeeds, category_problems, check_data
-from ovd_d2.engine.online import load_teacher, online_problems
+from ovd_d2.engine.online import configured_teacher, online_problems
 from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
 from ovd_d2.evaluation.clip_crops import CLASSIFY_WITH
@@ -261,9 +261,9 @@ def _online_problems(
     except (OSError, CacheError) as error:
         yield f"{key}.PROPOSALS: {error}"
     try:
-        teacher = load_teacher(cfg, device="cpu")
-    except (OSError, ValueError, RuntimeError) as error:  # open_clip: RuntimeError, no download
-        yield f"MODEL.OVD.TEACHER, which {key} needs: {error}"
+        teacher = configured_teacher(cfg, device="cpu")
+    except SetupError as error:
+        yield from (f"{problem} ({key} needs it)" for problem in error.problems)
     yield from online_problems(
         proposals,
         teacher,

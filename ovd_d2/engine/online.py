@@ -6,28 +6,20 @@ from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 
 from ovd_d2.cache import ProposalStore
 from ovd_d2.cache.verify import image_problems
 from ovd_d2.clip.crops import embed_proposals
+from ovd_d2.clip.loading import load_teacher
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.data.online import Embed
 
 
-def load_teacher(cfg: CfgNode, *, device: str) -> CLIPTeacher:
-    """`MODEL.OVD.TEACHER`; the state of PyTorch's random numbers is afterwards as it was.
-
-    open_clip draws initial weights before it loads the real ones: without care a training with the
-    same seed would take another course online than with a cache.
-
-    Raises:
-        ValueError, OSError, RuntimeError: no such architecture, tag or file; no download.
-    """
+def configured_teacher(cfg: CfgNode, *, device: str) -> CLIPTeacher:
+    """`MODEL.OVD.TEACHER` on a device; raises SetupError as :func:`load_teacher`."""
     teacher = cfg.MODEL.OVD.TEACHER
-    with torch.random.fork_rng(devices=[]):  # the weights are drawn on the CPU
-        return CLIPTeacher.from_open_clip(teacher.ARCHITECTURE, teacher.PRETRAINED, device=device)
+    return load_teacher(teacher.ARCHITECTURE, teacher.PRETRAINED, device)
 
 
 def embedder(teacher: CLIPTeacher, *, batch_size: int = 256, resize: str = "open_clip") -> Embed:

@@ -18,6 +18,7 @@ from detectron2.utils.logger import setup_logger
 from yaml import YAMLError
 
 from ovd_d2.engine.build import apply_vocabulary
+from ovd_d2.data.own import check_own_data_sets
 from ovd_d2.engine.checks import check_setup
 from ovd_d2.engine.config_keys import default_config, unknown_key_problems
 from ovd_d2.engine.launching import available_device, on_main_process
@@ -36,8 +37,10 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     lacks `MODEL.DEVICE` it is set to what there is.
 
     Raises:
-        SetupError: no such file, keys that do not exist (all are listed), values of a wrong type.
+        SetupError: no such file, keys that do not exist (all are listed), values of a wrong type;
+            `OVD_DATASETS` could not be registered.
     """
+    check_own_data_sets()
     cfg = default_config()
     if not PathManager.isfile(config_file):
         raise SetupError([f"--config-file: no file at '{config_file}'"])

@@ -13,18 +13,18 @@ from typing import Any
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
-from torch import nn
 
 from ovd_d2.clip.teacher import CLIPTeacher
-from ovd_d2.clip.vocabulary_builder import build_vocabulary
+from ovd_d2.clip.vocabulary_builder import build_vocabulary, prompt_family
 from ovd_d2.data.categories import CategoryTable, get_categories, missing_file_problem
 from ovd_d2.engine.build import build_test_loader
 from ovd_d2.engine.checks import weights_problems
+from ovd_d2.engine.online import configured_teacher
 from ovd_d2.engine.run import set_up
 from ovd_d2.engine.trainer import without_nan
 from ovd_d2.errors import SetupError
@@ -77,15 +77,18 @@ def evaluate_transfer(
     model = build_model(cfg)
     DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     folder = Path(cfg.OUTPUT_DIR)
+    prompts = prompt_family(_training_vocabulary(cfg), cfg.MODEL.OVD.TEACHER.PROMPTS)
     report: dict[str, Any] = {
         "weights": cfg.MODEL.WEIGHTS,
         "teacher": teacher.fingerprint,
-        "prompts": cfg.MODEL.OVD.TEACHER.PROMPTS,
+        "prompts": prompts,
         "data_sets": {},
     }
     for test_set in test_sets:
         evaluator = build_evaluator(cfg, test_set.name, str(folder / test_set.name))
-        results = _evaluate_one(cfg, model, teacher, test_set, evaluator)
+        model.set_vocabulary(_vocabulary_of(test_set, teacher, prompts))
+        loader = build_test_loader(cfg, test_set.name)
+        results = inference_on_dataset(model, loader, evaluator)
         if comm.is_main_process():
             report["data_sets"][test_set.name] = {
                 "protocol": evaluator.description["protocol"],
@@ -117,24 +120,16 @@ def _cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def _evaluate_one(
-    cfg: CfgNode,
-    model: nn.Module,
-    teacher: CLIPTeacher,
-    test_set: TransferSet,
-    evaluator: DatasetEvaluator,
-) -> dict[str, Any]:
+def _vocabulary_of(test_set: TransferSet, teacher: CLIPTeacher, prompts: str) -> Vocabulary:
     table = test_set.categories
-    vocabulary = build_vocabulary(
+    return build_vocabulary(
         table.names,
         teacher,
         is_novel=table.is_novel,
         synonyms=table.synonyms,
-        prompts=cfg.MODEL.OVD.TEACHER.PROMPTS,
+        prompts=prompts,
         progress=comm.is_main_process(),
     )
-    model.set_vocabulary(vocabulary)  # type: ignore[operator]
-    return inference_on_dataset(model, build_test_loader(cfg, test_set.name), evaluator)
 
 
 def _checked(cfg: CfgNode, names: Sequence[str]) -> tuple[list[TransferSet], CLIPTeacher]:
@@ -146,15 +141,11 @@ def _checked(cfg: CfgNode, names: Sequence[str]) -> tuple[list[TransferSet], CLI
         except SetupError as error:
             problems += error.problems
     teacher = None
-    wanted = cfg.MODEL.OVD.TEACHER
     try:
-        teacher = CLIPTeacher.from_open_clip(
-            wanted.ARCHITECTURE, wanted.PRETRAINED, device=cfg.MODEL.DEVICE
-        )
-    except (OSError, ValueError) as error:
-        problems.append(f"MODEL.OVD.TEACHER: {error}")
-    else:
+        teacher = configured_teacher(cfg, device=cfg.MODEL.DEVICE)
         problems += _teacher_problems(cfg, teacher)
+    except SetupError as error:
+        problems += error.problems
     if problems or teacher is None:
         raise SetupError(problems)
     return test_sets, teacher
@@ -173,17 +164,28 @@ def _config_problems(cfg: CfgNode) -> Iterable[str]:
     yield from weights_problems(cfg)
 
 
+def _training_vocabulary(cfg: CfgNode) -> Vocabulary | None:
+    """`MODEL.OVD.VOCABULARY`, where it is at hand."""
+    path = cfg.MODEL.OVD.VOCABULARY
+    return Vocabulary.load(path) if path and PathManager.isfile(path) else None
+
+
 def _teacher_problems(cfg: CfgNode, teacher: CLIPTeacher) -> Iterable[str]:
     """Whether this teacher is that of the training vocabulary, as far as it is at hand."""
     path = cfg.MODEL.OVD.VOCABULARY
-    if not path or not PathManager.isfile(path):
+    try:
+        vocabulary = _training_vocabulary(cfg)
+    except (OSError, ValueError) as error:
+        yield f"MODEL.OVD.VOCABULARY: {error}"
+        return
+    if vocabulary is None:
         logger.warning(
             "No vocabulary at '%s': it is not checked that MODEL.OVD.TEACHER is the teacher the "
-            "model was trained with.",
+            "model was trained with, nor that TEACHER.PROMPTS are its prompts.",
             path,
         )
         return
-    trained_with = Vocabulary.load(path).teacher
+    trained_with = vocabulary.teacher
     if trained_with and trained_with != teacher.fingerprint:
         yield (
             f"MODEL.OVD.TEACHER is {teacher.fingerprint}, but {path} was made with "

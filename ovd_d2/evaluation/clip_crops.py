@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ovd_d2 import scoring
 from ovd_d2.clip.crops import embed_proposals
+from ovd_d2.clip.loading import load_teacher
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.modeling import OpenVocabularyRCNN
 from ovd_d2.modeling.detection import select_detections
@@ -110,6 +111,7 @@ def with_crop_classifier(cfg: CfgNode, detector: nn.Module) -> CropClassifier:
 
     Raises:
         TypeError: the detector has no vocabulary for the teacher to choose from.
+        SetupError: the teacher cannot be had.
     """
     if not isinstance(detector, OpenVocabularyRCNN):
         raise TypeError(
@@ -118,10 +120,10 @@ def with_crop_classifier(cfg: CfgNode, detector: nn.Module) -> CropClassifier:
         )
     return CropClassifier(
         detector=detector.eval(),
-        teacher=CLIPTeacher.from_open_clip(
+        teacher=load_teacher(
             cfg.MODEL.OVD.TEACHER.ARCHITECTURE,
             cfg.MODEL.OVD.TEACHER.PRETRAINED,
-            device=cfg.MODEL.DEVICE,
+            cfg.MODEL.DEVICE,
         ),
         text_branch=cfg.MODEL.OVD.CLASSIFY_WITH == "text_and_clip_crops",
         objectness_weight=cfg.MODEL.OVD.OBJECTNESS_WEIGHT,

@@ -352,7 +352,8 @@ def test_a_teacher_that_is_not_there(online, architecture, pretrained, message):
     online.MODEL.OVD.TEACHER.ARCHITECTURE = architecture
     online.MODEL.OVD.TEACHER.PRETRAINED = pretrained
     (problem,) = problems_of(online)
-    assert problem.startswith("MODEL.OVD.TEACHER, which") and message in problem
+    assert problem.startswith("MODEL.OVD.TEACHER: ") and message in problem
+    assert f"({ONLINE} needs it)" in problem
 
 
 def test_every_problem_of_an_online_setup_is_listed_at_once(online, tmp_path):

@@ -14,7 +14,7 @@ from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_BASE_TAG, SHIPPED
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.data.online import OnlineTeacherLoader
 from ovd_d2.engine import build
-from ovd_d2.engine.online import embedder, load_teacher, online_problems
+from ovd_d2.engine.online import configured_teacher, embedder, online_problems
 from ovd_d2.vocabulary import Vocabulary
 from tests.proposal_stores import random_proposals, write_cache, write_proposals
 from tests.tiny import BASE_NAMES, NOVEL_NAMES, tiny_config
@@ -36,7 +36,7 @@ def online_config(variant="vild", tag=SHIPPED_TAG):
 
 @pytest.fixture(scope="module")
 def teacher():
-    return load_teacher(online_config(), device="cpu")
+    return configured_teacher(online_config(), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_loading_the_teacher_leaves_the_random_numbers_alone():
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    load_teacher(online_config(), device="cpu")
+    configured_teacher(online_config(), device="cpu")
     assert torch.equal(torch.rand(4), expected)
 
 
@@ -172,8 +172,8 @@ def test_proposals_of_other_images_under_these_ids(dicts, proposals, teacher):
 
 
 def test_another_teacher_another_width_and_missing_images_all_at_once(dicts, proposals):
-    other = load_teacher(online_config(tag=SHIPPED_BASE_TAG), device="cpu")
-    shipped = load_teacher(online_config(), device="cpu").fingerprint
+    other = configured_teacher(online_config(tag=SHIPPED_BASE_TAG), device="cpu")
+    shipped = configured_teacher(online_config(), device="cpu").fingerprint
     more = [*dicts, *({**dicts[0], "image_id": one} for one in (78, 77))]
     problems = problems_with(more, proposals, other, teacher_fingerprint=shipped, embedding_dim=512)
     assert len(problems) == 3

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -101,3 +103,27 @@ def test_the_table_names_data_set_task_and_protocol():
     assert rows[0][:5] == ["data set", "task", "images", "names", "AP"]
     assert rows[2] == ["voc", "box", "5", "20", "12.3", "20.0", *"----", "COCO AP"]
     assert [row[:2] for row in rows[2:]] == [["voc", "box"], ["coco", "box"], ["coco", "mask"]]
+
+
+def test_a_data_set_in_capitals_is_no_option(register):
+    split = runpy.run_path(str(Path("tools/evaluate_transfer.py")))["split_datasets"]
+    assert split(["VOC", "BDD100K"]) == (["VOC", "BDD100K"], [])
+    options = ["MODEL.WEIGHTS", "X.pth", "OUTPUT_DIR", "OUT"]
+    assert split(["KITTI", "my.set", *options]) == (["KITTI", "my.set"], options)
+    assert split(["own", "OUTPUT_DIR", "TEST"]) == (["own"], ["OUTPUT_DIR", "TEST"])
+    DatasetCatalog.register("TEST", list)
+    try:
+        assert split(["TEST", "TEST.AUG.ENABLED", "True"]) == (["TEST"], ["TEST.AUG.ENABLED", "True"])
+    finally:
+        DatasetCatalog.remove("TEST")
+
+
+def test_a_damaged_training_vocabulary_is_a_problem(tmp_path):
+    path = tmp_path / "vocabulary.safetensors"
+    path.write_bytes(b"nothing")
+    (tmp_path / "model.pth").touch()
+    cfg = tiny_config()
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    cfg.MODEL.OVD.VOCABULARY = str(path)
+    (problem,) = problems_of(cfg, [])
+    assert problem.startswith("MODEL.OVD.VOCABULARY: ") and str(path) in problem

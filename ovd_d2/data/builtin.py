@@ -18,6 +18,7 @@ from ovd_d2.data.categories import get_categories
 from ovd_d2.data.coco_json import register_coco_json
 from ovd_d2.data.own import register_from_environment
 from ovd_d2.data.paths import datasets_root
+from ovd_d2.data.pictograms import check_version
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +54,10 @@ OBJECTS365_SPELLINGS = {
 def _load_pictograms(name: str, json_file: str, image_root: str) -> list[dict[str, Any]]:
     table = get_categories(name)  # a clear error where the file is missing
     MetadataCatalog.get(name).set(thing_classes=table.names)
-    # No data set name is passed on: Detectron2 would take every name with "v1" for LVIS v1.
-    return load_lvis_json(json_file, image_root, dataset_name=None)
+    check_version(json_file)
+    # No data set name is passed on: Detectron2 would take every name with "v1" for LVIS v1. LVIS
+    # has no crowds, Pictograms has.
+    return load_lvis_json(json_file, image_root, None, extra_annotation_keys=["iscrowd"])
 
 
 def register_pictograms(folder: str, split: str, root: Path) -> None:

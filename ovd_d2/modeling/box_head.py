@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ovd_d2.losses import suppress_novel_logits
 from ovd_d2.modeling.classifier import CLIPClassifier
 from ovd_d2.modeling.detection import select_detections
+from ovd_d2.modeling.layers import run_layers
 
 
 class _NormedLinear(nn.Linear):
@@ -66,6 +67,10 @@ class ViLDBoxHead(FastRCNNConvFCHead):
             **super().from_config(cfg, input_shape),
             "fc_norm": cfg.MODEL.ROI_BOX_HEAD.FC_NORM,
         }
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pooled features (N, C, H, W) -> (N, F); N may be 0."""
+        return run_layers(self, x)
 
 
 class EmbeddingProjection(nn.Linear):

@@ -17,6 +17,7 @@ from ovd_d2.modeling.mask_head import ClassAgnosticPointRendMaskHead
 from ovd_d2.modeling.meta_arch import BatchInvariantRCNN, OpenVocabularyRCNN
 from ovd_d2.modeling.roi_heads import VARIANTS, Variant, ViLDROIHeads
 from ovd_d2.modeling.rpn import LevelMeanRPN, NormRPNHead
+from ovd_d2.modeling.tta import OpenVocabularyRCNNWithTTA
 
 __all__ = [
     "VARIANTS",
@@ -28,6 +29,7 @@ __all__ = [
     "NormRPNHead",
     "OpenVocabularyOutputLayers",
     "OpenVocabularyRCNN",
+    "OpenVocabularyRCNNWithTTA",
     "RegionEmbeddingHead",
     "TimmBackbone",
     "Variant",

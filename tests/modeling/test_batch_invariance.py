@@ -18,16 +18,6 @@ from tests.tiny import tiny_config, tiny_vocabulary
 
 # (height, width), padded to multiples of 32: some of them to the same size
 SIZES = [(64, 96), (60, 90), (96, 64), (33, 70), (128, 128), (97, 128), (64, 64), (50, 50)]
-    (64, 96),
-    (60, 90),
-    (96, 64),
-    (33, 70),
-    (128, 128),
-    (97, 128),
-    (64, 64),
-    (50, 50),
-    (64, 96),
-]
 SIZES += [(64, 96), (128, 64), (160, 96)]
 TOLERANCE = 1e-4
 

@@ -14,7 +14,6 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
@@ -24,6 +23,7 @@ from ovd_d2.engine.hooks import ProgressBar
 from ovd_d2.engine.scalars import defined
 from ovd_d2.evaluation import build_evaluator
 from ovd_d2.files import atomic_write_json
+from ovd_d2.modeling import OpenVocabularyRCNNWithTTA
 
 INFERENCE, INFERENCE_TTA = "inference", "inference_TTA"  # folders below OUTPUT_DIR
 
@@ -150,7 +150,7 @@ class OpenVocabularyTrainer(DefaultTrainer):
         evaluators = [
             cls.build_evaluator(cfg, name, os.path.join(folder, name)) for name in cfg.DATASETS.TEST
         ]
-        plain = cls._test_each(cfg, model, evaluators, wrap=GeneralizedRCNNWithTTA)
+        plain = cls._test_each(cfg, model, evaluators, wrap=OpenVocabularyRCNNWithTTA)
         results = {f"{k}_TTA": v for k, v in plain.items()}
         cls._write(results, cfg, evaluators, INFERENCE_TTA)
         return results

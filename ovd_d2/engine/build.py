@@ -9,13 +9,8 @@ from typing import Any
 
 import torch
 from detectron2 import solver
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.data import (
-    build_detection_test_loader,
-    build_detection_train_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.modeling import build_model
 from torch import nn
@@ -25,6 +20,8 @@ from ovd_d2.data.base_only import drop_annotations
 from ovd_d2.data.categories import get_categories
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.data.online import OnlineTeacherLoader
+from ovd_d2.data.train_loader import build_resumable_train_loader
+from ovd_d2.engine.checkpoint import WHOLE_MODEL, SafeCheckpointer
 from ovd_d2.engine.online import embedder, load_teacher
 from ovd_d2.vocabulary import Vocabulary
 
@@ -50,10 +47,18 @@ def apply_vocabulary(cfg: CfgNode, model: nn.Module) -> None:
         set_vocabulary(Vocabulary.load(cfg.MODEL.OVD.VOCABULARY))
 
 
-def build_open_vocabulary_model(cfg: CfgNode) -> nn.Module:
-    """A model in eval mode with the weights and the vocabulary of the config."""
+def build_open_vocabulary_model(cfg: CfgNode, required: Sequence[str] = WHOLE_MODEL) -> nn.Module:
+    """A model in eval mode with the weights and the vocabulary of the config.
+
+    Args:
+        cfg: the complete config.
+        required: beginnings of the names of parameters that `MODEL.WEIGHTS` must hold.
+
+    Raises:
+        SetupError: the weights are missing, damaged or another model's.
+    """
     model = build_model(cfg)
-    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    SafeCheckpointer(model, required=required).load(cfg.MODEL.WEIGHTS)
     apply_vocabulary(cfg, model)
     return model.eval()
 
@@ -121,7 +126,7 @@ def get_base_dataset_dicts(
 def build_train_loader(
     cfg: CfgNode, training_dicts: list[dict[str, Any]] | None = None
 ) -> Iterable[list[dict[str, Any]]]:
-    """Detectron2's training loader over base annotations and cached proposals.
+    """A loader that can be resumed, over base annotations and cached proposals.
 
     Samplers see what the model sees: repeat factors are those of the base annotations. Without a
     cache the teacher embeds the proposals of each batch.
@@ -132,7 +137,7 @@ def build_train_loader(
     """
     mapper = OpenVocabularyDatasetMapper(cfg, is_train=True)
     dataset_dicts = load_training_dicts(cfg) if training_dicts is None else training_dicts
-    loader = build_detection_train_loader(cfg, mapper=mapper, dataset=dataset_dicts)
+    loader = build_resumable_train_loader(cfg, mapper=mapper, dataset=dataset_dicts)
     if mapper.proposals is None:
         return loader
     online = cfg.MODEL.OVD.DISTILLATION.ONLINE

@@ -7,14 +7,13 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.utils.file_io import PathManager
 
 from ovd_d2.cache import CacheError, EmbeddingCache, ProposalStore, check_compatible
 from ovd_d2.clip.crops import RESIZE_CHOICES
 from ovd_d2.data.categories import get_categories, missing_file_problem
 from ovd_d2.data.consistency import annotation_problems, picture_problems, split_problems
-from ovd_d2.data.paths import PREFIX as DATASETS_PREFIX
 from ovd_d2.engine.online import load_teacher, online_problems
+from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
 from ovd_d2.evaluation.clip_crops import CLASSIFY_WITH
 from ovd_d2.evaluation.engines import build_engine
@@ -43,7 +42,7 @@ def check_setup(cfg: CfgNode, training_dicts: list[dict[str, Any]] | None = None
         problems += precision_problems(cfg.SOLVER.AMP.ENABLED, cfg.MODEL.DEVICE, "SOLVER.AMP")
     problems += classify_with_problems(cfg)
     problems += augmentation_problems(cfg)
-    problems += weights_problems(cfg)
+    problems += weights_problems(cfg.MODEL.WEIGHTS)
     if training_dicts and not problems:
         problems += data_problems(cfg, training_dicts)
     if problems:
@@ -118,16 +117,6 @@ def augmentation_problems(cfg: CfgNode) -> list[str]:
         for key, there in refused.items()
         if there
     ]
-
-
-def weights_problems(cfg: CfgNode) -> list[str]:
-    """What is wrong with `MODEL.WEIGHTS`; empty weights and remote ones are not looked at."""
-    weights = cfg.MODEL.WEIGHTS
-    is_local = "://" not in weights or weights.startswith(DATASETS_PREFIX)
-    if weights and is_local and not PathManager.isfile(weights):
-        path = PathManager.get_local_path(weights)
-        return [f"MODEL.WEIGHTS: no file at {path}; name a checkpoint, or '' to start from noise"]
-    return []
 
 
 def _dataset_problems(cfg: CfgNode, training: bool) -> Iterable[str]:

@@ -9,11 +9,11 @@ Where the mapper has `proposals` in place of a cache, `teacher` gives the
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from collections.abc import Iterable
 from typing import Any
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog
 from detectron2.engine import (
@@ -35,14 +35,19 @@ from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.data.categories import get_categories, missing_file_problem
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.data.online import OnlineTeacherLoader
+from ovd_d2.engine.checkpoint import WHOLE_MODEL, SafeCheckpointer
 from ovd_d2.engine.checks import precision_problems
-from ovd_d2.engine.hooks import ProgressBar
+from ovd_d2.engine.hooks import ProgressBar, SeedIterations
 from ovd_d2.engine.online import embedder, online_problems
 from ovd_d2.engine.scalars import defined, write_scalars
-from ovd_d2.engine.trainer import write_results
+from ovd_d2.engine.trainer import finished, loader_states, write_results
 from ovd_d2.errors import SetupError
 from ovd_d2.modeling import OpenVocabularyRCNN
 from ovd_d2.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS_KEY = "train.init_checkpoint"
 
 _NO_CACHE = (
     "dataloader.train.mapper has no cache, but this variant distils: add "
@@ -74,12 +79,21 @@ def train(cfg: DictConfig, args: argparse.Namespace) -> None:
     wrapped = create_ddp_model(model, **cfg.train.ddp)
     trainer_class = AMPTrainer if cfg.train.amp.enabled else SimpleTrainer
     trainer = trainer_class(wrapped, loader, optimizer)
-    checkpointer = DetectionCheckpointer(wrapped, cfg.train.output_dir, trainer=trainer)
+    checkpointer = SafeCheckpointer(
+        wrapped,
+        cfg.train.output_dir,
+        key=WEIGHTS_KEY,
+        trainer=trainer,
+        **loader_states(loader),
+    )
     trainer.register_hooks(_build_hooks(cfg, model, checkpointer))
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
-    resumed = args.resume and checkpointer.has_checkpoint()
+    start = trainer.iter + 1 if checkpointer.resumed_from else 0
+    if start >= cfg.train.max_iter:
+        logger.info(*finished(start, "train.max_iter", cfg.train.max_iter))
+        return
     model.set_vocabulary(vocabulary)  # after loading: it wins over the checkpoint's
-    trainer.train(trainer.iter + 1 if resumed else 0, cfg.train.max_iter)
+    trainer.train(start, cfg.train.max_iter)
 
 
 def evaluate(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
@@ -88,9 +102,9 @@ def evaluate(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
     vocabulary = _load_vocabulary(cfg)
     default_setup(cfg, args)
     model = _build_model(cfg, vocabulary)
-    checkpoint = DetectionCheckpointer(model, cfg.train.output_dir).resume_or_load(
-        cfg.train.init_checkpoint, resume=args.resume
-    )
+    checkpoint = SafeCheckpointer(
+        model, cfg.train.output_dir, required=WHOLE_MODEL, key=WEIGHTS_KEY
+    ).resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
     model.set_vocabulary(vocabulary)
     results = _test(cfg, model)
     if comm.is_main_process():
@@ -109,9 +123,10 @@ def _test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
 
 
 def _build_hooks(
-    cfg: DictConfig, model: nn.Module, checkpointer: DetectionCheckpointer
+    cfg: DictConfig, model: nn.Module, checkpointer: SafeCheckpointer
 ) -> list[HookBase]:
     built = [
+        SeedIterations(comm.shared_random_seed()),
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
     ]

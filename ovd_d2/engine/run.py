@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.evaluation import verify_results
@@ -16,6 +15,7 @@ from detectron2.utils.logger import setup_logger
 from yaml import YAMLError
 
 from ovd_d2.engine.build import apply_vocabulary, load_training_dicts
+from ovd_d2.engine.checkpoint import FIRST_STAGE, WHOLE_MODEL, SafeCheckpointer
 from ovd_d2.engine.checks import check_setup
 from ovd_d2.engine.config_keys import default_config, unknown_key_problems
 from ovd_d2.engine.scalars import write_scalars
@@ -80,9 +80,11 @@ def evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     check_setup(cfg)
     set_up(cfg, args)
     model = OpenVocabularyTrainer.build_model(cfg)
-    checkpoint = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
-        cfg.MODEL.WEIGHTS, resume=args.resume
-    )
+    # The teacher on crops asks the first stage alone.
+    crops_alone = cfg.MODEL.OVD.CLASSIFY_WITH == "clip_crops"
+    checkpoint = SafeCheckpointer(
+        model, cfg.OUTPUT_DIR, required=FIRST_STAGE if crops_alone else WHOLE_MODEL
+    ).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     apply_vocabulary(cfg, model)
     if cfg.MODEL.OVD.CLASSIFY_WITH != "detector":
         model = with_crop_classifier(cfg, model)

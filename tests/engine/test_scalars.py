@@ -115,7 +115,7 @@ def test_eval_only_writes_events_at_the_iteration_of_the_checkpoint(cfg, tmp_pat
     for name in ("check_setup", "set_up", "apply_vocabulary"):
         monkeypatch.setattr(run, name, lambda *_: None)
     monkeypatch.setattr(OpenVocabularyTrainer, "build_model", classmethod(lambda *_: None))
-    monkeypatch.setattr(run, "DetectionCheckpointer", Loaded)
+    monkeypatch.setattr(run, "SafeCheckpointer", Loaded)
 
     class Arguments:
         resume = False

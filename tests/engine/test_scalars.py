@@ -88,7 +88,7 @@ class Untrained(OpenVocabularyTrainer):
     """The trainer's hooks without its training."""
 
     def __init__(self, cfg):
-        self._trainer = SimpleNamespace(model=None, optimizer=None)
+        self._trainer = SimpleNamespace(model=None, optimizer=None, data_loader=None)
         self.cfg = cfg
         self.checkpointer = Checkpointer(nn.Identity(), cfg.OUTPUT_DIR)
         self.iter, self.max_iter = 9, 10

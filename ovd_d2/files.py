@@ -59,6 +59,8 @@ def read_bounded(path: str | os.PathLike[str], largest: int) -> bytes:
     if status.st_size > largest:
         raise ValueError(f"it has {status.st_size} bytes, expected at most {largest}")
     return Path(path).read_bytes()
+
+
 def read_text(path: str | os.PathLike[str]) -> str:
     """The content of a text file in UTF-8; a byte order mark, as Windows writes, is left out.
 

@@ -18,8 +18,8 @@ from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.clip.vocabulary_builder import build_vocabulary, prompt_family
 from ovd_d2.data.augmentation import build_augmentations
 from ovd_d2.engine.build import build_open_vocabulary_model, is_open_vocabulary
-from ovd_d2.engine.checks import weights_problems
 from ovd_d2.engine.online import configured_teacher
+from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
 from ovd_d2.vocabulary import Vocabulary
 
@@ -231,7 +231,7 @@ def _configured_vocabulary(cfg: CfgNode) -> Vocabulary | None:
 def _check_weights(cfg: CfgNode) -> None:
     if not cfg.MODEL.WEIGHTS:
         raise SetupError(["MODEL.WEIGHTS is empty: name the checkpoint of a trained model"])
-    problems = weights_problems(cfg)
+    problems = weights_problems(cfg.MODEL.WEIGHTS)
     if problems:
         raise SetupError(problems)
 

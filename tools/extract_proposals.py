@@ -11,6 +11,7 @@ from detectron2.utils import comm
 
 from ovd_d2.cache import CacheError, RecordWriter
 from ovd_d2.engine import build_open_vocabulary_model, check_setup
+from ovd_d2.engine.checkpoint import FIRST_STAGE
 from ovd_d2.engine.launching import add_launch_arguments, launch_processes, on_main_process
 from ovd_d2.engine.proposals import extract_proposals, proposal_manifest
 from ovd_d2.engine.run import load_config
@@ -52,7 +53,7 @@ def main(args: argparse.Namespace) -> None:
         raise SetupError(["MODEL.WEIGHTS is empty: proposals need a trained first stage"])
     on_main_process(partial(check_setup, cfg, training=False))
     dataset_dicts = DatasetCatalog.get(args.dataset)
-    model = build_open_vocabulary_model(cfg)
+    model = build_open_vocabulary_model(cfg, required=FIRST_STAGE)
     manifest = proposal_manifest(cfg, args.dataset, dataset_dicts)
     with RecordWriter(
         args.output, manifest, overwrite=args.overwrite, images=dataset_dicts

@@ -47,7 +47,9 @@ def register_own(path: str | os.PathLike[str]) -> list[str]:
     if problems:
         raise SetupError(problems)
     for name, entry in entries.items():
-        metadata = {"base_classes": [_name(one) for one in entry["base"]]} if "base" in entry else {}
+        metadata = (
+            {"base_classes": [_name(one) for one in entry["base"]]} if "base" in entry else {}
+        )
         paths = (_absolute(entry[key], file.parent) for key in REQUIRED)
         register_coco_json(name, *paths, own_file=str(file), **metadata)
     return list(entries)

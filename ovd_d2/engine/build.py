@@ -9,13 +9,8 @@ from typing import Any
 
 import torch
 from detectron2 import solver
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.data import (
-    build_detection_test_loader,
-    build_detection_train_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.modeling import build_model
 from torch import nn
@@ -26,6 +21,8 @@ from ovd_d2.data.categories import get_categories
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.data.online import OnlineTeacherLoader
 from ovd_d2.data.own import check_own_data_sets
+from ovd_d2.data.train_loader import build_resumable_train_loader
+from ovd_d2.engine.checkpoint import WHOLE_MODEL, SafeCheckpointer
 from ovd_d2.engine.online import configured_teacher, embedder
 from ovd_d2.vocabulary import Vocabulary
 
@@ -80,10 +77,18 @@ def in_order_of(test_set: str, vocabulary: Vocabulary) -> Vocabulary:
     return vocabulary.select(names)
 
 
-def build_open_vocabulary_model(cfg: CfgNode) -> nn.Module:
-    """A model in eval mode with the weights and the vocabulary of the config."""
+def build_open_vocabulary_model(cfg: CfgNode, required: Sequence[str] = WHOLE_MODEL) -> nn.Module:
+    """A model in eval mode with the weights and the vocabulary of the config.
+
+    Args:
+        cfg: the complete config.
+        required: beginnings of the names of parameters that `MODEL.WEIGHTS` must hold.
+
+    Raises:
+        SetupError: the weights are missing, damaged or another model's.
+    """
     model = build_model(cfg)
-    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    SafeCheckpointer(model, required=required).load(cfg.MODEL.WEIGHTS)
     apply_vocabulary(cfg, model)
     return model.eval()
 
@@ -149,21 +154,14 @@ def get_base_dataset_dicts(
     return dataset_dicts
 
 
-def build_train_loader(
-    cfg: CfgNode, training_dicts: list[dict[str, Any]] | None = None
-) -> Iterable[list[dict[str, Any]]]:
-    """Detectron2's training loader over base annotations and cached proposals.
+def build_train_loader(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+    """A loader that can be resumed, over base annotations and cached proposals.
 
     Samplers see what the model sees: repeat factors are those of the base annotations. Without a
     cache the teacher embeds the proposals of each batch.
-
-    Args:
-        cfg: the complete config.
-        training_dicts: what :func:`load_training_dicts` gives, where it has been called already.
     """
     mapper = OpenVocabularyDatasetMapper(cfg, is_train=True)
-    dataset_dicts = load_training_dicts(cfg) if training_dicts is None else training_dicts
-    loader = build_detection_train_loader(cfg, mapper=mapper, dataset=dataset_dicts)
+    loader = build_resumable_train_loader(cfg, mapper=mapper, dataset=load_training_dicts(cfg))
     if mapper.proposals is None:
         return loader
     online = cfg.MODEL.OVD.DISTILLATION.ONLINE

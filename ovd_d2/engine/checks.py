@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from ovd_d2.cache import CacheError, EmbeddingCache, ProposalStore, check_compatible
 from ovd_d2.clip.crops import RESIZE_CHOICES
 from ovd_d2.data.augmentation import smallest_resize
+from ovd_d2.data.mapper import OpenVocabularyDatasetMapper, mapping_problems
 from ovd_d2.engine.data_checks import CheckedData, DataNeeds, category_problems, check_data
 from ovd_d2.engine.online import configured_teacher, online_problems
 from ovd_d2.engine.weights import weights_problems
@@ -48,7 +49,8 @@ def check_setup(cfg: CfgNode, *, training: bool, progress: bool = True) -> list[
     if training:
         problems += _store_problems(cfg, vocabulary, data)
     if training and not problems:
-        problems += _mapping_problems(cfg)
+        mapper = OpenVocabularyDatasetMapper(cfg, is_train=True)
+        problems += mapping_problems(mapper, _training_images(cfg, data)[:1])
     if problems:
         raise SetupError(problems)
     return data.notices
@@ -173,9 +175,11 @@ def _store_problems(
     if cfg.MODEL.META_ARCHITECTURE != "OpenVocabularyRCNN" or variant is None:
         return
     if variant.distils:
-        filtered = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-        images = data.training_images(filter_empty=filtered)
-        yield from _distillation_problems(cfg, vocabulary, images)
+        yield from _distillation_problems(cfg, vocabulary, _training_images(cfg, data))
+
+
+def _training_images(cfg: CfgNode, data: CheckedData) -> list[dict[str, Any]]:
+    return data.training_images(filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
 
 
 def _choice_problems(cfg: CfgNode) -> Iterable[str]:

@@ -11,8 +11,8 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog
 
-from ovd_d2.data.categories import CategoryTable, missing_file_problem
 from ovd_d2.data.augmentation import Resize
+from ovd_d2.data.categories import CategoryTable, missing_file_problem
 from ovd_d2.data.image_memory import default_memory
 from ovd_d2.data.images import image_problems
 from ovd_d2.data.validation import DatasetUse, Report, validate_dataset

@@ -14,7 +14,6 @@ import os
 from functools import partial
 from typing import Any
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
 from detectron2.engine import (
     AMPTrainer,
@@ -31,12 +30,13 @@ from omegaconf import DictConfig
 
 from ovd_d2.data.online import OnlineTeacherLoader
 from ovd_d2.engine.build import in_order_of
-from ovd_d2.engine.hooks import ProgressBar
+from ovd_d2.engine.checkpoint import WHOLE_MODEL, SafeCheckpointer
+from ovd_d2.engine.hooks import ProgressBar, SeedIterations
 from ovd_d2.engine.launching import available_device, on_main_process
-from ovd_d2.engine.lazy_checks import check_lazy_setup
+from ovd_d2.engine.lazy_checks import WEIGHTS_KEY, check_lazy_setup
 from ovd_d2.engine.online import embedder
 from ovd_d2.engine.scalars import defined, write_scalars
-from ovd_d2.engine.trainer import write_results
+from ovd_d2.engine.trainer import finished, loader_states, write_results
 from ovd_d2.errors import SetupError
 from ovd_d2.modeling import OpenVocabularyRCNN
 from ovd_d2.vocabulary import Vocabulary
@@ -58,12 +58,21 @@ def train(cfg: DictConfig, args: argparse.Namespace) -> None:
     wrapped = create_ddp_model(model, **cfg.train.ddp)
     trainer_class = AMPTrainer if cfg.train.amp.enabled else SimpleTrainer
     trainer = trainer_class(wrapped, loader, optimizer)
-    checkpointer = DetectionCheckpointer(wrapped, cfg.train.output_dir, trainer=trainer)
+    checkpointer = SafeCheckpointer(
+        wrapped,
+        cfg.train.output_dir,
+        key=WEIGHTS_KEY,
+        trainer=trainer,
+        **loader_states(loader),
+    )
     trainer.register_hooks(_build_hooks(cfg, model, vocabulary, checkpointer))
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
-    resumed = args.resume and checkpointer.has_checkpoint()
+    start = trainer.iter + 1 if checkpointer.resumed_from else 0
+    if start >= cfg.train.max_iter:
+        logger.info(*finished(start, "train.max_iter", cfg.train.max_iter))
+        return
     model.set_vocabulary(vocabulary)  # after loading: it wins over the checkpoint's
-    trainer.train(trainer.iter + 1 if resumed else 0, cfg.train.max_iter)
+    trainer.train(start, cfg.train.max_iter)
 
 
 def evaluate(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
@@ -71,9 +80,9 @@ def evaluate(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
     _check(cfg, args, training=False)
     vocabulary = instantiate(cfg.vocabulary)
     model = _build_model(cfg, vocabulary)
-    checkpoint = DetectionCheckpointer(model, cfg.train.output_dir).resume_or_load(
-        cfg.train.init_checkpoint, resume=args.resume
-    )
+    checkpoint = SafeCheckpointer(
+        model, cfg.train.output_dir, required=WHOLE_MODEL, key=WEIGHTS_KEY
+    ).resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
     results = _test(cfg, model, vocabulary)
     if comm.is_main_process():
         write_scalars(results, cfg.train.output_dir, iteration=checkpoint.get("iteration", 0))
@@ -106,9 +115,10 @@ def _build_hooks(
     cfg: DictConfig,
     model: OpenVocabularyRCNN,
     vocabulary: Vocabulary,
-    checkpointer: DetectionCheckpointer,
+    checkpointer: SafeCheckpointer,
 ) -> list[HookBase]:
     built = [
+        SeedIterations(comm.shared_random_seed()),
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
     ]

@@ -8,14 +8,17 @@ from typing import Any
 from detectron2.config import instantiate
 from omegaconf import DictConfig
 
-from ovd_d2.cache import CacheError, check_compatible
+from ovd_d2.cache import CacheError, EmbeddingCache, ProposalStore, check_compatible
 from ovd_d2.clip.teacher import CLIPTeacher
+from ovd_d2.data.mapper import mapping_problems
 from ovd_d2.engine.checks import precision_problems
 from ovd_d2.engine.data_checks import CheckedData, DataNeeds, category_problems, check_data
 from ovd_d2.engine.online import online_problems
 from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
 from ovd_d2.vocabulary import Vocabulary
+
+WEIGHTS_KEY = "train.init_checkpoint"
 
 _NO_VOCABULARY = 'the config has no vocabulary: add vocabulary = L(Vocabulary.load)(path="...")'
 _NO_CACHE = (
@@ -44,7 +47,7 @@ def check_lazy_setup(cfg: DictConfig, *, training: bool, progress: bool = True) 
         SetupError: lists every problem.
     """
     problems = list(_evaluator_problems(cfg))
-    problems += weights_problems(cfg.train.init_checkpoint, key="train.init_checkpoint")
+    problems += weights_problems(cfg.train.init_checkpoint, key=WEIGHTS_KEY)
     vocabulary, found = _load_vocabulary(cfg)
     problems += found
     data = check_data(_data_needs(cfg, training), progress=progress)
@@ -105,22 +108,35 @@ def _mapper_problems(
     except (OSError, KeyError, ValueError, CacheError) as error:
         yield f"dataloader.train.mapper: {error}"
         return
-    has_store = mapper.cache is not None or mapper.proposals is not None
-    if instantiate(cfg.model.roi_heads.variant).distils and not has_store:
+    cache, proposals = getattr(mapper, "cache", None), getattr(mapper, "proposals", None)
+    if instantiate(cfg.model.roi_heads.variant).distils and cache is None and proposals is None:
         yield _NO_CACHE
     filtered = bool(cfg.dataloader.train.dataset.get("filter_empty", False))
+    images = data.training_images(filter_empty=filtered)
+    if vocabulary is not None:
+        yield from _store_problems(cfg, vocabulary, cache, proposals, images)
+    if not data.problems:
+        yield from mapping_problems(mapper, images[:1])
+
+
+def _store_problems(
+    cfg: DictConfig,
+    vocabulary: Vocabulary,
+    cache: EmbeddingCache | None,
+    proposals: ProposalStore | None,
+    images: list[dict[str, Any]],
+) -> Iterable[str]:
     needs: dict[str, Any] = {
-        "teacher_fingerprint": None if vocabulary is None else vocabulary.teacher,
-        "images": data.training_images(filter_empty=filtered),
+        "teacher_fingerprint": vocabulary.teacher,
+        "embedding_dim": vocabulary.embedding_dim,
+        "images": images,
     }
-    if vocabulary is not None and mapper.cache is not None:
-        yield from check_compatible(mapper.cache, embedding_dim=vocabulary.embedding_dim, **needs)
-    if vocabulary is not None and mapper.proposals is not None:
+    if cache is not None:
+        yield from check_compatible(cache, **needs)
+    if proposals is not None:
         teacher, problems = _load_teacher(cfg)
         yield from problems
-        yield from online_problems(
-            mapper.proposals, teacher, embedding_dim=vocabulary.embedding_dim, **needs
-        )
+        yield from online_problems(proposals, teacher, **needs)
 
 
 def _load_teacher(cfg: DictConfig) -> tuple[CLIPTeacher | None, list[str]]:
@@ -128,5 +144,5 @@ def _load_teacher(cfg: DictConfig) -> tuple[CLIPTeacher | None, list[str]]:
         return None, [_NO_TEACHER]
     try:
         return instantiate(cfg.teacher), []
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError) as error:
         return None, [f"teacher: {error}"]

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.evaluation import verify_results
@@ -17,8 +16,9 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 from yaml import YAMLError
 
-from ovd_d2.engine.build import apply_vocabulary
 from ovd_d2.data.own import check_own_data_sets
+from ovd_d2.engine.build import apply_vocabulary
+from ovd_d2.engine.checkpoint import FIRST_STAGE, WHOLE_MODEL, SafeCheckpointer
 from ovd_d2.engine.checks import check_setup
 from ovd_d2.engine.config_keys import default_config, unknown_key_problems
 from ovd_d2.engine.launching import available_device, on_main_process
@@ -72,9 +72,11 @@ def evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     """
     check_and_set_up(cfg, args, training=False)
     model = OpenVocabularyTrainer.build_model(cfg)
-    checkpoint = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
-        cfg.MODEL.WEIGHTS, resume=args.resume
-    )
+    # The teacher on crops asks the first stage alone.
+    crops_alone = cfg.MODEL.OVD.CLASSIFY_WITH == "clip_crops"
+    checkpoint = SafeCheckpointer(
+        model, cfg.OUTPUT_DIR, required=FIRST_STAGE if crops_alone else WHOLE_MODEL
+    ).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     apply_vocabulary(cfg, model)
     if cfg.MODEL.OVD.CLASSIFY_WITH != "detector":
         model = with_crop_classifier(cfg, model)

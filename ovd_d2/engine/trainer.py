@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine.hooks import EvalHook
@@ -18,12 +19,16 @@ from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ovd_d2.data.online import is_resumable
 from ovd_d2.engine import build
-from ovd_d2.engine.hooks import ProgressBar
+from ovd_d2.engine.checkpoint import SafeCheckpointer
+from ovd_d2.engine.hooks import ProgressBar, SeedIterations
 from ovd_d2.engine.scalars import defined
 from ovd_d2.evaluation import build_evaluator
 from ovd_d2.files import atomic_write_json
 from ovd_d2.modeling import OpenVocabularyRCNNWithTTA
+
+logger = logging.getLogger(__name__)
 
 INFERENCE, INFERENCE_TTA = "inference", "inference_TTA"  # folders below OUTPUT_DIR
 
@@ -48,26 +53,28 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
+def loader_states(loader: Any) -> dict[str, Any]:
+    """What a checkpointer is to hold of a training loader: nothing, where that is not resumable."""
+    return {"loader": loader} if is_resumable(loader) else {}
+
+
+def finished(start: int, key: str, max_iter: int) -> tuple[str, int, int, str]:
+    """Message and arguments for a log."""
+    message = (
+        "This training has finished: %d of %d iterations are done, nothing is left to resume. "
+        "Raise %s to go on, or evaluate it with --eval-only"
+    )
+    return message, start, max_iter, key
+
+
 class OpenVocabularyTrainer(DefaultTrainer):
     """Base-only labels, stored proposals, the configured vocabulary, base / novel evaluators.
 
-    Everything else (optimiser, schedule, checkpoints, writers, AMP, DDP) is Detectron2's.
+    A run that is resumed goes on as if it had never stopped: same images, same random numbers.
+    Everything else (optimiser, schedule, writers, AMP, DDP) is Detectron2's.
     """
 
-    def __init__(self, cfg: CfgNode, training_dicts: list[dict[str, Any]] | None = None) -> None:
-        """
-        Args:
-            cfg: the complete config.
-            training_dicts: the training images where they are loaded already: LVIS's file of a
-                gigabyte takes half a minute. None: `build_train_loader` loads them.
-        """
-        if training_dicts is not None:
-            # The base class's __init__ calls self.build_train_loader(cfg) and nothing else of it.
-            handing_over = partial(build.build_train_loader, training_dicts=training_dicts)
-            self.build_train_loader = handing_over  # type: ignore[method-assign]
-        super().__init__(cfg)
-        if training_dicts is not None:
-            del self.build_train_loader  # it would keep the dicts; the loader has its own copy
+    checkpointer: DetectionCheckpointer
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -80,8 +87,16 @@ class OpenVocabularyTrainer(DefaultTrainer):
         return build.build_optimizer(cfg, model)
 
     def resume_or_load(self, resume: bool = True) -> None:
+        """As Detectron2's, from the last good checkpoint (:class:`SafeCheckpointer`)."""
         super().resume_or_load(resume)
         build.apply_vocabulary(self.cfg, self.model)
+
+    def train(self) -> dict[str, Any] | None:
+        """As Detectron2's; a run that was resumed after its last iteration has nothing to do."""
+        if self.start_iter >= self.max_iter:
+            logger.info(*finished(self.start_iter, "SOLVER.MAX_ITER", self.max_iter))
+            return None
+        return super().train()
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
@@ -177,7 +192,14 @@ class OpenVocabularyTrainer(DefaultTrainer):
         return defined(results) if comm.is_main_process() else {}
 
     def build_hooks(self) -> list[HookBase | None]:
-        hooks: list[HookBase | None] = []
+        # The last thing that Detectron2's __init__ does; some hooks keep the checkpointer.
+        self.checkpointer = SafeCheckpointer(
+            self.model,
+            self.cfg.OUTPUT_DIR,
+            **self.checkpointer.checkpointables,
+            **loader_states(self.data_loader),
+        )
+        hooks: list[HookBase | None] = [SeedIterations(comm.shared_random_seed())]
         for hook in super().build_hooks():
             if not isinstance(hook, EvalHook):
                 hooks.append(hook)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import inference_on_dataset
@@ -23,10 +22,11 @@ from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.clip.vocabulary_builder import build_vocabulary, prompt_family
 from ovd_d2.data.categories import CategoryTable, get_categories, missing_file_problem
 from ovd_d2.engine.build import build_test_loader
-from ovd_d2.engine.checks import weights_problems
+from ovd_d2.engine.checkpoint import WHOLE_MODEL, SafeCheckpointer
 from ovd_d2.engine.online import configured_teacher
 from ovd_d2.engine.run import set_up
 from ovd_d2.engine.trainer import without_nan
+from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
 from ovd_d2.evaluation import build_evaluator
 from ovd_d2.evaluation.builder import EVALUATORS
@@ -75,7 +75,7 @@ def evaluate_transfer(
     cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "transfer")  # the training's files stay
     set_up(cfg, args)
     model = build_model(cfg)
-    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    SafeCheckpointer(model, required=WHOLE_MODEL).load(cfg.MODEL.WEIGHTS)
     folder = Path(cfg.OUTPUT_DIR)
     prompts = prompt_family(_training_vocabulary(cfg), cfg.MODEL.OVD.TEACHER.PROMPTS)
     report: dict[str, Any] = {
@@ -161,7 +161,7 @@ def _config_problems(cfg: CfgNode) -> Iterable[str]:
         yield f"MODEL.OVD.CLASSIFY_WITH is {cfg.MODEL.OVD.CLASSIFY_WITH}: transfer needs 'detector'"
     if not cfg.MODEL.WEIGHTS:
         yield "MODEL.WEIGHTS is empty: name the checkpoint of a trained model"
-    yield from weights_problems(cfg)
+    yield from weights_problems(cfg.MODEL.WEIGHTS)
 
 
 def _training_vocabulary(cfg: CfgNode) -> Vocabulary | None:

@@ -198,7 +198,7 @@ def test_corners_in_place_of_sides(case):
     for one in case.train["annotations"]:
         x, y, w, h = one["bbox"]
         one["bbox"] = [x, y, x + w, y + h]
-    assert_refused(case.check(), "train.json", "XYXY")
+    assert_refused(case.check(), "train.json", "8 of 12", "corners")
 
 
 def test_images_renumbered(case, made):
@@ -233,6 +233,7 @@ def build_cache(case, output):
         "cache.py",
         *("build", "--dataset", "my_train", "--proposals", case.folder / "proposals"),
         *("--output", case.folder / output),
+        *("--architecture", "Pictogram-RN", "--pretrained", "shipped"),
     )
 
 

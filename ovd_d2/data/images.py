@@ -111,7 +111,7 @@ def _problem(kind: str, ones: list[tuple[Entry, Fault]], total: int, source: str
         first=f"{printable(str(entry['file_name']))}, image id {entry['image_id']!r}",
         expected=KINDS[kind].expected,
         found=found,
-        fix=KINDS[kind].fix,
+        fix=KINDS[kind].set_fix or KINDS[kind].fix,
     )
 
 

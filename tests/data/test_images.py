@@ -199,7 +199,9 @@ def test_between_pillows_warning_and_its_limit_an_image_is_sound(
 
 def test_missing_and_garbage(tmp_path: Path) -> None:
     message = problem_of(entry(tmp_path / "x.png"))
-    assert "x.png is missing (no such file)" in message and "DETECTRON2_DATASETS" in message
+    assert "x.png is missing (no such file)" in message
+    (problem,) = problems_of([entry(tmp_path / "x.png")])
+    assert "image_root" in problem.fix and "DETECTRON2_DATASETS" in problem.fix
     message = problem_of(entry(tmp_path / "picturs" / "sub" / "x.png"))
     assert f"is missing (no folder {tmp_path / 'picturs'})" in message
     (tmp_path / "y.png").write_bytes(b"<!DOCTYPE html><html>")

@@ -211,6 +211,14 @@ def test_missing_and_garbage(tmp_path: Path) -> None:
     assert "z.png is empty (0 bytes)" in problem_of(entry(tmp_path / "z.png"))
 
 
+@pytest.mark.parametrize("name", ["x.JPG", "X.jpg", "sub\\x.jpg"])
+def test_a_missing_file_that_is_there_under_another_spelling(tmp_path: Path, name: str) -> None:
+    (tmp_path / "sub").mkdir()
+    there = tmp_path / ("sub/x.jpg" if "sub" in name else "x.jpg")
+    picture().save(there)
+    assert f"no such file, but {there} is there" in problem_of(entry(tmp_path / name))
+
+
 def test_what_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "x.png").mkdir()
     assert "x.png is not a file (a folder)" in problem_of(entry(tmp_path / "x.png"))

@@ -43,7 +43,8 @@ def atomic_write_json(path: str | os.PathLike[str], obj: Any) -> None:
     """Write `obj` as indented UTF-8 JSON, whole or not at all. NaN and infinity are refused."""
     text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        # A file name that is no UTF-8 has lone surrogates, whose escape is JSON's own.
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def read_bounded(path: str | os.PathLike[str], largest: int) -> bytes:

@@ -16,7 +16,8 @@ from torch import nn
 from ovd_d2.clip.prompts import clean_name
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.clip.vocabulary_builder import build_vocabulary, prompt_family
-from ovd_d2.data.augmentation import build_augmentations
+from ovd_d2.data.augmentation import Resize, build_augmentations, smallest_resize
+from ovd_d2.data.image_faults import ImageError, thin_fault
 from ovd_d2.engine.build import build_open_vocabulary_model, is_open_vocabulary
 from ovd_d2.engine.online import configured_teacher
 from ovd_d2.engine.weights import weights_problems
@@ -107,10 +108,11 @@ class OpenVocabularyPredictor:
             masks.
 
         Raises:
-            ValueError: not such an image, or names that are blank or equal.
+            ValueError: not such an image, one that is so long and thin that resizing leaves no
+                pixel of it, or names that are blank or equal.
             SetupError: names are given and the teacher cannot be had, or is not the vocabulary's.
         """
-        _check_image(image_bgr)
+        _check_image(image_bgr, smallest_resize(self.cfg, is_train=False))
         self._set_names(names)
         with torch.no_grad():
             output = self.model([self._model_input(image_bgr)])[0]
@@ -236,11 +238,13 @@ def _check_weights(cfg: CfgNode) -> None:
         raise SetupError(problems)
 
 
-def _check_image(image: np.ndarray) -> None:
+def _check_image(image: np.ndarray, resize: Resize | None) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ValueError(
             f"image must be (height, width, 3) uint8 in BGR order, got {image.shape} {image.dtype}"
         )
+    if fault := thin_fault(*image.shape[:2], resize):
+        raise ImageError("the image", fault)
 
 
 def _checked_names(names: Sequence[str]) -> tuple[str, ...]:

@@ -38,7 +38,8 @@ class Kind:
         one: said of one image, behind its name.
         many: said of all such images of a data set, behind their number.
         expected: what it should be.
-        fix: what to do, of one or many.
+        fix: what to do with the file.
+        set_fix: what to do where it belongs to a data set; empty: the same.
         key: where an annotation file names it.
     """
 
@@ -46,10 +47,12 @@ class Kind:
     many: str
     expected: str
     fix: str
+    set_fix: str = ""
     key: str = "images[].file_name"
 
 
-_FETCH = "fetch the file again, or remove the image from the annotation file"
+_FETCH = "fetch the file again"
+_FETCH_OR_REMOVE = f"{_FETCH}, or remove the image from the annotation file"
 _SIZES = "images[].height, width"
 
 KINDS = {
@@ -57,6 +60,7 @@ KINDS = {
         "is missing",
         "images are missing",
         "an image file",
+        "check its name and folder",
         "check the data set's image folder (image_root of your own data set, DETECTRON2_DATASETS "
         "for the built-in ones, datasets/README.md)",
     ),
@@ -78,15 +82,20 @@ KINDS = {
         "a file that can be opened",
         "check the disk or network folder",
     ),
-    "empty": Kind("is empty", "image files are empty", "an image", _FETCH),
+    "empty": Kind("is empty", "image files are empty", "an image", _FETCH, _FETCH_OR_REMOVE),
     "no_image": Kind(
         "cannot be read: it is no image that Pillow knows",
         "files are no images that Pillow knows",
         "an image",
         _FETCH,
+        _FETCH_OR_REMOVE,
     ),
     "damaged": Kind(
-        "cannot be read", "images cannot be read: damaged or cut short", "a whole image", _FETCH
+        "cannot be read",
+        "images cannot be read: damaged or cut short",
+        "a whole image",
+        _FETCH,
+        _FETCH_OR_REMOVE,
     ),
     "deep": Kind(
         "is grey with more than 8 bits, which Detectron2 would clip to white",
@@ -105,7 +114,7 @@ KINDS = {
         "images are of another size than the annotation file says, their boxes would not fit",
         "the annotated size",
         "restore the original images, or annotate these",
-        _SIZES,
+        key=_SIZES,
     ),
     "turned": Kind(
         "is turned by its EXIF orientation, which Detectron2 applies, and annotated unturned",
@@ -115,14 +124,14 @@ KINDS = {
         "if the boxes fit the image as viewers show it, exchange height and width in the "
         "annotation file; if they fit the pixels as stored, remove the orientation "
         "(exiftool -Orientation= FILE)",
-        _SIZES,
+        key=_SIZES,
     ),
     "thin": Kind(
         "would have no pixel left in one direction once it is resized for the model",
         "images would have no pixel left in one direction once they are resized for the model",
         "at least 1 x 1 pixel after resizing",
         "crop or pad it, or raise the sizes (INPUT.MIN_SIZE_*, MAX_SIZE_*)",
-        _SIZES,
+        key=_SIZES,
     ),
 }  # in the order of the messages
 

@@ -9,11 +9,12 @@ bits, clipped to white) is refused.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import struct
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -31,7 +32,7 @@ from ovd_d2.data.augmentation import Resize
 from ovd_d2.data.image_faults import KINDS, Fault, Header, ImageError, printable, size_fault
 from ovd_d2.data.image_memory import ImageMemory, Sound
 from ovd_d2.data.problems import Problem
-from ovd_d2.workers import closing, process_pool
+from ovd_d2.workers import available_cores, closing, process_pool
 
 Entry = Mapping[str, Any]
 Result = TypeVar("Result")
@@ -111,7 +112,7 @@ def _problem(kind: str, ones: list[tuple[Entry, Fault]], total: int, source: str
         first=f"{printable(str(entry['file_name']))}, image id {entry['image_id']!r}",
         expected=KINDS[kind].expected,
         found=found,
-        fix=KINDS[kind].fix,
+        fix=KINDS[kind].set_fix or KINDS[kind].fix,
     )
 
 
@@ -131,10 +132,12 @@ def _look_at_all(
     found.update({name: _header_of(one) for name, one in known.items() if one is not None})
     try:
         unread = [name for name, one in known.items() if one is None]
-        headers = _by_processes(_header_or_fault, [files[name].path for name in unread], _HEADERS)
-        for name, header in zip(unread, bar(headers, "image headers", len(unread)), strict=True):
-            found[name] = header
-            _remember(memory, files[name], header, decoded=0)
+        paths = [files[name].path for name in unread]
+        with contextlib.closing(_by_processes(_header_or_fault, paths, _HEADERS)) as headers:
+            seen = bar(headers, "image headers", len(unread))
+            for name, header in zip(unread, seen, strict=True):
+                found[name] = header
+                _remember(memory, files[name], header, decoded=0)
         if decode:
             done = {name for name, one in known.items() if one is not None and one.decoded}
             _decode_all(files, done, found, memory, progress)
@@ -152,11 +155,13 @@ def _decode_all(
 ) -> None:
     """Puts a fault in the place of the header of each image that cannot be decoded."""
     left = [name for name in files if name not in done and isinstance(found[name], Header)]
-    results = _by_processes(_decoding_fault, [files[name].path for name in left], _DECODED)
-    for name, fault in zip(left, _bar(results, "decode images", len(left), progress), strict=True):
-        if fault is not None:
-            found[name] = fault
-        _remember(memory, files[name], found[name], decoded=1)
+    paths = [files[name].path for name in left]
+    with contextlib.closing(_by_processes(_decoding_fault, paths, _DECODED)) as faults:
+        seen = _bar(faults, "decode images", len(left), progress)
+        for name, fault in zip(left, seen, strict=True):
+            if fault is not None:
+                found[name] = fault
+            _remember(memory, files[name], found[name], decoded=1)
 
 
 def _remember(memory: ImageMemory, file: _File, found: Header | Fault, decoded: int) -> None:
@@ -211,12 +216,12 @@ def _decoding_fault(path: str) -> Fault | None:
 
 def _by_processes(
     work: Callable[[str], Result], paths: Sequence[str], chunk: int
-) -> Iterator[Result]:
-    """In the order of the paths."""
+) -> Generator[Result, None, None]:
+    """In the order of the paths; closed, it drops what is left."""
     if len(paths) <= _ALONE * chunk:
         yield from map(work, paths)
         return
-    workers = min(_MOST_WORKERS, 2 * len(os.sched_getaffinity(0)))
+    workers = min(_MOST_WORKERS, 2 * available_cores())
     with process_pool(workers) as pool:
         yield from pool.map(work, paths, chunksize=chunk)
 
@@ -388,12 +393,17 @@ def _fault_of(path: str, error: Exception) -> Fault:
 
 
 def _what_is_there(path: str) -> str:
-    """In place of a missing file: how much of its path is there, or its name in other letters."""
-    folder = os.path.dirname(path) or os.curdir
-    if os.path.isdir(folder):
-        return "no such file"
-    while parent := os.path.dirname(folder):
-        if os.path.isdir(parent) or parent == folder:
-            break
+    """In place of a missing file: its name written otherwise, or how far its path leads."""
+    folder, name = os.path.split(path)
+    stem, suffix = os.path.splitext(name)
+    cases = (stem + suffix.lower(), stem + suffix.upper(), name.lower(), name.upper())
+    others = [*(os.path.join(folder, one) for one in cases), path.replace("\\", "/")]
+    for other in others:
+        if other != path and os.path.isfile(other):
+            return f"no such file, but {printable(other)} is there"
+    while folder and not os.path.isdir(folder):
+        parent = os.path.dirname(folder)
+        if os.path.isdir(parent or os.curdir):
+            return f"no folder {printable(folder)}"
         folder = parent
-    return f"no folder {printable(folder)}"
+    return "no such file"

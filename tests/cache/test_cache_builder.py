@@ -230,7 +230,7 @@ def test_a_missing_image_is_named(
     run: Callable[..., EmbeddingCache], dataset: list[dict[str, Any]]
 ) -> None:
     Path(dataset[2]["file_name"]).unlink()
-    with pytest.raises(CacheError, match=r"image 13: .*13\.png is missing"):
+    with pytest.raises(CacheError, match=r"images are missing .*13\.png, image id 13"):
         run()
 
 
@@ -243,7 +243,9 @@ def test_a_damaged_image_is_named_and_the_build_continues_once_repaired(
     Image.fromarray(noise).save(path)
     sound = path.read_bytes()
     path.write_bytes({"empty": b"", "garbage": b"x" * 99, "truncated": sound[:600]}[damage])
-    with pytest.raises(CacheError, match=r"image 13: .*13\.png cannot be read"):
+    with pytest.raises(
+        CacheError, match=r"13\.png.* (empty|no image|cannot be read)|(empty|no images) .*13\.png"
+    ):
         run()
     path.write_bytes(sound)
     assert list(run()) == [11, 12, 13, 14]
@@ -253,7 +255,7 @@ def test_an_image_of_another_size_is_named(
     run: Callable[..., EmbeddingCache], dataset: list[dict[str, Any]]
 ) -> None:
     Image.new("RGB", (40, 24)).save(dataset[1]["file_name"])
-    with pytest.raises(CacheError, match=r"image 12: .*is 24 x 40 .*says 24 x 32"):
+    with pytest.raises(CacheError, match=r"12\.png, image id 12.*24 x 40 .*annotated as 24 x 32"):
         run()
 
 

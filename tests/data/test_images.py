@@ -199,7 +199,9 @@ def test_between_pillows_warning_and_its_limit_an_image_is_sound(
 
 def test_missing_and_garbage(tmp_path: Path) -> None:
     message = problem_of(entry(tmp_path / "x.png"))
-    assert "x.png is missing (no such file)" in message and "DETECTRON2_DATASETS" in message
+    assert "x.png is missing (no such file)" in message
+    (problem,) = problems_of([entry(tmp_path / "x.png")])
+    assert "image_root" in problem.fix and "DETECTRON2_DATASETS" in problem.fix
     message = problem_of(entry(tmp_path / "picturs" / "sub" / "x.png"))
     assert f"is missing (no folder {tmp_path / 'picturs'})" in message
     (tmp_path / "y.png").write_bytes(b"<!DOCTYPE html><html>")
@@ -207,6 +209,14 @@ def test_missing_and_garbage(tmp_path: Path) -> None:
     assert "y.png cannot be read" in message and "begins with b'<!DOCTYPE html>" in message
     (tmp_path / "z.png").write_bytes(b"")
     assert "z.png is empty (0 bytes)" in problem_of(entry(tmp_path / "z.png"))
+
+
+@pytest.mark.parametrize("name", ["x.JPG", "X.jpg", "sub\\x.jpg"])
+def test_a_missing_file_that_is_there_under_another_spelling(tmp_path: Path, name: str) -> None:
+    (tmp_path / "sub").mkdir()
+    there = tmp_path / ("sub/x.jpg" if "sub" in name else "x.jpg")
+    picture().save(there)
+    assert f"no such file, but {there} is there" in problem_of(entry(tmp_path / name))
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:

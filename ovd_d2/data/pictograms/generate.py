@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ovd_d2.files import atomic_write, atomic_write_json, flush_folder
-from ovd_d2.workers import process_pool
+from ovd_d2.workers import available_cores, process_pool
 
 from .annotations import LVISBuilder, describe_scene, lvis_categories
 from .glyphs import PictogramCategory, build_categories
@@ -265,7 +265,7 @@ def _run(chunks: list[_Chunk], workers: int | None, progress: bool, label: str) 
     total = sum(len(chunk.contents) for chunk in chunks)
     left = [chunk for chunk in chunks if not chunk.record_file.exists()]
     done = total - sum(len(chunk.contents) for chunk in left)
-    workers = min(workers or _available_cores(), len(left))
+    workers = min(workers or available_cores(), len(left))
     bar = tqdm(total=total, initial=done, desc=label, unit="image", disable=not progress)
     with bar:
         if workers <= 1:
@@ -276,12 +276,6 @@ def _run(chunks: list[_Chunk], workers: int | None, progress: bool, label: str) 
             futures: list[Future[int]] = [pool.submit(_draw_chunk, chunk) for chunk in left]
             for future in as_completed(futures):
                 bar.update(future.result())
-
-
-def _available_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @lru_cache(maxsize=2)

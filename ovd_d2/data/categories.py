@@ -119,7 +119,7 @@ def _read_categories(json_file: str, dataset_name: str) -> list[dict]:
     try:
         with open(path) as stream:
             categories = json.load(stream)["categories"]
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a COCO / LVIS annotation file ({error!r})") from error
     return categories
 

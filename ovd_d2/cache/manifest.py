@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ _PROGRESS_KEYS = ("shards", "index")
 # A store may come from elsewhere: no name may point out of its own folder.
 _SHARD_NAME = re.compile(r"shard-([a-z]\d{3,9})-(\d{5,9})\.safetensors")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_RECIPE_DEPTH = 8
 # The file's last bytes: 64 hexadecimal characters, then this.
 _TAIL = b'"\n}\n'
 
@@ -280,17 +282,20 @@ def _type_problems(manifest: Manifest) -> list[str]:
     }
     counts = {"embedding_dim": manifest.embedding_dim, "dataset.num_images": dataset.num_images}
     problems = [
-        f"{name} is {value!r}, expected a text"
+        f"{name} is {reprlib.repr(value)}, expected a text"
         for name, value in strings.items()
         if not isinstance(value, str)
     ]
     problems += [
-        f"{name} is {value!r}, expected a whole number"
+        f"{name} is {reprlib.repr(value)}, expected a whole number"
         for name, value in counts.items()
         if not _is_count(value)
     ]
-    if not isinstance(manifest.recipe, dict):
-        problems.append(f"recipe is {manifest.recipe!r}, expected a JSON object")
+    if not isinstance(manifest.recipe, dict) or not _is_plain(manifest.recipe, _RECIPE_DEPTH):
+        problems.append(
+            f"recipe is {reprlib.repr(manifest.recipe)}, expected a JSON object of finite numbers, "
+            f"at most {_RECIPE_DEPTH} levels deep"
+        )
     return problems
 
 
@@ -300,12 +305,13 @@ def shard_problems(shards: Sequence[ShardInfo]) -> list[str]:
     for shard in shards:
         if not isinstance(shard.file, str) or parse_shard_name(shard.file) is None:
             problems.append(
-                f"shard file name {shard.file!r} is not a plain name as {shard_name('r000', 0)}"
+                f"shard file name {reprlib.repr(shard.file)} is not a plain name as "
+                f"{shard_name('r000', 0)}"
             )
         elif not all(_is_count(value) for value in (shard.images, shard.rows, shard.bytes)):
             problems.append(f"{shard.file}: images, rows and bytes must be whole numbers")
         elif not _is_sha256(shard.sha256):
-            problems.append(f"{shard.file}: sha256 is {shard.sha256!r}")
+            problems.append(f"{shard.file}: sha256 is {reprlib.repr(shard.sha256)}")
     names = [shard.file for shard in shards]
     if not problems and len(set(names)) < len(names):
         problems.append("a shard is listed twice")
@@ -317,7 +323,16 @@ def _index_problems(index: IndexInfo | None) -> list[str]:
         _is_count(index.bytes) and _is_sha256(index.sha256) and _is_sha256(index.content)
     ):
         return []
-    return [f"index is {index}"]
+    return [f"index is {reprlib.repr(asdict(index))}"]
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, (Mapping, list, tuple)):
+        inner = value.values() if isinstance(value, Mapping) else value
+        return depth > 0 and all(_is_plain(one, depth - 1) for one in inner)
+    return True
 
 
 def _is_count(value: Any) -> bool:

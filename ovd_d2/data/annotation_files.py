@@ -27,7 +27,7 @@ def read_annotations(path: Path) -> dict[str, Any]:
     logger.info("Reading %s (%.0f MB)", path, path.stat().st_size / 1e6)
     try:
         dataset = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, endless digits, endless brackets
         raise ValueError(f"{path}: not JSON, or cut short ({error})") from error
     missing = [part for part in PARTS if not isinstance(dataset, dict) or part not in dataset]
     if missing:

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ovd_d2.data.augmentation import Resize
 from ovd_d2.data.categories import CategoryTable, missing_file_problem
 from ovd_d2.data.image_memory import default_memory
 from ovd_d2.data.images import image_problems
 from ovd_d2.data.validation import DatasetUse, Report, validate_dataset
+from ovd_d2.evaluation.builder import EVALUATORS
 from ovd_d2.vocabulary import Vocabulary
 
 SHOWN = 3  # names in a message
@@ -76,7 +77,7 @@ def check_data(needs: DataNeeds, *, progress: bool = True) -> CheckedData:
         key = needs.train_key if training else needs.test_key
         use = DatasetUse(training=training, masks=needs.masks, mask_format=needs.mask_format)
         for name in names:
-            if problem := _not_there(name):
+            if problem := _not_there(name) or (None if training else _not_evaluated(name)):
                 data.problems.append(f"{key}: {problem}")
                 continue
             report = validate_dataset(name, use, progress=progress)
@@ -115,6 +116,14 @@ def _not_there(name: str) -> str | None:
         known = ", ".join(sorted(DatasetCatalog.list()))
         return f"'{name}' is not registered; registered: {known}"
     return missing_file_problem(name)
+
+
+def _not_evaluated(name: str) -> str | None:
+    evaluator_type = MetadataCatalog.get(name).get("evaluator_type", None)
+    if evaluator_type in EVALUATORS:
+        return None
+    known = ", ".join(sorted(EVALUATORS))
+    return f"'{name}' has evaluator_type {evaluator_type!r}; evaluated are {known}"
 
 
 def _image_problems(needs: DataNeeds, data: CheckedData, progress: bool) -> Iterable[str]:

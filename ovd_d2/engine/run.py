@@ -47,12 +47,14 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     try:
         if problems := unknown_key_problems(config_file, opts):
             raise SetupError(problems)
-        cfg.merge_from_file(config_file)
+        cfg.merge_from_file(config_file, allow_unsafe=False)
         cfg.merge_from_list(list(opts))
         cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
     except SetupError:
         raise
-    except (KeyError, ValueError, AssertionError, YAMLError) as error:
+    # TypeError, AttributeError: not a mapping. RecursionError: brackets, or a base of itself.
+    except (KeyError, ValueError, AssertionError, YAMLError, TypeError, AttributeError,
+            RecursionError) as error:  # fmt: skip
         raise SetupError([f"{config_file} / options: {error}"]) from error
     return cfg
 

@@ -7,11 +7,11 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling import build_model
 from detectron2.utils import comm
@@ -20,16 +20,18 @@ from tabulate import tabulate
 
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.clip.vocabulary_builder import build_vocabulary, prompt_family
-from ovd_d2.data.categories import CategoryTable, get_categories, missing_file_problem
+from ovd_d2.data.augmentation import smallest_resize
+from ovd_d2.data.categories import CategoryTable, get_categories
 from ovd_d2.engine.build import build_test_loader
 from ovd_d2.engine.checkpoint import WHOLE_MODEL, SafeCheckpointer
+from ovd_d2.engine.data_checks import DataNeeds, check_data
+from ovd_d2.engine.launching import on_main_process
 from ovd_d2.engine.online import configured_teacher
 from ovd_d2.engine.run import set_up
 from ovd_d2.engine.trainer import without_nan
 from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
 from ovd_d2.evaluation import build_evaluator
-from ovd_d2.evaluation.builder import EVALUATORS
 from ovd_d2.files import atomic_write_json
 from ovd_d2.vocabulary import Vocabulary
 
@@ -37,7 +39,6 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 TASKS = {"bbox": "box", "segm": "mask"}
-PICTURES_LOOKED_FOR = 100  # of a data set, evenly spread
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def evaluate_transfer(
     Raises:
         SetupError: lists every problem of the config, the teacher and all data sets.
     """
-    test_sets, teacher = _checked(cfg, dataset_names)
+    test_sets = on_main_process(partial(_checked, cfg, dataset_names))
+    teacher = configured_teacher(cfg, device=cfg.MODEL.DEVICE)
     cfg = cfg.clone()
     cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "transfer")  # the training's files stay
     set_up(cfg, args)
@@ -132,23 +134,30 @@ def _vocabulary_of(test_set: TransferSet, teacher: CLIPTeacher, prompts: str) ->
     )
 
 
-def _checked(cfg: CfgNode, names: Sequence[str]) -> tuple[list[TransferSet], CLIPTeacher]:
+def _checked(cfg: CfgNode, names: Sequence[str]) -> list[TransferSet]:
+    """Raises SetupError with every problem of the config, the teacher and all data sets."""
     problems = list(_config_problems(cfg))
-    test_sets = []
-    for name in names:
-        try:
-            test_sets.append(_checked_set(name))
-        except SetupError as error:
-            problems += error.problems
-    teacher = None
+    needs = DataNeeds(
+        train=(),
+        test=names,
+        masks=cfg.MODEL.MASK_ON,
+        mask_format=cfg.INPUT.MASK_FORMAT,
+        test_resize=smallest_resize(cfg, is_train=False),
+        test_key="--datasets",
+    )
+    data = check_data(needs)
+    problems += data.problems
     try:
         teacher = configured_teacher(cfg, device=cfg.MODEL.DEVICE)
         problems += _teacher_problems(cfg, teacher)
     except SetupError as error:
         problems += error.problems
-    if problems or teacher is None:
+    if problems:
         raise SetupError(problems)
-    return test_sets, teacher
+    return [
+        TransferSet(name, get_categories(name), report.counts["images"])
+        for name, report in data.test.items()
+    ]
 
 
 def _config_problems(cfg: CfgNode) -> Iterable[str]:
@@ -191,40 +200,3 @@ def _teacher_problems(cfg: CfgNode, teacher: CLIPTeacher) -> Iterable[str]:
             f"MODEL.OVD.TEACHER is {teacher.fingerprint}, but {path} was made with "
             f"{trained_with}: their embeddings do not compare; name that teacher"
         )
-
-
-def _checked_set(name: str) -> TransferSet:
-    """Raises SetupError with every problem of one data set."""
-    if name not in DatasetCatalog:
-        known = ", ".join(sorted(DatasetCatalog.list()))
-        raise SetupError([f"--datasets: '{name}' is not registered; registered: {known}"])
-    evaluator_type = MetadataCatalog.get(name).get("evaluator_type", None)
-    if evaluator_type not in EVALUATORS:
-        known = ", ".join(sorted(EVALUATORS))
-        raise SetupError([f"'{name}' has evaluator_type {evaluator_type!r}; evaluated are {known}"])
-    if problem := missing_file_problem(name):
-        raise SetupError([problem])
-    try:
-        table = get_categories(name)
-        records = DatasetCatalog.get(name)
-    except (OSError, KeyError, ValueError, AssertionError) as error:
-        raise SetupError([f"'{name}': {error}"]) from error
-    problems = list(_content_problems(name, table, records))
-    if problems:
-        raise SetupError(problems)
-    return TransferSet(name, table, len(records))
-
-
-def _content_problems(
-    name: str, table: CategoryTable, records: list[dict[str, Any]]
-) -> Iterable[str]:
-    twice = sorted({one for one in table.names if table.names.count(one) > 1})
-    if twice:
-        yield f"'{name}': categories of equal names: {', '.join(twice[:5])}"
-    if not records:
-        yield f"'{name}': its annotation file lists no image"
-    step = max(1, len(records) // PICTURES_LOOKED_FOR)
-    paths = [record["file_name"] for record in records[::step]]
-    missing = [path for path in paths if not PathManager.isfile(path)]
-    if missing:
-        yield f"'{name}': {len(missing)} of {len(paths)} pictures missing, first {missing[0]}"

@@ -210,7 +210,6 @@ def _names_of(category: Mapping[str, Any], dataset_name: str) -> list[str]:
 def _read_categories(json_file: str, dataset_name: str) -> list[dict[str, Any]]:
     if problem := missing_file_problem(dataset_name):
         raise FileNotFoundError(problem)
-<<<<<<< HEAD
     path = Path(PathManager.get_local_path(json_file))
     # Read in batches and forgotten: they can be a gigabyte.
     skipped = {part: lambda batch: None for part in ("images", "annotations")}
@@ -221,14 +220,6 @@ def _read_categories(json_file: str, dataset_name: str) -> list[dict[str, Any]]:
         raise AnnotationFileError(file_problem(path, what, expected, "none", fix))
     if problems := category_problems(str(path), categories):
         raise ValueError("; ".join(map(str, problems)))
-=======
-    path = PathManager.get_local_path(json_file)
-    try:
-        with open(path) as stream:
-            categories = json.load(stream)["categories"]
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a COCO / LVIS annotation file ({error!r})") from error
->>>>>>> identity
     return categories
 
 

@@ -43,7 +43,7 @@ def check_setup(cfg: CfgNode, *, training: bool, progress: bool = True) -> list[
     if cfg.MODEL.META_ARCHITECTURE == "OpenVocabularyRCNN":
         vocabulary, found = _load_vocabulary(cfg, training)
         problems += found
-    data = check_data(_data_needs(cfg, training), progress=progress)
+    data = check_data(_data_needs(cfg, training), decode=not problems, progress=progress)
     problems += data.problems
     problems += _category_problems(cfg, vocabulary, data)
     if training:

@@ -50,7 +50,7 @@ def check_lazy_setup(cfg: DictConfig, *, training: bool, progress: bool = True) 
     problems += weights_problems(cfg.train.init_checkpoint, key=WEIGHTS_KEY)
     vocabulary, found = _load_vocabulary(cfg)
     problems += found
-    data = check_data(_data_needs(cfg, training), progress=progress)
+    data = check_data(_data_needs(cfg, training), decode=not problems, progress=progress)
     problems += data.problems
     if vocabulary is not None:
         problems += category_problems(vocabulary, "the vocabulary", data, by_name=True)

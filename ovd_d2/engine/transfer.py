@@ -145,7 +145,7 @@ def _checked(cfg: CfgNode, names: Sequence[str]) -> list[TransferSet]:
         test_resize=smallest_resize(cfg, is_train=False),
         test_key="--datasets",
     )
-    data = check_data(needs)
+    data = check_data(needs, decode=not problems)
     problems += data.problems
     try:
         teacher = configured_teacher(cfg, device=cfg.MODEL.DEVICE)

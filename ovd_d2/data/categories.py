@@ -120,7 +120,8 @@ def _read_categories(json_file: str, dataset_name: str) -> list[dict]:
         with open(path) as stream:
             categories = json.load(stream)["categories"]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a COCO / LVIS annotation file ({error!r})") from error
+        said = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path}: not a COCO / LVIS annotation file ({said})") from error
     return categories
 
 

@@ -21,7 +21,7 @@ DEEP_JSON = "[" * 100_000 + "]" * 100_000
 DIGITS = "7" * 5_000  # more than Python turns into a number
 # What a user is shown, without the errors of libraries that only derive from these.
 REFUSALS = (SetupError, CacheError, DamagedFileError, UnsafePickleError, ValueError)
-_LONGEST = 2_000  # characters of a message
+_LONGEST = 8_000  # characters of a message, which may list a dozen problems
 
 
 class Payload:

@@ -62,7 +62,7 @@ def test_options_are_no_code(tmp_path: Path, marker: Path) -> None:
     cfg = load_config(str(path), ["OUTPUT_DIR", call])
     assert call == cfg.OUTPUT_DIR
     refused(lambda: load_config(str(path), ["SOLVER.BASE_LR", call]), path)
-    refused(lambda: load_config(str(path), ["SOLVER.BASE_LR", "(" * 10_000]), path)
+    refused(lambda: load_config(str(path), ["SOLVER.BASE_LR", "(" * 1_000]), path)
 
 
 @pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)

@@ -85,7 +85,7 @@ def test_a_closed_vocabulary_model_and_missing_weights(register):
 def test_another_teacher_than_the_models(tmp_path):
     path = tmp_path / "vocabulary.safetensors"
     Vocabulary(["cat"], torch.eye(1, 64), teacher="somebody-else").save(path)
-    (tmp_path / "model.pth").touch()
+    torch.save({"model": {}}, tmp_path / "model.pth")
     cfg = tiny_config()
     cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
     cfg.MODEL.OVD.VOCABULARY = str(path)

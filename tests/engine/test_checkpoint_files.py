@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -198,8 +199,7 @@ def test_a_power_cut_at_each_step_of_a_save_loses_nothing(tmp_path):
         assert step > 8  # renames, flushes and removals were met
 
 
-def saves_without_end(folder, size):
-    iteration = 4
+def saves_without_end(folder, iteration, size):
     while True:
         iteration += 5
         save(folder, iteration, size)
@@ -208,24 +208,28 @@ def saves_without_end(folder, size):
 
 
 def kill_while_saving(folder, rounds, size=200_000, seed=0):
-    """Kills at random moments; returns how many times nothing good was left."""
-    rng, lost, last = random.Random(seed), 0, -1
-    save(folder, 4, size)
+    """Kills at random moments: how often nothing good was left, how often a file was half
+    written, and the last iteration."""
+    rng, lost, torn, last = random.Random(seed), 0, 0, 4
+    save(folder, last, size)
     for _ in range(rounds):
-        child = fork(lambda: saves_without_end(folder, size))
+        child = fork(partial(saves_without_end, folder, last, size))
         time.sleep(rng.uniform(0.005, 0.12))
         os.kill(child, signal.SIGKILL)
         exit_code(child)
+        torn += any(folder.glob(".*.tmp"))
         try:
-            last = saved_iteration(find_last_good(folder))
+            found = saved_iteration(find_last_good(folder))
         except SetupError:
-            lost += 1
-    return lost, last
+            found = -1
+        lost += found < last  # also a step back would be a loss
+        last = max(last, found)
+    return lost, torn, last
 
 
 def test_kills_at_random_moments_lose_no_run(tmp_path):
-    lost, last = kill_while_saving(tmp_path, rounds=15)
+    lost, torn, last = kill_while_saving(tmp_path, rounds=15)
     assert lost == 0
-    assert last > 4  # some saves did succeed
-    save(tmp_path, 999)
+    assert torn > 0 and last > 4  # some kills were in the middle of a save, some saves succeeded
+    save(tmp_path, last + 5)
     assert not list(tmp_path.glob(".*.tmp"))

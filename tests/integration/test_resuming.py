@@ -11,13 +11,14 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
 
 from ovd_d2.engine.build import build_train_loader
 from ovd_d2.engine.run import train
 from tests.integration.conftest import TRAIN
 from tests.integration.test_plugging_in_lazy import run as run_lazy
 from tests.integration.test_plugging_in_yaml import mini_config
-from tests.processes import exit_code, fork
+from tests.processes import exit_code, fork, run_ranks
 from tests.proposal_stores import random_proposals, write_proposals
 
 STOP, END = 4, 8
@@ -71,20 +72,29 @@ def assert_same(found, expected, path="checkpoint"):
         assert found == expected, path
 
 
+def assert_same_end(found, expected):
+    """Weights, optimiser, schedule and place in the data of two trainings' last checkpoints."""
+    first, second = (torch.load(one / FINAL, weights_only=True) for one in (found, expected))
+    assert {"model", "trainer", "loader", "vocabulary"} <= second.keys()
+    assert_same(first, second)
+
+
+def start_again_from_the_middle(whole, part):
+    part.mkdir()
+    shutil.copy(whole / FIRST, part)
+    (part / "last_checkpoint").write_text(FIRST)
+
+
 def check_resumed(whole, part, losses, training):
     """`training(output, resume)` from the middle of `whole` ends where `whole` does."""
     training(whole, resume=False)
     expected = losses[:]
     assert len(expected) == END and expected[0] != expected[1]
-    part.mkdir()
-    shutil.copy(whole / FIRST, part)
-    (part / "last_checkpoint").write_text(FIRST)
+    start_again_from_the_middle(whole, part)
     losses.clear()
     training(part, resume=True)
     assert losses == expected[STOP:]
-    assert_same(
-        torch.load(part / FINAL, weights_only=True), torch.load(whole / FINAL, weights_only=True)
-    )
+    assert_same_end(part, whole)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -116,6 +126,24 @@ def test_a_lazy_config(mini, tmp_path, losses):
     check_resumed(tmp_path / "whole", tmp_path / "part", losses, training)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Detectron2 takes NCCL where there is a GPU")
+def test_two_processes(mini, tmp_path):
+    def training(output, resume):
+        options = (*LAZY, "train.seed=1", "train.ddp.device_ids=null")
+
+        def of_rank(_):
+            comm.create_local_process_group(2)
+            run_lazy("lazy_vild", output, *options, resume=resume)
+
+        assert run_ranks(2, of_rank) == [0, 0]
+
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    training(whole, resume=False)
+    start_again_from_the_middle(whole, part)
+    training(part, resume=True)
+    assert_same_end(part, whole)
+
+
 def test_a_training_that_was_killed(mini, tmp_path, arguments, losses):
     options = (*YAML, "SEED", 1)
 
@@ -134,9 +162,7 @@ def test_a_training_that_was_killed(mini, tmp_path, arguments, losses):
     arguments.resume = True
     training(killed)
     assert losses == expected[len(expected) - len(losses) :] and len(losses) <= END - STOP
-    assert_same(
-        torch.load(killed / FINAL, weights_only=True), torch.load(whole / FINAL, weights_only=True)
-    )
+    assert_same_end(killed, whole)
 
 
 def test_a_training_that_has_finished(mini, tmp_path, arguments, losses, capfd):

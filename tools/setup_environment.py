@@ -106,7 +106,7 @@ def set_up(lowest: bool = False) -> None:
     step("lvis", "install", "--no-deps", pins["lvis"])
     install_detectron2()
     step("ovd_d2", "install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
-    write_stamp()
+    write_stamp(lowest)
     print(f"set-up: done in {time.monotonic() - start:.0f} s, in {sys.prefix}", flush=True)
 
 
@@ -187,11 +187,11 @@ def install_detectron2() -> None:
         raise SetupError(f"detectron2: {INSTALLER.name} failed (above)")
 
 
-def write_stamp() -> None:
+def write_stamp(lowest: bool = False) -> None:
     """Leave the stamp; without the right to write there, the next call checks again."""
     temporary = STAMP.with_name(f"{STAMP.name}.{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(stamp_content(), indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(stamp_content(lowest), indent=2) + "\n", encoding="utf-8")
         temporary.replace(STAMP)
     except OSError as error:
         print(f"set-up: no stamp written, every call will check all steps ({error})", flush=True)

@@ -210,8 +210,10 @@ def test_unknown_optimizer(cfg):
 
 def test_missing_pictures_are_counted(cfg, tmp_path):
     (tmp_path / DICTS[1]["file_name"]).unlink()
-    (problem,) = problems_of(cfg)
-    assert "1 of 2 images are missing" in problem and "first: tests_checks/2.png" in problem
+    problems = problems_of(cfg)
+    starts = [f"DATASETS.{key} 'tests_checks': " for key in ("TRAIN", "TEST")]
+    assert [p.startswith(s) for p, s in zip(problems, starts, strict=True)] == [True, True]
+    assert all("1 of 2 images are missing" in p and "tests_checks/2.png" in p for p in problems)
 
 
 def test_no_base_annotation(cfg):

@@ -66,12 +66,13 @@ def test_all_problems_of_all_data_sets_are_listed(register, tmp_path):
     expected = [
         "CLASSIFY_WITH",
         "gone.pth",
-        f"'{equal_names}': categories of equal names: cat",
-        f"'{no_image}': its annotation file lists no image",
-        f"'{no_picture}': 2 of 3 pictures missing",
+        f"--datasets '{equal_names}': {tmp_path / equal_names}.json: 2 of 2 categories share",
+        f"--datasets '{no_image}': {tmp_path / no_image}.json: 1 file has no images",
+        f"--datasets '{no_image}': {tmp_path / no_image}.json: 1 file has no annotations",
         "'voc_2007_test'",
         "'ade20k_sem_seg_val' has evaluator_type 'sem_seg'",
         "'no_such_set' is not registered",
+        f"--datasets '{no_picture}': {tmp_path / no_picture}.json: 2 of 3 images are missing",
         "teacher.safetensors",
     ]
     assert len(problems) == len(expected)

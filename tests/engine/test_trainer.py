@@ -1,5 +1,3 @@
-import argparse
-import gc
 import json
 import math
 
@@ -8,7 +6,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 
-from ovd_d2.engine import build, run
+from ovd_d2.engine import build
 from ovd_d2.engine.trainer import OpenVocabularyTrainer, results_path, without_nan
 from tests.tiny import tiny_config, tiny_vocabulary
 
@@ -194,35 +192,3 @@ def test_the_number_of_gpus_rescales_the_recipe(two_novel_images, monkeypatch, t
     assert trainer.data_loader.batch_size == 4  # images a GPU: unchanged
     # What does not change with the number of GPUs.
     assert trainer.cfg.MODEL.OVD == cfg.MODEL.OVD
-
-
-def test_images_that_are_loaded_already_are_handed_over_and_let_go(two_novel_images, tmp_path):
-    cfg = tiny_config()
-    cfg.OUTPUT_DIR = str(tmp_path)
-    cfg.DATASETS.TRAIN = ("any",)
-    cfg.DATALOADER.NUM_WORKERS = 0
-    images = records_of([[0], [1], [2]])
-    trainer = OpenVocabularyTrainer(cfg, images)
-    assert len(trainer.data_loader.dataset) == 3  # ours, not the ten of the data set
-    assert len(gc.get_referrers(images[0])) == 1  # the list above: the loader has a copy
-
-
-def test_training_loads_the_annotations_once(monkeypatch, tmp_path):
-    handed_over, images = [], records_of([[0]])
-    monkeypatch.setattr(run, "load_training_dicts", lambda cfg: images)
-    monkeypatch.setattr(run, "check_setup", lambda cfg, dicts: None)
-    monkeypatch.setattr(run, "set_up", lambda cfg, args: None)
-
-    class Trainer:
-        def __init__(self, cfg, training_dicts):
-            handed_over.append(training_dicts)
-
-        def resume_or_load(self, resume):
-            pass
-
-        def train(self):
-            pass
-
-    monkeypatch.setattr(run, "OpenVocabularyTrainer", Trainer)
-    run.train(tiny_config(), argparse.Namespace(resume=False))
-    assert handed_over == [images]

@@ -56,7 +56,9 @@ def lvis_set() -> dict[str, Any]:
 
 
 def lvis_source(path: Path) -> Source:
-    return Source(str(path), "lvis", demands_masks=True, url_names=True, tolerant=False)
+    return Source(
+        str(path), "lvis", demands_masks=True, url_names=True, tolerant=False, has_split=False
+    )
 
 
 def written(folder: Path, dataset: Any, name: str = "train.json") -> Path:

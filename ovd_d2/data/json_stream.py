@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -50,7 +50,7 @@ def file_problem(path: Path, what: str, expected: str, found: str, fix: str) -> 
 
 def read_parts(
     path: Path,
-    handlers: dict[str, Callable[[list[Any]], None]],
+    handlers: Mapping[str, Callable[[list[Any]], None]],
     *,
     exact: bool = False,
     progress: bool = True,

@@ -14,7 +14,7 @@ def read(path, **options):
     lists = {"images": [], "annotations": []}
     handlers = {key: entries.extend for key, entries in lists.items()}
     content = read_parts(path, handlers, progress=False, **options)
-    return {key: lists[key] if value is None else value for key, value in content.items()}
+    return {key: lists.get(key, value) for key, value in content.items()}
 
 
 def random_value(rng, depth=0):
@@ -88,7 +88,7 @@ def test_other_encodings_are_named(tmp_path, encoding):
         '{"images": [{"id": 1}, {"id',
         '{"images": [{"id": 1} {"id": 2}]}',
         '{"images": [], }',
-        '{1: 2}',
+        "{1: 2}",
         '{"images": []} {}',
         '{"images": [{"id": ' + "9" * 5000 + "}]}",
     ],
@@ -105,7 +105,9 @@ def test_a_bomb_of_nested_lists_is_a_message(tmp_path):
 
 def test_another_top_level_and_a_key_twice(tmp_path):
     assert "not a JSON object" in refusal(tmp_path / "a.json", "[1, 2]")
-    assert "has the key 'images' twice" in refusal(tmp_path / "a.json", '{"images": [], "images": []}')
+    assert "has the key 'images' twice" in refusal(
+        tmp_path / "a.json", '{"images": [], "images": []}'
+    )
 
 
 def test_a_missing_file(tmp_path):

@@ -52,8 +52,9 @@ def corners_suspected(boxes: NDArray[np.float64], sizes: NDArray[np.float64]) ->
     """
     usable = np.flatnonzero(np.isfinite(boxes).all(axis=1) & np.isfinite(sizes).all(axis=1))
     starts, ends, limits = boxes[usable, :2], boxes[usable, 2:], sizes[usable] + CLEARLY_OUTSIDE
-    leaves = (starts + ends > limits).any(axis=1)
-    fits = ((starts < ends) & (ends <= limits) & (starts >= -CLEARLY_OUTSIDE)).all(axis=1)
+    leaves = np.logical_or.reduce(starts + ends > limits, axis=1)
+    fits = (starts < ends) & (ends <= limits) & (starts >= -CLEARLY_OUTSIDE)
+    fits = np.logical_and.reduce(fits, axis=1)
     suspected = np.zeros(len(boxes), np.bool_)
     many = leaves.any() and leaves.mean() >= SUSPICIOUS_SHARE
     if many and fits.mean() >= NEARLY_ALL and fits[leaves].all():

@@ -315,7 +315,7 @@ def _box_fault(annotation: Entry, size: tuple[int, int] | None, repairs: Repairs
 
 
 def _repair_area(annotation: Entry, repairs: Repairs) -> None:
-    area = annotation.get("area")
+    area: Any = annotation.get("area")
     if not (is_number(area) and 0 <= area < math.inf):
         annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
         repairs.done["area written from the box"] += 1

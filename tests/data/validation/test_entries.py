@@ -5,7 +5,15 @@ import random
 
 import pytest
 
-from tests.annotation_sets import TEST, TRAIN, TRAIN_BOXES, checked, lvis_set, only_problem, sound_set
+from tests.annotation_sets import (
+    TEST,
+    TRAIN,
+    TRAIN_BOXES,
+    checked,
+    lvis_set,
+    only_problem,
+    sound_set,
+)
 
 
 @pytest.mark.parametrize("use", [TRAIN, TRAIN_BOXES, TEST])

@@ -92,7 +92,11 @@ FIXABLE = {
         "category_id changed",
         12,
     ),
-    "string references": (each("annotations", image_id=lambda e: str(e["image_id"])), "image_id", 12),
+    "string references": (
+        each("annotations", image_id=lambda e: str(e["image_id"])),
+        "image_id",
+        12,
+    ),
     "no area": (without("annotations", "area"), "area written", 12),
     "area null": (each("annotations", area=None), "area written", 12),
     "float sizes": (each("images", height=48.0), "height made an integer", 4),

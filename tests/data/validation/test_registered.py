@@ -67,7 +67,9 @@ def test_crowds_alone_are_nothing_to_train_on(tmp_path):
     for annotation in dataset["annotations"]:
         annotation["iscrowd"] = 1
     message = only_problem(own(tmp_path, dataset))
-    assert "none of its 2 base categories has an annotation that is not a crowd (8 crowds)" in message
+    assert (
+        "none of its 2 base categories has an annotation that is not a crowd (8 crowds)" in message
+    )
 
 
 def test_a_split_with_nothing_to_train_on(tmp_path):
@@ -228,12 +230,13 @@ def test_voc_is_read_through_detectron2(tmp_path):
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (tmp_path / folder).mkdir(parents=True)
     cv2.imwrite(str(image), np.zeros((48, 64, 3), np.uint8))
-    (tmp_path / "ImageSets" / "Main" / "test.txt").write_text("000001\n")
-    (tmp_path / "Annotations" / "000001.xml").write_text(
-        "<annotation><size><height>48</height><width>64</width></size><object><name>cat</name>"
-        "<bndbox><xmin>2</xmin><ymin>3</ymin><xmax>30</xmax><ymax>40</ymax></bndbox></object>"
-        "</annotation>"
-    )
+    (tmp_path / "ImageSets" / "Main" / "test.txt").write_text("000001\n000002\n")
+    for name in ("000001", "000002"):
+        (tmp_path / "Annotations" / f"{name}.xml").write_text(
+            "<annotation><size><height>48</height><width>64</width></size><object><name>cat</name>"
+            "<bndbox><xmin>2</xmin><ymin>3</ymin><xmax>30</xmax><ymax>40</ymax></bndbox></object>"
+            "</annotation>"
+        )
     from detectron2.data.datasets import register_pascal_voc
 
     register_pascal_voc("voc_tests", str(tmp_path), "test", 2007)

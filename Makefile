@@ -5,10 +5,14 @@
 # otherwise .venv in this folder.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint
+.PHONY: help setup demo test test-lowest lint
 
 VENV := .venv
 WORKERS ?= 2
+# The lowest versions that setup.py allows have an environment of their own (5 GB).
+LOWEST := .venv-lowest
+QUICK := tests/data tests/clip tests/modeling tests/evaluation tests/engine/test_trainer.py \
+  tests/engine/test_checks.py tests/test_predictor.py tests/test_vocabulary.py
 
 ifdef PYTHON
   PY := $(PYTHON)
@@ -25,6 +29,7 @@ help:
 	@echo "make demo    set up if needed, then the whole story: data, teacher, training, AP, pictures"
 	@echo '             NAMES="red anchor, snowman" looks for these names; OUTPUT=folder (output/demo)'
 	@echo 'make test    set up if needed, then all tests; ARGS="tests/test_files.py -k name" selects'
+	@echo "make test-lowest  the quick tests on the lowest versions that setup.py allows"
 	@echo "make lint    set up if needed, then ruff (rules, format) and mypy"
 	@echo "make setup   only set up; FORCE=1 checks every step again"
 	@echo "Python 3.10 to 3.12. Environment: PYTHON=/path/to/python, else the active one, else .venv"
@@ -51,6 +56,11 @@ demo: setup
 
 test: setup
 	@OMP_NUM_THREADS=1 "$(PY)" -m pytest -q -n $(WORKERS) $(if $(ARGS),$(ARGS),tests)
+
+test-lowest: $(NEEDS)
+	@test -x $(LOWEST)/bin/python || "$(PY)" -m venv $(LOWEST)
+	@$(LOWEST)/bin/python tools/setup_environment.py --lowest
+	@OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -n $(WORKERS) $(if $(ARGS),$(ARGS),$(QUICK))
 
 lint: setup
 	"$(PY)" -m ruff check .

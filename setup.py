@@ -1,4 +1,8 @@
-"""Packaging of ovd_d2. `make setup` installs it in editable mode with pinned requirements."""
+"""Packaging of ovd_d2. `make setup` installs it in editable mode with pinned requirements.
+
+Every lower bound has a wheel for each Python that is supported, and `make test-lowest` runs the
+tests on all of them.
+"""
 
 from setuptools import find_packages, setup
 
@@ -14,12 +18,14 @@ setup(
     # tools/install_detectron2.py. OpenCV is needed as well, under whichever of its names
     # (opencv-python, opencv-python-headless, a system package) is already there.
     install_requires=[
-        "torch>=2.4,<3",
-        "torchvision>=0.19,<1",
+        # 2.10: before it, torch.load(weights_only=True) can be made to run code
+        # (CVE-2025-32434 before 2.6, CVE-2026-24747 before 2.10).
+        "torch>=2.10,<3",
+        "torchvision>=0.25,<1",
         "open_clip_torch>=3.0,<4",
-        "timm>=1.0.9,<2",
+        "timm>=1.0.17,<2",
         "safetensors>=0.4.5",
-        "xxhash>=3.0",
+        "xxhash>=3.4.1",
         "numpy>=2.0,<3",
         "pillow>=10.3",
         "matplotlib>=3.9",
@@ -30,14 +36,14 @@ setup(
         "tabulate>=0.9",
         "tensorboard>=2.15,<3",
         "tqdm>=4.66",
-        "pyyaml>=6",
+        "pyyaml>=6.0.1",
         "fvcore>=0.1.5.post20221221,<0.1.6",
         "iopath>=0.1.7,<0.1.10",
         # detectron2.model_zoo imports pkg_resources, which setuptools 82 removed.
-        "setuptools>=64,<82",
+        "setuptools>=68,<82",
     ],
     extras_require={
-        "opencv": ["opencv-python-headless>=4.10"],
+        "opencv": ["opencv-python-headless>=4.10.0.84"],
         "dev": ["ruff", "mypy", "pytest>=8", "pytest-xdist", "types-tqdm"],
     },
 )

@@ -10,12 +10,17 @@ import sys
 from ovd_d2.data.pictograms import max_categories, prepare
 
 _EXAMPLES = """examples:
-  # the default: 80 categories, 1000 + 250 images of 160 px, and the mini pair
+  # the default: 80 categories, 1030 + 250 images of 160 px, and the mini pair
   python datasets/prepare_pictograms.py
   # for a GPU: 300 categories (colour x glyph), 1024 px
   python datasets/prepare_pictograms.py --categories 300 --images 8000 --val-images 1000 \\
       --size 1024 --root /data/pictograms_large
 """
+
+
+_IMAGES_HELP = (
+    "training images with base objects (default 1000); 3 in a hundred without any come on top"
+)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -29,7 +34,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--categories", type=int, default=80, help=f"4 to {max_categories()} (default 80)"
     )
-    parser.add_argument("--images", type=int, default=1000, help="training images (default 1000)")
+    parser.add_argument("--images", type=int, default=1000, help=_IMAGES_HELP)
     parser.add_argument("--val-images", type=int, default=250, help="default 250")
     parser.add_argument("--size", type=int, default=160, help="side in px (default 160)")
     parser.add_argument("--seed", type=int, default=0)
@@ -37,6 +42,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--mini-only", action="store_true", help="only the mini pair for tests")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a set made with other arguments"
+    )
+    parser.add_argument(
+        "--replace-older", action="store_true", help="replace a set made by an older version"
     )
     return parser.parse_args(arguments)
 
@@ -53,6 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
             workers=args.workers,
             full=not args.mini_only,
             overwrite=args.overwrite,
+            replace_older=args.replace_older,
         )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

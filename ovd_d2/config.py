@@ -143,8 +143,8 @@ def _add_evaluation_keys(cfg: CfgNode) -> None:
     # "hotcoco" (the same numbers, faster; tests/evaluation/test_engines.py holds them equal).
     test.ENGINE = "reference"
     # Of LVIS-format data sets: "federated" (LVIS's own, the best 300 detections of an image) or
-    # "fixed" (arXiv 2102.01066: the best 10,000 of a category over the data set, no limit an
-    # image; set TEST.DETECTIONS_PER_IMAGE to -1 or a large number with it).
+    # "fixed" (arXiv 2102.01066: the best 10,000 of a category over the data set; set
+    # TEST.DETECTIONS_PER_IMAGE to 1000 with it, see docs/evaluation.md).
     test.PROTOCOL = "federated"
     # Pictures on each sheet of the failure browser (the worst false positives and missed objects
     # of novel categories), written with every evaluation. 0: none is made.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,39 @@ def atomic_write_json(path: str | os.PathLike[str], obj: Any) -> None:
     """Write `obj` as indented UTF-8 JSON, whole or not at all. NaN and infinity are refused."""
     text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        # A file name that is no UTF-8 has lone surrogates, whose escape is JSON's own.
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+
+
+def read_bounded(path: str | os.PathLike[str], largest: int) -> bytes:
+    """Return a file's bytes if it is a plain file of at most `largest`; nothing else is opened.
+
+    Raises:
+        OSError: it is missing or not readable.
+        ValueError: it is larger, or a pipe or device, which might never end.
+    """
+    status = Path(path).stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is not a plain file")
+    if status.st_size > largest:
+        raise ValueError(f"it has {status.st_size} bytes, expected at most {largest}")
+    return Path(path).read_bytes()
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The content of a text file in UTF-8; a byte order mark, as Windows writes, is left out.
+
+    Raises:
+        ValueError: another encoding; the message names the file.
+    """
+    content = Path(path).read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{content[error.start]:02x} at position {error.start}"
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            found += "; it is UTF-16, as PowerShell's > writes"
+        raise ValueError(f"{path} is not UTF-8 text ({found}): save it as UTF-8") from error
 
 
 def sha256_file(path: str | os.PathLike[str], chunk_size: int = 1 << 20) -> str:

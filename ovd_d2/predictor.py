@@ -15,10 +15,12 @@ from torch import nn
 
 from ovd_d2.clip.prompts import clean_name
 from ovd_d2.clip.teacher import CLIPTeacher
-from ovd_d2.clip.vocabulary_builder import build_vocabulary
-from ovd_d2.data.augmentation import build_augmentations
+from ovd_d2.clip.vocabulary_builder import build_vocabulary, prompt_family
+from ovd_d2.data.augmentation import Resize, build_augmentations, smallest_resize
+from ovd_d2.data.image_faults import ImageError, thin_fault
 from ovd_d2.engine.build import build_open_vocabulary_model, is_open_vocabulary
-from ovd_d2.engine.checks import weights_problems
+from ovd_d2.engine.online import configured_teacher
+from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
 from ovd_d2.vocabulary import Vocabulary
 
@@ -32,7 +34,8 @@ class OpenVocabularyPredictor:
     >>> instances = predictor(cv2.imread("street.jpg"), ["red car", "unicycle"])["instances"]
     >>> [predictor.names[k] for k in instances.pred_classes]
 
-    The teacher is loaded when names are first given; text embeddings of the last few lists of
+    Names given with the call are embedded with the prompts of the configured vocabulary. The
+    teacher is loaded when names are first given; text embeddings of the last few lists of
     names are kept, so that calling again with the same list costs nothing.
 
     Scores are shares among names, and few names alone would share out every object in the picture.
@@ -105,10 +108,11 @@ class OpenVocabularyPredictor:
             masks.
 
         Raises:
-            ValueError: not such an image, or names that are blank or equal.
+            ValueError: not such an image, one that is so long and thin that resizing leaves no
+                pixel of it, or names that are blank or equal.
             SetupError: names are given and the teacher cannot be had, or is not the vocabulary's.
         """
-        _check_image(image_bgr)
+        _check_image(image_bgr, smallest_resize(self.cfg, is_train=False))
         self._set_names(names)
         with torch.no_grad():
             output = self.model([self._model_input(image_bgr)])[0]
@@ -121,12 +125,7 @@ class OpenVocabularyPredictor:
         if self._teacher is None:
             wanted = self.cfg.MODEL.OVD.TEACHER
             logger.info("Loading the teacher %s (%s)", wanted.ARCHITECTURE, wanted.PRETRAINED)
-            try:
-                self._teacher = CLIPTeacher.from_open_clip(
-                    wanted.ARCHITECTURE, wanted.PRETRAINED, device=self.cfg.MODEL.DEVICE
-                )
-            except (OSError, ValueError) as error:
-                raise SetupError([f"MODEL.OVD.TEACHER: {error}"]) from error
+            self._teacher = configured_teacher(self.cfg, device=self.cfg.MODEL.DEVICE)
         return self._teacher
 
     def _model_input(self, image_bgr: np.ndarray) -> dict[str, object]:
@@ -177,7 +176,7 @@ class OpenVocabularyPredictor:
             names,
             self.teacher,
             is_novel=[name not in self._base_names() for name in map(clean_name, names)],
-            prompts=self.cfg.MODEL.OVD.TEACHER.PROMPTS,
+            prompts=prompt_family(self._configured, self.cfg.MODEL.OVD.TEACHER.PROMPTS),
         )
         others = self._distractors_for(names)
         return self._with_distractors(given, others) if others else given
@@ -234,16 +233,18 @@ def _configured_vocabulary(cfg: CfgNode) -> Vocabulary | None:
 def _check_weights(cfg: CfgNode) -> None:
     if not cfg.MODEL.WEIGHTS:
         raise SetupError(["MODEL.WEIGHTS is empty: name the checkpoint of a trained model"])
-    problems = weights_problems(cfg)
+    problems = weights_problems(cfg.MODEL.WEIGHTS)
     if problems:
         raise SetupError(problems)
 
 
-def _check_image(image: np.ndarray) -> None:
+def _check_image(image: np.ndarray, resize: Resize | None) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ValueError(
             f"image must be (height, width, 3) uint8 in BGR order, got {image.shape} {image.dtype}"
         )
+    if fault := thin_fault(*image.shape[:2], resize):
+        raise ImageError("the image", fault)
 
 
 def _checked_names(names: Sequence[str]) -> tuple[str, ...]:

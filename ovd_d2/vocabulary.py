@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,6 +84,18 @@ class Vocabulary:
             raise KeyError(f"'{name}' is not among the {len(self)} names of this vocabulary")
         return self._index[name]
 
+    def select(self, names: Sequence[str]) -> Vocabulary:
+        """The entries of these names, in their order; KeyError for one that is not here."""
+        rows = torch.tensor([self.index(name) for name in names])
+        return Vocabulary(
+            names,
+            self.embeddings[rows],
+            self.novel[rows],
+            teacher=self.teacher,
+            prompts=self.prompts,
+            background=self.background,
+        )
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one safetensors file, atomically; prefixes as for `load`."""
         tensors = {"embeddings": self.embeddings.contiguous(), "novel": self.novel.contiguous()}
@@ -138,8 +151,8 @@ class Vocabulary:
                 prompts=metadata.get("prompts", ""),
                 background=tensors.get("background"),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: {error}") from error
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{path}: not a vocabulary ({error}); make it again") from error
 
 
 def _checked_names(names: Sequence[str]) -> list[str]:
@@ -151,10 +164,11 @@ def _checked_names(names: Sequence[str]) -> list[str]:
     seen: dict[str, int] = {}
     for position, name in enumerate(checked):
         if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"name {position} is blank or not a string: {name!r}")
+            raise ValueError(f"name {position} is blank or not a string: {reprlib.repr(name)}")
         if name in seen:
             raise ValueError(
-                f"names {seen[name]} and {position} are equal: '{name}'; names must be distinct"
+                f"names {seen[name]} and {position} are equal: {reprlib.repr(name)}; names must "
+                "be distinct"
             )
         seen[name] = position
     return checked

@@ -37,7 +37,8 @@ def write_proposals(
 ) -> ProposalStore:
     """The tensors of each image of `dicts`."""
     info = DatasetInfo(dataset, dataset_fingerprint(dicts), len(dicts))
-    with RecordWriter(path, Manifest(kind="proposals", dataset=info, proposals="p" * 16)) as writer:
+    manifest = Manifest(kind="proposals", dataset=info, proposals="p" * 16)
+    with RecordWriter(path, manifest, images=dicts) as writer:
         for entry in dicts:
             writer.add(entry["image_id"], tensors[entry["image_id"]])
         writer.finish()
@@ -61,7 +62,7 @@ def write_cache(
         embedding_dim=teacher.embedding_dim,
         dtype="float32",
     )
-    with RecordWriter(path, manifest) as writer:
+    with RecordWriter(path, manifest, images=dicts) as writer:
         for entry in dicts:
             found = proposals[entry["image_id"]]
             image = read_image(entry["file_name"], "RGB")

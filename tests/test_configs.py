@@ -134,7 +134,7 @@ def test_supervised_baselines_differ_in_the_annotations(suffix):
     base = config(f"supervised_base_r50{suffix}.yaml")
     everything = config(f"supervised_rfs_r50{suffix}.yaml")
     for cfg in (base, everything):
-        assert cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
+        assert cfg.MODEL.META_ARCHITECTURE == "BatchInvariantRCNN"
         distils = get_variant(cfg.MODEL.OVD.VARIANT).distils
         assert not distils  # no cache is opened
     assert base.DATASETS.TRAIN == ("lvis_v1_train_norare",)

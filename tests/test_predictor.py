@@ -13,6 +13,7 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
 from ovd_d2 import add_ovd_config
+from ovd_d2.clip import embed_names
 from ovd_d2.errors import SetupError
 from ovd_d2.predict_files import expand_inputs, predict_files
 from ovd_d2.predictor import OpenVocabularyPredictor
@@ -253,6 +254,18 @@ def test_missing_teacher_file(cfg, model, image, tmp_path):
         predictor(image, ["snowman"])
 
 
+def test_names_get_the_prompts_of_the_vocabulary(cfg, model, teacher, image, caplog):
+    configured = Vocabulary.load(cfg.MODEL.OVD.VOCABULARY)
+    configured.prompts = "clip7, synonyms"
+    configured.save(cfg.MODEL.OVD.VOCABULARY)
+    predictor = OpenVocabularyPredictor(cfg, model=model, teacher=teacher)
+    predictor(image, ["snowman"])
+    given = predictor._active
+    assert given.prompts == "clip7"
+    torch.testing.assert_close(given.embeddings[:1], embed_names(["snowman"], teacher, "clip7"))
+    assert "made with the prompts 'clip7', MODEL.OVD.TEACHER.PROMPTS is 'single'" in caplog.text
+
+
 def test_without_a_configured_vocabulary(model, teacher, image):
     predictor = OpenVocabularyPredictor(tiny_config(), model=model, teacher=teacher)
     with pytest.raises(SetupError, match="no names were given"):
@@ -276,32 +289,22 @@ def test_files(predictor, image, tmp_path):
     found = predict_files(
         predictor, files, tmp_path / "out", names=["snowman", "kite"], confidence_threshold=1e-4
     )
-    assert json.loads((tmp_path / "out" / "detections.json").read_text()) == found
+    assert found.skipped == {}
+    assert json.loads((tmp_path / "out" / "detections.json").read_text()) == found.detections
     assert sorted(one.name for one in (tmp_path / "out").iterdir()) == [
         "detections.json",
         "one.png",
         "two.png",
     ]
-    records = found[str(files[0])]
+    records = found.detections[str(files[0])]
     assert records and {one["name"] for one in records} <= {"snowman", "kite"}
     assert [one["score"] for one in records] == sorted(
         (one["score"] for one in records), reverse=True
     )
     nothing = predict_files(predictor, files, tmp_path / "out", confidence_threshold=1.1)
-    assert list(nothing.values()) == [[], []]
+    assert list(nothing.detections.values()) == [[], []]
 
 
-def test_inputs_that_cannot_be(predictor, tmp_path):
-    (tmp_path / "sub").mkdir()
-    for file in (tmp_path / "same.png", tmp_path / "sub" / "same.jpg"):
-        file.write_text("this is no image")
-    with pytest.raises(SetupError, match="no file matches '.*nothing") as caught:
-        expand_inputs([str(tmp_path / "nothing*"), str(tmp_path / "**" / "same.*")])
-    assert "2 files are called 'same'" in str(caught.value)
-    with pytest.raises(SetupError, match="same.png is not an image"):
-        predict_files(predictor, [tmp_path / "same.png"], tmp_path / "out")
-
-
-def test_a_name_with_brackets_is_a_file(tmp_path):
-    (tmp_path / "scene[1].png").write_bytes(b"")
-    assert expand_inputs([str(tmp_path / "scene[1].png")]) == [tmp_path / "scene[1].png"]
+def test_an_image_that_resizing_would_leave_without_pixels(predictor):
+    with pytest.raises(ValueError, match=r"the image would have no pixel left .*4000 x 4"):
+        predictor(np.zeros((4000, 4, 3), np.uint8))

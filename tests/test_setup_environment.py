@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -40,6 +41,12 @@ def steps(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, 
 def requirement_lines() -> list[Requirement]:
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+def setup_keyword(name: str) -> Any:
+    tree = ast.parse((ROOT / "setup.py").read_text())
+    keywords = {node.arg: node.value for node in ast.walk(tree) if isinstance(node, ast.keyword)}
+    return ast.literal_eval(keywords[name])
 
 
 @pytest.mark.parametrize("version", [(3, 9), (3, 13), (2, 7)])
@@ -96,6 +103,45 @@ def test_second_call_skips_until_an_input_changes(
     assert tool.main([]) == 0 and len(steps) == 3 * done
 
 
+def test_the_lowest_versions_are_those_of_setup_py(
+    tool: ModuleType, steps: list[tuple[str, ...]]
+) -> None:
+    assert tool.main(["--lowest"]) == 0
+    requirements = steps[0]
+    lower = {
+        Requirement(text).name: next(
+            one.version for one in Requirement(text).specifier if one.operator == ">="
+        )
+        for text in setup_keyword("install_requires")
+    }
+    for name, version in lower.items():
+        (pin,) = [entry for taken in steps for entry in taken if entry.startswith(f"{name}==")]
+        assert pin == f"{name}=={version}"
+    assert f"torch=={lower['torch']}" in requirements
+    assert "opencv-python-headless==4.10.0.84" in steps[1]
+    (pytest_pin,) = [entry for entry in requirements if entry.startswith("pytest==")]
+    assert pytest_pin == "pytest==8"
+    assert requirements[1:5] == ("--only-binary", ":all:", "--no-binary", ",".join(tool.SOURCE_ONLY))
+
+
+def test_pinned_and_lowest_versions_are_different_set_ups(
+    tool: ModuleType, steps: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tool, "MODULES", ("json",))
+    assert tool.main([]) == 0
+    done = len(steps)
+    assert tool.main(["--lowest"]) == 0 and len(steps) == 2 * done
+    assert tool.main(["--lowest"]) == 0 and len(steps) == 2 * done
+
+
+def test_a_range_without_lower_bound_is_refused(tool: ModuleType) -> None:
+    text = "setup(install_requires=['a>=1,<2', 'b<3'], extras_require={'dev': ['c>=4.5', 'd']})"
+    with pytest.raises(tool.SetupError, match=r"'b<3' has no lower bound"):
+        tool.lowest_pins(text)
+    pins = tool.lowest_pins(text.replace("b<3", "B>=2.post1"))
+    assert pins == {"a": "a==1", "b": "B==2.post1", "c": "c==4.5"}
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"inputs": "other"}'])
 def test_damaged_stamp_counts_as_none(tool: ModuleType, content: str) -> None:
     tool.STAMP.write_text(content)
@@ -123,9 +169,7 @@ def test_failing_pip_leaves_no_stamp(
 
 
 def test_pins_lie_in_the_ranges_of_setup_py() -> None:
-    tree = ast.parse((ROOT / "setup.py").read_text())
-    keywords = {node.arg: node.value for node in ast.walk(tree) if isinstance(node, ast.keyword)}
-    ranges = [Requirement(text) for text in ast.literal_eval(keywords["install_requires"])]
+    ranges = [Requirement(text) for text in setup_keyword("install_requires")]
     for wanted in ranges:
         pins = [pin for pin in requirement_lines() if pin.name == wanted.name]
         assert pins, f"{wanted.name} is not pinned in requirements.txt"

@@ -32,6 +32,7 @@ def tiny_config(variant: str = "vild_text", norm: str = "") -> CfgNode:
     cfg.MODEL.ROI_BOX_HEAD.CONV_DIM = 16
     cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 32
     cfg.MODEL.ROI_BOX_HEAD.NORM = cfg.MODEL.ROI_BOX_HEAD.FC_NORM = norm
+    cfg.MODEL.ROI_MASK_HEAD.NORM = norm
     cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 8
     cfg.MODEL.OVD.VARIANT = variant
     cfg.MODEL.OVD.EMBEDDING_DIM = DIM

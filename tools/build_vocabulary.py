@@ -8,11 +8,15 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from ovd_d2.clip import PROMPT_FAMILIES, CLIPTeacher
+from ovd_d2.clip import PROMPT_FAMILIES
+from ovd_d2.clip.loading import load_teacher
 from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_TAG
 from ovd_d2.clip.vocabulary_builder import build_vocabulary, novel_flags, read_names
+from ovd_d2.data.builtin import PICTOGRAM_SETS
 from ovd_d2.data.categories import CategoryTable, get_categories
+from ovd_d2.data.own import check_own_data_sets
 from ovd_d2.engine.launching import add_device_argument
+from ovd_d2.engine.run import load_config
 from ovd_d2.errors import exit_with_message
 from ovd_d2.vocabulary import Vocabulary
 
@@ -21,9 +25,17 @@ EXAMPLE = """examples:
     python tools/build_vocabulary.py --dataset pictograms_v1_train \\
         --output output/vocabulary.safetensors
   names of your own, with OpenAI's CLIP:
-    python tools/build_vocabulary.py --names-file names.txt --architecture ViT-B-32 \\
+    python tools/build_vocabulary.py --names-file names.txt --architecture ViT-B-32-quickgelu \\
         --pretrained openai --output output/mine.safetensors
+  with the teacher and the prompts of a config:
+    python tools/build_vocabulary.py --dataset my_train --config-file configs/vild_r50.yaml \\
+        --output output/mine.safetensors
 """
+KEY = "MODEL.OVD.TEACHER"
+WARNING = (
+    f"teacher: the shipped {ARCHITECTURE}, which knows drawn glyphs only. For photographs give "
+    "--config-file, or --architecture and --pretrained (ViT-B-32-quickgelu, openai)."
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,11 +44,18 @@ def parse_args() -> argparse.Namespace:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--dataset", help="registered data set; it knows its novel categories")
-    source.add_argument("--names-file", type=Path, help="text file, one name a line")
+    source.add_argument("--names-file", type=Path, help="text file, one name per line")
     parser.add_argument("--novel-file", type=Path, help="the novel ones among --names-file")
-    parser.add_argument("--architecture", default=ARCHITECTURE, help="open_clip model name")
-    parser.add_argument("--pretrained", default=SHIPPED_TAG, help="open_clip tag or local file")
-    parser.add_argument("--prompts", default="vild63", choices=sorted(PROMPT_FAMILIES))
+    parser.add_argument(
+        "--config-file", help="take the teacher and the prompts from its MODEL.OVD.TEACHER"
+    )
+    parser.add_argument(
+        "--architecture", help=f"open_clip model name (default: {ARCHITECTURE}, for drawn glyphs)"
+    )
+    parser.add_argument("--pretrained", help="open_clip tag or local file of that architecture")
+    parser.add_argument(
+        "--prompts", choices=sorted(PROMPT_FAMILIES), help="prompt family (default: vild63)"
+    )
     parser.add_argument(
         "--synonyms",
         default="all",
@@ -48,11 +67,30 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.novel_file and not args.names_file:
         parser.error("--novel-file goes with --names-file; a data set knows its novel categories")
+    if args.config_file and (args.architecture or args.pretrained):
+        parser.error("--config-file names the teacher: leave out --architecture and --pretrained")
+    if bool(args.architecture) != bool(args.pretrained):
+        parser.error("--architecture and --pretrained name a teacher together: give both")
     return args
+
+
+def choose_teacher(args: argparse.Namespace) -> tuple[str, str, str, str]:
+    """Architecture, pretrained, prompts, and what names the teacher."""
+    if args.config_file:
+        wanted = load_config(args.config_file).MODEL.OVD.TEACHER
+        prompts = args.prompts or wanted.PROMPTS
+        return wanted.ARCHITECTURE, wanted.PRETRAINED, prompts, f"{args.config_file}: {KEY}"
+    prompts = args.prompts or "vild63"
+    if args.architecture:
+        return args.architecture, args.pretrained, prompts, "--architecture, --pretrained"
+    if not (args.dataset or "").startswith(PICTOGRAM_SETS):
+        logging.warning(WARNING)
+    return ARCHITECTURE, SHIPPED_TAG, prompts, "the shipped teacher"
 
 
 @exit_with_message(OSError, KeyError, ValueError)
 def categories(args: argparse.Namespace) -> CategoryTable:
+    check_own_data_sets()
     if not args.dataset:
         names = read_names(args.names_file)
         novel = novel_flags(names, read_names(args.novel_file) if args.novel_file else [])
@@ -79,17 +117,18 @@ def main() -> None:
     args = parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     table = categories(args)
-    teacher = CLIPTeacher.from_open_clip(args.architecture, args.pretrained, args.device)
+    architecture, pretrained, prompts, key = choose_teacher(args)
+    teacher = load_teacher(architecture, pretrained, args.device, key=key)
     vocabulary = build_vocabulary(
         table.names,
         teacher,
         is_novel=table.is_novel,
         synonyms=table.synonyms,
-        prompts=args.prompts,
+        prompts=prompts,
         progress=True,
     )
     vocabulary.save(args.output)
-    print_table(vocabulary, len(PROMPT_FAMILIES[args.prompts]), args.output)
+    print_table(vocabulary, len(PROMPT_FAMILIES[prompts]), args.output)
 
 
 if __name__ == "__main__":

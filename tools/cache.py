@@ -19,6 +19,7 @@ from ovd_d2.cache import CacheError, ProposalStore, verify_store
 from ovd_d2.cache.builder import BuildSummary, build_cache
 from ovd_d2.cache.convert import BOX_FORMATS, convert_cache, describe
 from ovd_d2.cache.foreign import DetProLayout, Layout, ObjectCentricLayout
+from ovd_d2.cache.identity import add_image_list
 from ovd_d2.cache.info import info_table, store_info
 from ovd_d2.cache.manifest import DTYPES
 from ovd_d2.cache.merge import merge_stores
@@ -26,7 +27,8 @@ from ovd_d2.cache.sample import sample_ids, sample_records, sample_rows, sample_
 from ovd_d2.cache.store import open_store
 from ovd_d2.cache.writer import IMAGES_PER_SHARD
 from ovd_d2.clip.crops import RESIZE_CHOICES
-from ovd_d2.clip.teacher import CLIPTeacher
+from ovd_d2.clip.loading import load_teacher
+from ovd_d2.data.own import check_own_data_sets
 from ovd_d2.engine.launching import (
     add_device_argument,
     add_launch_arguments,
@@ -82,6 +84,12 @@ SAMPLE_EXAMPLE = """examples:
     python tools/cache.py sample output/demo/seed0/cache --vocabulary vocabulary.safetensors \\
         --output sample.png
 """
+LIST_EXAMPLE = """example:
+  python tools/cache.py add-image-list datasets://lvis/cache_vit_b32 --dataset lvis_v1_train_norare
+
+For caches and proposals made before they named their images themselves (no images.json in the
+folder). The data set must still have the images that it had then: its fingerprint is compared.
+"""
 
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
@@ -96,6 +104,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         ("merge", add_merge_arguments, "join parts of a build, or data sets", MERGE_EXAMPLE),
         ("convert", add_convert_arguments, "import another project's files", CONVERT_EXAMPLE),
         ("sample", add_sample_arguments, "show a few records", SAMPLE_EXAMPLE),
+        ("add-image-list", add_list_arguments, "name the images of an older cache", LIST_EXAMPLE),
     ):
         command = commands.add_parser(
             name,
@@ -204,6 +213,13 @@ def add_sample_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_list_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", help="folder of a cache, or of proposals")
+    parser.add_argument(
+        "--dataset", nargs="+", required=True, help="the registered data sets it was made for"
+    )
+
+
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     """What build and convert have in common."""
     parser.add_argument("--output", required=True, help="folder of the cache; created if absent")
@@ -249,7 +265,8 @@ def build_in_process(args: argparse.Namespace) -> None:
     """One of the processes of a build."""
     proposals = ProposalStore(args.proposals)  # cheapest to fail: before weights are loaded
     dataset_dicts = load_dataset(args.dataset)
-    teacher = load_teacher(args)
+    key = "--architecture, --pretrained"
+    teacher = load_teacher(args.architecture, args.pretrained, args.device, key=key)
     summary = build_cache(
         dataset_dicts,
         proposals,
@@ -354,6 +371,12 @@ def sample(args: argparse.Namespace) -> None:
     print(args.output)
 
 
+def list_images(args: argparse.Namespace) -> None:
+    entries = [entry for name in args.dataset for entry in load_dataset(name)]
+    file, count = add_image_list(args.path, entries)
+    print(f"{file}: {count:,} images")
+
+
 def open_layout(args: argparse.Namespace) -> Layout:
     if args.layout == ObjectCentricLayout.name:
         if args.proposals or args.annotations:
@@ -369,6 +392,7 @@ def open_layout(args: argparse.Namespace) -> Layout:
 
 @exit_with_message(FileNotFoundError, ValueError)
 def load_dataset(name: str) -> list[Mapping[str, Any]]:
+    check_own_data_sets()
     if name not in DatasetCatalog:
         raise CacheError(f"no data set '{name}' is registered (see datasets/README.md)")
     dataset_dicts: list[Mapping[str, Any]] = DatasetCatalog.get(name)
@@ -378,11 +402,6 @@ def load_dataset(name: str) -> list[Mapping[str, Any]]:
 @exit_with_message(FileNotFoundError, ValueError)
 def load_vocabulary(path: str) -> Vocabulary:
     return Vocabulary.load(path)
-
-
-@exit_with_message(FileNotFoundError, ValueError)
-def load_teacher(args: argparse.Namespace) -> CLIPTeacher:
-    return CLIPTeacher.from_open_clip(args.architecture, args.pretrained, device=args.device)
 
 
 def print_rows(rows: Iterable[tuple[str, Any]]) -> None:
@@ -396,6 +415,7 @@ COMMANDS = {
     "merge": merge,
     "convert": convert,
     "sample": sample,
+    "add-image-list": list_images,
 }
 
 

@@ -7,14 +7,13 @@ import argparse
 import logging
 
 from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer
 from tabulate import tabulate
 
-from ovd_d2.data.categories import get_categories
-from ovd_d2.data.consistency import split_notices
 from ovd_d2.engine.checks import check_setup
 from ovd_d2.engine.config_keys import idle_key_notices
 from ovd_d2.engine.estimates import checkpoint_bytes, estimate_training_memory
-from ovd_d2.engine.run import load_config, load_for_training
+from ovd_d2.engine.run import load_config
 from ovd_d2.errors import SetupError, exit_with_message
 from ovd_d2.files import free_bytes, readable_bytes
 
@@ -37,21 +36,8 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def check_evaluation(cfg: CfgNode) -> list[str]:
-    check_setup(cfg)
-    return idle_key_notices(cfg)
-
-
-def check_training(cfg: CfgNode) -> list[str]:
-    """Raises SetupError; returns notices."""
-    training_dicts = load_for_training(cfg)
-    notices = idle_key_notices(cfg)
-    for name in cfg.DATASETS.TRAIN:
-        notices += split_notices(name, get_categories(name), training_dicts)
-    return notices
-
-
 def print_needs(cfg: CfgNode, num_gpus: int) -> None:
+    cfg = DefaultTrainer.auto_scale_workers(cfg, num_gpus)  # as the trainer does
     images = max(1, cfg.SOLVER.IMS_PER_BATCH // num_gpus)
     memory = estimate_training_memory(cfg, images)
     rows = [
@@ -77,7 +63,7 @@ def main() -> None:
     args = parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     cfg = load_config(args.config_file, args.opts)
-    notices = check_evaluation(cfg) if args.eval_only else check_training(cfg)
+    notices = idle_key_notices(cfg) + check_setup(cfg, training=not args.eval_only)
     if not args.eval_only:
         print_needs(cfg, args.num_gpus)
     for notice in notices:

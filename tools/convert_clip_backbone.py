@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ovd_d2.clip import CLIPTeacher
+from ovd_d2.clip.loading import load_teacher
 from ovd_d2.errors import exit_with_message
 from ovd_d2.files import atomic_write
 
@@ -35,7 +35,8 @@ def parse_args() -> argparse.Namespace:
 @exit_with_message(OSError, ValueError)
 def main() -> None:
     args = parse_args()
-    teacher = CLIPTeacher.from_open_clip(args.architecture, args.pretrained)
+    key = "--architecture, --pretrained"
+    teacher = load_teacher(args.architecture, args.pretrained, key=key)
     weights = {PREFIX + name: value for name, value in teacher.timm_trunk_state().items()}
     with atomic_write(args.output) as temporary:
         torch.save({"model": weights}, temporary)

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import argparse
 
+from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
+from ovd_d2.engine.config_keys import default_config
 from ovd_d2.engine.launching import launch_processes
 from ovd_d2.engine.run import load_config
 from ovd_d2.engine.transfer import evaluate_transfer, transfer_table
@@ -29,12 +31,14 @@ OUTPUT_DIR/transfer/results.json.
 
 
 def split_datasets(words: list[str]) -> tuple[list[str], list[str]]:
-    """Data set names, and the config options after them: the first word in capitals begins these.
+    """Data set names, and the config options after them.
 
-    argparse hands both to --datasets, which takes all words that follow it.
+    argparse hands both to --datasets, which takes all words that follow it. The options begin at
+    the first word that is no data set and whose part before a dot is a key of the config.
     """
+    keys = default_config()
     for position, word in enumerate(words):
-        if word.isupper():
+        if word not in DatasetCatalog and word.split(".")[0] in keys:
             return words[:position], words[position:]
     return words, []
 

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
 from ovd_d2.cache import CacheError, RecordWriter
 from ovd_d2.engine import build_open_vocabulary_model, check_setup
-from ovd_d2.engine.launching import add_launch_arguments, launch_processes
+from ovd_d2.engine.checkpoint import FIRST_STAGE
+from ovd_d2.engine.launching import add_launch_arguments, launch_processes, on_main_process
 from ovd_d2.engine.proposals import extract_proposals, proposal_manifest
 from ovd_d2.engine.run import load_config
 from ovd_d2.errors import SetupError, exit_with_message
@@ -49,11 +51,13 @@ def main(args: argparse.Namespace) -> None:
     cfg.DATASETS.TEST = (args.dataset,)
     if not cfg.MODEL.WEIGHTS:
         raise SetupError(["MODEL.WEIGHTS is empty: proposals need a trained first stage"])
-    check_setup(cfg)
+    on_main_process(partial(check_setup, cfg, training=False))
     dataset_dicts = DatasetCatalog.get(args.dataset)
-    model = build_open_vocabulary_model(cfg)
+    model = build_open_vocabulary_model(cfg, required=FIRST_STAGE)
     manifest = proposal_manifest(cfg, args.dataset, dataset_dicts)
-    with RecordWriter(args.output, manifest, overwrite=args.overwrite) as writer:
+    with RecordWriter(
+        args.output, manifest, overwrite=args.overwrite, images=dataset_dicts
+    ) as writer:
         manifest = extract_proposals(cfg, model, dataset_dicts, writer)
     if comm.is_main_process():
         print(f"{manifest.num_rows} proposals of {manifest.num_images} images in {args.output}")

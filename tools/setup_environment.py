@@ -2,7 +2,8 @@
 
 Pinned requirements, OpenCV (kept if some build of it is there), lvis, detectron2, then ovd_d2
 in editable mode. What was done is stamped into the environment, so that a second call with
-the same requirements ends at once. `make setup` calls it.
+the same requirements ends at once. `make setup` calls it; `make test-lowest` calls it with
+--lowest, for the lower bounds of setup.py instead of the pins.
 
 Stands alone on the standard library, because it runs before anything is installed.
 """
@@ -10,6 +11,7 @@ Stands alone on the standard library, because it runs before anything is install
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import importlib.util
 import json
@@ -24,13 +26,17 @@ ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements.txt"
 INSTALLER = ROOT / "tools" / "install_detectron2.py"
 # A change of any of these makes the environment out of date.
-INPUTS = (REQUIREMENTS, ROOT / "setup.py", INSTALLER, Path(__file__).resolve())
+RANGES = ROOT / "setup.py"
+INPUTS = (REQUIREMENTS, RANGES, INSTALLER, Path(__file__).resolve())
 STAMP = Path(sys.prefix) / ".ovd_d2-setup.json"
 MODULES = ("torch", "torchvision", "cv2", "lvis", "open_clip", "detectron2", "ovd_d2", "pytest")
 OLDEST, NEWEST = (3, 10), (3, 12)
+# Released as source alone, and pure Python; whatever else a lower bound names must have a wheel.
+SOURCE_ONLY = ("fvcore", "antlr4-python3-runtime")
 
 EPILOG = """example:
   .venv/bin/python tools/setup_environment.py
+  .venv-lowest/bin/python tools/setup_environment.py --lowest
 """
 
 
@@ -43,11 +49,14 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--force", action="store_true", help="check every step again")
+    parser.add_argument(
+        "--lowest", action="store_true", help="install the lowest versions that setup.py allows"
+    )
     args = parser.parse_args(argv)
     try:
         check_python(sys.version_info[:2])
-        if args.force or not up_to_date():
-            set_up()
+        if args.force or not up_to_date(args.lowest):
+            set_up(args.lowest)
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -63,34 +72,41 @@ def check_python(version: tuple[int, int]) -> None:
         )
 
 
-def up_to_date() -> bool:
+def up_to_date(lowest: bool = False) -> bool:
     """Whether the stamp fits today's inputs and the main modules can still be found."""
     try:
         stamp = json.loads(STAMP.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return bool(stamp == stamp_content()) and all(map(importlib.util.find_spec, MODULES))
+    return bool(stamp == stamp_content(lowest)) and all(map(importlib.util.find_spec, MODULES))
 
 
-def stamp_content() -> dict[str, str]:
+def stamp_content(lowest: bool = False) -> dict[str, str]:
     """What the environment was set up from: inputs, interpreter, checkout."""
     digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in INPUTS)).hexdigest()
-    return {"inputs": digest, "python": sys.version, "prefix": sys.prefix, "checkout": str(ROOT)}
+    versions = "lowest" if lowest else "pinned"
+    where = {"python": sys.version, "prefix": sys.prefix, "checkout": str(ROOT)}
+    return {"inputs": digest, "versions": versions, **where}
 
 
-def set_up() -> None:
+def set_up(lowest: bool = False) -> None:
     """Run every step; each is quick where its work is already done."""
     start = time.monotonic()
     pins = parse_requirements(REQUIREMENTS.read_text(encoding="utf-8"))
+    options: list[str] = []
+    if lowest:
+        pins |= lowest_pins(RANGES.read_text(encoding="utf-8"))
+        options = ["--only-binary", ":all:", "--no-binary", ",".join(SOURCE_ONLY)]
     ensure_pip()
-    step("requirements (some minutes the first time; 5 GB on disk)", "install", *plain_pins(pins))
+    title = "requirements (some minutes the first time; 5 GB on disk)"
+    step(title, "install", *options, *plain_pins(pins))
     if not has_opencv():
         step("opencv", "install", pins["opencv-python-headless"])
     # Its requirements name opencv-python, which would be written over the headless build.
     step("lvis", "install", "--no-deps", pins["lvis"])
     install_detectron2()
     step("ovd_d2", "install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
-    write_stamp()
+    write_stamp(lowest)
     print(f"set-up: done in {time.monotonic() - start:.0f} s, in {sys.prefix}", flush=True)
 
 
@@ -102,6 +118,29 @@ def parse_requirements(text: str) -> dict[str, str]:
         if requirement:
             name = re.split(r"[=<>!~;\[ ]", requirement)[0].lower()
             pins[name] = "\n".join(filter(None, (pins.get(name), requirement)))
+    return pins
+
+
+def lowest_pins(setup_py: str) -> dict[str, str]:
+    """The lower bound of every range in setup.py, as a pin by the name of the package.
+
+    Raises:
+        SetupError: a requirement of the package itself has no lower bound.
+    """
+    keywords = {
+        node.arg: node.value
+        for node in ast.walk(ast.parse(setup_py))
+        if isinstance(node, ast.keyword)
+    }
+    required = ast.literal_eval(keywords["install_requires"])
+    extras = ast.literal_eval(keywords["extras_require"])
+    pins = {}
+    for requirement in [*required, *(one for extra in extras.values() for one in extra)]:
+        bound = re.fullmatch(r"([A-Za-z0-9_.-]+)>=([^,;]+).*", requirement)
+        if bound:
+            pins[bound[1].lower()] = f"{bound[1]}=={bound[2]}"
+        elif requirement in required:
+            raise SetupError(f"setup.py: '{requirement}' has no lower bound (name>=version)")
     return pins
 
 
@@ -148,11 +187,11 @@ def install_detectron2() -> None:
         raise SetupError(f"detectron2: {INSTALLER.name} failed (above)")
 
 
-def write_stamp() -> None:
+def write_stamp(lowest: bool = False) -> None:
     """Leave the stamp; without the right to write there, the next call checks again."""
     temporary = STAMP.with_name(f"{STAMP.name}.{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(stamp_content(), indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(stamp_content(lowest), indent=2) + "\n", encoding="utf-8")
         temporary.replace(STAMP)
     except OSError as error:
         print(f"set-up: no stamp written, every call will check all steps ({error})", flush=True)

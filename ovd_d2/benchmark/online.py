@@ -21,7 +21,7 @@ from ovd_d2.clip.untrained import untrained_model
 from ovd_d2.demo.pictograms import Run
 from ovd_d2.engine.build import build_open_vocabulary_model, build_optimizer, build_train_loader
 from ovd_d2.engine.estimates import give_any_vocabulary, on_cpu, probe_input, training_pixels
-from ovd_d2.engine.online import load_teacher
+from ovd_d2.engine.online import configured_teacher
 from ovd_d2.engine.run import load_config
 
 ROUNDS = 12
@@ -149,7 +149,7 @@ def _iteration(cfg: CfgNode) -> Timed:
 
 def _teacher_pass(cfg: CfgNode, crops: list[int]) -> Timed:
     """The teacher's forward pass on noise, in full batches: nothing is cut, resized or copied."""
-    teacher: CLIPTeacher = load_teacher(cfg, device=cfg.MODEL.DEVICE)
+    teacher: CLIPTeacher = configured_teacher(cfg, device=cfg.MODEL.DEVICE)
     size = cfg.MODEL.OVD.DISTILLATION.ONLINE.BATCH_SIZE
     pixels = torch.rand(size, 3, *teacher.image_size, device=cfg.MODEL.DEVICE)
 

@@ -4,13 +4,13 @@ Building an embedding cache needs the teacher: import `ovd_d2.cache.builder` for
 below stay light, since every loader worker imports them.
 """
 
+from ovd_d2.cache.identity import dataset_fingerprint
 from ovd_d2.cache.manifest import (
     CacheError,
     DamagedFileError,
     DatasetInfo,
     Manifest,
     ShardInfo,
-    dataset_fingerprint,
 )
 from ovd_d2.cache.store import CachedProposals, EmbeddingCache, ProposalStore, RecordStore
 from ovd_d2.cache.verify import check_compatible, verify_store

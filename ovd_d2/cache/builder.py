@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ovd_d2.cache.manifest import CacheError, DatasetInfo, Manifest, dataset_fingerprint
-from ovd_d2.cache.pictures import header_problems, load_image
+from ovd_d2.cache.identity import dataset_fingerprint, id_problems, identity_problems
+from ovd_d2.cache.manifest import CacheError, DatasetInfo, Manifest
 from ovd_d2.cache.pipeline import ImageTask, Settings, embed_images
 from ovd_d2.cache.ranks import Ranks
 from ovd_d2.cache.store import CachedProposals, ProposalStore
 from ovd_d2.cache.writer import IMAGES_PER_SHARD, RecordWriter
 from ovd_d2.clip.crops import crop_recipe
 from ovd_d2.clip.teacher import CLIPTeacher
-
-_SHOWN = 10  # bad pictures in a message
+from ovd_d2.data.images import ImageError, image_problems, load_image
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,10 @@ def build_cache(
     ranks = Ranks()
     entries = _part_of(dataset_dicts, part)
     progress = progress and ranks.rank == 0
-    _check_pictures(entries, ranks, progress)
-    with RecordWriter(path, manifest, images_per_shard, overwrite, ranks=ranks) as writer:
+    _check_images(entries, dataset_name, ranks, progress)
+    with RecordWriter(
+        path, manifest, images_per_shard, overwrite, images=dataset_dicts, ranks=ranks
+    ) as writer:
         waiting = [entry for entry in entries if entry["image_id"] not in writer.done_ids]
         mine = waiting[ranks.rank :: ranks.count]
         writer.check_space(len(waiting), _rows_per_image(proposals, top_k))
@@ -133,16 +135,33 @@ def _part_of(
     return sorted(dataset_dicts, key=lambda entry: entry["image_id"])[number - 1 :: count]
 
 
-def _check_pictures(entries: Sequence[Mapping[str, Any]], ranks: Ranks, progress: bool) -> None:
-    """Before anything is written or deleted: every rank looks at its share of the headers."""
-    shares = ranks.gather(lambda: header_problems(entries[ranks.rank :: ranks.count], progress))
-    problems = [problem for share in shares for problem in share]
-    if len(problems) == 1:
-        raise CacheError(problems[0])
-    if problems:
-        shown = "\n".join(f"  {problem}" for problem in problems[:_SHOWN])
-        more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise CacheError(f"{len(problems)} pictures cannot be used:\n{shown}{more}")
+def load_pixels(entry: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """The original pixels of an image entry, (H, W, 3) uint8 RGB.
+
+    Raises:
+        CacheError: see `ovd_d2.data.images.load_image`.
+    """
+    try:
+        return load_image(entry)
+    except ImageError as error:
+        raise CacheError(str(error)) from error
+
+
+def _check_images(
+    entries: Sequence[Mapping[str, Any]], dataset_name: str, ranks: Ranks, progress: bool
+) -> None:
+    """Before anything is written or deleted; rank 0 reads the headers, all ranks stop."""
+    source = f"data set '{dataset_name}'"
+
+    def problems() -> list[str]:
+        if ranks.rank != 0:
+            return []
+        return list(
+            map(str, image_problems(entries, decode=False, source=source, progress=progress))
+        )
+
+    if found := ranks.gather(problems)[0]:
+        raise CacheError("\n".join(found))
 
 
 def _rows_per_image(proposals: ProposalStore, top_k: int | None) -> float:
@@ -178,20 +197,12 @@ def _check_inputs(
     part: tuple[int, int],
 ) -> None:
     """Find what would stop the build hours later, and report all of it at once."""
-    problems = []
     ids = [entry["image_id"] for entry in dataset_dicts]
-    wrong = [image_id for image_id in ids if not isinstance(image_id, (int, np.integer))]
-    if wrong:
-        problems.append(f"image ids must be integers, found {wrong[0]!r}")
+    problems = id_problems(dataset_dicts)
+    if not problems:
+        problems += _proposal_problems(dataset_dicts, proposals, dataset_name)
     if len(set(ids)) < len(ids):
         problems.append(f"{len(ids) - len(set(ids))} image ids occur more than once")
-    missing = sorted({image_id for image_id in ids if image_id not in proposals}, key=str)
-    if missing and not wrong:
-        problems.append(
-            f"{proposals.path} (made for '{proposals.manifest.dataset.name}') has no proposals for "
-            f"{len(missing)} of {len(ids)} images (first ids: {sorted(missing)[:5]}); run "
-            f"tools/extract_proposals.py for '{dataset_name}'"
-        )
     if not ids:
         problems.append("it has no images")
     if top_k is not None and top_k < 1:
@@ -204,6 +215,21 @@ def _check_inputs(
         raise CacheError(f"cannot embed data set '{dataset_name}': {'; '.join(problems)}")
 
 
+def _proposal_problems(
+    dataset_dicts: Sequence[Mapping[str, Any]], proposals: ProposalStore, dataset_name: str
+) -> list[str]:
+    ids = [entry["image_id"] for entry in dataset_dicts]
+    missing = sorted({image_id for image_id in ids if image_id not in proposals})
+    again = f"run tools/extract_proposals.py for '{dataset_name}'"
+    problems = [f"{one}; or {again}" for one in identity_problems(proposals, dataset_dicts)]
+    if missing:
+        problems.append(
+            f"{proposals.path} (made for '{proposals.manifest.dataset.name}') has no proposals for "
+            f"{len(missing)} of {len(ids)} images (first ids: {missing[:5]}); {again}"
+        )
+    return problems
+
+
 def _use_amp(amp: bool | None, device: torch.device) -> bool:
     if amp and device.type != "cuda":
         raise ValueError(f"amp is for CUDA devices, the teacher runs on {device}; leave it out")
@@ -213,7 +239,7 @@ def _use_amp(amp: bool | None, device: torch.device) -> bool:
 def _task(entry: Mapping[str, Any], proposals: ProposalStore, top_k: int | None) -> ImageTask:
     record = _fields(_top(proposals[entry["image_id"]], top_k))
     size = 3 * entry.get("height", 0) * entry.get("width", 0)
-    return ImageTask(entry["image_id"], record, partial(load_image, entry), size)
+    return ImageTask(entry["image_id"], record, partial(load_pixels, entry), size)
 
 
 def _top(proposals: CachedProposals, top_k: int | None) -> CachedProposals:

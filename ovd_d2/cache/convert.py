@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ovd_d2.cache.foreign import Entry, ForeignBoxes, Layout, Overhang
-from ovd_d2.cache.manifest import CacheError, DatasetInfo, Manifest, dataset_fingerprint
+from ovd_d2.cache.identity import dataset_fingerprint
+from ovd_d2.cache.manifest import CacheError, DatasetInfo, Manifest
 from ovd_d2.cache.writer import IMAGES_PER_SHARD, RecordWriter
 from ovd_d2.files import readable_bytes
 
@@ -115,7 +116,9 @@ def convert_cache(
         embedding_dim=embedding_dim,
         dtype=dtype,
     )
-    with RecordWriter(path, manifest, images_per_shard, overwrite, writer=IMPORT_WRITER) as writer:
+    with RecordWriter(
+        path, manifest, images_per_shard, overwrite, images=dataset_dicts, writer=IMPORT_WRITER
+    ) as writer:
         waiting = [entry for entry in dataset_dicts if entry["image_id"] not in writer.done_ids]
         bar = tqdm(waiting, f"convert {dataset_name}", len(dataset_dicts), unit="image",
                    initial=len(dataset_dicts) - len(waiting), disable=not progress)  # fmt: skip

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 from detectron2.utils.file_io import PathManager
 from tqdm import tqdm
 
+from ovd_d2.cache.identity import IMAGES_FILE
 from ovd_d2.cache.index import INDEX_FILE
 from ovd_d2.cache.manifest import MANIFEST_FILE, CacheError, Manifest, local_folder
+
+logger = logging.getLogger(__name__)
 
 
 def fetch_store(path: str | os.PathLike[str]) -> Path:
@@ -37,6 +41,10 @@ def fetch_store(path: str | os.PathLike[str]) -> Path:
                 f"the handler of {name} puts {file} into {local.parent} and {MANIFEST_FILE} into "
                 f"{folder}; copy the store into one local folder and name that"
             )
+    try:
+        _fetch(name, IMAGES_FILE)
+    except CacheError as error:  # an older store has none, and a training says so if it needs it
+        logger.info("%s", error)
     return folder
 
 

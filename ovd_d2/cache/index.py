@@ -23,7 +23,7 @@ from safetensors.numpy import save as serialize
 
 from ovd_d2.cache.manifest import CacheError, DamagedFileError, IndexInfo, Manifest
 from ovd_d2.cache.records import open_shard
-from ovd_d2.files import atomic_write
+from ovd_d2.files import atomic_write, read_bounded
 
 INDEX_FILE = "index.safetensors"
 _METADATA = {"format": "ovd_d2 record index"}
@@ -129,10 +129,9 @@ def load_index(folder: Path, manifest: Manifest) -> Index:
 
 
 def _read(path: Path, info: IndexInfo) -> bytes:
-    size = path.stat().st_size
-    if size != info.bytes:  # before anything of that size is allocated
-        raise ValueError(f"it has {size} bytes, the manifest says {info.bytes}")
-    content = path.read_bytes()
+    content = read_bounded(path, info.bytes)
+    if len(content) != info.bytes:
+        raise ValueError(f"it has {len(content)} bytes, the manifest says {info.bytes}")
     checksum = hashlib.sha256(content).hexdigest()
     if checksum != info.sha256:
         raise ValueError(f"its SHA-256 is {checksum}, the manifest says {info.sha256}")

@@ -1,6 +1,7 @@
 """Which files a store has, by name; nothing here reads or changes what is in them.
 
     manifest.json                          written by rank 0 alone
+    images.json                            written by rank 0 alone, at the start
     index.safetensors                      written by rank 0 alone, when the store is complete
     shard-<writer>-<number>.safetensors    written by that writer alone
     .writer.lock                           held by rank 0 while a build runs
@@ -22,9 +23,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ovd_d2.cache.identity import IMAGES_FILE
 from ovd_d2.cache.index import INDEX_FILE
-from ovd_d2.cache.manifest import MANIFEST_FILE, ShardInfo, parse_shard_name
-from ovd_d2.files import TEMPORARY_SUFFIX, atomic_write_json, flush_folder
+from ovd_d2.cache.manifest import (
+    MANIFEST_FILE,
+    MAX_MANIFEST_BYTES,
+    ShardInfo,
+    parse_shard_name,
+    shard_problems,
+)
+from ovd_d2.files import TEMPORARY_SUFFIX, atomic_write_json, flush_folder, read_bounded
 
 BUILDING_FOLDER = "building"
 PENDING_FOLDER = "pending"
@@ -80,13 +88,15 @@ class WriterFolder:
         Raises:
             ValueError, TypeError: the journal is damaged.
         """
-        path = self.path / JOURNAL_FILE
-        if not path.exists():
+        try:
+            content = read_bounded(self.path / JOURNAL_FILE, MAX_MANIFEST_BYTES)
+            shards = [ShardInfo(**entry) for entry in json.loads(content)]
+        except FileNotFoundError:
             return []
-        shards = [ShardInfo(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
-        foreign = [shard for shard in shards if parse_shard_name(shard.file) is None]
-        if foreign:
-            raise ValueError(f"{foreign[0].file!r} is no name of a shard")
+        except RecursionError as error:
+            raise ValueError("its brackets are nested too deeply") from error
+        if problems := shard_problems(shards):
+            raise ValueError(problems[0])
         return shards
 
 
@@ -142,7 +152,8 @@ def remove_empty_building(store: Path) -> None:
 def delete_store(store: Path) -> None:
     """Delete the files of a record store; anything else in the folder stays."""
     # The manifest goes last: until then the rest is still recognisable as a store.
-    for path in [*shard_files(store), *temporary_files(store), store / INDEX_FILE]:
+    lists = [store / IMAGES_FILE, store / INDEX_FILE]
+    for path in [*shard_files(store), *temporary_files(store), *lists]:
         path.unlink(missing_ok=True)
     for name in (BUILDING_FOLDER, PENDING_FOLDER):
         if (store / name).exists():

@@ -10,7 +10,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+import reprlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from detectron2.utils.file_io import PathManager
 
-from ovd_d2.files import atomic_write, fingerprint_json
+from ovd_d2.files import atomic_write, fingerprint_json, read_bounded
 
 SCHEMA_VERSION = 2
 MANIFEST_FILE = "manifest.json"
@@ -31,6 +32,7 @@ _PROGRESS_KEYS = ("shards", "index")
 # A store may come from elsewhere: no name may point out of its own folder.
 _SHARD_NAME = re.compile(r"shard-([a-z]\d{3,9})-(\d{5,9})\.safetensors")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_RECIPE_DEPTH = 8
 # The file's last bytes: 64 hexadecimal characters, then this.
 _TAIL = b'"\n}\n'
 
@@ -62,7 +64,7 @@ class DatasetInfo:
 
     Attributes:
         name: its name in Detectron2's `DatasetCatalog`.
-        fingerprint: see `dataset_fingerprint`.
+        fingerprint: see `ovd_d2.cache.identity.dataset_fingerprint`.
         num_images: a finished store holds exactly this many records.
     """
 
@@ -215,7 +217,7 @@ class Manifest:
         """
         path = folder / MANIFEST_FILE
         try:
-            return _parse(_read(path), path)
+            return _parse(read_bounded(path, MAX_MANIFEST_BYTES), path)
         except FileNotFoundError:
             raise CacheError(
                 f"no record store in {folder}: {MANIFEST_FILE} is missing. Build it with "
@@ -243,24 +245,6 @@ def parse_shard_name(name: str) -> tuple[str, int] | None:
     return (match.group(1), int(match.group(2))) if match else None
 
 
-def dataset_fingerprint(dataset_dicts: Iterable[Mapping[str, Any]]) -> str:
-    """Fingerprint of the images of a data set in Detectron2's format, whatever their order.
-
-    Image id, file name without folders (a data set may be moved), height and width count;
-    annotations do not: base-only and full versions of one split share their proposals.
-    """
-    rows = sorted(
-        [
-            int(entry["image_id"]),
-            Path(entry["file_name"]).name,
-            entry.get("height"),
-            entry.get("width"),
-        ]
-        for entry in dataset_dicts
-    )
-    return fingerprint_json(rows)
-
-
 def local_folder(path: str | os.PathLike[str]) -> Path:
     """The local folder of `path`, through Detectron2's PathManager (`datasets://` and others)."""
     return Path(PathManager.get_local_path(os.fspath(path)))
@@ -282,7 +266,7 @@ def _header_problems(manifest: Manifest) -> list[str]:
         problems.append("teacher is empty, expected the teacher's fingerprint")
     if manifest.kind == "proposals" and (manifest.embedding_dim or manifest.teacher):
         problems.append("a proposal store has no teacher and embedding_dim 0")
-    return problems or _file_problems(manifest)
+    return problems or shard_problems(manifest.shards) or _index_problems(manifest.index)
 
 
 def _type_problems(manifest: Manifest) -> list[str]:
@@ -298,40 +282,57 @@ def _type_problems(manifest: Manifest) -> list[str]:
     }
     counts = {"embedding_dim": manifest.embedding_dim, "dataset.num_images": dataset.num_images}
     problems = [
-        f"{name} is {value!r}, expected a text"
+        f"{name} is {reprlib.repr(value)}, expected a text"
         for name, value in strings.items()
         if not isinstance(value, str)
     ]
     problems += [
-        f"{name} is {value!r}, expected a whole number"
+        f"{name} is {reprlib.repr(value)}, expected a whole number"
         for name, value in counts.items()
         if not _is_count(value)
     ]
-    if not isinstance(manifest.recipe, dict):
-        problems.append(f"recipe is {manifest.recipe!r}, expected a JSON object")
+    if not isinstance(manifest.recipe, dict) or not _is_plain(manifest.recipe, _RECIPE_DEPTH):
+        problems.append(
+            f"recipe is {reprlib.repr(manifest.recipe)}, expected a JSON object of finite numbers, "
+            f"at most {_RECIPE_DEPTH} levels deep"
+        )
     return problems
 
 
-def _file_problems(manifest: Manifest) -> list[str]:
+def shard_problems(shards: Sequence[ShardInfo]) -> list[str]:
+    """What is wrong with entries of a manifest or a journal, which may hold anything anywhere."""
     problems = []
-    for shard in manifest.shards:
+    for shard in shards:
         if not isinstance(shard.file, str) or parse_shard_name(shard.file) is None:
             problems.append(
-                f"shard file name {shard.file!r} is not a plain name as {shard_name('r000', 0)}"
+                f"shard file name {reprlib.repr(shard.file)} is not a plain name as "
+                f"{shard_name('r000', 0)}"
             )
         elif not all(_is_count(value) for value in (shard.images, shard.rows, shard.bytes)):
             problems.append(f"{shard.file}: images, rows and bytes must be whole numbers")
         elif not _is_sha256(shard.sha256):
-            problems.append(f"{shard.file}: sha256 is {shard.sha256!r}")
-    names = [shard.file for shard in manifest.shards]
+            problems.append(f"{shard.file}: sha256 is {reprlib.repr(shard.sha256)}")
+    names = [shard.file for shard in shards]
     if not problems and len(set(names)) < len(names):
         problems.append("a shard is listed twice")
-    index = manifest.index
-    if index is not None and not (
+    return problems
+
+
+def _index_problems(index: IndexInfo | None) -> list[str]:
+    if index is None or (
         _is_count(index.bytes) and _is_sha256(index.sha256) and _is_sha256(index.content)
     ):
-        problems.append(f"index is {index}")
-    return problems
+        return []
+    return [f"index is {reprlib.repr(asdict(index))}"]
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, (Mapping, list, tuple)):
+        inner = value.values() if isinstance(value, Mapping) else value
+        return depth > 0 and all(_is_plain(one, depth - 1) for one in inner)
+    return True
 
 
 def _is_count(value: Any) -> bool:
@@ -350,13 +351,6 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _read(path: Path) -> bytes:
-    size = path.stat().st_size
-    if size > MAX_MANIFEST_BYTES:
-        raise ValueError(f"it has {size} bytes, expected at most {MAX_MANIFEST_BYTES}")
-    return path.read_bytes()
 
 
 def _parse(data: bytes, path: Path) -> Manifest:

@@ -16,6 +16,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ovd_d2.cache.fetch import fetch_store
+from ovd_d2.cache.identity import (
+    ADD_COMMAND,
+    ImageList,
+    dataset_fingerprint,
+    list_entries,
+    load_image_list,
+)
 from ovd_d2.cache.index import load_index
 from ovd_d2.cache.manifest import CacheError, DatasetInfo, Manifest, local_folder
 from ovd_d2.cache.ranks import Ranks
@@ -95,15 +102,24 @@ def merge_stores(
     start = time.perf_counter()
     stores = _open_all(sources, local_folder(path))
     records = _all_records(stores)
-    problems = [*_header_problems(stores), *_conflicts(stores, records), *_gaps(stores)]
+    listed, list_problems = _image_list(stores)
+    problems = [
+        *_header_problems(stores), *_conflicts(stores, records), *_gaps(stores), *list_problems
+    ]  # fmt: skip
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise CacheError(f"these stores cannot be merged; nothing was written:\n{listed}")
     first = records.first
     ids, owners = records.image_ids[first].tolist(), records.source[first].tolist()
-    manifest = _merged_manifest(stores, len(ids))
+    images = None if listed is None else list_entries(listed)
     with RecordWriter(
-        path, manifest, images_per_shard, overwrite, writer=MERGE_WRITER, ranks=Ranks()
+        path,
+        _merged_manifest(stores, images),
+        images_per_shard,
+        overwrite,
+        images=images,
+        writer=MERGE_WRITER,
+        ranks=Ranks(),
     ) as writer:
         waiting = [(one, stores[k]) for one, k in zip(ids, owners, strict=True)
                    if one not in writer.done_ids]  # fmt: skip
@@ -189,20 +205,55 @@ def _gaps(stores: Sequence[RecordStore]) -> list[str]:
     return problems
 
 
+def _image_list(stores: Sequence[RecordStore]) -> tuple[ImageList | None, list[str]]:
+    """The images of all data sets by id, and where they do not fit; None: one says nothing."""
+    merged: ImageList = {}
+    problems, unlisted = [], False
+    # In the order of the fingerprints: the list must not depend on the order of the sources.
+    for dataset in sorted(_datasets(stores), key=lambda one: one.fingerprint):
+        listed = _list_of(dataset, stores)
+        if listed is None:
+            unlisted = True
+            problems.append(
+                f"no store of data set '{dataset.name}' says of which images it is: run python "
+                f"{ADD_COMMAND} STORE --dataset {dataset.name}"
+            )
+            continue
+        others = [one for one in listed if one in merged and not listed[one].fits(merged[one])]
+        if others:
+            first = others[0]
+            problems.append(
+                f"{len(others)} ids mean one image in data set '{dataset.name}' and another in a "
+                f"second one, first: image {first} is {listed[first]} and {merged[first]}"
+            )
+        merged = {**listed, **merged}
+    if unlisted and len(_datasets(stores)) == 1:
+        return None, []  # the parts of an older build make an older store
+    return merged, problems
+
+
+def _list_of(dataset: DatasetInfo, stores: Sequence[RecordStore]) -> ImageList | None:
+    members = [store for store in stores if store.manifest.dataset == dataset]
+    lists = (load_image_list(store.path, dataset) for store in members)
+    return next((listed for listed in lists if listed is not None), None)
+
+
 def _datasets(stores: Sequence[RecordStore]) -> list[DatasetInfo]:
     return list(dict.fromkeys(store.manifest.dataset for store in stores))
 
 
-def _merged_manifest(stores: Sequence[RecordStore], images: int) -> Manifest:
+def _merged_manifest(
+    stores: Sequence[RecordStore], images: Sequence[dict[str, Any]] | None
+) -> Manifest:
     model, datasets = stores[0].manifest, _datasets(stores)
     values = {key: getattr(model, key) for key in _SHARED_KEYS}
-    if len(datasets) == 1:
+    if images is None or len(datasets) == 1:
         return Manifest(dataset=datasets[0], proposals=model.proposals, **values)
     proposals = sorted({store.manifest.proposals for store in stores})
     merged = DatasetInfo(
         name="+".join(sorted({dataset.name for dataset in datasets})),
-        fingerprint=fingerprint_json(sorted(dataset.fingerprint for dataset in datasets)),
-        num_images=images,
+        fingerprint=dataset_fingerprint(images),
+        num_images=len(images),
     )
     joined = proposals[0] if len(proposals) == 1 else f"merged-{fingerprint_json(proposals)}"
     return Manifest(dataset=merged, proposals=joined, **values)

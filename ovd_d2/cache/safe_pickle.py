@@ -45,6 +45,8 @@ class PickledArray:
         if not isinstance(state, tuple) or len(state) != 5:
             raise UnsafePickleError("an array with an unknown state")
         _, shape, dtype, fortran, content = state
+        if isinstance(content, str):  # bytes of Python 2
+            content = content.encode("latin1")
         self._fill(shape, dtype, bool(fortran), content)
 
     def to_numpy(self) -> NDArray[Any]:
@@ -93,7 +95,8 @@ def load_pickle(path: str | os.PathLike[str]) -> Any:
 
 class _Unpickler(pickle.Unpickler):
     def __init__(self, stream: BinaryIO) -> None:
-        super().__init__(stream)
+        # Python 2's bytes, NumPy's content among them, come as text of this encoding.
+        super().__init__(stream, encoding="latin1")
 
     def find_class(self, module: str, name: str) -> Any:
         known = _KNOWN.get((module.replace("numpy._core", "numpy.core"), name))

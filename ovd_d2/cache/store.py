@@ -129,7 +129,14 @@ class RecordStore:
         embeddings = fields.get("embeddings")
         if embeddings is not None:
             embeddings = decode(embeddings)
-        return CachedProposals(fields["boxes"], fields["objectness"], embeddings)
+        proposals = CachedProposals(fields["boxes"], fields["objectness"], embeddings)
+        if not _has_sound_values(proposals):
+            raise DamagedFileError(
+                f"{self.path}: the record of image {image_id} holds what no builder writes (NaN, "
+                "infinity, x2 < x1, y2 < y1, or objectness outside [0, 1]); python tools/cache.py "
+                f"verify {self.path} names the file"
+            )
+        return proposals
 
     def raw(self, image_id: int) -> Arrays:
         """The stored fields of one image (`Manifest.fields`), compared with the checksum, not
@@ -207,6 +214,18 @@ class RecordStore:
 
     def _with_fix(self, error: DamagedFileError, info: ShardInfo) -> DamagedFileError:
         return DamagedFileError(f"{error}. {self.manifest.shard_fix(info.file)}")
+
+
+def _has_sound_values(proposals: CachedProposals) -> bool:
+    """Checksums do not protect from who wrote them; this takes microseconds of a read."""
+    boxes, objectness = proposals.boxes.numpy(), proposals.objectness.numpy()
+    embeddings = proposals.embeddings
+    return bool(
+        np.isfinite(boxes).all()
+        and (boxes[:, 2:] >= boxes[:, :2]).all()
+        and ((objectness >= 0) & (objectness <= 1)).all()
+        and (embeddings is None or embeddings.sum().isfinite())
+    )
 
 
 class ProposalStore(RecordStore):

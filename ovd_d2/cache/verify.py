@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from ovd_d2.cache.fetch import fetch_store
+from ovd_d2.cache.identity import id_problems, identity_problems, load_image_list
 from ovd_d2.cache.index import Index, load_index
 from ovd_d2.cache.manifest import CacheError, Manifest, ShardInfo
 from ovd_d2.cache.records import (
@@ -31,9 +32,9 @@ def verify_store(path: str | os.PathLike[str], progress: bool = False) -> list[s
     """Read a whole store back and return what is wrong with it; an empty list means sound.
 
     Checked: the manifest's and the index's checksum, size and SHA-256 of every shard, the checksum
-    of every record, whether index and shards agree, counts, image ids that are double, NaN and
-    infinity, box order, objectness range, unit norms. Damaged files are reported, never raised;
-    every problem names the file and what to do.
+    of every record, whether index and shards agree, counts, image ids that are double or not in the
+    list of images, NaN and infinity, box order, objectness range, unit norms. Damaged files are
+    reported, never raised; every problem names the file and what to do.
     """
     try:
         folder = fetch_store(path)
@@ -48,11 +49,15 @@ def verify_store(path: str | os.PathLike[str], progress: bool = False) -> list[s
             found = _verify_shard(folder / info.file, number, manifest, index, seen)
             problems += [f"{problem}. {manifest.shard_fix(info.file)}" for problem in found]
             bar.update(info.bytes)
-    return problems + _verify_counts(folder, manifest, seen)
+    return problems + _verify_counts(folder, manifest, seen) + _verify_list(folder, manifest, seen)
 
 
 def check_compatible(
-    cache: RecordStore, *, teacher_fingerprint: str, embedding_dim: int, image_ids: Iterable[int]
+    cache: RecordStore,
+    *,
+    teacher_fingerprint: str,
+    embedding_dim: int,
+    images: Collection[Mapping[str, Any]],
 ) -> list[str]:
     """Return why a training cannot use `cache`, all reasons at once; an empty list means it can.
 
@@ -60,7 +65,8 @@ def check_compatible(
         cache: the opened `EmbeddingCache`.
         teacher_fingerprint: of the teacher that embedded the vocabulary.
         embedding_dim: width of the vocabulary's embeddings.
-        image_ids: every image the training will ask for.
+        images: every image the training will ask for (file_name, image_id, height, width); all of
+            the data set that the cache was built for, or some.
     """
     manifest = cache.manifest
     problems = []
@@ -76,15 +82,33 @@ def check_compatible(
             f"vocabulary's), found {manifest.embedding_dim}: "
             f"{_rebuild_command(cache, teacher_fingerprint)}"
         )
-    wanted = set(image_ids)
-    missing = sorted(image_id for image_id in wanted if image_id not in cache)
+    fix = (
+        "extract proposals for the training data set (tools/extract_proposals.py) and build its "
+        f"cache: {_rebuild_command(cache, teacher_fingerprint, dataset='<training data set>')}"
+    )
+    return problems + image_problems(cache, images, fix)
+
+
+def image_problems(
+    store: RecordStore, images: Collection[Mapping[str, Any]], fix: str
+) -> list[str]:
+    """Why a training on these images cannot use a store: ids, other images, missing images.
+
+    Args:
+        store: of proposals or embeddings.
+        images: as for `check_compatible`.
+        fix: what to do, for the message.
+    """
+    if problems := id_problems(images):
+        return problems
+    problems = [f"{problem}. Otherwise {fix}" for problem in identity_problems(store, images)]
+    wanted = {entry["image_id"] for entry in images}
+    missing = sorted(image_id for image_id in wanted if image_id not in store)
     if missing:
         problems.append(
-            f"images in the cache {cache.path}: expected the {len(wanted)} of the training data "
-            f"set, {len(missing)} are missing (first ids: {missing[:5]}); the cache was built for "
-            f"data set '{manifest.dataset.name}'. Extract proposals for the training data set "
-            "(tools/extract_proposals.py) and build its cache: "
-            f"{_rebuild_command(cache, teacher_fingerprint, dataset='<training data set>')}"
+            f"images of the {store.kind} in {store.path}: expected the {len(wanted)} of the "
+            f"training data set, {len(missing)} are missing (first ids: {missing[:5]}); they were "
+            f"made for data set '{store.manifest.dataset.name}'. To train on these, {fix}"
         )
     return problems
 
@@ -108,6 +132,20 @@ def _verify_index(folder: Path, manifest: Manifest) -> tuple[Index | None, list[
         return load_index(folder, manifest), []
     except CacheError as error:
         return None, [str(error)]
+
+
+def _verify_list(folder: Path, manifest: Manifest, seen: Counter[int]) -> list[str]:
+    try:
+        listed = load_image_list(folder, manifest.dataset)
+    except CacheError as error:
+        return [str(error)]
+    foreign = [] if listed is None else sorted(seen.keys() - listed.keys())
+    if not foreign:
+        return []
+    return [
+        f"{folder}: {len(foreign)} records are of no image of its data set (first ids: "
+        f"{foreign[:5]}); build the store again with --overwrite"
+    ]
 
 
 def _verify_shard(

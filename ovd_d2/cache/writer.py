@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-import operator
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from ovd_d2.cache.identity import ID_RANGE, is_image_id, write_image_list
 from ovd_d2.cache.index import finish_store
 from ovd_d2.cache.layout import (
     LOCK_FILE,
@@ -67,12 +67,16 @@ class RecordWriter:
         manifest: what is to be written. A folder with an equal header is continued.
         images_per_shard: images merged into one shard file.
         overwrite: delete a store that is in the folder first.
+        images: every image of the manifest's data set (file_name, image_id, height, width), which
+            the store then lists. Without them it can be used for all of its images only, not for
+            a part of them.
         writer: name in files; by default "r" and the rank.
         ranks: the processes that build together; by default all of the process group.
 
     Raises:
         CacheError: the folder holds a store with another header (the differing keys are named),
-            something else, another process is writing to it, or a rank does not see it.
+            something else, another process is writing to it, a rank does not see it, or `images`
+            are not those of the manifest's data set.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class RecordWriter:
         images_per_shard: int = IMAGES_PER_SHARD,
         overwrite: bool = False,
         *,
+        images: Collection[Mapping[str, Any]] | None = None,
         writer: str | None = None,
         ranks: Ranks | None = None,
     ) -> None:
@@ -98,7 +103,7 @@ class RecordWriter:
         self._store_lock: FileLock | None = None
         self._own_lock: FileLock | None = None
         try:
-            found = self.ranks.first(lambda: self._open_store(manifest, overwrite))
+            found = self.ranks.first(lambda: self._open_store(manifest, overwrite, images))
             self.manifest, self._done = found.manifest, set(found.done)
             self.ranks.gather(lambda: self._open_own_folder(manifest))
         except BaseException:
@@ -128,7 +133,7 @@ class RecordWriter:
         """Store the record of one image; it survives a crash once this returns.
 
         Args:
-            image_id: a non-negative integer, not yet in `done_ids`.
+            image_id: 0 to 2**63 - 1, not yet in `done_ids`.
             tensors: boxes (K, 4) absolute XYXY, objectness (K,) in [0, 1] and, for embeddings,
                 embeddings (K, D) unit rows; K = 0 is a valid record. Any float type and device.
 
@@ -136,9 +141,9 @@ class RecordWriter:
             ValueError: a wrong shape or value (the image id is named), or an id twice.
             CacheError: the disk is full. What was added before stays.
         """
-        image_id = operator.index(image_id)
-        if image_id < 0:
-            raise ValueError(f"image id {image_id}: expected a non-negative integer")
+        if not is_image_id(image_id):
+            raise ValueError(f"image id {image_id!r}: expected {ID_RANGE}")
+        image_id = int(image_id)
         if image_id in self._done:
             raise ValueError(f"image {image_id} is already stored in {self.path}")
         if self._own_lock is None:
@@ -219,7 +224,9 @@ class RecordWriter:
     ) -> None:
         self.close()
 
-    def _open_store(self, wanted: Manifest, overwrite: bool) -> Recovered:
+    def _open_store(
+        self, wanted: Manifest, overwrite: bool, images: Collection[Mapping[str, Any]] | None
+    ) -> Recovered:
         self.path.mkdir(parents=True, exist_ok=True)
         flush_folder(self.path.parent)
         self._store_lock = FileLock(self.path / LOCK_FILE, str(self.path))
@@ -227,7 +234,10 @@ class RecordWriter:
             with writers_locked(self.path):
                 delete_store(self.path)
         with full_disk_explained(self.path, lambda: pending_bytes(self.path)):
-            return recover(self.path, wanted, self.images_per_shard, self._own.name)
+            found = recover(self.path, wanted, self.images_per_shard, self._own.name)
+            if images is not None:
+                write_image_list(self.path, wanted.dataset, images)
+        return found
 
     def _open_own_folder(self, wanted: Manifest) -> None:
         self._check_sight(wanted)

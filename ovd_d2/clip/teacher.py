@@ -7,6 +7,7 @@ artefacts of different teachers are never mixed.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from ovd_d2.clip.preprocess import Preprocessing
 from ovd_d2.clip.untrained import untrained_model
 
 _MAX_LISTED = 5
+_SCHEMAS = ("hf-hub:", "local-dir:")  # hf-hub:owner/name and local-dir:path bring their weights
 
 Tokenizer = Callable[[list[str]], torch.Tensor]
 
@@ -81,13 +83,14 @@ class CLIPTeacher:
             device: where to run.
 
         Raises:
-            ValueError: unknown architecture or tag, or a file that does not fit the architecture.
-            FileNotFoundError: `pretrained` looks like a path and no such file exists.
+            ValueError: unknown architecture or tag, or weights that do not fit the architecture.
+            OSError: no such file, or weights that cannot be downloaded.
         """
         _check_architecture(architecture, pretrained)
+        _check_activation(architecture, pretrained)
         weights = _resolve_weights(architecture, pretrained)
         if weights is None:
-            model = open_clip.create_model(architecture, pretrained=pretrained)
+            model = _download(architecture, pretrained)
         else:
             model = _load_local(architecture, weights)
         tokenizer = open_clip.get_tokenizer(architecture)
@@ -169,7 +172,7 @@ class CLIPTeacher:
 
 
 def _check_architecture(architecture: str, pretrained: str) -> None:
-    if ":" in architecture:  # hf-hub:owner/name and local-dir:path bring their own weights
+    if architecture.startswith(_SCHEMAS):
         if pretrained:
             raise ValueError(
                 f"architecture '{architecture}' brings its own weights: leave pretrained empty, "
@@ -185,11 +188,27 @@ def _check_architecture(architecture: str, pretrained: str) -> None:
         )
 
 
+def _check_activation(architecture: str, pretrained: str) -> None:
+    """Raises ValueError where open_clip only warns: weights for QuickGELU in a network with GELU.
+
+    The embeddings would be wrong without a sign of it. Of a local file it cannot be known.
+    """
+    name = architecture.replace("/", "-")
+    if not open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu"):
+        return
+    right = f"{name}-quickgelu"
+    if not open_clip.get_model_config(name).get("quick_gelu") and right in open_clip.list_models():
+        raise ValueError(
+            f"'{pretrained}' was trained with QuickGELU, which {architecture} does not compute: "
+            f"name the architecture {right}"
+        )
+
+
 def _resolve_weights(architecture: str, pretrained: str) -> Path | None:
     """The local file that `pretrained` names, or None for a tag that open_clip resolves itself."""
     if architecture == ARCHITECTURE and pretrained in SHIPPED_WEIGHTS:
         return SHIPPED_WEIGHTS[pretrained]
-    if ":" in architecture:
+    if architecture.startswith(_SCHEMAS):
         return None
     tags = open_clip.list_pretrained_tags_by_model(architecture.replace("/", "-"))
     if pretrained in tags:
@@ -207,6 +226,28 @@ def _resolve_weights(architecture: str, pretrained: str) -> Path | None:
         f"'{pretrained}' is neither a local file nor a pretrained tag of {architecture}; "
         f"its tags: {', '.join(tags) or 'none'}"
     )
+
+
+def _download(architecture: str, pretrained: str) -> torch.nn.Module:
+    """The model of a tag or schema, out of the cache of downloads or from the network."""
+    root = logging.getLogger()  # where open_clip logs what it then raises
+    root.addFilter(_is_no_download_error)
+    try:
+        return open_clip.create_model(architecture, pretrained=pretrained)
+    except RuntimeError as error:  # open_clip's for anything that goes wrong with a download
+        reason = " ".join(str(error).split())
+        raise OSError(
+            f"{' '.join(filter(None, (architecture, pretrained)))}: these weights are not on this "
+            f"machine and could not be downloaded ({reason}). Load this teacher once where there "
+            "is a network and copy ~/.cache/huggingface (or $HF_HOME) from there, or name a file "
+            "of its weights (MODEL.OVD.TEACHER.PRETRAINED FILE, in tools --pretrained FILE)"
+        ) from error
+    finally:
+        root.removeFilter(_is_no_download_error)
+
+
+def _is_no_download_error(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Failed to download weights")
 
 
 def _load_local(architecture: str, path: Path) -> torch.nn.Module:

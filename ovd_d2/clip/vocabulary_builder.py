@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from ovd_d2.clip.prompts import embed_names, embed_synonyms
+from ovd_d2.clip.prompts import PROMPT_FAMILIES, embed_names, embed_synonyms
 from ovd_d2.clip.teacher import CLIPTeacher
+from ovd_d2.files import read_text
 from ovd_d2.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+SYNONYMS = ", synonyms"  # after the family's name, where a vocabulary averages over synonyms
 
 
 def build_vocabulary(
@@ -40,26 +46,53 @@ def build_vocabulary(
         embed_synonyms(groups, teacher, prompts, progress=progress),
         novel,
         teacher=teacher.fingerprint,
-        prompts=f"{prompts}, synonyms" if several else prompts,
+        prompts=prompts + SYNONYMS if several else prompts,
         background=embed_names(["background"], teacher, prompts)[0],
     )
 
 
 def read_names(path: str | os.PathLike[str]) -> list[str]:
-    """Names from a UTF-8 text file, one a line; blank lines and `#` comments are skipped.
+    """Names from a UTF-8 text file, one per line; blank lines and `#` comments are skipped.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file holds no name.
+        ValueError: the file is not UTF-8, holds no name, or one name twice.
     """
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"file of names not found: {file}")
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    names = [line for line in lines if line and not line.startswith("#")]
-    if not names:
-        raise ValueError(f"{file} holds no name; expected one category name a line")
-    return names
+    lines: dict[str, int] = {}  # name -> number of its line
+    for number, line in enumerate(read_text(file).splitlines(), start=1):
+        name = line.strip()
+        if not name or name.startswith("#"):
+            continue
+        if name in lines:
+            raise ValueError(
+                f"{file}: '{name}' is on line {lines[name]} and again on line {number}; names must "
+                "be distinct: remove one"
+            )
+        lines[name] = number
+    if not lines:
+        raise ValueError(f"{file} holds no name; expected one category name per line")
+    return list(lines)
+
+
+def prompt_family(vocabulary: Vocabulary | None, configured: str) -> str:
+    """The family of prompts that new names need, to be embedded as a vocabulary's are.
+
+    Args:
+        vocabulary: what a detector was trained with; None: not at hand.
+        configured: the family to take where the vocabulary names none that is known.
+    """
+    trained_with = "" if vocabulary is None else vocabulary.prompts.removesuffix(SYNONYMS)
+    family = trained_with if trained_with in PROMPT_FAMILIES else configured
+    if trained_with not in ("", configured):
+        logger.warning(
+            "The vocabulary was made with the prompts '%s', MODEL.OVD.TEACHER.PROMPTS is '%s': new "
+            "names are embedded with '%s'.",
+            *(trained_with, configured, family),
+        )
+    return family
 
 
 def novel_flags(names: Sequence[str], novel_names: Sequence[str]) -> list[bool]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from detectron2.config import CfgNode
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
@@ -27,3 +29,27 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
         horizontal = cfg.INPUT.RANDOM_FLIP == "horizontal"
         jitter.append(T.RandomFlip(horizontal=horizontal, vertical=not horizontal))
     return jitter
+
+
+class Resize(NamedTuple):
+    """Scaling to a shortest edge, but to no longer a longest edge than the other number, px."""
+
+    shortest: int
+    longest: int
+
+
+def smallest_resize(cfg: CfgNode, is_train: bool) -> Resize | None:
+    """The strongest reduction that :func:`build_augmentations` may draw; None where it has none."""
+    if is_train and cfg.INPUT.LSJ.ENABLED:
+        side = int(cfg.INPUT.LSJ.SIZE * cfg.INPUT.LSJ.MIN_SCALE)
+        return Resize(side, side)
+    sizes = cfg.INPUT.MIN_SIZE_TRAIN if is_train else [cfg.INPUT.MIN_SIZE_TEST]
+    longest = cfg.INPUT.MAX_SIZE_TRAIN if is_train else cfg.INPUT.MAX_SIZE_TEST
+    shortest = min(sizes)
+    return Resize(shortest, longest) if shortest > 0 else None  # 0: Detectron2 leaves the size
+
+
+def resized(height: int, width: int, resize: Resize) -> tuple[int, int]:
+    """(height, width) that Detectron2 gives an image; may be 0 where it is long and thin."""
+    size: tuple[int, int] = T.ResizeShortestEdge.get_output_shape(height, width, *resize)
+    return size

@@ -15,13 +15,15 @@ def drop_annotations(
     """Removes the annotations of novel categories; the images stay.
 
     Args:
-        dataset_dicts: Detectron2's dicts with contiguous `category_id`; not changed.
-        is_novel: one flag a category, in the order of contiguous ids.
+        dataset_dicts: Detectron2's dicts with contiguous `category_id`; not changed. One without
+            "annotations" gets an empty list.
+        is_novel: one flag per category, in the order of contiguous ids.
     """
     kept, dropped = [], 0
     for record in dataset_dicts:
-        annotations = [a for a in record["annotations"] if not is_novel[a["category_id"]]]
-        dropped += len(record["annotations"]) - len(annotations)
+        present = record.get("annotations", ())
+        annotations = [a for a in present if not is_novel[a["category_id"]]]
+        dropped += len(present) - len(annotations)
         kept.append({**record, "annotations": annotations})
     if dropped:
         logger.info(

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
 from detectron2.data.datasets.lvis import get_lvis_instances_meta, load_lvis_json
 from detectron2.structures import BoxMode
 
 from ovd_d2.data import ov_coco
 from ovd_d2.data.base_only import drop_annotations
 from ovd_d2.data.categories import get_categories
+from ovd_d2.data.coco_json import register_coco_json
 from ovd_d2.data.own import register_from_environment
 from ovd_d2.data.paths import datasets_root
+from ovd_d2.data.pictograms import check_version
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +54,10 @@ OBJECTS365_SPELLINGS = {
 def _load_pictograms(name: str, json_file: str, image_root: str) -> list[dict[str, Any]]:
     table = get_categories(name)  # a clear error where the file is missing
     MetadataCatalog.get(name).set(thing_classes=table.names)
-    # No data set name is passed on: Detectron2 would take every name with "v1" for LVIS v1.
-    return load_lvis_json(json_file, image_root, dataset_name=None)
+    check_version(json_file)
+    # No data set name is passed on: Detectron2 would take every name with "v1" for LVIS v1. LVIS
+    # has no crowds, Pictograms has.
+    return load_lvis_json(json_file, image_root, None, extra_annotation_keys=["iscrowd"])
 
 
 def register_pictograms(folder: str, split: str, root: Path) -> None:
@@ -133,16 +136,21 @@ def register_ov_coco(root: Path) -> None:
     }
     for name, (images, file) in sets.items():
         json_file = root / ov_coco.FOLDER / file
-        metadata = {"base_classes": list(ov_coco.BASE_CLASSES)}
-        register_coco_instances(name, metadata, str(json_file), str(root / "coco" / images))
+        image_root = str(root / "coco" / images)
+        base = list(ov_coco.BASE_CLASSES)
+        register_coco_json(name, str(json_file), image_root, base_classes=base)
 
 
 def register_objects365(root: Path) -> None:
     """Registers `objects365_v2_val`, the official file with its names spelled out."""
     folder = root / "objects365"
-    metadata = {"boxes_only": True, "spellings": OBJECTS365_SPELLINGS}
-    json_file = folder / "annotations" / "zhiyuan_objv2_val.json"
-    register_coco_instances("objects365_v2_val", metadata, str(json_file), str(folder / "val"))
+    register_coco_json(
+        "objects365_v2_val",
+        str(folder / "annotations" / "zhiyuan_objv2_val.json"),
+        str(folder / "val"),
+        boxes_only=True,
+        spellings=OBJECTS365_SPELLINGS,
+    )
 
 
 def complete_voc() -> None:

@@ -14,6 +14,7 @@ from detectron2.utils.file_io import PathManager
 
 from ovd_d2.data.findings import Findings
 from ovd_d2.data.json_stream import AnnotationFileError, file_problem, read_parts
+from ovd_d2.data.own import check_own_data_sets
 from ovd_d2.data.paths import datasets_root
 from ovd_d2.data.problems import Problem
 
@@ -52,7 +53,9 @@ def get_categories(dataset_name: str) -> CategoryTable:
         FileNotFoundError: its annotation file is missing.
         ValueError: the file is not in COCO's or LVIS's format, or its categories lack ids or names;
             `base_classes` holds a name the data set does not have; synonyms are no list.
+        SetupError: `OVD_DATASETS` could not be registered.
     """
+    check_own_data_sets()
     if dataset_name not in DatasetCatalog:
         raise KeyError(
             f"data set '{dataset_name}' is not registered; registered: "

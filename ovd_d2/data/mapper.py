@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from numpy.typing import NDArray
 
 from ovd_d2.cache import EmbeddingCache, ProposalStore
@@ -74,6 +74,30 @@ def _transform_boxes(
     if len(kept) == len(boxes):
         return moved, slice(None)  # spares a copy of the embeddings
     return moved.take(kept, axis=0), kept
+
+
+def objects_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The annotations of a Detectron2 dict that are no crowds; none where the key is missing."""
+    return [one for one in record.get("annotations", ()) if not one.get("iscrowd")]
+
+
+def no_objects(image_size: tuple[int, int], mask_format: str | None) -> Instances:
+    """The ground truth of an image without objects, in all fields that images with objects have.
+
+    Args:
+        image_size: (height, width) after augmentation.
+        mask_format: of `gt_masks`, "polygon" or "bitmask"; None leaves the field out.
+
+    Returns:
+        Empty `gt_boxes` (`Boxes`, (0, 4) float32), `gt_classes` ((0,) int64) and `gt_masks`
+        (`PolygonMasks`, or `BitMasks` of (0, height, width) bool).
+    """
+    empty = detection_utils.annotations_to_instances([], image_size)
+    if mask_format == "polygon":
+        empty.gt_masks = PolygonMasks([])
+    elif mask_format == "bitmask":
+        empty.gt_masks = BitMasks(torch.zeros(0, *image_size, dtype=torch.bool))
+    return empty
 
 
 class OpenVocabularyDatasetMapper(DatasetMapper):
@@ -143,8 +167,7 @@ class OpenVocabularyDatasetMapper(DatasetMapper):
         if not self.is_train:
             dataset_dict.pop("annotations", None)
             return dataset_dict
-        if "annotations" in dataset_dict:
-            self._transform_annotations(dataset_dict, transforms, image_size)
+        self._transform_annotations(dataset_dict, transforms, image_size)
         stored = self._read_stored(dataset_dict["image_id"])
         if stored is not None:
             dataset_dict["cached_proposals"] = transform_cached_proposals(
@@ -153,6 +176,32 @@ class OpenVocabularyDatasetMapper(DatasetMapper):
         if self.proposals is not None:
             dataset_dict["original_image"] = self._rgb(image, dataset_dict["file_name"])
         return dataset_dict
+
+    def _transform_annotations(
+        self,
+        dataset_dict: dict[str, Any],
+        transforms: T.Transform,
+        image_shape: tuple[int, int],
+    ) -> None:
+        """As Detectron2's, in place, but an image without objects comes out as :func:`no_objects`.
+
+        Detectron2's gives it no `gt_masks` and then fails to compute its boxes from them. Base-only
+        labels leave many such images; crowds are no objects; a dict may lack "annotations".
+
+        Raises:
+            ValueError: masks are wanted, and an object has none.
+        """
+        objects = objects_of(dataset_dict)
+        if not objects:
+            dataset_dict.pop("annotations", None)
+            mask_format = self.instance_mask_format if self.use_instance_mask else None
+            dataset_dict["instances"] = no_objects(image_shape, mask_format)
+            return
+        if self.use_instance_mask:
+            _check_masks(objects, dataset_dict["file_name"])
+        # Detectron2 takes "iscrowd": null for a crowd
+        dataset_dict["annotations"] = [{**one, "iscrowd": 0} for one in objects]
+        super()._transform_annotations(dataset_dict, transforms, image_shape)
 
     def _read_stored(self, image_id: int) -> dict[str, NDArray] | None:
         """The embeddings stay as stored, whatever their length: the loss normalises them."""
@@ -173,3 +222,46 @@ def _best_first(proposals: dict[str, NDArray]) -> dict[str, NDArray]:
     """In the order in which the cache builder keeps them, so that the first K are the same."""
     order = np.argsort(-proposals["objectness"], kind="stable")
     return {name: values[order] for name, values in proposals.items()}
+
+
+def _check_masks(objects: Sequence[Mapping[str, Any]], file_name: str) -> None:
+    """Detectron2 looks at the first object alone, and its heads miss `gt_masks` much later."""
+    without = sum(
+        one.get("segmentation") is None or not len(one["segmentation"]) for one in objects
+    )
+    if without:
+        raise ValueError(
+            f"{file_name}: {without} of its {len(objects)} objects have no 'segmentation', but the "
+            "model learns masks: add masks to the annotation file, or set MODEL.MASK_ON False "
+            "(LazyConfig: use_instance_mask=False and a model without mask head)"
+        )
+
+
+def mapping_problems(
+    mapper: Callable[[dict[str, Any]], Mapping[str, Any] | None],
+    records: Sequence[Mapping[str, Any]],
+) -> list[str]:
+    """Whether training would stop at its first image without objects: maps one and looks.
+
+    Args:
+        mapper: the training mapper, complete with its cache; also one that is not of this package.
+        records: the training images; without one that has no objects, the first stands in for it.
+
+    Returns:
+        At most one problem. The random state of the augmentations moves on.
+    """
+    if not records:
+        return []
+    chosen = next((record for record in records if not objects_of(record)), records[0])
+    record = copy.deepcopy({**chosen, "annotations": []})
+    name = record.get("file_name", record.get("image_id"))
+    try:
+        mapped = mapper(record)
+    except Exception as error:  # noqa: BLE001  # a mapper of anybody's may raise anything
+        return [f"{name}: mapping it as an image without objects fails: {error!r}"]
+    if mapped is None or "instances" not in mapped:
+        return [
+            f"{name}: mapped as an image without objects it has no 'instances'; give it empty ones "
+            "(ovd_d2.data.mapper.no_objects)"
+        ]
+    return []

@@ -7,7 +7,7 @@ losses do not know the difference.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,6 +15,15 @@ from numpy.typing import NDArray
 
 Embed = Callable[[NDArray[np.uint8], torch.Tensor], torch.Tensor]
 Batch = list[dict[str, Any]]
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """What a checkpoint asks of the objects whose state it holds."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class OnlineTeacherLoader:
@@ -36,11 +45,24 @@ class OnlineTeacherLoader:
         self.loader = loader
         self.embed = embed
 
+    def state_dict(self) -> dict[str, Any]:
+        """Of the loader below, where it can be resumed: the teacher draws nothing."""
+        return self.loader.state_dict() if is_resumable(self.loader) else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state and is_resumable(self.loader):
+            self.loader.load_state_dict(state)
+
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.loader:
             for record in batch:
                 add_embeddings(record, self.embed)
             yield batch
+
+
+def is_resumable(loader: Any) -> TypeGuard[Resumable]:
+    """Whether a checkpoint can hold the place of a training loader."""
+    return isinstance(loader, Resumable)
 
 
 def add_embeddings(record: dict[str, Any], embed: Embed) -> None:

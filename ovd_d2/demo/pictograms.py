@@ -64,7 +64,7 @@ def data_steps() -> list[Step]:
             "data",
             "Draw Pictograms: scenes of glyphs, rare ones without boxes in the training set",
             "datasets/prepare_pictograms.py",
-            (),
+            ("--replace-older",),
             root / f"{VAL_SET}.json",
         ),
         Step(
@@ -80,6 +80,7 @@ def data_steps() -> list[Step]:
             "tools/convert_clip_backbone.py",
             (*_clip(SHIPPED_BASE_TAG), "--output", str(_backbone(root))),
             _backbone(root),
+            needs=("data",),  # its folder, which a new data set replaces
         ),
         Step(
             "vocabulary",

@@ -9,13 +9,8 @@ from typing import Any
 
 import torch
 from detectron2 import solver
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.data import (
-    build_detection_test_loader,
-    build_detection_train_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.modeling import build_model
 from torch import nn
@@ -25,7 +20,10 @@ from ovd_d2.data.base_only import drop_annotations
 from ovd_d2.data.categories import get_categories
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.data.online import OnlineTeacherLoader
-from ovd_d2.engine.online import embedder, load_teacher
+from ovd_d2.data.own import check_own_data_sets
+from ovd_d2.data.train_loader import build_resumable_train_loader
+from ovd_d2.engine.checkpoint import WHOLE_MODEL, SafeCheckpointer
+from ovd_d2.engine.online import configured_teacher, embedder
 from ovd_d2.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -39,21 +37,58 @@ def is_open_vocabulary(model: nn.Module) -> bool:
     return hasattr(model, "set_vocabulary")
 
 
-def apply_vocabulary(cfg: CfgNode, model: nn.Module) -> None:
+def apply_vocabulary(cfg: CfgNode, model: nn.Module, test_set: str | None = None) -> None:
     """Gives the model the configured vocabulary, if there is one.
 
     To be called after weights are loaded, too: a checkpoint brings the vocabulary it was trained
     with, and the one the config names must win.
+
+    Args:
+        cfg: the complete config.
+        model: a detector, also one that `DistributedDataParallel` wraps.
+        test_set: a data set whose categories stand in another order, or are some of the
+            vocabulary's alone: the model gets its names in its order. None: the whole vocabulary.
     """
-    set_vocabulary = getattr(model, "set_vocabulary", None)
-    if cfg.MODEL.OVD.VOCABULARY and set_vocabulary is not None:
-        set_vocabulary(Vocabulary.load(cfg.MODEL.OVD.VOCABULARY))
+    set_vocabulary = getattr(unwrapped(model), "set_vocabulary", None)
+    if not cfg.MODEL.OVD.VOCABULARY or set_vocabulary is None:
+        return
+    vocabulary = Vocabulary.load(cfg.MODEL.OVD.VOCABULARY)
+    set_vocabulary(vocabulary if test_set is None else in_order_of(test_set, vocabulary))
 
 
-def build_open_vocabulary_model(cfg: CfgNode) -> nn.Module:
-    """A model in eval mode with the weights and the vocabulary of the config."""
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The detector inside `DistributedDataParallel`, or the model itself."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def in_order_of(test_set: str, vocabulary: Vocabulary) -> Vocabulary:
+    """The vocabulary's entries for the categories of a data set, matched by name.
+
+    Raises:
+        KeyError: the data set has a category that the vocabulary does not name.
+    """
+    names = get_categories(test_set).names
+    if names == list(vocabulary.names):
+        return vocabulary
+    logger.info(
+        "'%s' lists %d of the vocabulary's %d names in its own order: matched by name.",
+        *(test_set, len(names), len(vocabulary)),
+    )
+    return vocabulary.select(names)
+
+
+def build_open_vocabulary_model(cfg: CfgNode, required: Sequence[str] = WHOLE_MODEL) -> nn.Module:
+    """A model in eval mode with the weights and the vocabulary of the config.
+
+    Args:
+        cfg: the complete config.
+        required: beginnings of the names of parameters that `MODEL.WEIGHTS` must hold.
+
+    Raises:
+        SetupError: the weights are missing, damaged or another model's.
+    """
     model = build_model(cfg)
-    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    SafeCheckpointer(model, required=required).load(cfg.MODEL.WEIGHTS)
     apply_vocabulary(cfg, model)
     return model.eval()
 
@@ -107,6 +142,7 @@ def get_base_dataset_dicts(
         filter_empty: leave out images without annotation (ViLD distils from them, so: no).
         drop_novel: False keeps novel annotations, for the supervised upper line alone.
     """
+    check_own_data_sets()
     dataset_dicts: list[dict[str, Any]] = []
     for name in [names] if isinstance(names, str) else names:
         records = get_detection_dataset_dicts(name, filter_empty=False, check_consistency=False)
@@ -118,25 +154,18 @@ def get_base_dataset_dicts(
     return dataset_dicts
 
 
-def build_train_loader(
-    cfg: CfgNode, training_dicts: list[dict[str, Any]] | None = None
-) -> Iterable[list[dict[str, Any]]]:
-    """Detectron2's training loader over base annotations and cached proposals.
+def build_train_loader(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+    """A loader that can be resumed, over base annotations and cached proposals.
 
     Samplers see what the model sees: repeat factors are those of the base annotations. Without a
     cache the teacher embeds the proposals of each batch.
-
-    Args:
-        cfg: the complete config.
-        training_dicts: what :func:`load_training_dicts` gives, where it has been called already.
     """
     mapper = OpenVocabularyDatasetMapper(cfg, is_train=True)
-    dataset_dicts = load_training_dicts(cfg) if training_dicts is None else training_dicts
-    loader = build_detection_train_loader(cfg, mapper=mapper, dataset=dataset_dicts)
+    loader = build_resumable_train_loader(cfg, mapper=mapper, dataset=load_training_dicts(cfg))
     if mapper.proposals is None:
         return loader
     online = cfg.MODEL.OVD.DISTILLATION.ONLINE
-    teacher = load_teacher(cfg, device=cfg.MODEL.DEVICE)
+    teacher = configured_teacher(cfg, device=cfg.MODEL.DEVICE)
     embed = embedder(teacher, batch_size=online.BATCH_SIZE, resize=online.RESIZE)
     return OnlineTeacherLoader(loader, embed)
 

@@ -6,15 +6,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
-from detectron2.utils.file_io import PathManager
 
 from ovd_d2.cache import CacheError, EmbeddingCache, ProposalStore, check_compatible
 from ovd_d2.clip.crops import RESIZE_CHOICES
-from ovd_d2.data.categories import get_categories, missing_file_problem
-from ovd_d2.data.consistency import annotation_problems, picture_problems, split_problems
-from ovd_d2.data.paths import PREFIX as DATASETS_PREFIX
-from ovd_d2.engine.online import load_teacher, online_problems
+from ovd_d2.data.augmentation import smallest_resize
+from ovd_d2.data.mapper import OpenVocabularyDatasetMapper, mapping_problems
+from ovd_d2.engine.data_checks import CheckedData, DataNeeds, category_problems, check_data
+from ovd_d2.engine.online import configured_teacher, online_problems
+from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
 from ovd_d2.evaluation.clip_crops import CLASSIFY_WITH
 from ovd_d2.evaluation.engines import build_engine
@@ -25,38 +24,50 @@ from ovd_d2.modeling.roi_heads import VARIANTS
 from ovd_d2.vocabulary import Vocabulary
 
 
-def check_setup(cfg: CfgNode, training_dicts: list[dict[str, Any]] | None = None) -> None:
-    """Raises one :class:`SetupError` that lists every problem of the configuration.
+def check_setup(cfg: CfgNode, *, training: bool, progress: bool = True) -> list[str]:
+    """Looks at everything a run needs: config, data sets, images, vocabulary, stores, weights.
 
     Args:
         cfg: the complete config.
-        training_dicts: the images that will be trained on; None for evaluation, where neither
-            the training set nor the cache is needed.
+        training: False for an evaluation, where neither training set nor cache is needed.
+        progress: show bars where it takes more than a few seconds.
+
+    Returns:
+        What is odd, but can be meant.
+
+    Raises:
+        SetupError: lists every problem.
     """
-    problems = list(_dataset_problems(cfg, training=training_dicts is not None))
+    problems = list(config_problems(cfg, training))
+    vocabulary = None
     if cfg.MODEL.META_ARCHITECTURE == "OpenVocabularyRCNN":
-        problems += _open_vocabulary_problems(cfg, training_dicts)
-    if cfg.SOLVER.OPTIMIZER not in ("SGD", "ADAMW"):
-        problems.append(f"SOLVER.OPTIMIZER: '{cfg.SOLVER.OPTIMIZER}' is neither SGD nor ADAMW")
-    problems += evaluation_problems(cfg)
-    if training_dicts is not None:
-        problems += precision_problems(cfg.SOLVER.AMP.ENABLED, cfg.MODEL.DEVICE, "SOLVER.AMP")
-    problems += classify_with_problems(cfg)
-    problems += augmentation_problems(cfg)
-    problems += weights_problems(cfg)
-    if training_dicts and not problems:
-        problems += data_problems(cfg, training_dicts)
+        vocabulary, found = _load_vocabulary(cfg, training)
+        problems += found
+    data = check_data(_data_needs(cfg, training), decode=not problems, progress=progress)
+    problems += data.problems
+    problems += _category_problems(cfg, vocabulary, data)
+    if training:
+        problems += _store_problems(cfg, vocabulary, data)
+    if training and not problems:
+        mapper = OpenVocabularyDatasetMapper(cfg, is_train=True)
+        problems += mapping_problems(mapper, _training_images(cfg, data)[:1])
     if problems:
         raise SetupError(problems)
+    return data.notices
 
 
-def data_problems(cfg: CfgNode, training_dicts: list[dict[str, Any]]) -> list[str]:
-    """Pictures, annotations and split of the training images."""
-    name = ", ".join(cfg.DATASETS.TRAIN)
-    problems = picture_problems(name, training_dicts) + annotation_problems(name, training_dicts)
-    if len(cfg.DATASETS.TRAIN) == 1:
-        problems += split_problems(name, get_categories(name), training_dicts)
-    return problems
+def config_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
+    """Keys whose values cannot be meant, alone or together; no data set is opened."""
+    if cfg.MODEL.META_ARCHITECTURE == "OpenVocabularyRCNN":
+        yield from _choice_problems(cfg)
+    if cfg.SOLVER.OPTIMIZER not in ("SGD", "ADAMW"):
+        yield f"SOLVER.OPTIMIZER: '{cfg.SOLVER.OPTIMIZER}' is neither SGD nor ADAMW"
+    yield from evaluation_problems(cfg)
+    if training:
+        yield from precision_problems(cfg.SOLVER.AMP.ENABLED, cfg.MODEL.DEVICE, "SOLVER.AMP")
+    yield from classify_with_problems(cfg)
+    yield from augmentation_problems(cfg)
+    yield from weights_problems(cfg.MODEL.WEIGHTS)
 
 
 def evaluation_problems(cfg: CfgNode) -> list[str]:
@@ -120,57 +131,55 @@ def augmentation_problems(cfg: CfgNode) -> list[str]:
     ]
 
 
-def weights_problems(cfg: CfgNode) -> list[str]:
-    """What is wrong with `MODEL.WEIGHTS`; empty weights and remote ones are not looked at."""
-    weights = cfg.MODEL.WEIGHTS
-    is_local = "://" not in weights or weights.startswith(DATASETS_PREFIX)
-    if weights and is_local and not PathManager.isfile(weights):
-        path = PathManager.get_local_path(weights)
-        return [f"MODEL.WEIGHTS: no file at {path}; name a checkpoint, or '' to start from noise"]
-    return []
+def _data_needs(cfg: CfgNode, training: bool) -> DataNeeds:
+    return DataNeeds(
+        train=cfg.DATASETS.TRAIN if training else (),
+        test=cfg.DATASETS.TEST,
+        masks=cfg.MODEL.MASK_ON,
+        mask_format=cfg.INPUT.MASK_FORMAT,
+        train_resize=smallest_resize(cfg, is_train=True),
+        test_resize=smallest_resize(cfg, is_train=False),
+    )
 
 
-def _dataset_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
-    for key in ("TRAIN", "TEST") if training else ("TEST",):
-        for name in cfg.DATASETS[key]:
-            if name not in DatasetCatalog:
-                known = ", ".join(sorted(DatasetCatalog.list()))
-                yield f"DATASETS.{key}: '{name}' is not registered; registered: {known}"
-                continue
-            if problem := missing_file_problem(name):
-                yield f"DATASETS.{key}: {problem}"
-                continue
-            try:
-                num_categories = len(get_categories(name))
-            except ValueError as error:
-                yield f"DATASETS.{key}: {error}"
-                continue
-            if key == "TRAIN" and num_categories != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-                yield (
-                    f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but "
-                    f"'{name}' has {num_categories} categories: set it to {num_categories}"
-                )
-
-
-def _open_vocabulary_problems(
-    cfg: CfgNode, training_dicts: list[dict[str, Any]] | None
-) -> Iterable[str]:
-    training = training_dicts is not None
-    yield from _choice_problems(cfg)
-    vocabulary = None
+def _load_vocabulary(cfg: CfgNode, training: bool) -> tuple[Vocabulary | None, list[str]]:
     path = cfg.MODEL.OVD.VOCABULARY
-    if path:
-        try:
-            vocabulary = Vocabulary.load(path)
-        except (OSError, ValueError) as error:
-            yield f"MODEL.OVD.VOCABULARY: {error}"
-    elif training:
-        yield "MODEL.OVD.VOCABULARY is empty: make one with tools/build_vocabulary.py"
-    if vocabulary is not None:
-        yield from _vocabulary_problems(cfg, vocabulary, training)
+    if not path:
+        empty = "MODEL.OVD.VOCABULARY is empty: make one with tools/build_vocabulary.py"
+        return None, [empty] if training else []
+    try:
+        vocabulary = Vocabulary.load(path)
+    except (OSError, ValueError) as error:
+        return None, [f"MODEL.OVD.VOCABULARY: {error}"]
+    return vocabulary, list(_vocabulary_problems(cfg, vocabulary))
+
+
+def _category_problems(
+    cfg: CfgNode, vocabulary: Vocabulary | None, data: CheckedData
+) -> Iterable[str]:
+    for name, report in data.train.items():
+        if report.table is not None and len(report.table) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+            yield (
+                f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but '{name}' "
+                f"has {len(report.table)} categories: set it to {len(report.table)}"
+            )
+    is_open = cfg.MODEL.META_ARCHITECTURE == "OpenVocabularyRCNN"
+    if vocabulary is not None or not is_open:
+        yield from category_problems(vocabulary, cfg.MODEL.OVD.VOCABULARY, data, by_name=is_open)
+
+
+def _store_problems(
+    cfg: CfgNode, vocabulary: Vocabulary | None, data: CheckedData
+) -> Iterable[str]:
     variant = VARIANTS.get(cfg.MODEL.OVD.VARIANT)
-    if training_dicts is not None and variant is not None and variant.distils:
-        yield from _distillation_problems(cfg, vocabulary, training_dicts)
+    if cfg.MODEL.META_ARCHITECTURE != "OpenVocabularyRCNN" or variant is None:
+        return
+    if variant.distils:
+        yield from _distillation_problems(cfg, vocabulary, _training_images(cfg, data))
+
+
+def _training_images(cfg: CfgNode, data: CheckedData) -> list[dict[str, Any]]:
+    return data.training_images(filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
 
 
 def _choice_problems(cfg: CfgNode) -> Iterable[str]:
@@ -206,7 +215,7 @@ def _choice_problems(cfg: CfgNode) -> Iterable[str]:
         )
 
 
-def _vocabulary_problems(cfg: CfgNode, vocabulary: Vocabulary, training: bool) -> Iterable[str]:
+def _vocabulary_problems(cfg: CfgNode, vocabulary: Vocabulary) -> Iterable[str]:
     path = cfg.MODEL.OVD.VOCABULARY
     if vocabulary.embedding_dim != cfg.MODEL.OVD.EMBEDDING_DIM:
         yield (
@@ -218,25 +227,10 @@ def _vocabulary_problems(cfg: CfgNode, vocabulary: Vocabulary, training: bool) -
             f'MODEL.OVD.BACKGROUND is "text", but {path} has no embedding of "background": '
             "build it again with tools/build_vocabulary.py"
         )
-    for name in cfg.DATASETS.TRAIN if training else cfg.DATASETS.TEST:
-        try:
-            table = get_categories(name)
-        except (KeyError, FileNotFoundError, ValueError):
-            continue  # reported with the data sets
-        if list(vocabulary.names) != table.names:
-            yield (
-                f"the names in {path} ({len(vocabulary)}) are not the categories of '{name}' "
-                f"({len(table)}) in their order: build it with --dataset {name}"
-            )
-        elif vocabulary.novel.tolist() != table.is_novel:
-            yield (
-                f"{path} calls {int(vocabulary.novel.sum())} names novel, '{name}' "
-                f"{sum(table.is_novel)}: build it again with --dataset {name}"
-            )
 
 
 def _distillation_problems(
-    cfg: CfgNode, vocabulary: Vocabulary | None, training_dicts: list[dict[str, Any]]
+    cfg: CfgNode, vocabulary: Vocabulary | None, images: list[dict[str, Any]]
 ) -> Iterable[str]:
     """The teacher's embeddings come from a cache or from the teacher: one of them, and sound."""
     keys = "MODEL.OVD.DISTILLATION"
@@ -252,13 +246,13 @@ def _distillation_problems(
             f"'{distillation.ONLINE.PROPOSALS}': empty the one that is not meant"
         )
     if distillation.CACHE:
-        yield from _cache_problems(cfg, vocabulary, training_dicts)
+        yield from _cache_problems(cfg, vocabulary, images)
     if distillation.ONLINE.PROPOSALS:
-        yield from _online_problems(cfg, vocabulary, training_dicts)
+        yield from _online_problems(cfg, vocabulary, images)
 
 
 def _online_problems(
-    cfg: CfgNode, vocabulary: Vocabulary | None, training_dicts: list[dict[str, Any]]
+    cfg: CfgNode, vocabulary: Vocabulary | None, images: list[dict[str, Any]]
 ) -> Iterable[str]:
     online, key = cfg.MODEL.OVD.DISTILLATION.ONLINE, "MODEL.OVD.DISTILLATION.ONLINE"
     if online.RESIZE not in RESIZE_CHOICES:
@@ -271,20 +265,20 @@ def _online_problems(
     except (OSError, CacheError) as error:
         yield f"{key}.PROPOSALS: {error}"
     try:
-        teacher = load_teacher(cfg, device="cpu")
-    except (OSError, ValueError, RuntimeError) as error:  # open_clip: RuntimeError, no download
-        yield f"MODEL.OVD.TEACHER, which {key} needs: {error}"
+        teacher = configured_teacher(cfg, device="cpu")
+    except SetupError as error:
+        yield from (f"{problem} ({key} needs it)" for problem in error.problems)
     yield from online_problems(
         proposals,
         teacher,
         teacher_fingerprint=None if vocabulary is None else vocabulary.teacher,
         embedding_dim=cfg.MODEL.OVD.EMBEDDING_DIM,
-        image_ids=[record["image_id"] for record in training_dicts],
+        images=images,
     )
 
 
 def _cache_problems(
-    cfg: CfgNode, vocabulary: Vocabulary | None, training_dicts: list[dict[str, Any]]
+    cfg: CfgNode, vocabulary: Vocabulary | None, images: list[dict[str, Any]]
 ) -> Iterable[str]:
     try:
         cache = EmbeddingCache(cfg.MODEL.OVD.DISTILLATION.CACHE)
@@ -296,5 +290,5 @@ def _cache_problems(
         cache,
         teacher_fingerprint=teacher,
         embedding_dim=cfg.MODEL.OVD.EMBEDDING_DIM,
-        image_ids=[record["image_id"] for record in training_dicts],
+        images=images,
     )

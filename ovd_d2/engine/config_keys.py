@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
@@ -11,6 +12,8 @@ from detectron2.projects.point_rend import add_pointrend_config
 
 from ovd_d2.config import add_ovd_config
 from ovd_d2.modeling.roi_heads import VARIANTS
+
+_MOST_KEYS = 10_000  # aliases of aliases could make millions of a short yaml file
 
 
 def default_config() -> CfgNode:
@@ -41,7 +44,10 @@ def unknown_key_problems(config_file: str, opts: Sequence[str]) -> list[str]:
     groups = {key.rsplit(".", depth)[0] for key in known for depth in range(1, key.count(".") + 1)}
     tree = {k: v for k, v in CfgNode.load_yaml_with_base(config_file).items() if k != "_BASE_"}
     problems = []
-    for source, keys in ((config_file, [k for k, _ in flatten(tree)]), ("options", opts[::2])):
+    keys_of_file = [key for key, _ in islice(flatten(tree), _MOST_KEYS)]
+    if len(keys_of_file) == _MOST_KEYS:
+        return [f"{config_file}: it has {_MOST_KEYS} keys or more, there are {len(known)}"]
+    for source, keys in ((config_file, keys_of_file), ("options", opts[::2])):
         for key in keys:
             if key in known or key in groups or any(key.startswith(f"{k}.") for k in known):
                 continue  # below a leaf: Detectron2 says what is wrong with the value

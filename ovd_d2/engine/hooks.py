@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 from tqdm import tqdm
+
+from ovd_d2.seeding import seed_generators
+
+_MODEL = 3  # sets these random numbers apart from the training loader's
 
 
 class ProgressBar(HookBase):
@@ -43,3 +49,27 @@ class ProgressBar(HookBase):
     def after_train(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+class SeedIterations(HookBase):
+    """Seeds all generators before each iteration, by seed, rank and iteration.
+
+    What the model draws (proposals to train on, dropout) is then the same whether the training was
+    resumed before the iteration or not. Register it first. The seed is in the checkpoint.
+    """
+
+    def __init__(self, seed: int) -> None:
+        """
+        Args:
+            seed: whole number >= 0, the same on all ranks.
+        """
+        self._seed = seed
+
+    def before_step(self) -> None:
+        seed_generators(self._seed, comm.get_rank(), self.trainer.iter, _MODEL, devices=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seed": self._seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._seed = int(state["seed"])

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from detectron2.engine import launch
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
+
+from ovd_d2.cache.ranks import Ranks
+from ovd_d2.errors import SetupError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # What torchrun sets in the environment of every process that it starts.
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -62,6 +70,53 @@ def usable_device(name: str) -> str:
             f"'{name}' is not there: PyTorch finds {count} GPUs on this machine; cpu always works"
         )
     return name
+
+
+def available_device(name: str, key: str = "MODEL.DEVICE") -> str:
+    """The device, or where this machine lacks it the next best: another GPU, then "cpu".
+
+    Which one is taken in its place is said in one line.
+
+    Raises:
+        SetupError: no device of PyTorch is called so.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise SetupError(
+            [f"{key}: '{name}' is no device of PyTorch; expected cpu, cuda, cuda:1, ..."]
+        ) from None
+    count = torch.cuda.device_count()
+    if device.type != "cuda" or (device.index or 0) < count:
+        return name
+    taken = "cuda" if count else "cpu"
+    if comm.is_main_process():
+        logger.warning("%s is '%s', PyTorch finds %d GPUs: using %s.", key, name, count, taken)
+    return taken
+
+
+def on_main_process(check: Callable[[], T]) -> T:
+    """Rank 0 does `check` while the others wait; all ranks get its result.
+
+    Raises:
+        SetupError: `check` found problems, and this is the only process.
+        SystemExit: the same with several: rank 0 has printed them, once, and all ranks end.
+    """
+    ranks = Ranks()
+    if ranks.count == 1:
+        return check()
+
+    def checked() -> tuple[T | None, bool]:
+        try:
+            return check(), True
+        except SetupError as error:
+            print(error, file=sys.stderr, flush=True)  # before the other ranks end
+            return None, False
+
+    result, passed = ranks.first(checked)
+    if not passed:
+        sys.exit(1)
+    return result  # type: ignore[return-value]
 
 
 def launch_processes(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:

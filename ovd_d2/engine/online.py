@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 from functools import partial
+from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 
 from ovd_d2.cache import ProposalStore
+from ovd_d2.cache.verify import image_problems
 from ovd_d2.clip.crops import embed_proposals
+from ovd_d2.clip.loading import load_teacher
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.data.online import Embed
 
 
-def load_teacher(cfg: CfgNode, *, device: str) -> CLIPTeacher:
-    """`MODEL.OVD.TEACHER`; the state of PyTorch's random numbers is afterwards as it was.
-
-    open_clip draws initial weights before it loads the real ones: without care a training with the
-    same seed would take another course online than with a cache.
-
-    Raises:
-        ValueError, OSError, RuntimeError: no such architecture, tag or file; no download.
-    """
+def configured_teacher(cfg: CfgNode, *, device: str) -> CLIPTeacher:
+    """`MODEL.OVD.TEACHER` on a device; raises SetupError as :func:`load_teacher`."""
     teacher = cfg.MODEL.OVD.TEACHER
-    with torch.random.fork_rng(devices=[]):  # the weights are drawn on the CPU
-        return CLIPTeacher.from_open_clip(teacher.ARCHITECTURE, teacher.PRETRAINED, device=device)
+    return load_teacher(teacher.ARCHITECTURE, teacher.PRETRAINED, device)
 
 
 def embedder(teacher: CLIPTeacher, *, batch_size: int = 256, resize: str = "open_clip") -> Embed:
@@ -39,7 +33,7 @@ def online_problems(
     *,
     teacher_fingerprint: str | None,
     embedding_dim: int,
-    image_ids: Iterable[int],
+    images: Collection[Mapping[str, Any]],
 ) -> list[str]:
     """Why this teacher cannot embed these proposals for a training, all reasons at once.
 
@@ -47,7 +41,7 @@ def online_problems(
         proposals, teacher: None where it could not be opened, so that nothing is known of it.
         teacher_fingerprint: of the teacher that embedded the vocabulary; None: not known.
         embedding_dim: width of the vocabulary's embeddings.
-        image_ids: every image the training will ask for.
+        images: every image the training will ask for (file_name, image_id, height, width).
     """
     problems = []
     if teacher is not None and teacher_fingerprint not in (None, teacher.fingerprint):
@@ -62,18 +56,6 @@ def online_problems(
             f"{embedding_dim}: use one teacher for vocabulary and proposals"
         )
     if proposals is not None:
-        problems += _missing_images(proposals, image_ids)
+        fix = "run tools/extract_proposals.py for the training data set"
+        problems += image_problems(proposals, images, fix)
     return problems
-
-
-def _missing_images(proposals: ProposalStore, image_ids: Iterable[int]) -> list[str]:
-    wanted = set(image_ids)
-    missing = sorted(image_id for image_id in wanted if image_id not in proposals)
-    if not missing:
-        return []
-    return [
-        f"images in the proposals {proposals.path}: expected the {len(wanted)} of the training "
-        f"data set, {len(missing)} are missing (first ids: {missing[:5]}); they were made for "
-        f"data set '{proposals.manifest.dataset.name}'. Run tools/extract_proposals.py for the "
-        "training data set"
-    ]

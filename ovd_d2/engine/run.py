@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.evaluation import verify_results
@@ -15,59 +16,53 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 from yaml import YAMLError
 
-from ovd_d2.engine.build import apply_vocabulary, load_training_dicts
+from ovd_d2.data.own import check_own_data_sets
+from ovd_d2.engine.build import apply_vocabulary
+from ovd_d2.engine.checkpoint import FIRST_STAGE, WHOLE_MODEL, SafeCheckpointer
 from ovd_d2.engine.checks import check_setup
 from ovd_d2.engine.config_keys import default_config, unknown_key_problems
+from ovd_d2.engine.launching import available_device, on_main_process
 from ovd_d2.engine.scalars import write_scalars
 from ovd_d2.engine.trainer import OpenVocabularyTrainer
 from ovd_d2.errors import SetupError
 from ovd_d2.evaluation.clip_crops import with_crop_classifier
 
+logger = logging.getLogger(__name__)
+
 
 def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """A complete config from a yaml file and `KEY VALUE` pairs.
 
-    It has the keys of Detectron2, of its PointRend project and of this package.
+    It has the keys of Detectron2, of its PointRend project and of this package. Where this machine
+    lacks `MODEL.DEVICE` it is set to what there is.
 
     Raises:
-        SetupError: no such file, keys that do not exist (all are listed), values of a wrong type.
+        SetupError: no such file, keys that do not exist (all are listed), values of a wrong type;
+            `OVD_DATASETS` could not be registered.
     """
+    check_own_data_sets()
     cfg = default_config()
     if not PathManager.isfile(config_file):
         raise SetupError([f"--config-file: no file at '{config_file}'"])
     try:
         if problems := unknown_key_problems(config_file, opts):
             raise SetupError(problems)
-        cfg.merge_from_file(config_file)
+        cfg.merge_from_file(config_file, allow_unsafe=False)
         cfg.merge_from_list(list(opts))
+        cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
     except SetupError:
         raise
-    except (KeyError, ValueError, AssertionError, YAMLError) as error:
+    # TypeError, AttributeError: not a mapping. RecursionError: brackets, or a base of itself.
+    except (KeyError, ValueError, AssertionError, YAMLError, TypeError, AttributeError,
+            RecursionError) as error:  # fmt: skip
         raise SetupError([f"{config_file} / options: {error}"]) from error
     return cfg
 
 
-def load_for_training(cfg: CfgNode) -> list[dict[str, Any]]:
-    """The training images, after every check has passed.
-
-    Raises:
-        SetupError: lists all problems.
-    """
-    try:
-        training_dicts = load_training_dicts(cfg)
-    except (KeyError, ValueError, FileNotFoundError, AssertionError) as error:
-        check_setup(cfg, [])  # lists this one among all others
-        raise SetupError([str(error)]) from error
-    check_setup(cfg, training_dicts)
-    return training_dicts
-
-
 def train(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Checks the set-up, then trains (`args.resume`: from the last checkpoint)."""
-    training_dicts = load_for_training(cfg)
-    set_up(cfg, args)
-    trainer = OpenVocabularyTrainer(cfg, training_dicts)
-    del training_dicts
+    check_and_set_up(cfg, args, training=True)
+    trainer = OpenVocabularyTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     trainer.train()
 
@@ -77,12 +72,13 @@ def evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
 
     Ends the process where a number is not as `TEST.EXPECTED_RESULTS` says.
     """
-    check_setup(cfg)
-    set_up(cfg, args)
+    check_and_set_up(cfg, args, training=False)
     model = OpenVocabularyTrainer.build_model(cfg)
-    checkpoint = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
-        cfg.MODEL.WEIGHTS, resume=args.resume
-    )
+    # The teacher on crops asks the first stage alone.
+    crops_alone = cfg.MODEL.OVD.CLASSIFY_WITH == "clip_crops"
+    checkpoint = SafeCheckpointer(
+        model, cfg.OUTPUT_DIR, required=FIRST_STAGE if crops_alone else WHOLE_MODEL
+    ).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     apply_vocabulary(cfg, model)
     if cfg.MODEL.OVD.CLASSIFY_WITH != "detector":
         model = with_crop_classifier(cfg, model)
@@ -94,6 +90,14 @@ def evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     write_scalars(results, cfg.OUTPUT_DIR, iteration=checkpoint.get("iteration", 0))
     verify_results(cfg, results)
     return dict(results)
+
+
+def check_and_set_up(cfg: CfgNode, args: argparse.Namespace, *, training: bool) -> None:
+    """Rank 0 looks at everything the run needs; then :func:`set_up`, and what was odd is logged."""
+    notices = on_main_process(partial(check_setup, cfg, training=training))
+    set_up(cfg, args)
+    for notice in notices:
+        logger.warning("%s", notice)
 
 
 def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:

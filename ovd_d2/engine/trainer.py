@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ovd_d2.data.online import is_resumable
 from ovd_d2.engine import build
-from ovd_d2.engine.hooks import ProgressBar
+from ovd_d2.engine.checkpoint import SafeCheckpointer
+from ovd_d2.engine.hooks import ProgressBar, SeedIterations
 from ovd_d2.engine.scalars import defined
 from ovd_d2.evaluation import build_evaluator
 from ovd_d2.files import atomic_write_json
+from ovd_d2.modeling import OpenVocabularyRCNNWithTTA
+
+logger = logging.getLogger(__name__)
 
 INFERENCE, INFERENCE_TTA = "inference", "inference_TTA"  # folders below OUTPUT_DIR
 
@@ -48,26 +53,28 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
+def loader_states(loader: Any) -> dict[str, Any]:
+    """What a checkpointer is to hold of a training loader: nothing, where that is not resumable."""
+    return {"loader": loader} if is_resumable(loader) else {}
+
+
+def finished(start: int, key: str, max_iter: int) -> tuple[str, int, int, str]:
+    """Message and arguments for a log."""
+    message = (
+        "This training has finished: %d of %d iterations are done, nothing is left to resume. "
+        "Raise %s to go on, or evaluate it with --eval-only"
+    )
+    return message, start, max_iter, key
+
+
 class OpenVocabularyTrainer(DefaultTrainer):
     """Base-only labels, stored proposals, the configured vocabulary, base / novel evaluators.
 
-    Everything else (optimiser, schedule, checkpoints, writers, AMP, DDP) is Detectron2's.
+    A run that is resumed goes on as if it had never stopped: same images, same random numbers.
+    Everything else (optimiser, schedule, writers, AMP, DDP) is Detectron2's.
     """
 
-    def __init__(self, cfg: CfgNode, training_dicts: list[dict[str, Any]] | None = None) -> None:
-        """
-        Args:
-            cfg: the complete config.
-            training_dicts: the training images where they are loaded already: LVIS's file of a
-                gigabyte takes half a minute. None: `build_train_loader` loads them.
-        """
-        if training_dicts is not None:
-            # The base class's __init__ calls self.build_train_loader(cfg) and nothing else of it.
-            handing_over = partial(build.build_train_loader, training_dicts=training_dicts)
-            self.build_train_loader = handing_over  # type: ignore[method-assign]
-        super().__init__(cfg)
-        if training_dicts is not None:
-            del self.build_train_loader  # it would keep the dicts; the loader has its own copy
+    checkpointer: DetectionCheckpointer
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -80,9 +87,16 @@ class OpenVocabularyTrainer(DefaultTrainer):
         return build.build_optimizer(cfg, model)
 
     def resume_or_load(self, resume: bool = True) -> None:
+        """As Detectron2's, from the last good checkpoint (:class:`SafeCheckpointer`)."""
         super().resume_or_load(resume)
-        model = self.model.module if hasattr(self.model, "module") else self.model
-        build.apply_vocabulary(self.cfg, model)
+        build.apply_vocabulary(self.cfg, self.model)
+
+    def train(self) -> dict[str, Any] | None:
+        """As Detectron2's; a run that was resumed after its last iteration has nothing to do."""
+        if self.start_iter >= self.max_iter:
+            logger.info(*finished(self.start_iter, "SOLVER.MAX_ITER", self.max_iter))
+            return None
+        return super().train()
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
@@ -109,12 +123,35 @@ class OpenVocabularyTrainer(DefaultTrainer):
         The numbers also go to `OUTPUT_DIR/inference/results.json`, and beside them, under
         "evaluation", data set, protocol and engine of each test set.
         """
-        build.apply_vocabulary(cfg, model)
         if evaluators is None:
             evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
-        results = super().test(cfg, model, evaluators)
+        results = cls._test_each(cfg, model, evaluators)
         cls._write(results, cfg, evaluators, INFERENCE)
         return results
+
+    @classmethod
+    def _test_each(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: list[DatasetEvaluator],
+        wrap: Callable[[CfgNode, nn.Module], nn.Module] = lambda cfg, model: model,
+    ) -> dict[str, Any]:
+        """Each test set with the vocabulary in its order; afterwards the model has the whole one.
+
+        Args:
+            cfg, model, evaluators: as of `test`.
+            wrap: what is evaluated in place of the model, made anew for every vocabulary.
+        """
+        results: dict[str, Any] = {}
+        for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True):
+            build.apply_vocabulary(cfg, model, test_set=name)
+            one_set = cfg.clone()
+            one_set.defrost()
+            one_set.DATASETS.TEST = (name,)
+            results[name] = super().test(one_set, wrap(cfg, model), [evaluator])
+        build.apply_vocabulary(cfg, model)
+        return next(iter(results.values())) if len(results) == 1 else results
 
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
@@ -124,13 +161,12 @@ class OpenVocabularyTrainer(DefaultTrainer):
             The numbers, under "bbox_TTA" and so on. They go to
             `OUTPUT_DIR/inference_TTA/results.json`.
         """
-        build.apply_vocabulary(cfg, model)
         folder = os.path.join(cfg.OUTPUT_DIR, INFERENCE_TTA)
         evaluators = [
             cls.build_evaluator(cfg, name, os.path.join(folder, name)) for name in cfg.DATASETS.TEST
         ]
-        augmented = GeneralizedRCNNWithTTA(cfg, model)
-        results = {f"{k}_TTA": v for k, v in super().test(cfg, augmented, evaluators).items()}
+        plain = cls._test_each(cfg, model, evaluators, wrap=OpenVocabularyRCNNWithTTA)
+        results = {f"{k}_TTA": v for k, v in plain.items()}
         cls._write(results, cfg, evaluators, INFERENCE_TTA)
         return results
 
@@ -156,7 +192,14 @@ class OpenVocabularyTrainer(DefaultTrainer):
         return defined(results) if comm.is_main_process() else {}
 
     def build_hooks(self) -> list[HookBase | None]:
-        hooks: list[HookBase | None] = []
+        # The last thing that Detectron2's __init__ does; some hooks keep the checkpointer.
+        self.checkpointer = SafeCheckpointer(
+            self.model,
+            self.cfg.OUTPUT_DIR,
+            **self.checkpointer.checkpointables,
+            **loader_states(self.data_loader),
+        )
+        hooks: list[HookBase | None] = [SeedIterations(comm.shared_random_seed())]
         for hook in super().build_hooks():
             if not isinstance(hook, EvalHook):
                 hooks.append(hook)

@@ -7,29 +7,31 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
-from torch import nn
 
 from ovd_d2.clip.teacher import CLIPTeacher
-from ovd_d2.clip.vocabulary_builder import build_vocabulary
-from ovd_d2.data.categories import CategoryTable, get_categories, missing_file_problem
+from ovd_d2.clip.vocabulary_builder import build_vocabulary, prompt_family
+from ovd_d2.data.augmentation import smallest_resize
+from ovd_d2.data.categories import CategoryTable, get_categories
 from ovd_d2.engine.build import build_test_loader
-from ovd_d2.engine.checks import weights_problems
+from ovd_d2.engine.checkpoint import WHOLE_MODEL, SafeCheckpointer
+from ovd_d2.engine.data_checks import DataNeeds, check_data
+from ovd_d2.engine.launching import on_main_process
+from ovd_d2.engine.online import configured_teacher
 from ovd_d2.engine.run import set_up
 from ovd_d2.engine.trainer import without_nan
+from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
 from ovd_d2.evaluation import build_evaluator
-from ovd_d2.evaluation.builder import EVALUATORS
 from ovd_d2.files import atomic_write_json
 from ovd_d2.vocabulary import Vocabulary
 
@@ -37,7 +39,6 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 TASKS = {"bbox": "box", "segm": "mask"}
-PICTURES_LOOKED_FOR = 100  # of a data set, evenly spread
 
 
 @dataclass(frozen=True)
@@ -70,22 +71,26 @@ def evaluate_transfer(
     Raises:
         SetupError: lists every problem of the config, the teacher and all data sets.
     """
-    test_sets, teacher = _checked(cfg, dataset_names)
+    test_sets = on_main_process(partial(_checked, cfg, dataset_names))
+    teacher = configured_teacher(cfg, device=cfg.MODEL.DEVICE)
     cfg = cfg.clone()
     cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "transfer")  # the training's files stay
     set_up(cfg, args)
     model = build_model(cfg)
-    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    SafeCheckpointer(model, required=WHOLE_MODEL).load(cfg.MODEL.WEIGHTS)
     folder = Path(cfg.OUTPUT_DIR)
+    prompts = prompt_family(_training_vocabulary(cfg), cfg.MODEL.OVD.TEACHER.PROMPTS)
     report: dict[str, Any] = {
         "weights": cfg.MODEL.WEIGHTS,
         "teacher": teacher.fingerprint,
-        "prompts": cfg.MODEL.OVD.TEACHER.PROMPTS,
+        "prompts": prompts,
         "data_sets": {},
     }
     for test_set in test_sets:
         evaluator = build_evaluator(cfg, test_set.name, str(folder / test_set.name))
-        results = _evaluate_one(cfg, model, teacher, test_set, evaluator)
+        model.set_vocabulary(_vocabulary_of(test_set, teacher, prompts))
+        loader = build_test_loader(cfg, test_set.name)
+        results = inference_on_dataset(model, loader, evaluator)
         if comm.is_main_process():
             report["data_sets"][test_set.name] = {
                 "protocol": evaluator.description["protocol"],
@@ -117,47 +122,42 @@ def _cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def _evaluate_one(
-    cfg: CfgNode,
-    model: nn.Module,
-    teacher: CLIPTeacher,
-    test_set: TransferSet,
-    evaluator: DatasetEvaluator,
-) -> dict[str, Any]:
+def _vocabulary_of(test_set: TransferSet, teacher: CLIPTeacher, prompts: str) -> Vocabulary:
     table = test_set.categories
-    vocabulary = build_vocabulary(
+    return build_vocabulary(
         table.names,
         teacher,
         is_novel=table.is_novel,
         synonyms=table.synonyms,
-        prompts=cfg.MODEL.OVD.TEACHER.PROMPTS,
+        prompts=prompts,
         progress=comm.is_main_process(),
     )
-    model.set_vocabulary(vocabulary)  # type: ignore[operator]
-    return inference_on_dataset(model, build_test_loader(cfg, test_set.name), evaluator)
 
 
-def _checked(cfg: CfgNode, names: Sequence[str]) -> tuple[list[TransferSet], CLIPTeacher]:
+def _checked(cfg: CfgNode, names: Sequence[str]) -> list[TransferSet]:
+    """Raises SetupError with every problem of the config, the teacher and all data sets."""
     problems = list(_config_problems(cfg))
-    test_sets = []
-    for name in names:
-        try:
-            test_sets.append(_checked_set(name))
-        except SetupError as error:
-            problems += error.problems
-    teacher = None
-    wanted = cfg.MODEL.OVD.TEACHER
+    needs = DataNeeds(
+        train=(),
+        test=names,
+        masks=cfg.MODEL.MASK_ON,
+        mask_format=cfg.INPUT.MASK_FORMAT,
+        test_resize=smallest_resize(cfg, is_train=False),
+        test_key="--datasets",
+    )
+    data = check_data(needs, decode=not problems)
+    problems += data.problems
     try:
-        teacher = CLIPTeacher.from_open_clip(
-            wanted.ARCHITECTURE, wanted.PRETRAINED, device=cfg.MODEL.DEVICE
-        )
-    except (OSError, ValueError) as error:
-        problems.append(f"MODEL.OVD.TEACHER: {error}")
-    else:
+        teacher = configured_teacher(cfg, device=cfg.MODEL.DEVICE)
         problems += _teacher_problems(cfg, teacher)
-    if problems or teacher is None:
+    except SetupError as error:
+        problems += error.problems
+    if problems:
         raise SetupError(problems)
-    return test_sets, teacher
+    return [
+        TransferSet(name, get_categories(name), report.counts["images"])
+        for name, report in data.test.items()
+    ]
 
 
 def _config_problems(cfg: CfgNode) -> Iterable[str]:
@@ -170,59 +170,33 @@ def _config_problems(cfg: CfgNode) -> Iterable[str]:
         yield f"MODEL.OVD.CLASSIFY_WITH is {cfg.MODEL.OVD.CLASSIFY_WITH}: transfer needs 'detector'"
     if not cfg.MODEL.WEIGHTS:
         yield "MODEL.WEIGHTS is empty: name the checkpoint of a trained model"
-    yield from weights_problems(cfg)
+    yield from weights_problems(cfg.MODEL.WEIGHTS)
+
+
+def _training_vocabulary(cfg: CfgNode) -> Vocabulary | None:
+    """`MODEL.OVD.VOCABULARY`, where it is at hand."""
+    path = cfg.MODEL.OVD.VOCABULARY
+    return Vocabulary.load(path) if path and PathManager.isfile(path) else None
 
 
 def _teacher_problems(cfg: CfgNode, teacher: CLIPTeacher) -> Iterable[str]:
     """Whether this teacher is that of the training vocabulary, as far as it is at hand."""
     path = cfg.MODEL.OVD.VOCABULARY
-    if not path or not PathManager.isfile(path):
+    try:
+        vocabulary = _training_vocabulary(cfg)
+    except (OSError, ValueError) as error:
+        yield f"MODEL.OVD.VOCABULARY: {error}"
+        return
+    if vocabulary is None:
         logger.warning(
             "No vocabulary at '%s': it is not checked that MODEL.OVD.TEACHER is the teacher the "
-            "model was trained with.",
+            "model was trained with, nor that TEACHER.PROMPTS are its prompts.",
             path,
         )
         return
-    trained_with = Vocabulary.load(path).teacher
+    trained_with = vocabulary.teacher
     if trained_with and trained_with != teacher.fingerprint:
         yield (
             f"MODEL.OVD.TEACHER is {teacher.fingerprint}, but {path} was made with "
             f"{trained_with}: their embeddings do not compare; name that teacher"
         )
-
-
-def _checked_set(name: str) -> TransferSet:
-    """Raises SetupError with every problem of one data set."""
-    if name not in DatasetCatalog:
-        known = ", ".join(sorted(DatasetCatalog.list()))
-        raise SetupError([f"--datasets: '{name}' is not registered; registered: {known}"])
-    evaluator_type = MetadataCatalog.get(name).get("evaluator_type", None)
-    if evaluator_type not in EVALUATORS:
-        known = ", ".join(sorted(EVALUATORS))
-        raise SetupError([f"'{name}' has evaluator_type {evaluator_type!r}; evaluated are {known}"])
-    if problem := missing_file_problem(name):
-        raise SetupError([problem])
-    try:
-        table = get_categories(name)
-        records = DatasetCatalog.get(name)
-    except (OSError, KeyError, ValueError, AssertionError) as error:
-        raise SetupError([f"'{name}': {error}"]) from error
-    problems = list(_content_problems(name, table, records))
-    if problems:
-        raise SetupError(problems)
-    return TransferSet(name, table, len(records))
-
-
-def _content_problems(
-    name: str, table: CategoryTable, records: list[dict[str, Any]]
-) -> Iterable[str]:
-    twice = sorted({one for one in table.names if table.names.count(one) > 1})
-    if twice:
-        yield f"'{name}': categories of equal names: {', '.join(twice[:5])}"
-    if not records:
-        yield f"'{name}': its annotation file lists no image"
-    step = max(1, len(records) // PICTURES_LOOKED_FOR)
-    paths = [record["file_name"] for record in records[::step]]
-    missing = [path for path in paths if not PathManager.isfile(path)]
-    if missing:
-        yield f"'{name}': {len(missing)} of {len(paths)} pictures missing, first {missing[0]}"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ovd_d2 import scoring
 from ovd_d2.clip.crops import embed_proposals
+from ovd_d2.clip.loading import load_teacher
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.modeling import OpenVocabularyRCNN
 from ovd_d2.modeling.detection import select_detections
@@ -59,21 +60,20 @@ class CropClassifier(nn.Module):
 
     @torch.no_grad()
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
-        features, proposals = self.detector.propose(batched_inputs)
-        probs = torch.cat(
-            [self._crop_probabilities(x, p) for x, p in zip(batched_inputs, proposals, strict=True)]
-        )  # (K of all images, C)
+        """As :class:`OpenVocabularyRCNN`'s: what an image gives does not depend on the others."""
+        return [self._forward(one) for one in batched_inputs]
+
+    def _forward(self, one: dict[str, Any]) -> dict[str, Instances]:
+        features, proposals = self.detector.propose([one])
+        probs = self._crop_probabilities(one, proposals[0])  # (K, C)
         boxes = [p.proposal_boxes.tensor for p in proposals]
         if self.text_branch:
             probs, boxes = self._with_text_branch(probs, features, proposals)
-        objectness = torch.cat([p.objectness_logits for p in proposals]).sigmoid()
+        objectness = proposals[0].objectness_logits.sigmoid()
         probs = scoring.mix_objectness(probs, objectness, self.objectness_weight)
         detected = self._select(probs, boxes, proposals)
-        with_masks = self.detector.roi_heads.forward_with_given_boxes(features, detected)
-        return [
-            {"instances": detector_postprocess(instances, x["height"], x["width"])}
-            for instances, x in zip(with_masks, batched_inputs, strict=True)
-        ]
+        with_masks = self.detector.roi_heads.forward_with_given_boxes(features, detected)[0]
+        return {"instances": detector_postprocess(with_masks, one["height"], one["width"])}
 
     def _with_text_branch(
         self, probs: Tensor, features: dict[str, Tensor], proposals: list[Instances]
@@ -110,6 +110,7 @@ def with_crop_classifier(cfg: CfgNode, detector: nn.Module) -> CropClassifier:
 
     Raises:
         TypeError: the detector has no vocabulary for the teacher to choose from.
+        SetupError: the teacher cannot be had.
     """
     if not isinstance(detector, OpenVocabularyRCNN):
         raise TypeError(
@@ -118,10 +119,10 @@ def with_crop_classifier(cfg: CfgNode, detector: nn.Module) -> CropClassifier:
         )
     return CropClassifier(
         detector=detector.eval(),
-        teacher=CLIPTeacher.from_open_clip(
+        teacher=load_teacher(
             cfg.MODEL.OVD.TEACHER.ARCHITECTURE,
             cfg.MODEL.OVD.TEACHER.PRETRAINED,
-            device=cfg.MODEL.DEVICE,
+            cfg.MODEL.DEVICE,
         ),
         text_branch=cfg.MODEL.OVD.CLASSIFY_WITH == "text_and_clip_crops",
         objectness_weight=cfg.MODEL.OVD.OBJECTNESS_WEIGHT,

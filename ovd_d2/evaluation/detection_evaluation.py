@@ -63,6 +63,7 @@ class DetectionEvaluation:
         tasks: Sequence[str],
         output_folder: str | Path | None = None,
         files: Mapping[int, str] | None = None,
+        found: Mapping[int, int] | None = None,
     ) -> Results:
         """
         Args:
@@ -73,6 +74,7 @@ class DetectionEvaluation:
             output_folder: for per_category.json, per_category.csv, novel_confusion.json and the
                 folder "failures".
             files: image id -> picture, for the failure browser.
+            found: image id -> detections that the model gave, where `detections` are fewer.
 
         Returns:
             task -> metric -> percent; nan where nothing has ground truth.
@@ -85,7 +87,7 @@ class DetectionEvaluation:
         ground_truth.check(detections)
         if not detections:
             logger.warning("No predictions from the model: its AP is 0.")
-        self._warn_of_model_limit(detections)
+        self._warn_of_model_limit(found or Counter(one["image_id"] for one in detections))
         counted = select(detections, self.protocol)
         results: Results = {}
         tables: dict[str, CategoryAP] = {}
@@ -131,14 +133,13 @@ class DetectionEvaluation:
                 self.failures,
             )
 
-    def _warn_of_model_limit(self, detections: Sequence[Detection]) -> None:
+    def _warn_of_model_limit(self, found: Mapping[int, int]) -> None:
         limit, allowed = self.model_limit, self.protocol.per_image
         if limit < 0 or (allowed is not None and limit >= allowed):
             return
         if self.protocol.rules == "coco":  # its limit is one of each category
             return
-        numbers = Counter(one["image_id"] for one in detections)
-        full = sum(number >= limit for number in numbers.values())
+        full = sum(number >= limit for number in found.values())
         if full:
             logger.log(
                 logging.WARNING if allowed is None else logging.INFO,
@@ -148,8 +149,8 @@ class DetectionEvaluation:
                 "all" if allowed is None else f"the best {allowed}",
                 limit,
                 full,
-                len(numbers),
-                " (-1: no limit)" if allowed is None else f" to {allowed}",
+                len(found),
+                "" if allowed is None else f" to {allowed}",
             )
 
 

@@ -5,17 +5,22 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from detectron2.structures import Instances
 from detectron2.utils import comm
 
 from ovd_d2.evaluation.detection_evaluation import DetectionEvaluation
 from ovd_d2.evaluation.engines import Engine
 from ovd_d2.evaluation.ground_truth import GroundTruth
 from ovd_d2.evaluation.groups import Categories
+from ovd_d2.evaluation.overlap import group_by_image
 from ovd_d2.evaluation.protocols import Detection, Protocol
+from ovd_d2.evaluation.streaming import BestPerCategory
 from ovd_d2.evaluation.tables import evaluation_table
 from ovd_d2.files import atomic_write
 
@@ -23,11 +28,15 @@ from ovd_d2.files import atomic_write
 class EvaluatorMixin:
     """Goes before Detectron2's evaluator among the bases; `_set_up` after its `__init__`.
 
-    Replaces how predictions are evaluated (`_eval_predictions`), and remembers where the pictures
-    are (`process`).
+    Replaces how predictions are evaluated (`_eval_predictions`). `process` remembers where the
+    images are, and under a protocol that limits the detections per category keeps no others: each
+    rank its own best, from which rank 0 selects. The mask of a detection that cannot count any more
+    is not encoded.
     """
 
     results_file: str  # where the detections go, in the output folder
+    streams = True  # False: `_countable` has to see every detection
+    _predictions: list[dict[str, Any]]
     _logger: logging.Logger
     _metadata: Any
     _output_dir: str | None
@@ -71,17 +80,35 @@ class EvaluatorMixin:
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]
         self._files = {}
+        self._found: Counter[int] = Counter()  # detections per image that the model gave
+        limit = self.evaluation.protocol.per_category
+        # What comes before the limit of a category would have to be applied before this
+        exact = self.streams and self.evaluation.protocol.per_image is None
+        self._best = BestPerCategory(limit) if exact and limit is not None else None
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        super().process(inputs, outputs)  # type: ignore[misc]
-        for one in inputs:
+        for one, output in zip(inputs, outputs, strict=True):
+            self._found[one["image_id"]] += len(output.get("instances", ()))
             if "file_name" in one:
                 self._files[one["image_id"]] = one["file_name"]
+            if self._best is None or "instances" not in output:
+                super().process([one], [output])  # type: ignore[misc]
+                continue
+            kept = _admitted(output["instances"], self._best)
+            super().process([one], [{**output, "instances": kept}])  # type: ignore[misc]
+            self._best.add(self._predictions[-1]["instances"])
+            self._predictions[-1]["instances"] = []  # `evaluate` fills it
 
     def evaluate(self) -> dict[str, Any] | None:
+        if self._best is not None:
+            kept = group_by_image(self._best.detections())
+            for one in self._predictions:
+                if "instances" in one:
+                    one["instances"] = kept.pop(one["image_id"], [])
         if self._distributed:
-            gathered = comm.gather(self._files, dst=0)
-            self._files = {key: name for files in gathered for key, name in files.items()}
+            gathered = comm.gather((self._files, self._found), dst=0)
+            self._files = {key: name for files, _ in gathered for key, name in files.items()}
+            self._found = sum((found for _, found in gathered), Counter())
         return super().evaluate()  # type: ignore[misc]
 
     def _eval_predictions(
@@ -103,7 +130,9 @@ class EvaluatorMixin:
             self._dataset, self.evaluation.protocol.rules, self.evaluation.dataset_name
         )
         counted = self._countable(results)
-        metrics = self.evaluation.run(truth, counted, tasks, self._output_dir, self._files)
+        metrics = self.evaluation.run(
+            truth, counted, tasks, self._output_dir, self._files, self._found
+        )
         self._logger.info("Evaluated\n%s", evaluation_table(self.description, metrics))
         self._results.update(metrics)
 
@@ -124,3 +153,9 @@ class EvaluatorMixin:
         names = self._metadata.get("thing_classes", None) or [records[k]["name"] for k in ids]
         frequencies = [records[k].get("frequency") for k in ids]
         return Categories(ids, list(names), [bool(flag) for flag in novel], frequencies)
+
+
+def _admitted(found: Instances, best: BestPerCategory) -> Instances:
+    """The detections of one image that may yet count."""
+    admitted = best.admits(found.pred_classes.cpu().numpy(), found.scores.cpu().numpy())
+    return found if admitted.all() else found[torch.as_tensor(admitted, device=found.scores.device)]

@@ -53,6 +53,9 @@ FIXED = Protocol("LVIS fixed AP", "lvis", per_category=10_000)
 # cocodataset.org; also the generalised open-vocabulary COCO.
 COCO = Protocol("COCO", "coco", per_image_and_category=100)
 
+# A model's own limit that makes fixed AP feasible; docs/evaluation.md has the costs.
+FIXED_DETECTIONS_PER_IMAGE = 1_000
+
 LVIS_PROTOCOLS = {"federated": FEDERATED, "fixed": FIXED}
 
 
@@ -65,6 +68,23 @@ def lvis_protocol(name: str) -> Protocol:
     if name not in LVIS_PROTOCOLS:
         raise ValueError(f"TEST.OVD.PROTOCOL is '{name}', expected one of {sorted(LVIS_PROTOCOLS)}")
     return LVIS_PROTOCOLS[name]
+
+
+def fixed_ap_problems(protocol: str, detections_per_image: int) -> list[str]:
+    """Why fixed AP cannot be taken with these settings; one message, or none.
+
+    Args:
+        protocol: `TEST.OVD.PROTOCOL`.
+        detections_per_image: `TEST.DETECTIONS_PER_IMAGE`; negative: no limit.
+    """
+    if protocol != "fixed" or detections_per_image >= 0:
+        return []
+    return [
+        f"TEST.DETECTIONS_PER_IMAGE is {detections_per_image} (no limit) with TEST.OVD.PROTOCOL "
+        "fixed: at a score threshold of 0 an image of LVIS has up to 361,000 detections, 300 "
+        "regions times 1,203 names, each with a mask of the image's size; set it to "
+        f"{FIXED_DETECTIONS_PER_IMAGE} (docs/evaluation.md has what each number costs)"
+    ]
 
 
 def select(detections: Sequence[Detection], protocol: Protocol) -> list[Detection]:

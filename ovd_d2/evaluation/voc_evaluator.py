@@ -26,6 +26,8 @@ class OpenVocabularyVOCEvaluator(OpenVocabularyCOCOEvaluator):
     recall: 101 points (COCO), not 11 (2007) or the area (2010 on).
     """
 
+    streams = False
+
     def __init__(self, dataset_name: str, *args: Any, **kwargs: Any) -> None:
         """
         Args:

@@ -9,18 +9,21 @@ from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY, FastRCNNConvFCHead
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Instances
+from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovd_d2.losses import suppress_novel_logits
 from ovd_d2.modeling.classifier import CLIPClassifier
 from ovd_d2.modeling.detection import select_detections
+from ovd_d2.modeling.layers import run_layers
 
 
 class _NormedLinear(nn.Linear):
     """A linear layer followed by a norm over its outputs, under Detectron2's `norm` name.
 
-    One row alone has no variance: in training it is normalised with the running statistics.
+    One row alone has no variance: in training it is normalised with the running statistics, unless
+    the norm reduces over the rows of all ranks, which then wait for this one's.
     """
 
     def __init__(self, in_features: int, out_features: int, norm: str) -> None:
@@ -29,11 +32,22 @@ class _NormedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         x = super().forward(x)[:, :, None, None]  # norms of images want (N, C, H, W)
-        if self.training and len(x) == 1 and isinstance(self.norm, nn.BatchNorm2d):
+        if self.training and len(x) == 1 and _normalises_own_rows(self.norm):
             mean, var = self.norm.running_mean, self.norm.running_var
             norm = (self.norm.weight, self.norm.bias)
             return F.batch_norm(x, mean, var, *norm, eps=self.norm.eps).flatten(1)
         return self.norm(x).flatten(1)
+
+
+def _normalises_own_rows(norm: nn.Module) -> bool:
+    """Whether `norm` is a batch norm of this process's rows alone.
+
+    Detectron2's NaiveSyncBatchNorm is a BatchNorm2d that reduces over the process group.
+    """
+    if type(norm) is nn.BatchNorm2d:
+        return True
+    synchronised = isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
+    return synchronised and comm.get_world_size() == 1
 
 
 @ROI_BOX_HEAD_REGISTRY.register()
@@ -66,6 +80,10 @@ class ViLDBoxHead(FastRCNNConvFCHead):
             **super().from_config(cfg, input_shape),
             "fc_norm": cfg.MODEL.ROI_BOX_HEAD.FC_NORM,
         }
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pooled features (N, C, H, W) -> (N, F); N may be 0."""
+        return run_layers(self, x)
 
 
 class EmbeddingProjection(nn.Linear):

@@ -11,16 +11,23 @@ from torch.nn import functional as F
 from ovd_d2.vocabulary import Vocabulary
 
 BACKGROUNDS = ("learned", "text")
+_VOCABULARY_BUFFERS = ("text_embeddings", "is_novel")
 
 
 class CLIPClassifier(nn.Module):
     """Cosine similarity to frozen text embeddings and to one background embedding.
 
     ViLD, section 3.2 (ViLD-text). The text embeddings are buffers, never parameters: no optimizer
-    sees them. They and the novel flags are part of the state dict, and loading a state dict
-    brings the vocabulary it was saved with, whatever its length.
+    sees them. They and the novel flags are part of the state dict once there is a vocabulary, and
+    loading a state dict brings the vocabulary it was saved with, whatever its length.
+
+    Detectron2's own checkpointer leaves out tensors of another shape than the model's. So it loads
+    a vocabulary of any length into a model that has none yet, and into one that has keeps the
+    model's if the lengths differ. It does not know the names: these travel in the checkpoints of
+    :class:`ovd_d2.engine.checkpoint.SafeCheckpointer`, which loads any length into any model.
 
     Attributes:
+        vocabulary: names and all, as set; None before, or where a state dict brought another.
         text_embeddings: (C, D) float32 unit rows.
         is_novel: (C,) bool.
         background: (D,), normalised in use; a parameter where it is learned.
@@ -67,6 +74,7 @@ class CLIPClassifier(nn.Module):
         self.register_buffer("text_embeddings", torch.zeros(num_classes, embedding_dim))
         self.register_buffer("is_novel", torch.zeros(num_classes, dtype=torch.bool))
         self._has_vocabulary = False
+        self.vocabulary: Vocabulary | None = None
 
     @property
     def temperature(self) -> float:
@@ -95,6 +103,12 @@ class CLIPClassifier(nn.Module):
         self.text_embeddings.copy_(vocabulary.embeddings)
         self.is_novel.copy_(vocabulary.novel)
         self._has_vocabulary = True
+        self.vocabulary = vocabulary
+
+    def forget_vocabulary(self) -> None:
+        """Makes room for the vocabulary of a state dict; a learned background stays."""
+        self._has_vocabulary = False
+        self.vocabulary = None
 
     def forward(self, region_embeddings: Tensor) -> Tensor:
         """
@@ -125,14 +139,43 @@ class CLIPClassifier(nn.Module):
         self.text_embeddings = embeddings.new_zeros(num_classes, self.embedding_dim)
         self.is_novel = novel.new_zeros(num_classes)
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
-        stored = state_dict.get(prefix + "text_embeddings")
-        if stored is not None and stored.shape[1:] == self.text_embeddings.shape[1:]:
-            self._resize(len(stored))
-            self._has_vocabulary = bool(stored.any())
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not self._has_vocabulary:  # zeros of a length that says nothing
+            for name in _VOCABULARY_BUFFERS:
+                del destination[prefix + name]
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        *args: Any,
+    ) -> None:
+        keys = [prefix + name for name in _VOCABULARY_BUFFERS]
+        if all(key in state_dict for key in keys):
+            self._make_room_for(state_dict[keys[0]])
+        else:  # one without the other is none
+            for key in keys:
+                state_dict.pop(key, None)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, *args
+        )
+        # A state dict without a vocabulary leaves the one there is.
+        missing_keys[:] = [key for key in missing_keys if key not in keys]
+
+    def _make_room_for(self, stored: Tensor) -> None:
+        if stored.shape[1:] != self.text_embeddings.shape[1:]:
+            return  # the base class says so
+        self._resize(len(stored))
+        self._has_vocabulary = bool(stored.any())
+        known = self.vocabulary
+        if known is not None and not torch.equal(known.embeddings, stored.cpu().float()):
+            self.vocabulary = None
 
 
 def _background_of(vocabulary: Vocabulary) -> Tensor:

@@ -1,13 +1,27 @@
-"""PointRend's mask head for categories without masks of their own."""
+"""Mask heads for categories without masks of their own, and for images without objects."""
 
 from __future__ import annotations
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY
+from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY, MaskRCNNConvUpsampleHead
 from detectron2.projects.point_rend import PointRendMaskHead
 from detectron2.structures import Instances
 from torch import Tensor
+
+from ovd_d2.modeling.layers import run_layers
+
+
+@ROI_MASK_HEAD_REGISTRY.register()
+class ViLDMaskHead(MaskRCNNConvUpsampleHead):
+    """Detectron2's convolutional mask head, which trains without regions under SyncBN, too.
+
+    A process whose images have no objects at all has no region to learn masks from.
+    """
+
+    def layers(self, x: Tensor) -> Tensor:
+        """Pooled features (N, C, H, W) -> mask logits (N, 1 or classes, 2H, 2W)."""
+        return run_layers(self, x)
 
 
 @ROI_MASK_HEAD_REGISTRY.register()

@@ -1,9 +1,10 @@
-"""The meta-architecture that carries cached proposals to the heads."""
+"""Meta-architectures: detections that do not depend on the batch, and cached proposals."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.structures import Instances
@@ -14,12 +15,43 @@ from ovd_d2.vocabulary import Vocabulary
 
 
 @META_ARCH_REGISTRY.register()
-class OpenVocabularyRCNN(GeneralizedRCNN):
+class BatchInvariantRCNN(GeneralizedRCNN):
+    """Detectron2's R-CNN whose detections of an image are the same alone and in any batch.
+
+    Detectron2 pads every image to the largest of its batch. Convolutions, attention and norms see
+    the padding, so features near the border, and with them detections, depend on the neighbours.
+    Of the two remedies, masking the padding and batching by padded size, this is the second, with
+    one image per batch: every image is padded to `backbone.size_divisibility` (or
+    `padding_constraints`) and no further. Larger batches of one padded size would still differ from
+    the image alone by the rounding of their kernels, about 1e-6, which is enough to reorder scores
+    that are close to 1 and to change what non-maximum suppression keeps. Detectron2's evaluation,
+    too, gives a model one image at a time. Training is Detectron2's.
+
+    Parameters and state dict are those of :class:`GeneralizedRCNN`.
+    """
+
+    def inference(
+        self,
+        batched_inputs: list[dict[str, Any]],
+        detected_instances: list[Instances] | None = None,
+        do_postprocess: bool = True,
+    ) -> list[Any]:
+        """See :meth:`GeneralizedRCNN.inference`."""
+        infer = super().inference
+        known = [None] * len(batched_inputs) if detected_instances is None else detected_instances
+        return [
+            infer([one], None if instances is None else [instances], do_postprocess)[0]
+            for one, instances in zip(batched_inputs, known, strict=True)
+        ]
+
+
+@META_ARCH_REGISTRY.register()
+class OpenVocabularyRCNN(BatchInvariantRCNN):
     """A two-stage detector of anything that can be named.
 
     In training each input may carry `cached_proposals` (see
     :class:`ovd_d2.data.mapper.OpenVocabularyDatasetMapper`); they go to the ROI heads beside the
-    RPN's own proposals. Inference is :class:`GeneralizedRCNN`'s.
+    RPN's own proposals. Inference is :class:`BatchInvariantRCNN`'s.
     """
 
     @configurable
@@ -48,11 +80,11 @@ class OpenVocabularyRCNN(GeneralizedRCNN):
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """
         Args:
-            batched_inputs: one dict an image: `image` (C, H, W); in training `instances` and,
+            batched_inputs: one dict per image: `image` (C, H, W); in training `instances` and,
                 where the heads distil, `cached_proposals`.
 
         Returns:
-            In training a dict of scalar losses; else one `{"instances": Instances}` an image.
+            In training a dict of scalar losses; else one `{"instances": Instances}` per image.
         """
         if not self.training:
             return self.inference(batched_inputs)
@@ -80,19 +112,36 @@ class OpenVocabularyRCNN(GeneralizedRCNN):
         return [x[key].to(self.device) for x in batched_inputs]
 
     def predict_proposals(self, batched_inputs: list[dict[str, Any]]) -> list[Instances]:
-        """The first stage alone.
+        """The first stage alone, of images of any sizes.
 
         Returns:
-            One `Instances` an image with `proposal_boxes` (in the coordinates of the network's
-            input) and `objectness_logits`, sorted by falling objectness.
+            One `Instances` per image with `proposal_boxes` (in the coordinates of the network's
+            input) and `objectness_logits`, sorted by falling objectness; as in
+            :class:`BatchInvariantRCNN`, they do not depend on the other images.
         """
-        return self.propose(batched_inputs)[1]
+        return [self._propose(one)[1] for one in batched_inputs]
 
     def propose(
         self, batched_inputs: list[dict[str, Any]]
     ) -> tuple[dict[str, Tensor], list[Instances]]:
-        """Feature maps, name -> (N, C, H, W), and what :meth:`predict_proposals` returns."""
-        images = self.preprocess_image(batched_inputs)
+        """Feature maps, name -> (N, C, H, W), and what :meth:`predict_proposals` returns.
+
+        Raises:
+            ValueError: the images have feature maps of different sizes, which one tensor cannot
+                hold unchanged.
+        """
+        features, proposals = zip(*map(self._propose, batched_inputs), strict=True)
+        sizes = sorted({tuple(next(iter(maps.values())).shape[2:]) for maps in features})
+        if len(sizes) > 1:
+            raise ValueError(
+                f"the images have feature maps of {len(sizes)} sizes, expected one (found "
+                f"{sizes[0]} and {sizes[-1]}): give images of one size, or one at a time"
+            )
+        names = features[0]
+        return {name: torch.cat([maps[name] for maps in features]) for name in names}, [*proposals]
+
+    def _propose(self, one: dict[str, Any]) -> tuple[dict[str, Tensor], Instances]:
+        images = self.preprocess_image([one])
         features = self.backbone(images.tensor)
         proposals, _ = self.proposal_generator(images, features, None)
-        return features, proposals
+        return features, proposals[0]

@@ -12,7 +12,7 @@ from ovd_d2.benchmark.online import OnlineCost, online_cost
 from ovd_d2.benchmark.speed import Ratio, table_of
 from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_TAG
 from ovd_d2.engine import build
-from ovd_d2.engine.online import load_teacher
+from ovd_d2.engine.online import configured_teacher
 from ovd_d2.vocabulary import Vocabulary
 from tests.proposal_stores import random_proposals, write_cache, write_proposals
 from tests.tiny import BASE_NAMES, NOVEL_NAMES, tiny_config
@@ -47,7 +47,7 @@ def configs(tmp_path, monkeypatch):
         cfg.MODEL.OVD.VOCABULARY = str(tmp_path / "vocabulary.safetensors")
     online.MODEL.OVD.DISTILLATION.CACHE = ""
     online.MODEL.OVD.DISTILLATION.ONLINE.PROPOSALS = str(proposals.path)
-    teacher = load_teacher(online, device="cpu")
+    teacher = configured_teacher(online, device="cpu")
     cached.MODEL.OVD.DISTILLATION.CACHE = str(
         write_cache(tmp_path / "cache", dicts, proposals, teacher)
     )
@@ -79,8 +79,8 @@ def test_the_teacher_alone_encodes_as_many_crops(configs, monkeypatch):
     _, online = configs
     online.MODEL.OVD.DISTILLATION.ONLINE.BATCH_SIZE = 8
     seen = []
-    teacher = load_teacher(online, device="cpu")
-    monkeypatch.setattr(measured, "load_teacher", lambda *_, **__: teacher)
+    teacher = configured_teacher(online, device="cpu")
+    monkeypatch.setattr(measured, "configured_teacher", lambda *_, **__: teacher)
     monkeypatch.setattr(teacher, "encode_images", lambda batch: seen.append(len(batch)))
     encode = measured._teacher_pass(online, [20, 0, 8])
     for number in range(3):

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 import torch
 
-from ovd_d2.cache import DatasetInfo, Manifest, RecordWriter
+from ovd_d2.cache import DatasetInfo, Manifest, RecordWriter, dataset_fingerprint
 
 DIM = 8
 Tensors = dict[str, torch.Tensor]
@@ -59,10 +59,26 @@ def make_record() -> Callable[..., Tensors]:
 
 
 @pytest.fixture
+def make_images() -> Callable[..., list[dict]]:
+    """`make_images(ids)`: image entries; image 7 is data/7.png of 41 x 33."""
+
+    def make(ids: Iterable[int] = range(1, 6), **changes: object) -> list[dict]:
+        entry = {"height": 41, "width": 33, **changes}
+        return [{"file_name": f"data/{one}.png", "image_id": one, **entry} for one in ids]
+
+    return make
+
+
+@pytest.fixture
 def build(
-    make_manifest: Callable[..., Manifest], make_record: Callable[..., Tensors]
+    make_manifest: Callable[..., Manifest],
+    make_record: Callable[..., Tensors],
+    make_images: Callable[..., list[dict]],
 ) -> Callable[..., Path]:
-    """`build(folder, ids)`: a finished store, continued if one is there."""
+    """`build(folder, ids)`: a finished store, continued if one is there.
+
+    `listed`: with the list of its images, `make_images(ids)`; without, as an older store.
+    """
 
     def run(
         path: Path,
@@ -70,8 +86,14 @@ def build(
         kind: str = "embeddings",
         shard: int = 2,
         added: Callable[[int], object] = lambda image_id: None,
+        listed: bool = False,
     ) -> Path:
-        with RecordWriter(path, make_manifest(kind, len(ids)), images_per_shard=shard) as writer:
+        images = make_images(ids) if listed else None
+        manifest = make_manifest(kind, len(ids))
+        if images:
+            info = DatasetInfo("toy_train", dataset_fingerprint(images), len(images))
+            manifest = make_manifest(kind, dataset=info)
+        with RecordWriter(path, manifest, images_per_shard=shard, images=images) as writer:
             for image_id in ids:
                 if image_id not in writer.done_ids:
                     writer.add(image_id, make_record(image_id, kind))

@@ -21,6 +21,7 @@ from ovd_d2.cache import (
     dataset_fingerprint,
 )
 from ovd_d2.cache.builder import build_cache, load_image
+from ovd_d2.cache.identity import ImageIdentity, load_image_list
 from ovd_d2.clip.crops import embed_proposals
 from ovd_d2.clip.teacher import CLIPTeacher
 
@@ -79,7 +80,8 @@ def proposals(tmp_path: Path, dataset: list[dict[str, Any]]) -> ProposalStore:
     """Images 11, 12, 13 have a red, a blue and a mixed box in rising objectness; 14 has none."""
     boxes = torch.tensor([[2.0, 2, 8, 8], [20, 2, 28, 8], [12, 4, 20, 12]])
     info = DatasetInfo(NAME, dataset_fingerprint(dataset), len(dataset))
-    with RecordWriter(tmp_path / "proposals", Manifest("proposals", info, "rpn")) as writer:
+    manifest = Manifest("proposals", info, "rpn")
+    with RecordWriter(tmp_path / "proposals", manifest, images=dataset) as writer:
         for entry in dataset:
             k = 0 if entry["image_id"] == 14 else 3
             record = {"boxes": boxes[:k], "objectness": torch.tensor([0.1, 0.5, 0.9])[:k]}
@@ -198,17 +200,37 @@ def test_all_problems_of_the_input_are_reported_before_any_work(
     assert "top_k is 0" in message
     assert model.calls == 0
     assert not (tmp_path / "cache").exists()
-    with pytest.raises(CacheError, match="image ids must be integers, found 'a'"):
+    with pytest.raises(CacheError, match="1 of 1 image ids cannot be stored, first: 'a'"):
         run(dataset_dicts=[{**dataset[0], "image_id": "a"}])
     with pytest.raises(CacheError, match="it has no images"):
         run(dataset_dicts=[])
+
+
+def test_proposals_of_other_images_under_these_ids_are_refused(
+    run: Callable[..., EmbeddingCache], dataset: list[dict[str, Any]]
+) -> None:
+    again = [{**entry, "image_id": 25 - entry["image_id"]} for entry in dataset]
+    with pytest.raises(CacheError, match=r"cannot embed .*: image 14 was 14\.png .*is 11\.png"):
+        run(dataset_dicts=again)
+    with pytest.raises(CacheError, match=r"first: image 12 was 12\.png \(24 x 32\), is 12\.png"):
+        run(dataset_dicts=[dataset[0], {**dataset[1], "height": 48}])
+
+
+def test_a_part_of_the_images_that_have_proposals_is_enough(
+    run: Callable[..., EmbeddingCache], dataset: list[dict[str, Any]]
+) -> None:
+    cache = run(dataset_dicts=dataset[1:3])
+    assert list(cache) == [12, 13]
+    assert load_image_list(cache.path, cache.manifest.dataset) == {
+        one: ImageIdentity(f"{one}.png", *SIZE) for one in (12, 13)
+    }
 
 
 def test_a_missing_image_is_named(
     run: Callable[..., EmbeddingCache], dataset: list[dict[str, Any]]
 ) -> None:
     Path(dataset[2]["file_name"]).unlink()
-    with pytest.raises(CacheError, match=r"image 13: .*13\.png is missing"):
+    with pytest.raises(CacheError, match=r"images are missing .*13\.png, image id 13"):
         run()
 
 
@@ -221,7 +243,9 @@ def test_a_damaged_image_is_named_and_the_build_continues_once_repaired(
     Image.fromarray(noise).save(path)
     sound = path.read_bytes()
     path.write_bytes({"empty": b"", "garbage": b"x" * 99, "truncated": sound[:600]}[damage])
-    with pytest.raises(CacheError, match=r"image 13: .*13\.png cannot be read"):
+    with pytest.raises(
+        CacheError, match=r"13\.png.* (empty|no image|cannot be read)|(empty|no images) .*13\.png"
+    ):
         run()
     path.write_bytes(sound)
     assert list(run()) == [11, 12, 13, 14]
@@ -231,7 +255,7 @@ def test_an_image_of_another_size_is_named(
     run: Callable[..., EmbeddingCache], dataset: list[dict[str, Any]]
 ) -> None:
     Image.new("RGB", (40, 24)).save(dataset[1]["file_name"])
-    with pytest.raises(CacheError, match=r"image 12: .*is 24 x 40 .*says 24 x 32"):
+    with pytest.raises(CacheError, match=r"12\.png, image id 12.*24 x 40 .*annotated as 24 x 32"):
         run()
 
 
@@ -256,17 +280,18 @@ def test_the_command_builds_and_reports(
     assert len(EmbeddingCache(tmp_path / "cache")[11]) == 2
 
 
-def test_all_bad_pictures_are_named_before_anything_is_written_or_deleted(
+def test_all_bad_images_are_named_before_anything_is_written_or_deleted(
     tmp_path: Path, run: Callable[..., EmbeddingCache], dataset: list[dict[str, Any]]
 ) -> None:
     before = run().fingerprint
     Path(dataset[0]["file_name"]).unlink()
     Path(dataset[2]["file_name"]).write_bytes(b"garbage")
     model = ColourModel()
-    with pytest.raises(CacheError, match="2 pictures cannot be used") as caught:
+    with pytest.raises(CacheError, match="1 of 4 images are missing") as caught:
         run(model, overwrite=True)
-    assert "image 11: " in str(caught.value)
-    assert "image 13: " in str(caught.value)
+    assert "image id 11" in str(caught.value)
+    assert "1 of 4 files are no images" in str(caught.value)
+    assert "image id 13" in str(caught.value)
     assert model.calls == 0
     assert EmbeddingCache(tmp_path / "cache").fingerprint == before
 

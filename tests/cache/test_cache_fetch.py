@@ -14,6 +14,7 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 
 from ovd_d2.cache import CacheError, EmbeddingCache, verify_store
+from ovd_d2.cache.identity import identity_problems
 
 PREFIX = "far://"
 
@@ -62,6 +63,14 @@ def test_a_remote_store_is_fetched_once(
     assert len(EmbeddingCache("far://toy")) == 5
     assert verify_store("far://toy") == []
     assert len(far.fetched) == 5
+
+
+def test_the_list_of_images_is_fetched_too(
+    far: FarHandler, build: Callable, make_images: Callable
+) -> None:
+    build(far.source / "toy", listed=True)
+    (problem,) = identity_problems(EmbeddingCache("far://toy"), make_images([2], height=600))
+    assert "image 2 was 2.png (41 x 33), is 2.png (600 x 33)" in problem
 
 
 def test_what_cannot_be_fetched_is_named(far: FarHandler, build: Callable) -> None:

@@ -19,7 +19,8 @@ import torch
 import xxhash
 
 from ovd_d2.benchmark.cache_reading import ROWS, bytes_an_image, write_random_store
-from ovd_d2.cache import EmbeddingCache, ProposalStore
+from ovd_d2.cache import EmbeddingCache, Manifest, ProposalStore
+from ovd_d2.cache.identity import load_image_list
 
 PAGE = Path(__file__).parents[2] / "docs" / "cache-format.md"
 TYPES = {"F32": "<f4", "F16": "<f2", "I8": "i1", "I32": "<i4", "I64": "<i8"}
@@ -86,6 +87,22 @@ def test_proposals_and_images_without_any(
     for image_id, record in read.items():
         assert set(record) == {"boxes", "objectness"}
         assert torch.equal(torch.tensor(record["boxes"]), make_record(image_id)["boxes"])
+
+
+def images_of(folder: Path) -> dict[int, tuple[str, int | None, int | None]]:
+    dataset = json.loads((folder / "manifest.json").read_text())["dataset"]
+    content = (folder / "images.json").read_bytes()
+    assert hashlib.sha256(content).hexdigest()[:16] == dataset["fingerprint"]
+    rows = json.loads(content)
+    assert len(rows) == dataset["num_images"]
+    return {image_id: (name, height, width) for image_id, name, height, width in rows}
+
+
+def test_the_list_of_images(tmp_path: Path, build: Callable) -> None:
+    build(tmp_path, range(9, 6, -1), kind="proposals", listed=True)
+    expected = {one: (f"{one}.png", 41, 33) for one in (7, 8, 9)}
+    assert images_of(tmp_path) == expected
+    assert load_image_list(tmp_path, Manifest.load(tmp_path).dataset) == expected
 
 
 def test_the_sizes_in_the_document() -> None:

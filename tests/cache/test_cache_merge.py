@@ -6,8 +6,10 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +21,9 @@ from ovd_d2.cache import (
     Manifest,
     ProposalStore,
     RecordWriter,
+    dataset_fingerprint,
 )
+from ovd_d2.cache.identity import list_entries, load_image_list
 from ovd_d2.cache.merge import merge_stores
 from ovd_d2.cache.store import open_store
 from tests.processes import CRASHED, die_at, exit_code, fork
@@ -33,8 +37,12 @@ def write(
     tmp_path: Path,
     make_manifest: Callable[..., Manifest],
     make_record: Callable[..., dict[str, torch.Tensor]],
+    make_images: Callable[..., list[dict]],
 ) -> Write:
-    """`write(name, ids)`: a store with these images of a data set of `total`."""
+    """`write(name, ids)`: a store with these images of a data set of `total`.
+
+    `of`: the name of another data set that has just these images, and lists them.
+    """
 
     def run(
         name: str,
@@ -42,11 +50,17 @@ def write(
         *,
         total: int = len(IDS),
         record: Callable[[int], dict[str, torch.Tensor]] | None = None,
+        of: str = "",
+        entry: Mapping[str, Any] = MappingProxyType({}),
         **header: object,
     ) -> Path:
         kind = str(header.get("kind", "embeddings"))
+        images = None
+        if of:
+            images = make_images(ids, **entry)
+            header["dataset"] = DatasetInfo(of, dataset_fingerprint(images), len(images))
         manifest = make_manifest(num_images=total, **header)
-        with RecordWriter(tmp_path / name, manifest, images_per_shard=2) as writer:
+        with RecordWriter(tmp_path / name, manifest, 2, images=images) as writer:
             for image_id in ids:
                 writer.add(image_id, record(image_id) if record else make_record(image_id, kind))
             writer.finish(ids)
@@ -99,8 +113,8 @@ def other(name: str, images: int) -> DatasetInfo:
 
 
 def test_stores_of_two_data_sets_become_one(write: Write, tmp_path: Path) -> None:
-    a = write("a", range(5), dataset=other("first", 5), proposals="x")
-    b = write("b", range(100, 103), dataset=other("second", 3), proposals="y")
+    a = write("a", range(5), of="first", proposals="x")
+    b = write("b", range(100, 103), of="second", proposals="y")
     summary = merge_stores([a, b], tmp_path / "merged", progress=False)
     merged = EmbeddingCache(tmp_path / "merged")
     assert summary.images == len(merged) == 8
@@ -108,13 +122,32 @@ def test_stores_of_two_data_sets_become_one(write: Write, tmp_path: Path) -> Non
     assert merged.manifest.dataset.num_images == 8
     assert merged.manifest.proposals.startswith("merged-")
     assert content(merged.path) == {**content(a), **content(b)}
+    listed = load_image_list(merged.path, merged.manifest.dataset)
+    assert listed is not None and list(listed) == list(merged)
+    assert merged.manifest.dataset.fingerprint == dataset_fingerprint(list_entries(listed))
     backwards = merge_stores([b, a], tmp_path / "backwards", progress=False)
     assert EmbeddingCache(backwards.path).fingerprint == merged.fingerprint
 
 
+def test_ids_that_mean_other_images_in_another_data_set_are_refused(
+    write: Write, tmp_path: Path
+) -> None:
+    a = write("a", [4, 8], of="first")
+    b = write("b", [8, 12], of="second", entry={"height": 99})  # 8 and 12 have no proposals
+    with pytest.raises(CacheError, match="1 ids mean one image in data set '.*first: image 8 is"):
+        merge_stores([a, b], tmp_path / "merged", progress=False)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_data_sets_that_do_not_name_their_images_are_refused(write: Write, tmp_path: Path) -> None:
+    a, b = write("a", [4], of="first"), write("b", [8], dataset=other("second", 1))
+    with pytest.raises(CacheError, match="add-image-list STORE --dataset second"):
+        merge_stores([a, b], tmp_path / "merged", progress=False)
+
+
 def test_images_that_two_data_sets_share_are_stored_once(write: Write, tmp_path: Path) -> None:
-    a = write("a", range(5), dataset=other("first", 5))
-    b = write("b", range(3, 7), dataset=other("second", 4))
+    a = write("a", range(5), of="first")
+    b = write("b", range(3, 7), of="second")
     summary = merge_stores([a, b], tmp_path / "merged", progress=False)
     assert (summary.images, summary.duplicates) == (7, 2)
     assert EmbeddingCache(tmp_path / "merged").verify() == []
@@ -123,7 +156,7 @@ def test_images_that_two_data_sets_share_are_stored_once(write: Write, tmp_path:
 def test_a_merged_store_can_be_merged_again(write: Write, tmp_path: Path) -> None:
     for k, name in enumerate("abc"):
         ids = range(10 * k, 10 * k + 3)
-        write(name, ids, dataset=other(name, 3))
+        write(name, ids, of=name)
     merge_stores([tmp_path / "a", tmp_path / "b"], tmp_path / "ab", progress=False)
     merge_stores([tmp_path / "ab", tmp_path / "c"], tmp_path / "abc", progress=False)
     merged = EmbeddingCache(tmp_path / "abc")
@@ -270,8 +303,8 @@ def test_a_merge_of_other_sources_into_the_folder_is_refused(
     write: Write, parts: list[Path], tmp_path: Path
 ) -> None:
     merge_stores(parts, tmp_path / "merged", progress=False)
-    a = write("x", range(3), dataset=other("x", 3))
-    b = write("y", range(3, 5), dataset=other("y", 2))
+    a = write("x", range(3), of="x")
+    b = write("y", range(3, 5), of="y")
     with pytest.raises(CacheError, match="was built with other settings"):
         merge_stores([a, b], tmp_path / "merged", progress=False)
     merge_stores([a, b], tmp_path / "merged", overwrite=True, progress=False)

@@ -5,18 +5,24 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 
 from ovd_d2.cache import (
     CacheError,
+    DatasetInfo,
     EmbeddingCache,
     Manifest,
     RecordWriter,
     check_compatible,
+    dataset_fingerprint,
     verify_store,
 )
+from ovd_d2.cache.identity import IMAGES_FILE, add_image_list
 from ovd_d2.cache.index import finish_store
 from ovd_d2.cache.manifest import shard_name
 from ovd_d2.cache.records import Record, open_shard, pack_shard, shard_info
@@ -114,51 +120,155 @@ def test_unfinished_and_absent_stores_are_named(
     assert "no record store" in verify_store(tmp_path / "nowhere")[0]
 
 
-def test_a_fitting_cache_is_compatible(tmp_path: Path, build: Callable) -> None:
-    cache = EmbeddingCache(build(tmp_path))
-    subset = [2, 5]
-    assert not check_compatible(
-        cache, teacher_fingerprint=TEACHER, embedding_dim=8, image_ids=subset
-    )
+def problems_of(cache: EmbeddingCache, images: list[dict], **changes: Any) -> list[str]:
+    needs: dict[str, Any] = {"teacher_fingerprint": TEACHER, "embedding_dim": 8, **changes}
+    return check_compatible(cache, images=images, **needs)
 
 
-def test_another_teacher_is_named(tmp_path: Path, build: Callable) -> None:
-    cache = EmbeddingCache(build(tmp_path))
-    (problem,) = check_compatible(
-        cache, teacher_fingerprint="ViT-B-32-abcd", embedding_dim=8, image_ids=[1]
-    )
+@pytest.fixture
+def cache(tmp_path: Path, build: Callable) -> EmbeddingCache:
+    """Of the images 1 to 5, which it lists."""
+    return EmbeddingCache(build(tmp_path / "cache", listed=True))
+
+
+@pytest.fixture
+def older(cache: EmbeddingCache) -> EmbeddingCache:
+    """The same without a list."""
+    (cache.path / IMAGES_FILE).unlink()
+    return cache
+
+
+def test_a_fitting_cache_is_compatible(cache: EmbeddingCache, make_images: Callable) -> None:
+    assert problems_of(cache, make_images()) == []
+    assert problems_of(cache, make_images([5, 2])) == []
+    moved = [{**one, "file_name": "/far/" + one["file_name"]} for one in make_images()]
+    assert problems_of(cache, moved) == []
+    assert problems_of(cache, [{**one, "image_id": np.int64(2)} for one in make_images([2])]) == []
+    assert problems_of(cache, make_images(height=None, width=None)) == []  # nothing said
+
+
+def test_another_teacher_is_named(cache: EmbeddingCache, make_images: Callable) -> None:
+    (problem,) = problems_of(cache, make_images([1]), teacher_fingerprint="ViT-B-32-abcd")
     assert "expected 'ViT-B-32-abcd'" in problem
     assert f"found '{TEACHER}'" in problem
     assert "tools/cache.py build --dataset toy_train" in problem
     assert "--architecture ViT-B-32 " in problem
 
 
-def test_another_width_is_named(tmp_path: Path, build: Callable) -> None:
-    cache = EmbeddingCache(build(tmp_path))
-    (problem,) = check_compatible(
-        cache, teacher_fingerprint=TEACHER, embedding_dim=512, image_ids=[1]
-    )
+def test_another_width_is_named(cache: EmbeddingCache, make_images: Callable) -> None:
+    (problem,) = problems_of(cache, make_images([1]), embedding_dim=512)
     assert "expected 512" in problem
     assert "found 8" in problem
     assert "tools/cache.py build" in problem
 
 
 def test_missing_images_are_counted_and_the_first_five_named(
-    tmp_path: Path, build: Callable
+    cache: EmbeddingCache, make_images: Callable
 ) -> None:
-    cache = EmbeddingCache(build(tmp_path))
-    (problem,) = check_compatible(
-        cache, teacher_fingerprint=TEACHER, embedding_dim=8, image_ids=range(1, 13)
-    )
+    (problem,) = problems_of(cache, make_images(range(1, 13)))
     assert "expected the 12" in problem
     assert "7 are missing (first ids: [6, 7, 8, 9, 10])" in problem
     assert "tools/extract_proposals.py" in problem
 
 
-def test_all_reasons_come_at_once(tmp_path: Path, build: Callable) -> None:
-    cache = EmbeddingCache(build(tmp_path))
-    problems = check_compatible(cache, teacher_fingerprint="other", embedding_dim=4, image_ids=[99])
-    assert len(problems) == 3
+def test_all_reasons_come_at_once(cache: EmbeddingCache, make_images: Callable) -> None:
+    images = [*make_images([99]), {**make_images([2])[0], "image_id": 1}]
+    assert len(problems_of(cache, images, teacher_fingerprint="other", embedding_dim=4)) == 4
+
+
+def test_renumbered_images_are_refused(cache: EmbeddingCache, make_images: Callable) -> None:
+    again = [{**one, "image_id": 6 - one["image_id"]} for one in make_images()]
+    (problem,) = problems_of(cache, again)
+    assert f"in {cache.path} were made for other images under these ids: 4 of 5" in problem
+    assert "first: image 5 was 5.png (41 x 33), is 1.png (41 x 33) (height x width)" in problem
+    assert "tools/cache.py build --dataset <training data set>" in problem
+
+
+def test_images_of_another_size_are_refused(cache: EmbeddingCache, make_images: Callable) -> None:
+    (problem,) = problems_of(cache, [*make_images([1]), *make_images([2], height=600)])
+    assert "1 of 2, first: image 2 was 2.png (41 x 33), is 2.png (600 x 33)" in problem
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["frame_001", 2.0, -1, 2**63, 1 << 20_000, None, True],
+    ids=lambda one: type(one).__name__,
+)
+def test_ids_that_cannot_be_stored_are_named(
+    cache: EmbeddingCache, make_images: Callable, wrong: object
+) -> None:
+    images = [*make_images([1]), {**make_images([2])[0], "image_id": wrong}]
+    (problem,) = problems_of(cache, images)
+    assert "1 of 2 image ids cannot be stored, first: " in problem
+    assert "expected whole numbers from 0 to 2**63 - 1" in problem
+    with pytest.raises(CacheError, match="1 of 2 image ids cannot be stored"):
+        dataset_fingerprint(images)
+
+
+def test_sizes_that_are_no_numbers_of_pixels_are_named(make_images: Callable) -> None:
+    for wrong in ("600", 1.5, float("nan"), float("inf"), [3]):
+        with pytest.raises(CacheError, match="image 2: height is .*, expected a number of pixels"):
+            dataset_fingerprint(make_images([2], height=wrong))
+
+
+def test_an_older_store_serves_all_of_its_images(
+    older: EmbeddingCache, make_images: Callable
+) -> None:
+    assert problems_of(older, make_images()) == []
+    again = [{**one, "image_id": 6 - one["image_id"]} for one in make_images()]
+    for images in (again, make_images([1, 2])):
+        (problem,) = problems_of(older, images)
+        assert f"in {older.path} do not say of which images they are (no images.json)" in problem
+        assert f"add-image-list {older.path} --dataset toy_train" in problem
+
+
+def test_an_older_store_serves_a_part_of_its_registered_data_set(
+    older: EmbeddingCache, make_images: Callable
+) -> None:
+    DatasetCatalog.register("toy_train", make_images)
+    try:
+        assert problems_of(older, make_images([1, 2])) == []
+        (problem,) = problems_of(older, [{**make_images([2])[0], "image_id": 1}])
+        assert "image 1 was 1.png (41 x 33), is 2.png (41 x 33)" in problem
+    finally:
+        DatasetCatalog.remove("toy_train")
+
+
+def test_an_older_store_gets_its_list(older: EmbeddingCache, make_images: Callable) -> None:
+    with pytest.raises(CacheError, match="these 4 images .* are not those that .*toy_train"):
+        add_image_list(older.path, make_images(range(1, 5)))
+    assert add_image_list(older.path, make_images()) == (older.path / IMAGES_FILE, 5)
+    assert problems_of(older, make_images([1, 2])) == []
+
+
+def test_a_changed_list_is_noticed(cache: EmbeddingCache, make_images: Callable) -> None:
+    path = cache.path / IMAGES_FILE
+    path.write_text(path.read_text().replace("1.png", "2.png"))
+    for problems in (problems_of(cache, make_images()), cache.verify()):
+        (problem,) = problems
+        assert f"{path} is damaged" in problem
+        assert f"Delete it and run python tools/cache.py add-image-list {cache.path}" in problem
+
+
+def test_records_of_no_listed_image_are_found(
+    tmp_path: Path, make_manifest: Callable, make_record: Callable, make_images: Callable
+) -> None:
+    images = make_images([1, 2])
+    info = DatasetInfo("toy", dataset_fingerprint(images), 2)
+    with RecordWriter(tmp_path, make_manifest(dataset=info), images=images) as writer:
+        for image_id in (1, 3):
+            writer.add(image_id, make_record(image_id))
+        writer.finish()
+    assert any("1 records are of no image of its data set" in p for p in verify_store(tmp_path))
+
+
+def test_an_id_that_is_there_twice_is_refused(
+    tmp_path: Path, make_manifest: Callable, make_images: Callable
+) -> None:
+    images = [*make_images([1, 2]), {**make_images([3])[0], "image_id": 2}]
+    info = DatasetInfo("toy", dataset_fingerprint(images), 3)
+    with pytest.raises(CacheError, match="image id 2 is there twice, as data/2.png and as data/3"):
+        RecordWriter(tmp_path, make_manifest(dataset=info), images=images)
 
 
 def test_a_pickle_is_refused_and_not_run(tmp_path: Path, build: Callable) -> None:

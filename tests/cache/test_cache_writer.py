@@ -280,10 +280,9 @@ def test_bad_ids_are_refused(
         writer.add(1, make_record(1))
         with pytest.raises(ValueError, match="image 1 is already stored"):
             writer.add(1, make_record(1))
-        with pytest.raises(ValueError, match="image id -1"):
-            writer.add(-1, make_record(1))
-        with pytest.raises(TypeError):
-            writer.add("2", make_record(2))  # type: ignore[arg-type]
+        for wrong in (-1, 2**63, "2", 2.0, True):
+            with pytest.raises(ValueError, match=rf"image id {wrong!r}: expected whole numbers"):
+                writer.add(wrong, make_record(1))  # type: ignore[arg-type]
         embeddings = make_record(3)["embeddings"]
         embeddings[0, 0] = float("nan")
         with pytest.raises(ValueError, match="image 3: refused: .*embeddings are NaN"):

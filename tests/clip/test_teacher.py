@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ovd_d2.clip import CLIPTeacher
+from ovd_d2.clip.teacher import _check_activation
 
 from .conftest import random_state
 
@@ -124,8 +125,32 @@ def test_pickled_objects_are_refused(tiny_architecture: str, tmp_path: Path) -> 
 def test_unknown_architecture_and_tag() -> None:
     with pytest.raises(ValueError, match="unknown open_clip architecture 'ViT-X'"):
         CLIPTeacher.from_open_clip("ViT-X", "openai")
+    with pytest.raises(ValueError, match="unknown open_clip architecture 'hub:ViT-X'"):
+        CLIPTeacher.from_open_clip("hub:ViT-X", "")
     with pytest.raises(ValueError, match="'opnai' is neither .* its tags: .*openai"):
         CLIPTeacher.from_open_clip("ViT-B-32", "opnai")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "tag"),
+    [("ViT-B-32", "openai"), ("ViT-L/14", "openai"), ("RN50", "yfcc15m"), ("ViT-H-14", "dfn5b")],
+)
+def test_weights_of_another_activation_are_refused(architecture: str, tag: str) -> None:
+    right = architecture.replace("/", "-") + "-quickgelu"
+    with pytest.raises(ValueError, match=rf"'{tag}' was trained with QuickGELU.* {right}$"):
+        CLIPTeacher.from_open_clip(architecture, tag)
+
+
+def test_no_other_pair_is_refused_for_its_activation() -> None:
+    refused = set()
+    for architecture, tag in open_clip.list_pretrained():
+        try:
+            _check_activation(architecture, tag)
+        except ValueError:
+            refused.add((architecture, tag))
+    assert ("ViT-B-32", "openai") in refused
+    assert ("ViT-B-32", "laion2b_s34b_b79k") not in refused
+    assert not [name for name, _ in refused if "quickgelu" in name or "SigLIP" in name]
 
 
 def test_local_folder_with_its_own_configuration(

@@ -12,7 +12,13 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ovd_d2.clip import CLIPTeacher, embed_names, embed_synonyms
-from ovd_d2.clip.vocabulary_builder import build_vocabulary, novel_flags, read_names
+from ovd_d2.clip.teacher import _check_activation
+from ovd_d2.clip.vocabulary_builder import (
+    build_vocabulary,
+    novel_flags,
+    prompt_family,
+    read_names,
+)
 from ovd_d2.vocabulary import Vocabulary
 
 TOOL = Path(__file__).parents[2] / "tools" / "build_vocabulary.py"
@@ -51,6 +57,46 @@ def test_read_names(tmp_path: Path) -> None:
         read_names(path)
     with pytest.raises(FileNotFoundError, match="none.txt"):
         read_names(tmp_path / "none.txt")
+
+
+def test_names_written_on_windows(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_bytes("ant\r\nbee\r\n".encode("utf-8-sig"))
+    assert read_names(path) == ["ant", "bee"]
+    path.write_bytes("ant\r\nbee\r\n".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"names\.txt is not UTF-8 text \(byte 0xff .*UTF-16"):
+        read_names(path)
+
+
+def test_equal_names_are_found_with_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_text("ant\n# more\nbee\n\n ant \n")
+    with pytest.raises(ValueError, match=r"names\.txt: 'ant' is on line 1 and again on line 5"):
+        read_names(path)
+
+
+@pytest.mark.parametrize(
+    ("written", "configured", "expected", "warned"),
+    [
+        ("vild63, synonyms", "single", "vild63", True),
+        ("clip7", "clip7", "clip7", False),
+        ("", "single", "single", False),
+        ("my own", "single", "single", True),
+    ],
+)
+def test_new_names_get_the_vocabularys_prompts(
+    written: str,
+    configured: str,
+    expected: str,
+    warned: bool,
+    tiny_teacher: CLIPTeacher,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    vocabulary = build_vocabulary(["star"], tiny_teacher, prompts="single")
+    vocabulary.prompts = written
+    assert prompt_family(vocabulary, configured) == expected
+    assert bool(caplog.records) == warned
+    assert prompt_family(None, configured) == configured
 
 
 def test_novel_flags() -> None:
@@ -116,3 +162,59 @@ def test_command_needs_a_source_of_names(monkeypatch: pytest.MonkeyPatch) -> Non
         run_tool(
             monkeypatch, "--dataset", "pictograms_v1_val", "--novel-file", "n", "--output", "x"
         )
+
+
+def test_command_takes_the_teacher_of_a_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "names.txt").write_text("star\nanchor\n")
+    config = tmp_path / "mine.yaml"
+    config.write_text(
+        "MODEL: {OVD: {TEACHER: {ARCHITECTURE: Pictogram-RN, PRETRAINED: shipped-base, "
+        "PROMPTS: clip7}}}"
+    )
+    output = tmp_path / "vocabulary.safetensors"
+    names = ["--names-file", str(tmp_path / "names.txt"), "--output", str(output)]
+    run_tool(monkeypatch, *names, "--config-file", str(config))
+    vocabulary = Vocabulary.load(output)
+    expected = CLIPTeacher.from_open_clip("Pictogram-RN", "shipped-base").fingerprint
+    assert (vocabulary.teacher, vocabulary.prompts) == (expected, "clip7")
+    config.write_text("MODEL: {OVD: {TEACHER: {ARCHITECTURE: Pictogram-RN, PRETRAINED: gone.pt}}}")
+    with pytest.raises(SystemExit, match=r"mine\.yaml: MODEL\.OVD\.TEACHER: .*gone\.pt"):
+        run_tool(monkeypatch, *names, "--config-file", str(config))
+
+
+def test_command_says_that_the_shipped_teacher_is_for_drawings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "names.txt").write_text("ant\n")
+    output = tmp_path / "vocabulary.safetensors"
+    names = ["--names-file", str(tmp_path / "names.txt"), "--output", str(output)]
+    run_tool(monkeypatch, *names, "--architecture", "Pictogram-RN", "--pretrained", "shipped")
+    assert not caplog.records
+    run_tool(monkeypatch, *names)
+    assert "which knows drawn glyphs only" in caplog.text
+    assert Vocabulary.load(output).names == ["ant"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--architecture", "ViT-B-32"],
+        ["--pretrained", "openai"],
+        ["--config-file", "a.yaml", "--architecture", "RN50", "--pretrained", "openai"],
+    ],
+)
+def test_command_wants_the_whole_of_a_teacher(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_tool(monkeypatch, "--names-file", "names.txt", "--output", "x", *arguments)
+    assert caught.value.code == 2
+
+
+def test_the_example_of_the_help_is_a_pair_that_fits() -> None:
+    example = runpy.run_path(str(TOOL))["EXAMPLE"].replace("\\\n", " ").split()
+    architecture = example[example.index("--architecture") + 1]
+    pretrained = example[example.index("--pretrained") + 1]
+    _check_activation(architecture, pretrained)

@@ -8,10 +8,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
-from detectron2.structures import BoxMode
+from detectron2.structures import BitMasks, BoxMode, PolygonMasks
+from pycocotools import mask as coco_mask
 
-from ovd_d2.data.mapper import OpenVocabularyDatasetMapper, transform_cached_proposals
+from ovd_d2.data.mapper import (
+    OpenVocabularyDatasetMapper,
+    mapping_problems,
+    transform_cached_proposals,
+)
 from tests.tiny import tiny_config
 
 HEIGHT, WIDTH = 60, 80
@@ -66,8 +72,9 @@ def record(tmp_path):
     }
 
 
-def jitter_mapper(cache, size=64, **jitter):
+def jitter_mapper(cache, size=64, mask_format="polygon", **jitter):
     cfg = tiny_config("vild_text")
+    cfg.INPUT.MASK_FORMAT = mask_format
     cfg.INPUT.LSJ.ENABLED = True
     cfg.INPUT.LSJ.SIZE = size
     for key, value in jitter.items():
@@ -182,3 +189,124 @@ def test_testing_reads_no_cache_and_no_annotations(record):
     mapped = mapper(record)
     assert mapper.cache is None
     assert "annotations" not in mapped and "cached_proposals" not in mapped
+
+
+MASKS = {"polygon": PolygonMasks, "bitmask": BitMasks}
+
+
+def crop_mapper(mask_format):
+    """Detectron2's own crop in place of the jitter."""
+    cfg = tiny_config("vild_text")
+    cfg.INPUT.MASK_FORMAT = mask_format
+    cfg.INPUT.CROP.ENABLED = True
+    return OpenVocabularyDatasetMapper(cfg, is_train=True)
+
+
+def plain_mapper(mask_format, mask_on=True):
+    """Neither jitter nor crop: boxes are not computed anew."""
+    cfg = tiny_config("vild_text")
+    cfg.INPUT.MASK_FORMAT, cfg.MODEL.MASK_ON = mask_format, mask_on
+    return OpenVocabularyDatasetMapper(cfg, is_train=True)
+
+
+MAPPERS = {
+    "jitter": lambda mask_format: jitter_mapper(None, mask_format=mask_format),
+    "crop": crop_mapper,
+    "plain": plain_mapper,
+}
+
+
+def without_objects(record, kind):
+    """The record with `kind` of nothing to learn from."""
+    if kind == "no key":
+        return {key: value for key, value in record.items() if key != "annotations"}
+    objects = [] if kind == "none" else [{**o, "iscrowd": 1} for o in record["annotations"] * 2]
+    return {**record, "annotations": objects}
+
+
+def check_no_objects(mapped, mask_format):
+    instances, (height, width) = mapped["instances"], mapped["image"].shape[1:]
+    assert "annotations" not in mapped
+    assert instances.image_size == (height, width)
+    assert instances.gt_boxes.tensor.shape == (0, 4)
+    assert instances.gt_boxes.tensor.dtype == torch.float32
+    assert instances.gt_classes.shape == (0,)
+    assert instances.gt_classes.dtype == torch.int64
+    assert len(instances.gt_masks) == 0
+    assert isinstance(instances.gt_masks, MASKS[mask_format])
+    if mask_format == "bitmask":
+        assert instances.gt_masks.tensor.shape == (0, height, width)
+
+
+@pytest.mark.parametrize("mask_format", MASKS)
+@pytest.mark.parametrize("augmented", MAPPERS)
+@pytest.mark.parametrize("kind", ["none", "crowd", "no key"])
+def test_an_image_without_objects_has_empty_ground_truth(record, kind, augmented, mask_format):
+    mapped = MAPPERS[augmented](mask_format)(without_objects(record, kind))
+    check_no_objects(mapped, mask_format)
+
+
+@pytest.mark.parametrize("mask_format", MASKS)
+def test_objects_that_are_all_cropped_away_leave_empty_ground_truth(record, mask_format):
+    mapper = jitter_mapper(None, size=16, mask_format=mask_format)
+    mapper.augmentations = T.AugmentationList([T.CropTransform(60, 40, 16, 16)])
+    check_no_objects(mapper(record), mask_format)
+
+
+def test_masks_as_rle_are_cropped_as_bitmasks(record):
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[15:45, 20:50] = 1
+    mapper = jitter_mapper(None, size=40, mask_format="bitmask")
+    mapper.augmentations = T.AugmentationList([T.CropTransform(30, 5, 40, 40)])
+    record["annotations"][0]["segmentation"] = coco_mask.encode(np.asfortranarray(mask))
+    instances = mapper(record)["instances"]
+    assert instances.gt_boxes.tensor.tolist() == [[0, 10, 20, 40]]
+    assert instances.gt_masks.tensor.sum() == 20 * 30
+
+
+@pytest.mark.parametrize("iscrowd", [0, None, False])
+def test_what_is_no_crowd_is_kept_and_a_crowd_left_out(record, iscrowd):
+    (one,) = record["annotations"]
+    crowd = {**one, "bbox": [0.0, 0.0, 70.0, 50.0], "iscrowd": 1}
+    record["annotations"] = [crowd, {**one, "iscrowd": iscrowd}]
+    instances = plain_mapper("polygon")(record)["instances"]
+    assert len(instances) == 1
+    width, height = np.subtract(*np.split(instances.gt_boxes.tensor[0].numpy(), 2)[::-1])
+    assert width == height  # the 30 x 30 object
+
+
+def test_without_masks_there_are_none(record):
+    mapped = plain_mapper("polygon", mask_on=False)(without_objects(record, "none"))
+    assert set(mapped["instances"].get_fields()) == {"gt_boxes", "gt_classes"}
+
+
+@pytest.mark.parametrize("missing", ["key", None, []])
+def test_an_object_without_mask_is_named_where_masks_are_learned(record, missing):
+    bare = {**record["annotations"][0], "segmentation": missing}
+    if missing == "key":
+        del bare["segmentation"]
+    record["annotations"].append(bare)
+    with pytest.raises(ValueError, match="scene.png: 1 of its 2 objects have no 'segmentation'"):
+        jitter_mapper(None)(record)
+    assert len(plain_mapper("polygon", mask_on=False)(record)["instances"]) == 2
+
+
+@pytest.mark.parametrize("mask_format", MASKS)
+def test_an_image_without_objects_maps_without_problems(record, mask_format):
+    assert mapping_problems(jitter_mapper(None, mask_format=mask_format), [record]) == []
+    assert len(record["annotations"]) == 1  # it stood in for one without objects
+    assert mapping_problems(jitter_mapper(None), []) == []
+
+
+def test_a_mapper_that_fails_at_an_image_without_objects_is_a_problem(record, tmp_path):
+    mapper = jitter_mapper(None)
+    options = {key: getattr(mapper, key) for key in ("is_train", "image_format")}
+    masks = {"use_instance_mask": True, "recompute_boxes": True}
+    theirs = DatasetMapper(augmentations=mapper.augmentations.augs, **options, **masks)
+    empty = {**record, "file_name": str(tmp_path / "empty.png"), "annotations": []}
+    (tmp_path / "scene.png").rename(tmp_path / "empty.png")
+    (problem,) = mapping_problems(theirs, [record, empty])
+    assert "empty.png: mapping it as an image without objects fails" in problem
+    assert "gt_masks" in problem
+    (problem,) = mapping_problems(lambda mapped: {"image": 0}, [record])
+    assert "no 'instances'" in problem

@@ -1,13 +1,20 @@
 """Data sets of one's own, from a yaml file."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ovd_d2.data.categories import get_categories
-from ovd_d2.data.own import register_from_environment, register_own
+from ovd_d2.data.own import check_own_data_sets, register_from_environment, register_own
+from ovd_d2.engine.build import get_base_dataset_dicts
+from ovd_d2.engine.run import load_config
+from ovd_d2.errors import SetupError
 
+CONFIG = "configs/pictograms/vild_text.yaml"
 NAMES = ["anchor", "bell", "cat"]
 
 
@@ -65,34 +72,147 @@ def test_a_misspelt_base_name_is_refused(folder):
         get_categories("own")
 
 
+def problems_of(folder, text):
+    """The problems of a yaml file, each without the file's path, which it must begin with."""
+    file = write(folder, text)
+    before = set(DatasetCatalog.list())
+    with pytest.raises(SetupError) as caught:
+        register_own(file)
+    assert set(DatasetCatalog.list()) == before
+    for problem in caught.value.problems:
+        assert problem.startswith(f"{file}: ") and "\n" not in problem
+    return [problem.removeprefix(f"{file}: ") for problem in caught.value.problems]
+
+
 def test_every_problem_is_listed_and_nothing_registered(folder):
     text = """
 good: {json_file: train.json, image_root: ''}
 typo: {json: train.json, image_root: '', base: cat}
-coco_2017_val: {json_file: a.json, image_root: ''}
+coco_2017_val: {json_file: a.json, image_root: '', colour: red}
 flat: train.json
+none:
 """
-    with pytest.raises(ValueError) as caught:
-        register_own(write(folder, text))
-    message = str(caught.value)
-    for expected in (
-        "typo: unknown key 'json'",
-        "typo: json_file is missing",
-        "typo: base must be a list, got 'cat'",
-        "coco_2017_val: a data set of this name is registered already",
-        "flat: expected a name",
-    ):
-        assert expected in message
-    assert "good" not in DatasetCatalog
+    assert problems_of(folder, text) == [
+        "typo: unknown key 'json'; did you mean json_file?",
+        "typo: base: expected a list of names, [ant, bee], found 'cat'",
+        "coco_2017_val: a data set of this name is registered already; choose another name",
+        "coco_2017_val: unknown key 'colour'; known: json_file, image_root, base",
+        "flat: expected json_file and image_root below the name, found 'train.json'",
+        "none: expected json_file and image_root below the name, found nothing",
+    ]
 
 
-def test_missing_empty_and_foreign_files_are_named(folder):
-    with pytest.raises(FileNotFoundError, match=r"OVD_DATASETS: no file at .*nothing\.yaml"):
+@pytest.mark.parametrize(
+    ("written", "kind"),
+    [
+        *[(word, "a boolean") for word in ("yes", "no", "on", "Off", "true")],
+        *[(word, "a number") for word in ("01", "010", "3.10", "0x10", "1_000", "1:30", "1.e+3")],
+        *[(word, "nothing (null)") for word in ("null", "~", "Null")],
+        ("2020-01-01", "a date"),
+    ],
+)
+def test_a_base_name_that_yaml_does_not_read_as_text(folder, written, kind):
+    text = f"own: {{json_file: train.json, image_root: '', base: [cat, {written}]}}"
+    (problem,) = problems_of(folder, text)
+    assert problem == f"own: base: yaml reads `{written}` as {kind}; write '{written}'"
+
+
+def test_a_number_that_reads_as_written_is_a_name(folder):
+    text = "own: {json_file: train.json, image_root: '', base: [7, 1.5, 1e3, '01', 'yes']}"
+    register_own(write(folder, text))
+    assert MetadataCatalog.get("own").base_classes == ["7", "1.5", "1e3", "01", "yes"]
+
+
+def test_other_values_that_are_not_text(folder):
+    text = """
+2020: {json_file: train.json, image_root: ''}
+own: {json_file: 007, image_root: [a], base: }
+nested: {json_file: train.json, image_root: '', base: [[cat], {dog: cat}]}
+blank: {json_file: train.json, image_root: '', base: [cat, ]}
+"""
+    assert problems_of(folder, text) == [
+        "2020: as the name of a data set yaml reads `2020` as a number; write '2020'",
+        "own: json_file: yaml reads `007` as a number; write '007'",
+        "own: image_root: expected text, found ['a']",
+        "own: base: expected a list of names, [ant, bee], found nothing",
+        "nested: base: expected names, found ['cat'] among them",
+        "nested: base: expected names, found {'dog': 'cat'} among them",
+    ]
+
+
+def test_a_dash_without_a_name(folder):
+    text = "own:\n  json_file: train.json\n  image_root: ''\n  base:\n  - cat\n  -\n"
+    (problem,) = problems_of(folder, text)
+    assert problem == "own: base: yaml reads `` as nothing (null); write a name in quotes"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "expected 'name: {json_file: ..., image_root: ...}' entries, found an empty file"),
+        ("# nothing yet\n", "found an empty file"),
+        ("- own\n- other\n", "found ['own', 'other']"),
+        ("own", "found 'own'"),
+        ("a: [", "not a yaml file (line 1, column 5: "),
+        ("own:\n\tjson_file: a\n", "line 2, column 1: found character '\\t' that cannot start any"),
+        ("a: {}\nb: {}\na: {}\n", "line 3, column 1: 'a' is there a second time"),
+        ("a: {json_file: 1, json_file: 2}", "column 19: 'json_file' is there a second time"),
+        ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor for the tag"),
+        ("a: 2020-13-45", "month must be in 1..12"),
+        ("[" * 5000, "it is nested too deeply"),
+        ("a: {}\n---\nb: {}", "not a yaml file (line 2, column 1: but found another document"),
+    ],
+)
+def test_a_file_of_another_shape(folder, text, expected):
+    (problem,) = problems_of(folder, text)
+    assert expected in problem
+
+
+def test_a_tab_has_a_fix(folder):
+    assert "indent with spaces, not tabs" in problems_of(folder, "own:\n\tjson_file: a\n")[0]
+
+
+def test_a_bomb_of_aliases_is_a_short_message(folder):
+    levels = [f"l{k}: &l{k} [{', '.join([f'*l{k - 1}'] * 9)}]" for k in range(1, 30)]
+    problems = problems_of(folder, "\n".join(["l0: &l0 [cat]", *levels]))
+    assert len(problems) == 30 and max(map(len, problems)) < 500
+
+
+def test_a_missing_file_and_one_that_is_not_utf8_are_named(folder):
+    with pytest.raises(SetupError, match=r"no file at .*nothing\.yaml"):
         register_own(folder / "nothing.yaml")
-    with pytest.raises(ValueError, match=r"own\.yaml: expected 'name"):
-        register_own(write(folder, ""))
-    with pytest.raises(ValueError, match=r"own\.yaml: not a yaml file"):
-        register_own(write(folder, "a: ["))
+    file = folder / "own.yaml"
+    file.write_text("own: {json_file: train.json, image_root: ''}", encoding="utf-16")
+    with pytest.raises(SetupError, match=r"own\.yaml is not UTF-8 text \(byte 0xff .*UTF-16"):
+        register_own(file)
+    file.write_bytes("own: {json_file: café.json, image_root: ''}".encode("latin-1"))
+    with pytest.raises(SetupError, match=r"own\.yaml is not UTF-8 text \(byte 0xe9 .*save it as"):
+        register_own(file)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(folder):
+    file = folder / "own.yaml"
+    file.write_text("own: {json_file: train.json, image_root: ''}", encoding="utf-8-sig")
+    assert register_own(file) == ["own"]
+
+
+def test_home_and_prefixes_and_the_file_that_names_it(folder, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    file = write(folder, "own: {json_file: ~/train.json, image_root: 'datasets://coco'}")
+    register_own(file)
+    metadata = MetadataCatalog.get("own")
+    assert metadata.json_file == "/home/somebody/train.json"
+    assert metadata.image_root == "datasets://coco"
+    assert metadata.own_file == str(file)
+
+
+def test_merge_keys_serve_what_is_common(folder):
+    text = """
+a: &common {json_file: train.json, image_root: '', base: [cat]}
+b: {<<: *common, base: [bell]}
+"""
+    register_own(write(folder, text))
+    assert get_categories("b").is_novel == [True, False, True]
 
 
 def test_the_environment_names_the_file(folder, monkeypatch):
@@ -100,5 +220,37 @@ def test_the_environment_names_the_file(folder, monkeypatch):
     monkeypatch.setenv("OVD_DATASETS", str(write(folder, text)))
     register_from_environment()
     assert "own_train" in DatasetCatalog
+    check_own_data_sets()
     monkeypatch.delenv("OVD_DATASETS")
     register_from_environment()  # nothing to do, and the name is not registered twice
+
+
+def test_a_fault_of_the_environments_file_is_kept_for_the_first_use(folder, monkeypatch):
+    monkeypatch.setenv("OVD_DATASETS", str(write(folder, "own: {json: a}")))
+    register_from_environment()
+    uses = [
+        check_own_data_sets,
+        lambda: get_categories("coco_2017_val"),
+        lambda: get_base_dataset_dicts("own"),
+        lambda: load_config("configs/pictograms/vild_text.yaml"),
+    ]
+    try:
+        for use in uses:
+            with pytest.raises(SetupError, match=r"OVD_DATASETS: .*own\.yaml: own: unknown key"):
+                use()
+    finally:
+        monkeypatch.delenv("OVD_DATASETS")
+        register_from_environment()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--config-file", CONFIG, "--num-gpus", "1"]])
+def test_a_tool_says_it_in_one_message(folder, arguments):
+    environment = {**os.environ, "OVD_DATASETS": str(write(folder, "own: {json: a}"))}
+    command = [sys.executable, "tools/check_setup.py", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if arguments == ["--help"]:
+        assert done.returncode == 0 and "usage:" in done.stdout
+        return
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "own: unknown key 'json'; did you mean json_file?" in done.stderr

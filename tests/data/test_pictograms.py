@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
@@ -18,7 +19,7 @@ from ovd_d2.data.pictograms.render import (
     random_crop_sample,
     sample_appearance,
 )
-from ovd_d2.data.pictograms.scenes import MIN_VISIBLE, draw_scene
+from ovd_d2.data.pictograms.scenes import MIN_VISIBLE, draw_crowd, draw_scene
 from ovd_d2.data.pictograms.textures import TEXTURES, textured_background
 
 
@@ -166,6 +167,30 @@ def test_train_plan_obeys_the_rule_and_the_limits(count, images, seed):
     assert len(sizes) == images and min(sizes) >= 2 and max(sizes) <= plan.MAX_OBJECTS
 
 
+@pytest.mark.parametrize(
+    ("count", "images", "number"), [(80, 1000, 10), (80, 24, 2), (300, 3000, 30), (10, 30, 2)]
+)
+def test_images_without_base_objects_come_last(count, images, number):
+    frequencies = plan.choose_frequencies(build_categories(count), 0)
+    regular = plan.plan_train(frequencies, images, 0)
+    split = plan.without_base(regular, frequencies, 0)
+    assert split.images[:images] == regular.images
+    only_novel, nothing = split.images[images:-number], split.images[-number:]
+    assert nothing == ((),) * number
+    assert len(only_novel) == len(split.crowds) == number
+    assert {frequencies[index] for objects in only_novel for index in objects} == {"r"}
+    assert {frequencies[index] for index in split.crowds} == {"f"}
+    assert all(len(objects) >= 2 for objects in only_novel)
+
+
+def test_the_default_set_obeys_the_rule_with_them():
+    frequencies = plan.choose_frequencies(build_categories(80), 0)
+    split = plan.without_base(plan.plan_train(frequencies, 1000, 0), frequencies, 0)
+    counts = split.image_counts(80)
+    assert [plan.frequency_of(int(n), 1000) for n in counts] == frequencies
+    assert len(split.images) + len(split.crowds) == 1030
+
+
 def test_frequencies_are_shares_of_the_categories_and_rare_glyphs_differ():
     frequencies = plan.choose_frequencies(build_categories(80), 0)
     assert [frequencies.count(letter) for letter in "rcf"] == [16, 40, 24]
@@ -216,6 +241,22 @@ def test_objects_stay_visible_enough():
     assert min(min(shares) for shares in bare.values()) > 0.35 * MIN_VISIBLE
 
 
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("side", [64, 160])
+def test_a_crowd_is_one_large_region_in_one_colour(seed, side):
+    categories = build_categories(300)
+    scene = draw_crowd(np.random.default_rng(seed), 7, categories, side)
+    assert scene.image.shape == (side, side, 3)
+    (crowd,) = scene.objects
+    assert crowd.is_crowd and crowd.category == 7
+    assert crowd.colour == categories[7].colour
+    assert 0.08 < crowd.mask.mean() < 0.95
+    parts, _ = cv2.connectedComponents(crowd.mask.astype(np.uint8))
+    assert parts == 2  # the region and what is around it
+    again = draw_crowd(np.random.default_rng(seed), 7, categories, side)
+    assert np.array_equal(again.image, scene.image)
+
+
 def test_scene_refuses_more_objects_than_the_grid_holds():
     with pytest.raises(ValueError, match="at most 9 objects, got 10"):
         draw_scene(np.random.default_rng(0), (0,) * 10, build_categories(80), 96)
@@ -250,6 +291,10 @@ def test_caption_groups_equal_objects_and_spans_point_at_the_words():
     assert words == ["orange anchor", "blue umbrellas", "red scissors"]
     assert [phrase.objects for phrase in phrases] == [(0,), (1, 3), (2,)]
     assert [phrase.category for phrase in phrases] == [0, 1, 4]
+    many, (crowd, one) = caption_of([objects[1], objects[1]], crowds=[0])
+    assert many == "many blue umbrellas and a blue umbrella"
+    assert (crowd.objects, one.objects) == ((0,), (1,))
+    assert many[slice(*crowd.span)] == "blue umbrellas"
     assert caption_of([]) == ("nothing but clutter", [])
 
 

@@ -5,18 +5,31 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.lvis import load_lvis_json
 from lvis import LVIS
 from PIL import Image
 
-from ovd_d2.data.pictograms import DifferentArgumentsError, frequency_of, generate, prepare
+from ovd_d2.data.builtin import _load_pictograms
+from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
+from ovd_d2.data.pictograms import (
+    DifferentArgumentsError,
+    check_version,
+    frequency_of,
+    generate,
+    prepare,
+)
+from tests.tiny import tiny_config
 
 MINI = "pictograms_v1_mini"
+REGULAR = 24  # training images of the mini set with base objects; 2 + 2 + 2 without follow
 COMMAND = Path(__file__).parents[2] / "datasets" / "prepare_pictograms.py"
 
 
@@ -48,12 +61,16 @@ def planned(splits) -> dict[str, list[set[int]]]:
     """The category ids that are in each picture, by the plan and not by the annotations."""
     categories = generate.build_categories(80)
     frequencies = generate.choose_frequencies(categories, 0)
+    train = generate.plan_train(frequencies, REGULAR, 0)
     plans = {
-        "train": generate.plan_train(frequencies, 24, 0),
+        "train": generate.without_base(train, frequencies, 0),
         "val": generate.plan_val(80, 12, 0),
     }
     return {
-        split: [{index + 1 for index in objects} for objects in plan.images]
+        split: [
+            {index + 1 for index in objects}
+            for objects in [*plan.images, *((category,) for category in plan.crowds)]
+        ]
         for split, plan in plans.items()
     }
 
@@ -84,7 +101,8 @@ def test_categories_follow_lvis_and_its_frequency_rule(splits, planned):
     for category in categories:
         present = sum(category["id"] in ids for ids in planned["train"])
         assert category["image_count"] == present <= category["instance_count"]
-        assert frequency_of(present, 24) == category["frequency"]
+        regular = sum(category["id"] in ids for ids in planned["train"][:REGULAR])
+        assert frequency_of(regular, REGULAR) == category["frequency"]
     letters = [category["frequency"] for category in categories]
     assert [letters.count(letter) for letter in "rcf"] == [16, 40, 24]
 
@@ -92,11 +110,13 @@ def test_categories_follow_lvis_and_its_frequency_rule(splits, planned):
 def test_rare_categories_are_pictured_but_not_annotated_in_training(splits, planned):
     rare = {c["id"] for c in splits["train"]["categories"] if c["frequency"] == "r"}
     assert set.union(*planned["train"]) >= rare
+    crowded = {a["image_id"] for a in splits["train"]["annotations"] if a["iscrowd"]}
     for image, annotated, present in zip(
         splits["train"]["images"], _found(splits["train"]), planned["train"], strict=True
     ):
         assert annotated == present - rare
-        assert set(image["not_exhaustive_category_ids"]) == present & rare
+        unnamed = present if image["id"] in crowded else present & rare
+        assert set(image["not_exhaustive_category_ids"]) == unnamed
         assert not set(image["neg_category_ids"]) & present
         assert len(image["neg_category_ids"]) == 20
     assert not splits["train"]["info"]["rare_annotated"]
@@ -144,12 +164,14 @@ def test_captions_point_at_their_words_and_annotations(splits):
                 assert {item["image_id"] for item in referred} == {caption["image_id"]}
                 assert {item["category_id"] for item in referred} == {phrase["category_id"]}
                 assert words.startswith(referred[0]["colour"] + " ")
-                if len(referred) == 1:
+                if referred[0]["iscrowd"]:
+                    assert caption["caption"] == f"many {words}"
+                elif len(referred) == 1:
                     assert words.endswith(names[phrase["category_id"]])
         assert sorted(mentioned) == sorted(annotations)
 
 
-@pytest.mark.parametrize(("split", "count"), [("train", 24), ("val", 12)])
+@pytest.mark.parametrize(("split", "count"), [("train", 30), ("val", 12)])
 def test_detectron2_loads_it_and_finds_the_pictures(mini, split, count):
     dicts = load_lvis_json(str(mini / f"{MINI}_{split}.json"), f"{mini}/", dataset_name=None)
     assert len(dicts) == count
@@ -161,7 +183,36 @@ def test_detectron2_loads_it_and_finds_the_pictures(mini, split, count):
 
 def test_image_ids_are_unique_over_both_splits(splits):
     ids = [image["id"] for data in splits.values() for image in data["images"]]
-    assert len(set(ids)) == 36
+    assert ids == [*range(1, 25), *range(37, 43), *range(25, 37)]
+
+
+def test_the_last_training_images_have_no_base_object(mini, splits):
+    loaded = load_lvis_json(
+        str(mini / f"{MINI}_train_all.json"), f"{mini}/", None, extra_annotation_keys=["iscrowd"]
+    )
+    letters = [category["frequency"] for category in splits["train"]["categories"]]
+    kinds = [
+        {("crowd" if o["iscrowd"] else letters[o["category_id"]]) for o in record["annotations"]}
+        for record in loaded
+    ]
+    assert all(kind & {"c", "f"} and "crowd" not in kind for kind in kinds[:REGULAR])
+    assert kinds[REGULAR:] == [{"r"}, {"r"}, set(), set(), {"crowd"}, {"crowd"}]
+    annotated = _found(splits["train"])[REGULAR:]
+    assert [len(found) for found in annotated] == [0, 0, 0, 0, 1, 1]
+    captions = [caption["caption"] for caption in splits["train"]["captions"][REGULAR:]]
+    assert captions[:4] == ["nothing but clutter"] * 4
+
+
+def test_training_sees_crowds_and_leaves_them_out(mini):
+    name = f"{MINI}_train"
+    file = str(mini / f"{name}.json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(vars(MetadataCatalog.get(name)), "json_file", file)
+        records = _load_pictograms(name, file, f"{mini}/")
+    assert [record["annotations"][0]["iscrowd"] for record in records[-2:]] == [1, 1]
+    mapper = OpenVocabularyDatasetMapper(tiny_config("vild_text"), is_train=True)
+    found = [len(mapper(record)["instances"]) for record in records]
+    assert min(found[:REGULAR]) >= 1 and found[REGULAR:] == [0] * 6
 
 
 def test_interrupted_generation_resumes_to_the_same_bytes(mini, tmp_path, monkeypatch):
@@ -184,7 +235,7 @@ def test_interrupted_generation_resumes_to_the_same_bytes(mini, tmp_path, monkey
 
     monkeypatch.setattr(generate, "_draw_chunk", counting)
     folder = _prepare(tmp_path)
-    assert drawn == [0, ("train", 20), ("val", 0)]
+    assert drawn == [0, ("train", 20), ("train", 28), ("val", 0)]
     assert _digests(folder) == _digests(mini)
     assert list(tmp_path.iterdir()) == [folder]
 
@@ -204,6 +255,29 @@ def test_other_arguments_are_refused_unless_overwritten(tmp_path):
     _prepare(tmp_path, categories=24, overwrite=True)
     data = json.loads((folder / f"{MINI}_val.json").read_text())
     assert len(data["categories"]) == 24
+
+
+def _make_older(folder: Path) -> None:
+    """As if an older version had drawn the set."""
+    for path in folder.glob("*.json"):
+        text = path.read_text()
+        older = re.sub(r'("generator_version": ?)\d+', r"\g<1>2", text)
+        assert older != text
+        path.write_text(older)
+
+
+def test_a_set_of_an_older_version_is_refused_or_replaced_but_never_mixed(tmp_path, mini):
+    shutil.copytree(mini, tmp_path / MINI)
+    _make_older(tmp_path / MINI)
+    with pytest.raises(DifferentArgumentsError, match=r"version was 2, now \d.*--replace-older"):
+        _prepare(tmp_path)
+    file = tmp_path / MINI / f"{MINI}_train.json"
+    with pytest.raises(DifferentArgumentsError, match=r"train.json: drawn by version 2 .*-older"):
+        check_version(file)
+    with pytest.raises(DifferentArgumentsError, match=r"categories was 80, now 20.*--overwrite"):
+        _prepare(tmp_path, categories=20, replace_older=True)  # not what it is for
+    assert _digests(_prepare(tmp_path, replace_older=True)) == _digests(mini)
+    check_version(file)
 
 
 def test_refused_arguments_leave_what_is_there(mini):

@@ -14,7 +14,7 @@ from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_BASE_TAG, SHIPPED
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.data.online import OnlineTeacherLoader
 from ovd_d2.engine import build
-from ovd_d2.engine.online import embedder, load_teacher, online_problems
+from ovd_d2.engine.online import configured_teacher, embedder, online_problems
 from ovd_d2.vocabulary import Vocabulary
 from tests.proposal_stores import random_proposals, write_cache, write_proposals
 from tests.tiny import BASE_NAMES, NOVEL_NAMES, tiny_config
@@ -36,7 +36,7 @@ def online_config(variant="vild", tag=SHIPPED_TAG):
 
 @pytest.fixture(scope="module")
 def teacher():
-    return load_teacher(online_config(), device="cpu")
+    return configured_teacher(online_config(), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_loading_the_teacher_leaves_the_random_numbers_alone():
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    load_teacher(online_config(), device="cpu")
+    configured_teacher(online_config(), device="cpu")
     assert torch.equal(torch.rand(4), expected)
 
 
@@ -150,22 +150,32 @@ def test_workers_read_and_the_training_process_embeds(cfg, dicts, cache, teacher
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def problems_with(proposals, teacher, **changes):
-    needs = {"teacher_fingerprint": None, "embedding_dim": 64, "image_ids": IDS}
+def problems_with(dicts, proposals, teacher, **changes):
+    needs = {"teacher_fingerprint": None, "embedding_dim": 64, "images": dicts}
     return online_problems(proposals, teacher, **{**needs, **changes})
 
 
-def test_what_fits_has_no_problem(proposals, teacher):
-    assert problems_with(proposals, teacher, teacher_fingerprint=teacher.fingerprint) == []
-    assert problems_with(None, None, teacher_fingerprint="any", embedding_dim=1) == []
+def test_what_fits_has_no_problem(dicts, proposals, teacher):
+    assert problems_with(dicts, proposals, teacher, teacher_fingerprint=teacher.fingerprint) == []
+    assert problems_with(dicts, None, None, teacher_fingerprint="any", embedding_dim=1) == []
 
 
-def test_another_teacher_another_width_and_missing_images_all_at_once(proposals):
-    other = load_teacher(online_config(tag=SHIPPED_BASE_TAG), device="cpu")
-    shipped = load_teacher(online_config(), device="cpu").fingerprint
-    problems = problems_with(
-        proposals, other, teacher_fingerprint=shipped, embedding_dim=512, image_ids=[1, 2, 77, 78]
-    )
+def test_proposals_of_other_images_under_these_ids(dicts, proposals, teacher):
+    first, second = dicts
+    swapped = [{**first, "image_id": 2}, {**second, "image_id": 1}]
+    (problem,) = problems_with(swapped, proposals, teacher)
+    assert f"proposals in {proposals.path} were made for other images under these ids" in problem
+    assert "2 of 2, first: image 2 was 2.png (64 x 64), is 1.png (64 x 64)" in problem
+    assert "tools/extract_proposals.py" in problem
+    (problem,) = problems_with([{**first, "image_id": "a"}, second], proposals, teacher)
+    assert "1 of 2 image ids cannot be stored, first: 'a'" in problem
+
+
+def test_another_teacher_another_width_and_missing_images_all_at_once(dicts, proposals):
+    other = configured_teacher(online_config(tag=SHIPPED_BASE_TAG), device="cpu")
+    shipped = configured_teacher(online_config(), device="cpu").fingerprint
+    more = [*dicts, *({**dicts[0], "image_id": one} for one in (78, 77))]
+    problems = problems_with(more, proposals, other, teacher_fingerprint=shipped, embedding_dim=512)
     assert len(problems) == 3
     assert other.fingerprint in problems[0] and shipped in problems[0]
     assert "64 wide, expected 512" in problems[1]

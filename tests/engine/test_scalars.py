@@ -88,7 +88,7 @@ class Untrained(OpenVocabularyTrainer):
     """The trainer's hooks without its training."""
 
     def __init__(self, cfg):
-        self._trainer = SimpleNamespace(model=None, optimizer=None)
+        self._trainer = SimpleNamespace(model=None, optimizer=None, data_loader=None)
         self.cfg = cfg
         self.checkpointer = Checkpointer(nn.Identity(), cfg.OUTPUT_DIR)
         self.iter, self.max_iter = 9, 10
@@ -115,7 +115,7 @@ def test_eval_only_writes_events_at_the_iteration_of_the_checkpoint(cfg, tmp_pat
     for name in ("check_setup", "set_up", "apply_vocabulary"):
         monkeypatch.setattr(run, name, lambda *_: None)
     monkeypatch.setattr(OpenVocabularyTrainer, "build_model", classmethod(lambda *_: None))
-    monkeypatch.setattr(run, "DetectionCheckpointer", Loaded)
+    monkeypatch.setattr(run, "SafeCheckpointer", Loaded)
 
     class Arguments:
         resume = False

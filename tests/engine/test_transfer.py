@@ -2,11 +2,14 @@
 
 import argparse
 import json
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from PIL import Image
 
 from ovd_d2.engine.transfer import evaluate_transfer, transfer_table
 from ovd_d2.errors import SetupError
@@ -25,7 +28,9 @@ def register(tmp_path):
             {"id": k + 1, "file_name": file, "height": 9, "width": 9}
             for k, file in enumerate(images)
         ]
-        dataset = {"images": records, "annotations": [], "categories": categories}
+        one = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5], "area": 25}
+        annotations = [{**one, "iscrowd": 0}] if images else []
+        dataset = {"images": records, "annotations": annotations, "categories": categories}
         path.write_text(json.dumps(dataset))
         register_coco_instances(name, {}, str(path), str(tmp_path / "pictures"))
         names.append(name)
@@ -45,12 +50,13 @@ def problems_of(cfg, names):
 
 def test_all_problems_of_all_data_sets_are_listed(register, tmp_path):
     (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "1.png").touch()
+    Image.new("RGB", (9, 9)).save(tmp_path / "pictures" / "1.png")
     twice = [{"id": 1, "name": "cat"}, {"id": 2, "name": "cat"}]
     equal_names = register(twice, ["1.png"])
     no_image = register([{"id": 1, "name": "cat"}], [])
     no_picture = register([{"id": 1, "name": "cat"}], ["1.png", "2.png", "3.png"])
     cfg = tiny_config()
+    cfg.MODEL.MASK_ON = False
     cfg.OUTPUT_DIR = str(tmp_path / "out")
     cfg.MODEL.WEIGHTS = str(tmp_path / "gone.pth")
     cfg.MODEL.OVD.CLASSIFY_WITH = "clip_crops"
@@ -85,7 +91,7 @@ def test_a_closed_vocabulary_model_and_missing_weights(register):
 def test_another_teacher_than_the_models(tmp_path):
     path = tmp_path / "vocabulary.safetensors"
     Vocabulary(["cat"], torch.eye(1, 64), teacher="somebody-else").save(path)
-    (tmp_path / "model.pth").touch()
+    torch.save({"model": {}}, tmp_path / "model.pth")
     cfg = tiny_config()
     cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
     cfg.MODEL.OVD.VOCABULARY = str(path)
@@ -101,3 +107,30 @@ def test_the_table_names_data_set_task_and_protocol():
     assert rows[0][:5] == ["data set", "task", "images", "names", "AP"]
     assert rows[2] == ["voc", "box", "5", "20", "12.3", "20.0", *"----", "COCO AP"]
     assert [row[:2] for row in rows[2:]] == [["voc", "box"], ["coco", "box"], ["coco", "mask"]]
+
+
+def test_a_data_set_in_capitals_is_no_option(register):
+    split = runpy.run_path(str(Path("tools/evaluate_transfer.py")))["split_datasets"]
+    assert split(["VOC", "BDD100K"]) == (["VOC", "BDD100K"], [])
+    options = ["MODEL.WEIGHTS", "X.pth", "OUTPUT_DIR", "OUT"]
+    assert split(["KITTI", "my.set", *options]) == (["KITTI", "my.set"], options)
+    assert split(["own", "OUTPUT_DIR", "TEST"]) == (["own"], ["OUTPUT_DIR", "TEST"])
+    DatasetCatalog.register("TEST", list)
+    try:
+        assert split(["TEST", "TEST.AUG.ENABLED", "True"]) == (
+            ["TEST"],
+            ["TEST.AUG.ENABLED", "True"],
+        )
+    finally:
+        DatasetCatalog.remove("TEST")
+
+
+def test_a_damaged_training_vocabulary_is_a_problem(tmp_path):
+    path = tmp_path / "vocabulary.safetensors"
+    path.write_bytes(b"nothing")
+    torch.save({"model": {}}, tmp_path / "model.pth")
+    cfg = tiny_config()
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    cfg.MODEL.OVD.VOCABULARY = str(path)
+    (problem,) = problems_of(cfg, [])
+    assert problem.startswith("MODEL.OVD.VOCABULARY: ") and str(path) in problem

@@ -89,6 +89,23 @@ def test_several_images_and_none_without_proposals(teacher, record):
         assert len(model([record])[0]["instances"]) == 0
 
 
+@pytest.mark.parametrize("text_branch", [False, True])
+def test_what_an_image_gives_does_not_depend_on_its_neighbours(teacher, record, text_branch):
+    model = make_model(teacher, text_branch=text_branch)
+    larger = torch.from_numpy(np.random.default_rng(1).integers(0, 255, (3, 130, 170), np.uint8))
+    other = {**record, "image": larger}  # the crops are of the same file
+    alone = [model([one])[0]["instances"] for one in (record, other)]
+    for order in ([0, 1], [1, 0]):
+        together = model([(record, other)[k] for k in order])
+        for k, found in zip(order, together, strict=True):
+            expected = alone[k]
+            assert len(found["instances"]) == len(expected) > 0
+            torch.testing.assert_close(found["instances"].scores, expected.scores)
+            boxes = found["instances"].pred_boxes.tensor
+            torch.testing.assert_close(boxes, expected.pred_boxes.tensor)
+            assert torch.equal(found["instances"].pred_masks, expected.pred_masks)
+
+
 def test_a_detector_without_vocabulary_is_refused():
     with pytest.raises(TypeError, match="OpenVocabularyRCNN"):
         with_crop_classifier(tiny_config(), nn.Identity())

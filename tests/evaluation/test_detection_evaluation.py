@@ -77,7 +77,11 @@ def test_novel_categories_come_first_and_bad_ones_before_good_ones(evaluate, dat
 @pytest.mark.parametrize(
     ("protocol", "limit", "message"),
     [
-        (FIXED, PER_IMAGE, "counts all detections .* is 7 and cut .* 12 of 12 .*-1: no limit"),
+        (
+            FIXED,
+            PER_IMAGE,
+            "all detections .* is 7 and cut .* 12 of 12 .*: raise it, or",
+        ),
         (FIXED, PER_IMAGE + 1, None),  # no image is full
         (FIXED, -1, None),
         (FEDERATED, PER_IMAGE, "counts the best 300 detections .* raise it to 300"),

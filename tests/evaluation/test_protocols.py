@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from lvis import LVISResults
 
-from ovd_d2.evaluation.protocols import COCO, FEDERATED, FIXED, Protocol, select
+from ovd_d2.evaluation.protocols import (
+    COCO,
+    FEDERATED,
+    FIXED,
+    Protocol,
+    fixed_ap_problems,
+    select,
+)
 
 
 def found(*records: tuple[int, int, float]) -> list[dict]:
@@ -73,3 +80,9 @@ def test_titles_say_the_limits():
     assert FIXED.title == "LVIS fixed AP (best 10,000 detections a category)"
     assert COCO.title == "COCO (best 100 detections an image and category)"
     assert Protocol("mine", "lvis").title == "mine (all detections)"
+
+
+def test_fixed_ap_of_all_detections_is_refused():
+    (problem,) = fixed_ap_problems("fixed", -1)
+    assert "DETECTIONS_PER_IMAGE is -1" in problem and "set it to 1000" in problem
+    assert fixed_ap_problems("fixed", 1000) == fixed_ap_problems("federated", -1) == []

@@ -148,7 +148,7 @@ def breakable():
 
 
 FILES = {
-    "picture missing": ("picture", Path.unlink, r"1 of \d+ pictures are missing"),
+    "picture missing": ("picture", Path.unlink, r"1 of \d+ images are missing"),
     "json missing": ("json", Path.unlink, r"train\.json"),
     "json truncated": ("json", _truncate, r"train\.json"),
 }

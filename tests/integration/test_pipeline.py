@@ -80,7 +80,7 @@ def workplace(tmp_path_factory):
 
 def test_the_cache_holds_every_image_and_is_sound(workplace):
     cache = EmbeddingCache(workplace.folder / "cache")
-    assert len(cache) == 24
+    assert len(cache) == 30
     assert cache.verify() == []
     record = cache[next(iter(cache))]
     assert record.embeddings.shape == (len(record.boxes), 64)

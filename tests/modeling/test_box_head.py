@@ -5,6 +5,7 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from ovd_d2.modeling import EmbeddingProjection, OpenVocabularyOutputLayers, ViLDBoxHead
+from tests.processes import run_ranks
 from tests.tiny import tiny_config, tiny_vocabulary
 
 
@@ -51,6 +52,36 @@ def test_one_row_alone_is_normalised_with_the_running_statistics():
     assert head.fc1.weight.grad.abs().sum() > 0
     torch.testing.assert_close(head.fc1.norm.running_mean, before)
     torch.testing.assert_close(trained, head.eval()(row))
+
+
+@pytest.mark.parametrize("norm", ["SyncBN", "naiveSyncBN"])
+def test_one_row_alone_in_one_process_with_a_norm_of_all_ranks(norm):
+    shape = ShapeSpec(channels=4, height=3, width=3)
+    head = ViLDBoxHead(shape, conv_dims=[], fc_dims=[6], conv_norm="", fc_norm=norm)
+    row = torch.randn(1, 4, 3, 3)
+    torch.testing.assert_close(head(row), head.eval()(row))
+
+
+def train_fc_on_two_ranks(rank):
+    """Rank 0 has 1 row, rank 1 has 5."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    shape = ShapeSpec(channels=4, height=1, width=1)
+    head = ViLDBoxHead(shape, conv_dims=[], fc_dims=[6], conv_norm="", fc_norm="naiveSyncBN")
+    rows = [torch.randn(count, 4, 1, 1) for count in (1, 5)]
+    out = head(rows[rank])
+    out.sum().backward()
+    fc = [part.flatten(1) @ head.fc1.weight.T for part in rows]
+    mean = sum(part.mean(dim=0) for part in fc) / 2  # every rank has the same weight
+    squares = sum((part**2).mean(dim=0) for part in fc) / 2
+    expected = (fc[rank] - mean) / (squares - mean**2 + head.fc1.norm.eps).sqrt()
+    torch.testing.assert_close(out, expected.relu(), atol=1e-4, rtol=1e-4)
+    assert torch.isfinite(head.fc1.weight.grad).all()
+    torch.testing.assert_close(head.fc1.norm.running_mean, 0.1 * mean)
+
+
+def test_a_rank_with_one_row_takes_part_in_the_norm_of_all_ranks():
+    assert run_ranks(2, train_fc_on_two_ranks) == [0, 0]
 
 
 def test_novel_logits_are_suppressed_in_training_alone():

@@ -54,7 +54,7 @@ def test_losses_by_variant(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("norm", ["", "BN"])
+@pytest.mark.parametrize("norm", ["", "BN", "SyncBN"])
 @pytest.mark.parametrize(("objects", "cached"), [(2, 3), (0, 3), (2, 0), (0, 0)])
 def test_every_parameter_gets_a_gradient_in_every_step(variant, norm, objects, cached):
     model = make_model(variant, norm=norm)

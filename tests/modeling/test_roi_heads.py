@@ -31,7 +31,7 @@ def test_losses_by_variant(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("norm", ["", "BN"])
+@pytest.mark.parametrize("norm", ["", "BN", "SyncBN"])
 @pytest.mark.parametrize(("objects", "cached"), [(0, 3), (2, 0), (0, 0)])
 def test_no_objects_and_no_proposals_still_reach_every_parameter(variant, norm, objects, cached):
     model = make_model(variant, norm=norm)

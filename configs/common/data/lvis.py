@@ -1,15 +1,12 @@
 from detectron2.config import LazyCall as L
-from detectron2.data import (
-    build_detection_test_loader,
-    build_detection_train_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data import transforms as T
 from omegaconf import OmegaConf
 
 from ovd_d2.cache import EmbeddingCache
 from ovd_d2.data.categories import get_novel_flags
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
+from ovd_d2.data.train_loader import build_resumable_train_loader
 from ovd_d2.engine.build import get_base_dataset_dicts
 from ovd_d2.evaluation import OpenVocabularyLVISEvaluator
 from ovd_d2.evaluation.engines import build_engine
@@ -20,7 +17,7 @@ vocabulary = L(Vocabulary.load)(path="datasets://lvis/vocabulary_vit_b32.safeten
 
 dataloader = OmegaConf.create()
 
-dataloader.train = L(build_detection_train_loader)(
+dataloader.train = L(build_resumable_train_loader)(
     dataset=L(get_base_dataset_dicts)(names="lvis_v1_train_norare"),
     mapper=L(OpenVocabularyDatasetMapper)(
         is_train=True,

@@ -12,6 +12,7 @@ from ovd_d2.modeling import (
     OpenVocabularyOutputLayers,
     OpenVocabularyRCNN,
     ViLDBoxHead,
+    ViLDMaskHead,
     ViLDROIHeads,
 )
 from ovd_d2.modeling.roi_heads import get_variant
@@ -62,5 +63,6 @@ model.roi_heads.box_predictor = L(OpenVocabularyOutputLayers)(
     test_nms_thresh=0.5,
     test_topk_per_image=300,
 )
+model.roi_heads.mask_head._target_ = ViLDMaskHead
 model.roi_heads.mask_head.conv_norm = "SyncBN"
 model.roi_heads.mask_head.num_classes = 1  # one mask a region, whatever its name

@@ -23,7 +23,9 @@ NOTES = (
     " image_count and instance_count say what is in the training pictures, while those of common"
     " and frequent categories say what is annotated (which is all there is). The validation file"
     " annotates everything and repeats the counts of training. Captions name annotated objects"
-    " only. The part of speech 'p' in synset means pictogram: none is a WordNet synset."
+    " only. The last training pictures have no base object: rare ones alone, none at all, or one"
+    " crowd (iscrowd 1, its polygons around all members, its category not exhaustively annotated)."
+    " The part of speech 'p' in synset means pictogram: none is a WordNet synset."
 )
 
 
@@ -91,8 +93,8 @@ def describe_scene(
             absent); 1 lists every absent one.
 
     Returns:
-        {"objects": [{category, colour, segmentation, bbox, area}], "negatives": [category]},
-        categories 0-based; plain Python values.
+        {"objects": [{category, colour, segmentation, bbox, area, iscrowd}], "negatives":
+        [category]}, categories 0-based; plain Python values.
     """
     objects = [
         {
@@ -101,6 +103,7 @@ def describe_scene(
             "segmentation": mask_to_polygons(item.mask),
             "bbox": mask_to_box(item.mask),
             "area": float(item.mask.sum()),
+            "iscrowd": int(item.is_crowd),
         }
         for item in scene.objects
     ]
@@ -172,6 +175,7 @@ class LVISBuilder:
     def add(self, image_id: int, file_name: str, record: dict[str, Any]) -> None:
         """Add one image and what `describe_scene` said of it."""
         present = {item["category"] + 1 for item in record["objects"]}
+        crowds = {item["category"] + 1 for item in record["objects"] if item["iscrowd"]}
         self._images.append(
             {
                 "id": image_id,
@@ -181,7 +185,7 @@ class LVISBuilder:
                 "width": self._side,
                 "license": 1,
                 "neg_category_ids": [index + 1 for index in record["negatives"]],
-                "not_exhaustive_category_ids": sorted(present & self._hidden),
+                "not_exhaustive_category_ids": sorted(present & self._hidden | crowds),
             }
         )
         shown = [item for item in record["objects"] if item["category"] + 1 not in self._hidden]
@@ -198,6 +202,7 @@ class LVISBuilder:
             "bbox": item["bbox"],
             "area": item["area"],
             "segmentation": item["segmentation"],
+            "iscrowd": item["iscrowd"],
             "colour": item["colour"],
         }
 
@@ -208,7 +213,8 @@ class LVISBuilder:
             (item["category"], item["colour"], self._categories[item["category"]]["glyph"])
             for item in shown
         ]
-        caption, phrases = caption_of(named)
+        crowds = [position for position, item in enumerate(shown) if item["iscrowd"]]
+        caption, phrases = caption_of(named, crowds)
         return {
             "id": len(self._captions) + 1,
             "image_id": image_id,

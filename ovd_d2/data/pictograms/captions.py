@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 _NUMBERS = ("", "a", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -47,22 +47,26 @@ def plural(name: str) -> str:
     return f"{first} {noun}".lstrip()
 
 
-def caption_of(objects: Sequence[tuple[int, str, str]]) -> tuple[str, list[Phrase]]:
+def caption_of(
+    objects: Sequence[tuple[int, str, str]], crowds: Collection[int] = ()
+) -> tuple[str, list[Phrase]]:
     """Describe objects in the given order, those of one category and colour together.
 
     Args:
         objects: (category index, colour name, glyph name) of each.
+        crowds: positions of those that are crowds.
 
     Returns:
-        For instance "a red anchor and two blue umbrellas" and its phrases.
+        For instance "a red anchor and two blue umbrellas" and its phrases; of a crowd "many red
+        anchors".
     """
-    groups: dict[tuple[int, str, str], list[int]] = {}
+    groups: dict[tuple[int, str, str, bool], list[int]] = {}
     for position, key in enumerate(objects):
-        groups.setdefault(key, []).append(position)
+        groups.setdefault((*key, position in crowds), []).append(position)
     caption, phrases = "", []
-    for rank, ((category, colour, glyph), members) in enumerate(groups.items()):
+    for rank, ((category, colour, glyph, is_crowd), members) in enumerate(groups.items()):
         caption += _separator(rank, len(groups))
-        start, noun_phrase = _phrase(colour, glyph, len(members))
+        start, noun_phrase = _phrase(colour, glyph, None if is_crowd else len(members))
         caption += start
         span = (len(caption), len(caption) + len(noun_phrase))
         caption += noun_phrase
@@ -76,8 +80,11 @@ def _separator(rank: int, count: int) -> str:
     return " and " if rank == count - 1 else ", "
 
 
-def _phrase(colour: str, glyph: str, count: int) -> tuple[str, str]:
-    """What stands before the noun phrase ("a ", "two " or nothing), and the noun phrase."""
+def _phrase(colour: str, glyph: str, count: int | None) -> tuple[str, str]:
+    """What stands before the noun phrase ("a ", "two " or nothing), and the noun phrase; without a
+    count they are many."""
+    if count is None:
+        return "many ", f"{colour} {plural(glyph)}"
     noun_phrase = f"{colour} {glyph if count == 1 else plural(glyph)}"
     if count > 1:
         return f"{_NUMBERS[count]} ", noun_phrase

@@ -17,14 +17,21 @@ from PIL import Image
 from tqdm import tqdm
 
 from ovd_d2.files import atomic_write, atomic_write_json, flush_folder
-from ovd_d2.workers import process_pool
+from ovd_d2.workers import available_cores, process_pool
 
 from .annotations import LVISBuilder, describe_scene, lvis_categories
 from .glyphs import PictogramCategory, build_categories
-from .plan import SplitPlan, choose_frequencies, frequency_of, plan_train, plan_val
-from .scenes import draw_scene
+from .plan import (
+    SplitPlan,
+    choose_frequencies,
+    frequency_of,
+    plan_train,
+    plan_val,
+    without_base,
+)
+from .scenes import draw_crowd, draw_scene
 
-GENERATOR_VERSION = 2  # raise it whenever the same arguments give other pictures or annotations
+GENERATOR_VERSION = 3  # raise it whenever the same arguments give other pictures or annotations
 # Training is federated as LVIS's: a quarter of the categories are known to be absent. Validation is
 # annotated exhaustively, so that every detection of an absent category counts as false.
 NEGATIVE_SHARES = {"train": 0.25, "val": 1.0}
@@ -50,7 +57,10 @@ class DifferentArgumentsError(ValueError):
 
 @dataclass(frozen=True)
 class Arguments:
-    """All that decides what the files hold; stored beside them."""
+    """All that decides what the files hold; stored beside them and in them.
+
+    `train_images` leaves out those that `plan.without_base` appends.
+    """
 
     name: str
     train_images: int
@@ -74,6 +84,7 @@ class _Chunk:
     split: str
     first: int
     contents: tuple[tuple[int, ...], ...]
+    crowds: bool = False  # each content is one category, drawn as a crowd
 
     @property
     def record_file(self) -> Path:
@@ -91,13 +102,15 @@ def prepare(
     *,
     full: bool = True,
     overwrite: bool = False,
+    replace_older: bool = False,
     progress: bool = True,
 ) -> list[Path]:
     """Generate Pictograms below `root`, unless it is there already.
 
     Args:
         root: the folder of all data sets (DETECTRON2_DATASETS).
-        images: number of training and of validation images.
+        images: number of training and of validation images. To those of training come images
+            without base objects (:func:`ovd_d2.data.pictograms.plan.without_base`).
         size: side of the square pictures, px, at least MIN_SIZE.
         categories: how many; above len(GLYPHS) they become colour x glyph.
         seed: decides everything else. The output does not depend on `workers`.
@@ -105,13 +118,15 @@ def prepare(
         mini: also make the mini pair for tests, of at most MINI_CATEGORIES categories.
         full: make the full pair.
         overwrite: replace what was made with other arguments.
+        replace_older: replace what an older version of this generator made.
         progress: show progress bars.
 
     Returns:
         The folders of the data sets.
 
     Raises:
-        DifferentArgumentsError: other arguments made what is there, and not `overwrite`.
+        DifferentArgumentsError: other arguments or another version made what is there, and it may
+            not be replaced.
         ValueError: an argument is out of range, or so many categories do not fit.
     """
     if size < MIN_SIZE:
@@ -123,7 +138,14 @@ def prepare(
         few = min(categories, MINI_CATEGORIES)  # more would not fit into so few images
         wanted.append(Arguments(MINI_NAME, *MINI_IMAGES, MINI_SIZE, few, seed))
     return [
-        generate(Path(root), arguments, workers=workers, overwrite=overwrite, progress=progress)
+        generate(
+            Path(root),
+            arguments,
+            workers=workers,
+            overwrite=overwrite,
+            replace_older=replace_older,
+            progress=progress,
+        )
         for arguments in wanted
     ]
 
@@ -134,6 +156,7 @@ def generate(
     *,
     workers: int | None = None,
     overwrite: bool = False,
+    replace_older: bool = False,
     progress: bool = True,
 ) -> Path:
     """Generate one pair of splits into root/name; arguments and errors as in `prepare`.
@@ -145,13 +168,14 @@ def generate(
     partial = root / f".{arguments.name}.partial"
     categories = build_categories(arguments.categories)
     frequencies = choose_frequencies(categories, arguments.seed)
+    train = plan_train(frequencies, arguments.train_images, arguments.seed)
     plans = {
-        "train": plan_train(frequencies, arguments.train_images, arguments.seed),
+        "train": without_base(train, frequencies, arguments.seed),
         "val": plan_val(arguments.categories, arguments.val_images, arguments.seed),
     }
-    if _is_usable(final, arguments, overwrite):
+    if _is_usable(final, arguments, overwrite, replace_older):
         return final
-    if not _is_usable(partial, arguments, overwrite):
+    if not _is_usable(partial, arguments, overwrite, replace_older):
         shutil.rmtree(partial, ignore_errors=True)
     (partial / "records").mkdir(parents=True, exist_ok=True)
     atomic_write_json(partial / _ARGUMENTS_FILE, asdict(arguments))
@@ -166,38 +190,62 @@ def generate(
     return final
 
 
-def _is_usable(folder: Path, arguments: Arguments, overwrite: bool) -> bool:
+def _is_usable(
+    folder: Path, arguments: Arguments, overwrite: bool, replace_older: bool = False
+) -> bool:
     """Whether `folder` is there and was made with these arguments; may it not be replaced, raise.
 
     Raises:
-        DifferentArgumentsError: other arguments, and not `overwrite`.
+        DifferentArgumentsError: other arguments, and not `overwrite`; an older version made it, and
+            not `replace_older` either.
     """
     if not folder.exists():
         return False
-    difference = _difference(folder, arguments)
-    if difference and not overwrite:
-        raise DifferentArgumentsError(
-            f"{folder}: made with other arguments ({difference}); "
-            "use --overwrite to replace it, or another --root"
-        )
-    return not difference
+    differences = _differences(folder, arguments)
+    older = list(differences) == ["generator_version"]
+    if not differences:
+        return True
+    if overwrite or (older and replace_older):
+        return False
+    raise DifferentArgumentsError(
+        f"{folder}: made {'by another version' if older else 'with other arguments'} "
+        f"({', '.join(differences.values())}); use "
+        f"{'--replace-older' if older else '--overwrite'} to replace it, or another --root"
+    )
 
 
-def _difference(folder: Path, arguments: Arguments) -> str:
-    """How the arguments stored in `folder` differ; "" if they do not."""
+def _differences(folder: Path, arguments: Arguments) -> dict[str, str]:
+    """How the arguments stored in `folder` differ: name -> what was and is; {} if they do not."""
     path = folder / _ARGUMENTS_FILE
     if not path.is_file():
-        return f"{_ARGUMENTS_FILE} is missing"
+        return {_ARGUMENTS_FILE: f"{_ARGUMENTS_FILE} is missing"}
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        return f"{_ARGUMENTS_FILE} is not JSON"
+        return {_ARGUMENTS_FILE: f"{_ARGUMENTS_FILE} is not JSON"}
     wanted = asdict(arguments)
-    return ", ".join(
-        f"{key} was {stored.get(key)}, now {value}"
+    return {
+        key: f"{key} was {stored.get(key)}, now {value}"
         for key, value in wanted.items()
         if stored.get(key) != value
-    )
+    }
+
+
+def check_version(json_file: str | os.PathLike[str]) -> None:
+    """Refuses an annotation file of Pictograms that another version of this generator wrote.
+
+    Raises:
+        DifferentArgumentsError: names the file, both versions and what to do.
+    """
+    with open(json_file, encoding="utf-8") as stream:
+        info = json.load(stream).get("info", {})
+    found = info.get("arguments", {}).get("generator_version")
+    if found != GENERATOR_VERSION:
+        raise DifferentArgumentsError(
+            f"{os.fspath(json_file)}: drawn by version {found} of Pictograms, this is version "
+            f"{GENERATOR_VERSION}: run python datasets/prepare_pictograms.py --replace-older, then "
+            "make proposals and caches of its training images again"
+        )
 
 
 def _chunks(
@@ -206,6 +254,10 @@ def _chunks(
     contents = plans[split].images
     for first in range(0, len(contents), _CHUNK):
         yield _Chunk(folder, arguments, split, first, contents[first : first + _CHUNK])
+    crowds = tuple((category,) for category in plans[split].crowds)
+    for first in range(0, len(crowds), _CHUNK):
+        part = crowds[first : first + _CHUNK]
+        yield _Chunk(folder, arguments, split, len(contents) + first, part, crowds=True)
 
 
 def _run(chunks: list[_Chunk], workers: int | None, progress: bool, label: str) -> None:
@@ -213,7 +265,7 @@ def _run(chunks: list[_Chunk], workers: int | None, progress: bool, label: str) 
     total = sum(len(chunk.contents) for chunk in chunks)
     left = [chunk for chunk in chunks if not chunk.record_file.exists()]
     done = total - sum(len(chunk.contents) for chunk in left)
-    workers = min(workers or _available_cores(), len(left))
+    workers = min(workers or available_cores(), len(left))
     bar = tqdm(total=total, initial=done, desc=label, unit="image", disable=not progress)
     with bar:
         if workers <= 1:
@@ -224,12 +276,6 @@ def _run(chunks: list[_Chunk], workers: int | None, progress: bool, label: str) 
             futures: list[Future[int]] = [pool.submit(_draw_chunk, chunk) for chunk in left]
             for future in as_completed(futures):
                 bar.update(future.result())
-
-
-def _available_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @lru_cache(maxsize=2)
@@ -247,7 +293,10 @@ def _draw_chunk(chunk: _Chunk) -> int:
     for index, contents in enumerate(chunk.contents, chunk.first):
         stream = [arguments.seed, _SEED_SCENES + SPLITS.index(chunk.split), index]
         rng = np.random.default_rng(np.random.SeedSequence(stream))
-        scene = draw_scene(rng, contents, categories, arguments.size)
+        if chunk.crowds:
+            scene = draw_crowd(rng, contents[0], categories, arguments.size)
+        else:
+            scene = draw_scene(rng, contents, categories, arguments.size)
         with atomic_write(folder / _file_name(index)) as temporary:
             # Level 1: the grain does not compress, and a higher one takes most of the time.
             Image.fromarray(scene.image).save(temporary, format="PNG", compress_level=1)
@@ -278,18 +327,25 @@ def _write_annotations(
     records: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     for chunk in chunks:
         records[chunk.split] += json.loads(chunk.record_file.read_text(encoding="utf-8"))
+    regular = records["train"][: arguments.train_images]
+    _check_rule(lvis_categories(categories, frequencies, regular), arguments.train_images)
     table = lvis_categories(categories, frequencies, records["train"])
-    _check_rule(table, arguments.train_images)
     for suffix, (split, hide_rare) in ANNOTATION_FILES.items():
         builder = LVISBuilder(
             arguments.name, split, table, hide_rare=hide_rare, side=arguments.size
         )
-        # Ids are unique over both splits, so that caches of the two cannot be mixed up.
-        offset = 1 if split == "train" else 1 + arguments.train_images
         for index, record in enumerate(records[split]):
-            builder.add(offset + index, _file_name(index), record)
+            builder.add(_image_id(arguments, split, index), _file_name(index), record)
         path = folder / f"{arguments.name}_{suffix}.json"
         _write_compact(path, builder.build(asdict(arguments)))
+
+
+def _image_id(arguments: Arguments, split: str, index: int) -> int:
+    """Unique over both splits, so that caches of the two cannot be mixed up: training, validation,
+    then the training images without base objects."""
+    if split == "val":
+        return 1 + arguments.train_images + index
+    return 1 + index + (arguments.val_images if index >= arguments.train_images else 0)
 
 
 def _check_rule(table: list[dict[str, Any]], num_images: int) -> None:

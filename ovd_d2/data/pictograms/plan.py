@@ -18,6 +18,7 @@ RARE_SHARE, FREQUENT_SHARE = 0.2, 0.3  # of the categories; the rest is common
 MAX_OBJECTS = 8
 _DISTINCT_PER_IMAGE = 4.5  # mean number of different categories in an image, where there is room
 _MOST_DISTINCT = 7.2  # the highest mean that leaves room to deal categories out
+_LEAST_WITHOUT_BASE = 2  # images of each kind that `without_base` appends, at least
 _LVIS_RARE, _LVIS_COMMON, _LVIS_IMAGES = 10, 100, 1000
 _REPEAT = (0.65, 0.25, 0.1)  # probability of 0, 1, 2 further objects of a category in an image
 
@@ -29,14 +30,17 @@ class SplitPlan:
     Attributes:
         images: for every image the category indices (0-based) of its objects, in random order; a
             category that is there twice is listed twice.
+        crowds: the category of each further image, which shows one crowd and nothing else; they
+            come after `images`.
     """
 
     images: tuple[tuple[int, ...], ...]
+    crowds: tuple[int, ...] = ()
 
     def image_counts(self, num_categories: int) -> np.ndarray:
         """In how many images each category is, (num_categories,) int64."""
         counts = np.zeros(num_categories, np.int64)
-        for objects in self.images:
+        for objects in [*self.images, *((category,) for category in self.crowds)]:
             counts[sorted(set(objects))] += 1
         return counts
 
@@ -108,6 +112,31 @@ def plan_train(frequencies: list[str], num_images: int, seed: int) -> SplitPlan:
     plan = _deal(rng, counts, num_images)
     _check_frequencies(plan, frequencies)
     return plan
+
+
+def without_base(plan: SplitPlan, frequencies: list[str], seed: int) -> SplitPlan:
+    """The training split with images appended that have no base object, as LVIS has them.
+
+    For every hundred images, and at least two, of each kind in this order: images of rare (novel)
+    categories alone, images of no object at all, and crowds of a frequent category. The frequency
+    rule holds for `plan`; the appended images take rare categories that have room below their
+    limit, as long as there are any, and frequent ones have no limit.
+    """
+    rng = np.random.default_rng([seed, 4])
+    number = max(_LEAST_WITHOUT_BASE, len(plan.images) // 100)
+    letters = np.array(frequencies)
+    room = frequency_thresholds(len(plan.images))[0] - plan.image_counts(len(letters))
+    room[letters != "r"] = -len(plan.images) - number  # never the roomiest
+    only_novel = []
+    for _ in range(number):
+        roomiest = np.lexsort((rng.random(len(room)), -room))
+        objects = [int(index) for index in roomiest[:2] if room[index] > 0] or [int(roomiest[0])]
+        room[objects] -= 1
+        _add_repeats(rng, objects)
+        rng.shuffle(objects)
+        only_novel.append(tuple(objects))
+    crowds = rng.choice(np.flatnonzero(letters == "f"), number)
+    return SplitPlan((*plan.images, *only_novel, *[()] * number), tuple(crowds.tolist()))
 
 
 def plan_val(num_categories: int, num_images: int, seed: int) -> SplitPlan:

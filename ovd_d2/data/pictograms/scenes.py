@@ -28,6 +28,9 @@ from .textures import textured_background
 
 MIN_VISIBLE = 0.45  # of an object's silhouette, after everything above it and the border
 _SAME_COLOUR = 0.6  # probability that a repeated category keeps its colour: "two blue umbrellas"
+_CROWD_MEMBERS = (14, 26)
+_CROWD_SIDE = (0.15, 0.20)  # of a member, as a fraction of the picture's side
+_CROWD_SPACING = 0.62  # of a member's side, between neighbours: they overlap
 _TRIES = 40  # positions tried for one object before it shrinks
 _LETTERS = "BEFGKPQRSZ234567"  # read as clutter: no category looks like a letter or a digit
 
@@ -39,12 +42,14 @@ class SceneObject:
     Attributes:
         category: 0-based index into the categories.
         colour: a key of COLOURS.
-        mask: bool (H, W), the visible part of the silhouette.
+        mask: bool (H, W), the visible part of the silhouette; of a crowd its whole region.
+        is_crowd: it stands for many objects that touch each other.
     """
 
     category: int
     colour: str
     mask: np.ndarray
+    is_crowd: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,54 @@ def draw_scene(
         if all(_place(rng, canvas, _shrunk(item, shrink)) for item in wanted):
             return _finish(canvas, wanted)
     return _grid_scene(rng, background, wanted)
+
+
+def draw_crowd(
+    rng: np.random.Generator, category: int, categories: Sequence[PictogramCategory], side: int
+) -> Scene:
+    """Draw a square scene that shows one dense crowd of small objects and nothing else.
+
+    Args:
+        rng: source of all randomness.
+        category: 0-based category index of all its members.
+        categories: all categories.
+        side: of the picture, px.
+
+    Returns:
+        The scene; its one object is the crowd, whose mask covers the gaps between the members.
+    """
+    image = textured_background(rng, side, side)
+    _draw_clutter(rng, image)
+    first = sample_appearance(rng, categories[category])
+    size = max(MIN_OBJECT_PX, round(rng.uniform(*_CROWD_SIDE) * side))
+    mask = np.zeros((side, side), np.uint8)
+    for centre in _crowd_places(rng, side, _CROWD_SPACING * size):
+        look = replace(
+            sample_appearance(rng, categories[category]), colour=first.colour, ink=first.ink
+        )
+        drawn, (x, y) = draw_object(rng, image, categories[category].glyph, size, look, centre)
+        top, left = max(y, 0), max(x, 0)
+        part = drawn[top - y : side - y, left - x : side - x]
+        mask[top : top + part.shape[0], left : left + part.shape[1]] |= part
+    around = 2 * round(0.5 * size) + 1
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (around, around))
+    # In a frame: at the picture's border, closing would grow the region to the border.
+    framed = cv2.morphologyEx(np.pad(mask, around), cv2.MORPH_CLOSE, kernel)
+    closed = framed[around:-around, around:-around].astype(bool)
+    return Scene(image, [SceneObject(category, first.colour, closed, is_crowd=True)])
+
+
+def _crowd_places(rng: np.random.Generator, side: int, spacing: float) -> list[tuple[float, float]]:
+    """Centres (x, y) of the members: the places of a jittered grid nearest to the crowd's middle,
+    where near is measured along an ellipse."""
+    middle = rng.uniform(0.35, 0.65, 2) * side
+    reach = int(side / spacing) + 1
+    grid = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 2), axis=-1).reshape(-1, 2)
+    places = (grid + rng.uniform(-0.3, 0.3, grid.shape)) * spacing
+    nearest = np.argsort(np.hypot(*(places / rng.uniform(0.75, 1.35, 2)).T))
+    places = places[nearest[: int(rng.integers(*_CROWD_MEMBERS))]] + middle
+    inside = ((places > 0.3 * spacing) & (places < side - 0.3 * spacing)).all(axis=1)
+    return [(float(x), float(y)) for x, y in places[inside]]
 
 
 def _choose_objects(

@@ -1,0 +1,305 @@
+"""Which image a record belongs to: ids are only numbers, and two data sets use the same ones.
+
+`images.json` in a store lists the images of its data set. It holds, byte for byte, the text whose
+hash is the data set's fingerprint in the manifest, so the manifest vouches for every line of it.
+The format is written down in docs/cache-format.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import operator
+import os
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from detectron2.data import DatasetCatalog
+
+from ovd_d2.cache.manifest import CacheError, DamagedFileError, DatasetInfo, Manifest, local_folder
+from ovd_d2.files import atomic_write, read_bounded
+
+if TYPE_CHECKING:
+    from ovd_d2.cache.store import RecordStore
+
+IMAGES_FILE = "images.json"
+ID_RANGE = "whole numbers from 0 to 2**63 - 1"
+ADD_COMMAND = "tools/cache.py add-image-list"
+_MAX_IMAGE_BYTES = 4096  # of a line of the list; a file name has at most 255 characters
+_SIDES = (int, type(None))
+_ROW_TYPES = {(int, str, height, width) for height in _SIDES for width in _SIDES}
+
+
+class ImageIdentity(NamedTuple):
+    """What an image is, wherever it lies and whatever its number.
+
+    Attributes:
+        file_name: without folders.
+        height, width: in pixels, from the annotation file; None where it does not say.
+    """
+
+    file_name: str
+    height: int | None
+    width: int | None
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> ImageIdentity:
+        """Of an image entry (file_name, image_id, height, width)."""
+        name = os.path.basename(entry["file_name"])  # noqa: PTH119 (Path is ten times slower)
+        return cls(name, _pixels(entry, "height"), _pixels(entry, "width"))
+
+    def fits(self, other: ImageIdentity) -> bool:
+        """The same image, as far as both say."""
+        if self == other:
+            return True
+        pairs = zip(self[1:], other[1:], strict=True)
+        return self.file_name == other.file_name and all(
+            None in pair or pair[0] == pair[1] for pair in pairs
+        )
+
+    def __str__(self) -> str:
+        size = ["?" if side is None else str(side) for side in (self.height, self.width)]
+        return f"{self.file_name} ({' x '.join(size)})"
+
+
+ImageList = dict[int, ImageIdentity]
+
+
+def is_image_id(value: object) -> bool:
+    """A whole number (Python's or NumPy's) that a store can hold."""
+    if type(value) is int:
+        return 0 <= value < 2**63
+    if isinstance(value, bool):
+        return False
+    try:
+        return 0 <= operator.index(value) < 2**63  # type: ignore[arg-type]
+    except TypeError:
+        return False
+
+
+def id_problems(entries: Iterable[Mapping[str, Any]]) -> list[str]:
+    """At most one line: how many image ids no store can hold, and the first of them."""
+    ids = [entry["image_id"] for entry in entries]
+    wrong = [image_id for image_id in ids if not is_image_id(image_id)]
+    if not wrong:
+        return []
+    return [
+        f"{len(wrong)} of {len(ids)} image ids cannot be stored, first: {_short(wrong[0])}; "
+        f"expected {ID_RANGE}: number the images of the annotation file"
+    ]
+
+
+def dataset_fingerprint(entries: Iterable[Mapping[str, Any]]) -> str:
+    """Fingerprint of the images of a data set in Detectron2's format, whatever their order.
+
+    Image id, file name without folders (a data set may be moved), height and width count;
+    annotations do not: base-only and full versions of one split share their proposals.
+
+    Raises:
+        CacheError: an image id that no store can hold, or a size that is no number of pixels.
+    """
+    return _digest(_list_content(entries))
+
+
+def write_image_list(
+    folder: Path, dataset: DatasetInfo, entries: Collection[Mapping[str, Any]]
+) -> None:
+    """Write the list of a store's images, unless it is there.
+
+    Args:
+        folder: of the store.
+        dataset: from its manifest.
+        entries: every image of this data set: file_name, image_id, height, width.
+
+    Raises:
+        CacheError: an id twice, or these are not the images whose fingerprint `dataset` has.
+    """
+    content = _list_content(entries)
+    _refuse_double(entries)
+    found = _digest(content)
+    if (found, len(entries)) != (dataset.fingerprint, dataset.num_images):
+        raise CacheError(
+            f"these {len(entries)} images ({found}) are not those that {folder} was made for: data "
+            f"set '{dataset.name}' then had {dataset.num_images} ({dataset.fingerprint})"
+        )
+    path = folder / IMAGES_FILE
+    if not path.is_file() or path.read_bytes() != content:
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(content)
+
+
+def load_image_list(folder: Path, dataset: DatasetInfo) -> ImageList | None:
+    """The images that a store was made for, by id; None: an older store without a list.
+
+    Raises:
+        DamagedFileError: the list is not the one that the manifest's fingerprint is of.
+    """
+    path = folder / IMAGES_FILE
+    try:
+        return _parse(_read(path, dataset), dataset)
+    except FileNotFoundError:
+        return None
+    except (OSError, TypeError, ValueError, RecursionError) as error:
+        raise DamagedFileError(
+            f"{path} is damaged ({error}). Delete it and run python {ADD_COMMAND} {folder} "
+            f"{_dataset_option(dataset)}: it is written anew"
+        ) from error
+
+
+def list_entries(listed: ImageList) -> list[dict[str, Any]]:
+    """A list of images as image entries, for another store of the same images."""
+    return [{"image_id": image_id, **one._asdict()} for image_id, one in listed.items()]
+
+
+def add_image_list(
+    path: str | os.PathLike[str], entries: Collection[Mapping[str, Any]]
+) -> tuple[Path, int]:
+    """Give an older store the list of its images.
+
+    Args:
+        path: folder of the store.
+        entries: every image of the data set that it was made for.
+
+    Returns: the file, and how many images it lists.
+
+    Raises:
+        CacheError: no store, or they are other images than then.
+    """
+    folder = local_folder(path)
+    write_image_list(folder, Manifest.load(folder).dataset, entries)
+    return folder / IMAGES_FILE, len(entries)
+
+
+def identity_problems(store: RecordStore, entries: Collection[Mapping[str, Any]]) -> list[str]:
+    """Whether the records of a store are of other images than those that have their ids now.
+
+    Args:
+        store: of proposals or embeddings.
+        entries: images that will be asked for, all or some: file_name, image_id, height, width.
+            Ids that the store lacks are not looked at.
+
+    Returns: at most one line, without what to do about it.
+    """
+    kind, dataset = store.kind, store.manifest.dataset
+    try:
+        listed = load_image_list(store.path, dataset)
+    except DamagedFileError as error:
+        return [str(error)]
+    asked = [entry for entry in entries if entry["image_id"] in store]
+    if listed is None:
+        if dataset_fingerprint(asked) == dataset.fingerprint:
+            return []
+        listed = _registered_list(dataset)
+    if listed is None:
+        return [_unlisted(store)]
+    others = [one for one in asked if not _is_listed(one, listed)]
+    if not others:
+        return []
+    first = others[0]["image_id"]
+    return [
+        f"the {kind} in {store.path} were made for other images under these ids: {len(others)} of "
+        f"{len(entries)}, first: image {first} was {listed.get(first)}, is "
+        f"{ImageIdentity.of(others[0])} (height x width). They are of data set '{dataset.name}' as "
+        "it was then"
+    ]
+
+
+def _is_listed(entry: Mapping[str, Any], listed: ImageList) -> bool:
+    then = listed.get(entry["image_id"])
+    return then is not None and ImageIdentity.of(entry).fits(then)
+
+
+def _registered_list(dataset: DatasetInfo) -> ImageList | None:
+    """The images of an older store's data set, where that is registered and still has them."""
+    if dataset.name not in DatasetCatalog:
+        return None
+    try:
+        content = _list_content(DatasetCatalog.get(dataset.name))
+        return _parse(content, dataset) if _digest(content) == dataset.fingerprint else None
+    except (OSError, KeyError, ValueError, CacheError):  # its annotation file is not there now
+        return None
+
+
+def _unlisted(store: RecordStore) -> str:
+    dataset = store.manifest.dataset
+    return (
+        f"the {store.kind} in {store.path} do not say of which images they are (no {IMAGES_FILE}), "
+        f"and neither these images nor the registered '{dataset.name}' are the "
+        f"{dataset.num_images} that they were made for (fingerprint {dataset.fingerprint}). If you "
+        f"have the annotation file of then, register it and run python {ADD_COMMAND} {store.path} "
+        f"{_dataset_option(dataset)} once"
+    )
+
+
+def _dataset_option(dataset: DatasetInfo) -> str:
+    return f"--dataset {dataset.name.replace('+', ' ')}"  # a merged store's name has a "+"
+
+
+def _refuse_double(entries: Iterable[Mapping[str, Any]]) -> None:
+    seen: dict[int, str] = {}
+    for entry in entries:
+        name = entry["file_name"]
+        if entry["image_id"] in seen:
+            raise CacheError(
+                f"image id {entry['image_id']} is there twice, as {seen[entry['image_id']]} and as "
+                f"{name}: give every image of the annotation file an id of its own"
+            )
+        seen[entry["image_id"]] = name
+
+
+def _list_content(entries: Iterable[Mapping[str, Any]]) -> bytes:
+    """Canonical JSON, as `ovd_d2.files.fingerprint_json` hashes it: one row per image, by id."""
+    known = list(entries)
+    if problems := id_problems(known):
+        raise CacheError(problems[0])
+    found = {(int(entry["image_id"]), *ImageIdentity.of(entry)) for entry in known}
+    rows = sorted(found, key=lambda row: (row[0], row[1], str(row[2:])))
+    return json.dumps(rows, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _pixels(entry: Mapping[str, Any], key: str) -> int | None:
+    value = entry.get(key)
+    if value is None or type(value) is int:
+        return value
+    try:
+        if value == int(value):
+            return int(value)
+    except (TypeError, ValueError, OverflowError):
+        pass  # named below
+    raise CacheError(
+        f"image {_short(entry['image_id'])}: {key} is {_short(value)}, expected a number of pixels"
+    )
+
+
+def _read(path: Path, dataset: DatasetInfo) -> bytes:
+    content = read_bounded(path, _MAX_IMAGE_BYTES * dataset.num_images)
+    if _digest(content) != dataset.fingerprint:
+        raise ValueError(
+            f"it is the list of {_digest(content)}, the manifest is of {dataset.fingerprint}"
+        )
+    return content
+
+
+def _parse(content: bytes, dataset: DatasetInfo) -> ImageList:
+    listed: ImageList = {}
+    for image_id, name, height, width in json.loads(content):
+        types = (type(image_id), type(name), type(height), type(width))
+        if types not in _ROW_TYPES or not is_image_id(image_id):
+            raise ValueError(f"a row is {_short([image_id, name, height, width])}")
+        listed[image_id] = ImageIdentity(name, height, width)
+    if len(listed) != dataset.num_images:
+        raise ValueError(f"it lists {len(listed)} images, the data set has {dataset.num_images}")
+    return listed
+
+
+def _short(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return "a number of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -1,0 +1,248 @@
+"""Detectron2's checkpointer with files that are whole, verified and free of code."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
+from fvcore.common.checkpoint import _filter_reused_missing_keys, _IncompatibleKeys
+from torch import nn
+
+from ovd_d2.engine.checkpoint_files import (
+    LAST,
+    find_last_good,
+    remove_leftovers,
+    write_checkpoint,
+    write_last,
+)
+from ovd_d2.engine.weights import (
+    HEURISTICS,
+    KEY,
+    local_weights,
+    read_checkpoint,
+    weights_problems,
+    without_query,
+)
+from ovd_d2.errors import SetupError
+from ovd_d2.modeling.classifier import CLIPClassifier
+from ovd_d2.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+# What a checkpoint must hold: beginnings of parameter names.
+WHOLE_MODEL = ("",)
+FIRST_STAGE = ("backbone.", "proposal_generator.")
+
+# Evaluation does without these. The vocabulary comes from MODEL.OVD.VOCABULARY; mean and deviation
+# of the pixels from the config; anchors are computed; the count of batches serves training alone.
+_NOT_NEEDED = ("text_embeddings", "is_novel", "pixel_mean", "pixel_std", "num_batches_tracked")
+_COMPUTED = "anchor_generator.cell_anchors"
+_VOCABULARY = "vocabulary"
+
+
+class SafeCheckpointer(DetectionCheckpointer):
+    """Checkpoints that survive kills and full disks, and weights that are the model's.
+
+    A checkpoint is written whole or not at all, with its SHA-256 beside it; resuming verifies it
+    and falls back to the last good one (:mod:`ovd_d2.engine.checkpoint_files`). Nothing that a file
+    names is run (:func:`ovd_d2.engine.weights.read_checkpoint`). The model's vocabulary travels in
+    the checkpoint, names included, and is back after loading; one the config names must be set
+    after that.
+
+    Attributes:
+        resumed_from: the checkpoint that :meth:`resume_or_load` went on from, or None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        save_to_disk: bool | None = None,
+        required: Sequence[str] | None = None,
+        key: str = KEY,
+        **checkpointables: Any,
+    ) -> None:
+        """
+        Args:
+            model, save_dir, save_to_disk, checkpointables: as Detectron2's.
+            required: beginnings of the names that a checkpoint must have all of, for a model that
+                nothing will train further: `WHOLE_MODEL`, `FIRST_STAGE`. None, for training: one
+                parameter is enough.
+            key: of the config, for messages.
+        """
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.required = required
+        self.key = key
+        self.resumed_from: Path | None = None
+        self._path, self._by_similarity = "", False  # of the file that is being loaded
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Writes `name`.pth into the folder, with the state of all checkpointables and `kwargs`."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        content = {"model": self.model.state_dict()}
+        content.update({key: one.state_dict() for key, one in self.checkpointables.items()})
+        if (vocabulary := _vocabulary_of(self.model)) is not None:
+            content[_VOCABULARY] = _vocabulary_state(vocabulary)
+        path = self._folder / f"{name}.pth"
+        self.logger.info("Saving checkpoint to %s", path)
+        remove_leftovers(self._folder)
+        write_checkpoint(path, {**content, **kwargs})
+        self.tag_last_checkpoint(path.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        write_last(self._folder, last_filename_basename)
+
+    def has_checkpoint(self) -> bool:
+        return self.resumed_from is not None or (self._folder / LAST).is_file()
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Resumes from the last good checkpoint, if one has been saved; else loads weights alone.
+
+        Raises:
+            SetupError: checkpoints are there, but none is good; or as :meth:`load`.
+        """
+        self.resumed_from = self._agree_on_last() if resume else None
+        if self.resumed_from is None:
+            return self.load(path, checkpointables=[])
+        return self.load(str(self.resumed_from))
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """As Detectron2's.
+
+        Raises:
+            SetupError: no checkpoint, a damaged one, one that asks for code, or another model's.
+        """
+        if not path and self.required is not None:
+            raise SetupError([f"{self.key} is empty: name the checkpoint of a trained model"])
+        if problems := weights_problems(path, self.key):
+            raise SetupError(problems)
+        self._path = without_query(path)
+        self._by_similarity = path.endswith(f"?{HEURISTICS}=True")
+        try:
+            return super().load(local_weights(path, self.key) if path else path, checkpointables)
+        finally:
+            self._parsed_url_during_load = None  # Detectron2 leaves it set after an error
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.path_manager.get_local_path(self.save_dir))
+
+    def _agree_on_last(self) -> Path | None:
+        """The main process looks, for all: others may see another moment of the disk."""
+        found, problems = "", []
+        if comm.is_main_process() and self.save_dir:
+            if self.save_to_disk:
+                remove_leftovers(self._folder)
+            try:
+                found = str(find_last_good(self._folder) or "")
+            except SetupError as error:
+                problems = error.problems
+        found, problems = comm.all_gather((found, problems))[0]
+        if problems:
+            raise SetupError(problems)
+        return Path(found) if found else None
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        checkpoint = read_checkpoint(filename, self.key)
+        if self._by_similarity:
+            checkpoint[HEURISTICS] = True
+        return checkpoint
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> _IncompatibleKeys:
+        self._report_missing_states(checkpoint)
+        _restore_vocabulary(self.model, checkpoint)
+        try:
+            incompatible = super()._load_model(checkpoint)
+        except ValueError as error:  # values that are no arrays, names that match twice
+            raise SetupError([f"{self.key}: {self._path}: {error}"]) from error
+        absent = set(_filter_reused_missing_keys(self.model, incompatible.missing_keys))
+        shapes = {name: shapes for name, *shapes in incompatible.incorrect_shapes}
+        if problem := self._missing_problem(absent, shapes):
+            raise SetupError([problem])
+        return incompatible
+
+    def _report_missing_states(self, checkpoint: dict[str, Any]) -> None:
+        lost = [key for key in self.checkpointables if key not in checkpoint]
+        if self.resumed_from is not None and lost:
+            logger.warning(
+                "%s holds no state of: %s (an older version wrote it?); they start anew",
+                self.resumed_from,
+                ", ".join(lost),
+            )
+
+    def _missing_problem(self, absent: set[str], shapes: dict[str, Any]) -> str:
+        needed = _needed(self.model, self.required or WHOLE_MODEL)
+        lost = [name for name in needed if name in absent or name in shapes]
+        if not lost or (self.required is None and len(lost) < len(needed)):
+            return ""
+        problem = (
+            f"{len(lost)} of {len(needed)} parameters are not in {self.key} {self._path} (first: "
+            f"{lost[0]}): it is another model's"
+        )
+        reshaped = [name for name in lost if name in shapes]
+        if reshaped:
+            stored, wanted = shapes[reshaped[0]]
+            problem += (
+                f"; {len(reshaped)} have another shape there (first: {reshaped[0]}, {stored}, "
+                f"the model's is {wanted})"
+            )
+        if self.required is None:
+            problem += f"; names that are only similar are matched with '?{HEURISTICS}=True'"
+        return problem
+
+
+def _needed(model: nn.Module, beginnings: Sequence[str]) -> list[str]:
+    parameters = {name for name, _ in model.named_parameters()}
+    return [
+        name
+        for name in model.state_dict()
+        if name.startswith(tuple(beginnings))
+        and name.rpartition(".")[2] not in _NOT_NEEDED
+        and _COMPUTED not in name
+        # The word "background" is part of the vocabulary; where it is learned it is a parameter.
+        and (name in parameters or not name.endswith("classifier.background"))
+    ]
+
+
+def _classifiers(model: nn.Module) -> list[CLIPClassifier]:
+    return [module for module in model.modules() if isinstance(module, CLIPClassifier)]
+
+
+def _vocabulary_of(model: nn.Module) -> Vocabulary | None:
+    return next((one.vocabulary for one in _classifiers(model)), None)
+
+
+def _vocabulary_state(vocabulary: Vocabulary) -> dict[str, Any]:
+    return {
+        "names": list(vocabulary.names),
+        "embeddings": vocabulary.embeddings,
+        "novel": vocabulary.novel,
+        "teacher": vocabulary.teacher,
+        "prompts": vocabulary.prompts,
+        "background": vocabulary.background,
+    }
+
+
+def _restore_vocabulary(model: nn.Module, checkpoint: dict[str, Any]) -> None:
+    """Makes room for the vocabulary of the checkpoint, whatever its length, and brings its names.
+
+    Its embeddings and flags are in the state dict, too, for those who read it without this class
+    (and are all that older checkpoints have). Detectron2 skips tensors of another shape than the
+    model's, so the model's must go first.
+    """
+    stored = checkpoint.pop(_VOCABULARY, None)
+    has_buffers = any(name.endswith(".text_embeddings") for name in checkpoint["model"])
+    for classifier in _classifiers(model) if has_buffers else ():
+        classifier.forget_vocabulary()
+        if not isinstance(stored, dict):
+            continue
+        try:
+            classifier.set_vocabulary(Vocabulary(**stored))
+        except (TypeError, ValueError) as error:
+            logger.warning("The vocabulary of the checkpoint is left out: %s", error)

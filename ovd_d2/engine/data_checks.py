@@ -1,0 +1,217 @@
+"""The data sets of a run, looked at before it starts: files, images, categories.
+
+One way for yaml configs and LazyConfigs, for training and evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ovd_d2.data.augmentation import Resize
+from ovd_d2.data.categories import CategoryTable, missing_file_problem
+from ovd_d2.data.image_memory import default_memory
+from ovd_d2.data.images import image_problems
+from ovd_d2.data.validation import DatasetUse, Report, validate_dataset
+from ovd_d2.evaluation.builder import EVALUATORS
+from ovd_d2.vocabulary import Vocabulary
+
+SHOWN = 3  # names in a message
+
+
+@dataclass(frozen=True)
+class DataNeeds:
+    """What a run will do with which data sets.
+
+    Attributes:
+        train: names of the training sets; empty for an evaluation.
+        test: names of the test sets.
+        masks: the model has masks.
+        mask_format: "polygon" or "bitmask", as the mapper reads them.
+        train_resize, test_resize: the strongest reduction that images meet, see
+            :func:`ovd_d2.data.augmentation.smallest_resize`; None: not known.
+        train_key, test_key: what the config calls the lists, for messages.
+    """
+
+    train: Sequence[str]
+    test: Sequence[str]
+    masks: bool
+    mask_format: str = "polygon"
+    train_resize: Resize | None = None
+    test_resize: Resize | None = None
+    train_key: str = "DATASETS.TRAIN"
+    test_key: str = "DATASETS.TEST"
+
+
+@dataclass
+class CheckedData:
+    """What was found.
+
+    Attributes:
+        problems: messages; each stops the run.
+        notices: what is odd, but can be meant.
+        train, test: a report of each data set whose file could be read.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    train: dict[str, Report] = field(default_factory=dict)
+    test: dict[str, Report] = field(default_factory=dict)
+
+    def training_images(self, *, filter_empty: bool) -> list[dict[str, Any]]:
+        """Entries of the images that will be trained on; `filter_empty` as of the loader."""
+        return [
+            entry
+            for report in self.train.values()
+            for entry in (report.annotated_images if filter_empty else report.images)
+        ]
+
+
+def check_data(needs: DataNeeds, *, decode: bool = True, progress: bool = True) -> CheckedData:
+    """Every annotation file, then every image of the sound ones.
+
+    Args:
+        needs: which files, and what for.
+        decode: also read all data of every image, where no problem is found before: it takes
+            minutes for 100,000 images that were never looked at.
+        progress: show bars.
+    """
+    data = CheckedData()
+    for training, names in ((True, needs.train), (False, needs.test)):
+        key = needs.train_key if training else needs.test_key
+        use = DatasetUse(training=training, masks=needs.masks, mask_format=needs.mask_format)
+        for name in names:
+            if problem := _not_there(name) or (None if training else _not_evaluated(name)):
+                data.problems.append(f"{key}: {problem}")
+                continue
+            report = validate_dataset(name, use, progress=progress)
+            data.problems += [f"{key} '{name}': {problem}" for problem in report.problems]
+            data.notices += [f"{key} '{name}': {notice}" for notice in report.notices]
+            (data.train if training else data.test)[name] = report
+    data.problems += list(_image_problems(needs, data, decode and not data.problems, progress))
+    return data
+
+
+def category_problems(
+    vocabulary: Vocabulary | None, path: str, data: CheckedData, *, by_name: bool
+) -> Iterable[str]:
+    """Whether class k of the vocabulary is category k of every data set.
+
+    Args:
+        vocabulary: None for a detector with a fixed list of categories, that of its training set.
+        path: of the vocabulary, for messages.
+        data: the data sets.
+        by_name: test sets are evaluated with the vocabulary's entries in their own order
+            (:func:`ovd_d2.engine.build.apply_vocabulary`), so that names need only be there.
+    """
+    for name, report in data.train.items():
+        if vocabulary is not None and report.table is not None:
+            yield from _order_problems(vocabulary, path, name, report.table)
+    for name, report in data.test.items():
+        if vocabulary is not None and report.table is not None:
+            yield from _test_problems(vocabulary, path, name, report.table, by_name)
+    if vocabulary is None:
+        yield from _fixed_list_problems(data)
+
+
+def _not_there(name: str) -> str | None:
+    if name not in DatasetCatalog:
+        known = ", ".join(sorted(DatasetCatalog.list()))
+        return f"'{name}' is not registered; registered: {known}"
+    return missing_file_problem(name)
+
+
+def _not_evaluated(name: str) -> str | None:
+    evaluator_type = MetadataCatalog.get(name).get("evaluator_type", None)
+    if evaluator_type in EVALUATORS:
+        return None
+    known = ", ".join(sorted(EVALUATORS))
+    return f"'{name}' has evaluator_type {evaluator_type!r}; evaluated are {known}"
+
+
+def _image_problems(
+    needs: DataNeeds, data: CheckedData, decode: bool, progress: bool
+) -> Iterable[str]:
+    for key, reports, resize in (
+        (needs.train_key, data.train, needs.train_resize),
+        (needs.test_key, data.test, needs.test_resize),
+    ):
+        for name, report in reports.items():
+            if report.problems:
+                continue
+            found = image_problems(
+                report.images,
+                decode=decode,
+                source=report.source,
+                memory=default_memory(),
+                progress=progress,
+                resize=resize,
+            )
+            yield from (f"{key} '{name}': {problem}" for problem in found)
+
+
+def _order_problems(
+    vocabulary: Vocabulary, path: str, name: str, table: CategoryTable
+) -> Iterable[str]:
+    names = list(vocabulary.names)
+    if names != table.names:
+        yield (
+            f"the names in {path} ({len(vocabulary)}) are not the categories of '{name}' "
+            f"({len(table)}) in their order, first difference: {_difference(names, table.names)}; "
+            f"build it with tools/build_vocabulary.py --dataset {name}"
+        )
+    elif vocabulary.novel.tolist() != table.is_novel:
+        yield (
+            f"{path} calls {int(vocabulary.novel.sum())} names novel, '{name}' "
+            f"{sum(table.is_novel)}: build it again with --dataset {name}"
+        )
+
+
+def _test_problems(
+    vocabulary: Vocabulary, path: str, name: str, table: CategoryTable, by_name: bool
+) -> Iterable[str]:
+    unknown = [one for one in table.names if one not in set(vocabulary.names)]
+    if unknown:
+        shown = ", ".join(f"'{one}'" for one in unknown[:SHOWN])
+        yield (
+            f"{len(unknown)} of the {len(table)} categories of '{name}' are not among the "
+            f"{len(vocabulary)} names in {path}, first {shown}: evaluate it with "
+            "tools/evaluate_transfer.py, or build a vocabulary with "
+            f"tools/build_vocabulary.py --dataset {name}"
+        )
+        return
+    if not by_name and table.names != list(vocabulary.names):
+        yield from _order_problems(vocabulary, path, name, table)
+        return
+    flags = vocabulary.select(table.names).novel.tolist()
+    other = [one for one, a, b in zip(table.names, flags, table.is_novel, strict=True) if a != b]
+    if other:
+        yield (
+            f"{path} and '{name}' do not agree on which categories are novel, first "
+            f"'{other[0]}' ({len(other)} of {len(table)}): build the vocabulary again with "
+            f"--dataset {name}, or correct the data set's base categories"
+        )
+
+
+def _fixed_list_problems(data: CheckedData) -> Iterable[str]:
+    """Class k is what it was in training; nothing can be matched by name afterwards."""
+    tables = [(n, r.table) for n, r in (data.train | data.test).items() if r.table is not None]
+    for name, table in tables[1:]:
+        first_name, first = tables[0]
+        if table.names != first.names:
+            yield (
+                f"the categories of '{name}' ({len(table)}) are not those of '{first_name}' "
+                f"({len(first)}) in their order, first difference: "
+                f"{_difference(first.names, table.names)}; a detector without a vocabulary has "
+                "a fixed list of categories: number them alike in both files"
+            )
+
+
+def _difference(ours: Sequence[Any], theirs: Sequence[Any]) -> str:
+    for k, (one, other) in enumerate(zip(ours, theirs, strict=False)):
+        if one != other:
+            return f"'{one}' and '{other}' at place {k}"
+    return f"{len(ours)} and {len(theirs)} of them"

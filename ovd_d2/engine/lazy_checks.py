@@ -1,0 +1,148 @@
+"""What must be true before a LazyConfig trains or is evaluated, all of it looked at in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from detectron2.config import instantiate
+from omegaconf import DictConfig
+
+from ovd_d2.cache import CacheError, EmbeddingCache, ProposalStore, check_compatible
+from ovd_d2.clip.teacher import CLIPTeacher
+from ovd_d2.data.mapper import mapping_problems
+from ovd_d2.engine.checks import precision_problems
+from ovd_d2.engine.data_checks import CheckedData, DataNeeds, category_problems, check_data
+from ovd_d2.engine.online import online_problems
+from ovd_d2.engine.weights import weights_problems
+from ovd_d2.errors import SetupError
+from ovd_d2.vocabulary import Vocabulary
+
+WEIGHTS_KEY = "train.init_checkpoint"
+
+_NO_VOCABULARY = 'the config has no vocabulary: add vocabulary = L(Vocabulary.load)(path="...")'
+_NO_CACHE = (
+    "dataloader.train.mapper has no cache, but this variant distils: add "
+    'cache=L(EmbeddingCache)(path="...")'
+)
+_NO_TEACHER = (
+    "dataloader.train.mapper has proposals in place of a cache, but the config has no teacher to "
+    'embed them: add teacher = L(CLIPTeacher.from_open_clip)(architecture="...", pretrained="...", '
+    'device="...")'
+)
+
+
+def check_lazy_setup(cfg: DictConfig, *, training: bool, progress: bool = True) -> list[str]:
+    """The same for a LazyConfig as :func:`ovd_d2.engine.checks.check_setup` for a yaml one.
+
+    Args:
+        cfg: with `model`, `train`, `dataloader` and `vocabulary`.
+        training: False for an evaluation.
+        progress: show bars where it takes more than a few seconds.
+
+    Returns:
+        What is odd, but can be meant.
+
+    Raises:
+        SetupError: lists every problem.
+    """
+    problems = list(_evaluator_problems(cfg))
+    problems += weights_problems(cfg.train.init_checkpoint, key=WEIGHTS_KEY)
+    vocabulary, found = _load_vocabulary(cfg)
+    problems += found
+    data = check_data(_data_needs(cfg, training), decode=not problems, progress=progress)
+    problems += data.problems
+    if vocabulary is not None:
+        problems += category_problems(vocabulary, "the vocabulary", data, by_name=True)
+    if training:
+        amp = cfg.train.amp.enabled
+        problems += precision_problems(amp, cfg.train.device, "train.amp.enabled")
+        problems += _mapper_problems(cfg, vocabulary, data)
+    if problems:
+        raise SetupError(problems)
+    return data.notices
+
+
+def _data_needs(cfg: DictConfig, training: bool) -> DataNeeds:
+    mapper = cfg.dataloader.train.mapper
+    return DataNeeds(
+        train=_names(cfg.dataloader.train) if training else (),
+        test=_names(cfg.dataloader.test),
+        masks=bool(mapper.get("use_instance_mask", False)),
+        mask_format=mapper.get("instance_mask_format", "polygon"),
+        train_key="dataloader.train.dataset.names",
+        test_key="dataloader.test.dataset.names",
+    )
+
+
+def _names(part: DictConfig) -> list[str]:
+    """The data sets of `dataloader.train` or `dataloader.test`."""
+    names = part.dataset.names
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _evaluator_problems(cfg: DictConfig) -> Iterable[str]:
+    """Of its options only, for it reads the ground truth when it is made."""
+    for part in ("protocol", "engine"):
+        try:
+            instantiate(cfg.dataloader.evaluator.get(part))
+        except (ValueError, ImportError) as error:
+            yield f"dataloader.evaluator.{part}: {error}"
+
+
+def _load_vocabulary(cfg: DictConfig) -> tuple[Vocabulary | None, list[str]]:
+    if "vocabulary" not in cfg:
+        return None, [_NO_VOCABULARY]
+    try:
+        return instantiate(cfg.vocabulary), []
+    except (OSError, ValueError) as error:
+        return None, [f"vocabulary: {error}"]
+
+
+def _mapper_problems(
+    cfg: DictConfig, vocabulary: Vocabulary | None, data: CheckedData
+) -> Iterable[str]:
+    """The mapper's stores, and the teacher where it embeds inside training."""
+    try:
+        mapper = instantiate(cfg.dataloader.train.mapper)
+    except (OSError, KeyError, ValueError, CacheError) as error:
+        yield f"dataloader.train.mapper: {error}"
+        return
+    cache, proposals = getattr(mapper, "cache", None), getattr(mapper, "proposals", None)
+    if instantiate(cfg.model.roi_heads.variant).distils and cache is None and proposals is None:
+        yield _NO_CACHE
+    filtered = bool(cfg.dataloader.train.dataset.get("filter_empty", False))
+    images = data.training_images(filter_empty=filtered)
+    if vocabulary is not None:
+        yield from _store_problems(cfg, vocabulary, cache, proposals, images)
+    if not data.problems:
+        yield from mapping_problems(mapper, images[:1])
+
+
+def _store_problems(
+    cfg: DictConfig,
+    vocabulary: Vocabulary,
+    cache: EmbeddingCache | None,
+    proposals: ProposalStore | None,
+    images: list[dict[str, Any]],
+) -> Iterable[str]:
+    needs: dict[str, Any] = {
+        "teacher_fingerprint": vocabulary.teacher,
+        "embedding_dim": vocabulary.embedding_dim,
+        "images": images,
+    }
+    if cache is not None:
+        yield from check_compatible(cache, **needs)
+    if proposals is not None:
+        teacher, problems = _load_teacher(cfg)
+        yield from problems
+        yield from online_problems(proposals, teacher, **needs)
+
+
+def _load_teacher(cfg: DictConfig) -> tuple[CLIPTeacher | None, list[str]]:
+    if "teacher" not in cfg:
+        return None, [_NO_TEACHER]
+    try:
+        return instantiate(cfg.teacher), []
+    except (OSError, ValueError, ImportError) as error:
+        return None, [f"teacher: {error}"]

@@ -1,0 +1,34 @@
+"""Test-time augmentation for vocabularies of any length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.structures import Instances
+from torch import Tensor
+
+
+class OpenVocabularyRCNNWithTTA(GeneralizedRCNNWithTTA):
+    """Detectron2's test-time augmentation, whose number of categories is the model's.
+
+    Detectron2's takes `MODEL.ROI_HEADS.NUM_CLASSES`, which says what the model was built for; the
+    vocabulary that it holds by now may be longer.
+    """
+
+    def _merge_detections(
+        self,
+        all_boxes: Tensor,
+        all_scores: list[Tensor],
+        all_classes: list[Tensor],
+        shape_hw: tuple[int, int],
+    ) -> Instances:
+        self._take_number_of_categories()
+        return super()._merge_detections(all_boxes, all_scores, all_classes, shape_hw)
+
+    def _take_number_of_categories(self) -> None:
+        heads: Any = self.model.roi_heads
+        if heads.num_classes != self.cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+            self.cfg.defrost()  # a clone of this object's own
+            self.cfg.MODEL.ROI_HEADS.NUM_CLASSES = heads.num_classes
+            self.cfg.freeze()

@@ -1,0 +1,46 @@
+"""What is said of a resize against what Detectron2 does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from detectron2.config import get_cfg
+from detectron2.data import transforms as T
+
+from ovd_d2 import add_ovd_config
+from ovd_d2.data.augmentation import Resize, build_augmentations, resized, smallest_resize
+
+
+@pytest.fixture
+def cfg():
+    cfg = get_cfg()
+    add_ovd_config(cfg)
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (64, 32, 48), 100
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 40, 60
+    cfg.INPUT.LSJ.SIZE, cfg.INPUT.LSJ.MIN_SCALE = 128, 0.1
+    return cfg
+
+
+def test_the_strongest_of_a_config(cfg):
+    assert smallest_resize(cfg, is_train=False) == Resize(40, 60)
+    cfg.INPUT.LSJ.ENABLED = False
+    assert smallest_resize(cfg, is_train=True) == Resize(32, 100)
+    cfg.INPUT.LSJ.ENABLED = True
+    assert smallest_resize(cfg, is_train=True) == Resize(12, 12)
+    assert smallest_resize(cfg, is_train=False) == Resize(40, 60)
+    cfg.INPUT.MIN_SIZE_TEST = 0
+    assert smallest_resize(cfg, is_train=False) is None
+
+
+@pytest.mark.parametrize("shape", [(200, 300), (300, 10), (10, 1000), (1, 1)])
+def test_the_size_is_detectron2s(cfg, shape):
+    augmented = T.AugInput(np.zeros((*shape, 3), np.uint8))
+    T.AugmentationList(build_augmentations(cfg, is_train=False))(augmented)
+    assert augmented.image.shape[:2] == resized(*shape, smallest_resize(cfg, is_train=False))
+
+
+def test_no_pixel_is_left(cfg):
+    assert resized(4, 1000, smallest_resize(cfg, is_train=False)) == (0, 60)
+    augmented = T.AugInput(np.zeros((4, 1000, 3), np.uint8))
+    with pytest.raises(ValueError, match="must be > 0"):
+        T.AugmentationList(build_augmentations(cfg, is_train=False))(augmented)

@@ -1,0 +1,287 @@
+"""Prediction over whatever files people have; the detector is a stand-in, the files are real."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+import ovd_d2.predict_files as predict_module
+from ovd_d2 import add_ovd_config
+from ovd_d2.errors import SetupError
+from ovd_d2.predict_files import expand_inputs, predict_files, skipped_message
+from ovd_d2.predictor import OpenVocabularyPredictor
+from ovd_d2.vocabulary import Vocabulary
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs" / "pictograms" / "vild_ensemble.yaml"
+
+
+class OneBox(torch.nn.Module):
+    """Finds the whole of every image; raises `error` at the n-th."""
+
+    error: BaseException | None = None
+    at = 0
+
+    def forward(self, inputs):
+        self.at -= 1
+        if self.at == 0:
+            raise self.error
+        assert min(inputs[0]["image"].shape) > 0
+        height, width = inputs[0]["height"], inputs[0]["width"]
+        found = Instances((height, width))
+        found.pred_boxes = Boxes(torch.tensor([[0.0, 0, width, height]]))
+        found.scores = torch.tensor([0.9])
+        found.pred_classes = torch.tensor([0])
+        return [{"instances": found}]
+
+
+@pytest.fixture
+def predictor(tmp_path_factory):
+    cfg = get_cfg()
+    add_ovd_config(cfg)
+    cfg.merge_from_file(str(CONFIG))
+    cfg.MODEL.OVD.VOCABULARY = str(tmp_path_factory.mktemp("words") / "vocabulary.safetensors")
+    Vocabulary(["anchor"], torch.eye(1, 4), torch.tensor([False]), teacher="t").save(
+        cfg.MODEL.OVD.VOCABULARY
+    )
+    return OpenVocabularyPredictor(cfg, model=OneBox())
+
+
+@pytest.fixture
+def image():
+    return np.random.default_rng(0).integers(0, 255, (120, 200, 3), dtype=np.uint8)
+
+
+def test_inputs_that_cannot_be(predictor, tmp_path):
+    (tmp_path / "sub").mkdir()
+    for file in (tmp_path / "same.png", tmp_path / "sub" / "same.jpg"):
+        file.write_text("this is no image")
+    with pytest.raises(SetupError, match="no file matches '.*nothing") as caught:
+        expand_inputs([str(tmp_path / "nothing*"), str(tmp_path / "**" / "same.*")])
+    assert "2 files are called 'same'" in str(caught.value)
+    with pytest.raises(
+        SetupError, match=r"same.png cannot be read: .*begins with b.this is no image"
+    ):
+        predict_files(predictor, [tmp_path / "same.png"], tmp_path / "out")
+
+
+def test_a_name_with_brackets_is_a_file(tmp_path):
+    (tmp_path / "scene[1].png").write_bytes(b"")
+    assert expand_inputs([str(tmp_path / "scene[1].png")]) == [tmp_path / "scene[1].png"]
+
+
+@pytest.fixture
+def folder(tmp_path, image):
+    """Four sound images."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for k in range(4):
+        cv2.imwrite(str(folder / f"{k}.png"), image)
+    return folder
+
+
+def bomb():
+    """A PNG whose header claims 60,000 x 60,000 pixels."""
+    data = b"\x89PNG\r\n\x1a\n"
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    for kind, body in [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b"")]:
+        checksum = zlib.crc32(kind + body)
+        data += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
+    return data
+
+
+def inputs_of(folder):
+    return expand_inputs([str(folder / "*")])
+
+
+def written(output):
+    return json.loads((output / "detections.json").read_text())
+
+
+def test_results_never_overwrite_the_input(predictor, folder):
+    before = {file: file.read_bytes() for file in folder.iterdir()}
+    with pytest.raises(SetupError, match="would overwrite the input; name another --output"):
+        predict_files(predictor, inputs_of(folder), folder)
+    assert {file: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_nor_through_a_link_or_another_spelling(predictor, folder, tmp_path, monkeypatch):
+    files = inputs_of(folder)
+    (tmp_path / "link").symlink_to(folder)
+    with pytest.raises(SetupError, match="4 of 5 results .*would overwrite"):
+        predict_files(predictor, files, tmp_path / "link")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SetupError, match="would overwrite"):
+        predict_files(predictor, files, Path("mine") / ".." / "mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "2.png").symlink_to(folder / "2.png")
+    with pytest.raises(SetupError, match="1 of 5 results .*2.png.* would overwrite"):
+        predict_files(predictor, files, tmp_path / "out")
+
+
+def test_detections_json_is_a_result_too(predictor, folder, tmp_path):
+    (folder / "0.png").rename(tmp_path / "detections.json")
+    with pytest.raises(SetupError, match="detections.json.* would overwrite"):
+        predict_files(predictor, [tmp_path / "detections.json"], tmp_path)
+
+
+def test_jpegs_beside_their_drawings_survive(predictor, image, tmp_path):
+    cv2.imwrite(str(tmp_path / "0.jpg"), image)
+    before = (tmp_path / "0.jpg").read_bytes()
+    predict_files(predictor, [tmp_path / "0.jpg"], tmp_path)
+    assert (tmp_path / "0.jpg").read_bytes() == before and (tmp_path / "0.png").is_file()
+
+
+def test_an_output_that_is_a_file(predictor, folder, tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(SetupError, match="out is a file; name a folder"):
+        predict_files(predictor, inputs_of(folder), tmp_path / "out")
+
+
+def test_bad_images_never_lose_the_results_of_the_others(predictor, folder, image, tmp_path):
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:-2000])  # by decoding only
+    (folder / "bomb.png").write_bytes(bomb())
+    (folder / "deep.png").write_bytes(cv2.imencode(".png", np.full((60, 80), 999, np.uint16))[1])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "gone.png").symlink_to(folder / "nowhere")
+    cv2.imwrite(str(folder / "thin.png"), np.zeros((4000, 4, 3), np.uint8))
+    found = predict_files(predictor, inputs_of(folder), tmp_path / "out", confidence_threshold=0)
+    good = [str(folder / f"{k}.png") for k in (0, 2, 3)]
+    assert list(found.detections) == good and all(found.detections.values())
+    assert written(tmp_path / "out") == found.detections
+    assert (tmp_path / "out" / "3.png").is_file() and not (tmp_path / "out" / "1.png").exists()
+    said = {Path(file).stem: fault for file, fault in found.skipped.items()}
+    assert set(said) == {"1", "bomb", "deep", "empty", "gone", "thin"}
+    assert all(f"{stem}.png " in fault for stem, fault in said.items())
+    assert "1.png cannot be read" in said["1"]
+    assert "is too large" in said["bomb"] and "is missing" in said["gone"]
+    assert "grey with more than 8 bits, which Detectron2 would clip to white" in said["deep"]
+    assert "4000 x 4 (height x width) becomes" in said["thin"]
+    message = skipped_message(found.skipped, 9)
+    assert message.startswith("6 of 9 images could not be used:") and message.count("\n") == 6
+
+
+def test_headers_are_looked_at_before_the_first_detection(predictor, folder, tmp_path):
+    for file in folder.iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(SetupError, match="4 problem.s. found before starting") as caught:
+        predict_files(predictor, inputs_of(folder), tmp_path / "out")
+    assert "0.png is empty" in str(caught.value) and "3.png is empty" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), torch.cuda.OutOfMemoryError("CUDA")])
+def test_what_is_done_is_written_when_the_end_comes_early(predictor, folder, tmp_path, error):
+    predictor.model.error, predictor.model.at = error, 3
+    with pytest.raises(type(error)):
+        predict_files(predictor, inputs_of(folder), tmp_path / "out")
+    assert list(written(tmp_path / "out")) == [str(folder / "0.png"), str(folder / "1.png")]
+
+
+def test_an_early_end_leaves_older_results_alone(predictor, folder, tmp_path):
+    predict_files(predictor, inputs_of(folder), tmp_path / "out")
+    before = written(tmp_path / "out")
+    with pytest.raises(ValueError, match="names is empty"):
+        predict_files(predictor, inputs_of(folder), tmp_path / "out", names=[])
+    assert written(tmp_path / "out") == before
+
+
+def test_results_are_written_now_and_then(predictor, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("ovd_d2.predict_files._SAVE_PERIOD", 0.0)
+    sizes = []
+    monkeypatch.setattr(predict_module, "atomic_write_json", lambda _, obj: sizes.append(len(obj)))
+    predict_files(predictor, inputs_of(folder), tmp_path / "out")
+    assert sizes == [1, 2, 3, 4, 4]
+
+
+def test_images_of_every_mode(predictor, image, tmp_path):
+    colour = Image.fromarray(image)
+    turned = Image.Exif()
+    turned[274] = 6
+    colour.convert("L").save(tmp_path / "grey.png")
+    colour.convert("P").save(tmp_path / "palette.png")
+    colour.convert("RGBA").save(tmp_path / "alpha.png")
+    colour.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    colour.convert("1").save(tmp_path / "bits.png")
+    colour.save(tmp_path / "turned.jpg", exif=turned)
+    colour.resize((1, 1)).save(tmp_path / "one.png")
+    files = expand_inputs([str(tmp_path / "*.png"), str(tmp_path / "*.jpg")])
+    found = predict_files(predictor, files, tmp_path / "out")
+    assert found.skipped == {} and len(found.detections) == 7
+    boxes = {Path(file).stem: one["box"] for file, (one,) in found.detections.items()}
+    assert boxes["grey"] == boxes["cmyk"] == [0, 0, 200, 120]
+    assert boxes["turned"] == [0, 0, 120, 200]
+    for stem, box in boxes.items():
+        with Image.open(tmp_path / "out" / f"{stem}.png") as drawn:
+            assert drawn.size[0] * box[3] == drawn.size[1] * box[2]
+
+
+def test_names_of_files(predictor, folder, tmp_path):
+    names = ["two\nlines.png", "\u732b \u00e9.png", os.fsdecode(b"latin-\xe9.png")]
+    for k, name in enumerate(names):
+        (folder / f"{k}.png").rename(folder / name)
+    (folder / "3.png").unlink()
+    found = predict_files(predictor, inputs_of(folder), tmp_path / "out")
+    assert written(tmp_path / "out") == found.detections
+    assert set(found.detections) == {str(folder / name) for name in names}
+
+
+def test_a_folder_and_a_broken_link_as_input(folder, tmp_path):
+    with pytest.raises(SetupError, match=r"no file matches .*mine'; it is a folder: '.*mine/\*'\?"):
+        expand_inputs([str(folder)])
+    (folder / "gone.png").symlink_to(folder / "nowhere")
+    (folder / "sub.png").mkdir()
+    assert [file.name for file in inputs_of(folder)] == [
+        *(f"{k}.png" for k in range(4)),
+        "gone.png",
+    ]
+
+
+@pytest.fixture
+def tool(monkeypatch, predictor):
+    """tools/predict.py with the predictor at hand; counts the models that it builds."""
+    main = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "predict.py"))["main"]
+    built = []
+
+    def build(cfg, **options):
+        built.append(cfg)
+        return predictor
+
+    monkeypatch.setitem(main.__wrapped__.__globals__, "OpenVocabularyPredictor", build)
+
+    def run(*inputs, output):
+        main(["--config-file", str(CONFIG), "--input", *map(str, inputs), "--output", str(output)])
+
+    run.built = built
+    return run
+
+
+def test_the_tool_names_bad_images_at_the_end(tool, folder, tmp_path, capsys):
+    (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:-2000])
+    with pytest.raises(SystemExit, match=r"1 of 4 images could not be used:\n .*2.png cannot be"):
+        tool(folder / "*.png", output=tmp_path / "out")
+    assert "detections in 3 images" in capsys.readouterr().out
+    assert len(written(tmp_path / "out")) == 3
+
+
+def test_the_tool_is_silent_about_sound_images(tool, folder, tmp_path, capsys):
+    tool(folder / "*.png", output=tmp_path / "out")
+    assert "detections in 4 images" in capsys.readouterr().out
+
+
+def test_the_tool_refuses_before_it_builds_the_model(tool, folder):
+    with pytest.raises(SystemExit, match="would overwrite the input; name another --output"):
+        tool(folder / "*.png", output=folder)
+    assert tool.built == []

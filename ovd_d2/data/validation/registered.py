@@ -147,7 +147,7 @@ def _source_of(name: str, file: str) -> Source:
         kind="lvis" if lvis else "coco",
         demands_masks=lvis and not _boxes_only(name),
         url_names=lvis,
-        tolerant=_has_own_loader(name),
+        tolerant=not lvis and _has_own_loader(name),
         official=name.startswith(OFFICIAL),
         names=names if name.startswith("lvis_v1") else {},
     )

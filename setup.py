@@ -26,6 +26,7 @@ setup(
         "timm>=1.0.17,<2",
         "safetensors>=0.4.5",
         "xxhash>=3.4.1",
+        "orjson>=3.10,<4",
         "numpy>=2.0,<3",
         "pillow>=10.3",
         "matplotlib>=3.9",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,7 +21,7 @@ from ovd_d2.data.problems import Problem
 
 CHUNK = 1 << 22  # bytes read at a time
 PIECE = 1 << 16  # characters parsed at a time: what they become stays in the processor's cache
-BATCH = 4096  # elements handed on at a time, about
+BATCH = 256  # elements handed on at a time, about: larger ones leave the cache, twice as slow
 BAR_DELAY = 2.0  # seconds before a progress bar appears
 
 _BLANK = re.compile(r"[ \t\n\r]*")
@@ -50,8 +50,9 @@ def file_problem(path: Path, what: str, expected: str, found: str, fix: str) -> 
 
 def read_parts(
     path: Path,
-    handlers: dict[str, Callable[[list[Any]], None]],
+    handlers: Mapping[str, Callable[[list[Any]], None]],
     *,
+    exact: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Reads a file whose top level is an object; the lists of `handlers` come in batches.
@@ -59,8 +60,8 @@ def read_parts(
     Args:
         path: UTF-8 JSON, with or without a byte order mark.
         handlers: key of the top level -> what takes its elements, some thousand at a time. A
-            value that is no list is returned like any other. Where a key stands twice, both lists
-            are handed on.
+            value that is no list is returned like any other.
+        exact: integers of any size, five times as slow; else those from 2**64 on become floats.
         progress: show a bar when it takes longer than two seconds.
 
     Returns:
@@ -68,9 +69,10 @@ def read_parts(
 
     Raises:
         FileNotFoundError: no such file.
-        AnnotationFileError: not UTF-8, not JSON, cut short, nested too deep, or not an object.
+        AnnotationFileError: not UTF-8, not JSON, cut short, nested too deep, not an object, or
+            with a key of the top level twice.
     """
-    with _Scanner(path, progress=progress) as scanner:
+    with _Scanner(path, exact=exact, progress=progress) as scanner:
         if scanner.peek() != "{":
             found = type(scanner.value()).__name__
             raise scanner.error("is not a JSON object", "{...}", f"a {found}", _FORMAT)
@@ -78,6 +80,8 @@ def read_parts(
         content: dict[str, Any] = {}
         for _ in scanner.items("}"):
             key = scanner.key()
+            if key in content:
+                raise scanner.error(f"has the key '{key}' twice", "it once", "it again", _COPY)
             if key in handlers and scanner.peek() == "[":
                 _hand_on(scanner, handlers[key])
                 content[key] = None
@@ -107,7 +111,7 @@ def _hand_on(scanner: _Scanner, handle: Callable[[list[Any]], None]) -> None:
 class _Scanner:
     """A window that moves over the text of a file; values come from the C parser of `json`."""
 
-    def __init__(self, path: Path, *, progress: bool) -> None:
+    def __init__(self, path: Path, *, exact: bool, progress: bool) -> None:
         if not path.is_file():
             raise FileNotFoundError(f"annotation file not found: {path}")
         self._path = path
@@ -118,6 +122,7 @@ class _Scanner:
         self._passed = 0  # characters of the file before _text
         self._chunk = CHUNK
         self._ended = False
+        self._exact = exact
         self._slow_until = 0  # in _text: up to here orjson has given up
         self._bar = tqdm(
             total=path.stat().st_size,
@@ -215,7 +220,7 @@ class _Scanner:
         text up to the end of an object, and where it refuses, `json` has the last word.
         """
         self.peek()
-        if self._at < self._slow_until:
+        if self._exact or self._at < self._slow_until:
             return [self.value()]
         if len(self._text) - self._at < PIECE:
             self._refill()

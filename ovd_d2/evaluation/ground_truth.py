@@ -144,7 +144,7 @@ def _prepared(annotation: Mapping[str, Any], number: int, rules: Rules) -> dict[
     if not prepared.get("segmentation", True):  # [] or None
         del prepared["segmentation"]
     if rules == "coco":
-        prepared["iscrowd"] = int(annotation.get("iscrowd", 0))
+        prepared["iscrowd"] = int(annotation.get("iscrowd") or 0)  # null is 0, as in training
     return prepared
 
 

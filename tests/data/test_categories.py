@@ -136,3 +136,31 @@ def test_datasets_prefix_follows_the_environment(monkeypatch, tmp_path):
     assert datasets_root() == tmp_path
     assert PathManager.get_local_path("datasets://a/b.json") == str(tmp_path / "a" / "b.json")
     assert not PathManager.exists("datasets://a/b.json")
+
+
+@pytest.mark.parametrize("key", ["id", "name"])
+def test_categories_without_id_or_name_are_a_message(register, key):
+    categories = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
+    del categories[1][key]
+    message = rf"1 of 2 categories have no '{key}' \(categories\[\].{key}, first: category"
+    with pytest.raises(ValueError, match=message):
+        get_categories(register(categories))
+
+
+def test_a_byte_order_mark_is_taken_and_utf16_is_named(register, tmp_path):
+    name = register([{"id": 1, "name": "ameise"}])
+    path = tmp_path / f"{name}.json"
+    text = path.read_text()
+    path.write_text(text, encoding="utf-8-sig")
+    assert get_categories(name).names == ["ameise"]
+    path.write_text(text, encoding="utf-16")
+    with pytest.raises(ValueError, match=rf"{path}.*UTF-16"):
+        get_categories(name)
+
+
+def test_a_missing_file_of_ones_own_names_the_yaml_file(register, tmp_path):
+    name = register([], own_file="/home/me/my_data.yaml")
+    (tmp_path / f"{name}.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"json_file of '.*' in /home/me/my_data.yaml") as e:
+        get_categories(name)
+    assert "DETECTRON2_DATASETS" not in str(e.value)

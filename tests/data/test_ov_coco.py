@@ -108,7 +108,7 @@ def test_missing_foreign_and_broken_files_are_named(root):
     with pytest.raises(ValueError, match=r"instances_val2017\.json: expected COCO's 80 categories"):
         ov_coco.build_ov_coco(root)
     path.write_text('{"images": [')
-    with pytest.raises(ValueError, match=r"instances_val2017\.json: not JSON"):
+    with pytest.raises(ValueError, match=r"instances_val2017\.json: .* not JSON"):
         ov_coco.build_ov_coco(root, overwrite=True)
     path.write_text('{"images": []}')
     with pytest.raises(ValueError, match="lacks.*annotations.*categories"):

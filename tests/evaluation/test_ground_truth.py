@@ -29,6 +29,7 @@ def test_a_missing_area_is_the_boxs(dataset):
 def test_lvis_has_no_crowds_and_coco_no_ignored(dataset):
     dataset["annotations"][0].update(iscrowd=1, ignore=1)
     del dataset["annotations"][1]["iscrowd"]
+    dataset["annotations"][2]["iscrowd"] = None
     lvis, coco = GroundTruth(dataset, "lvis"), GroundTruth(dataset, "coco")
     assert "iscrowd" not in lvis.annotations[0] and lvis.annotations[0]["ignore"] == 1
     assert [one["iscrowd"] for one in coco.annotations[:3]] == [1, 0, 0]

@@ -50,18 +50,16 @@ def corners_suspected(boxes: NDArray[np.float64], sizes: NDArray[np.float64]) ->
         boxes: (A, 4) as in the file.
         sizes: (A, 2) width and height of their images, NaN where unknown.
     """
-    usable = np.isfinite(boxes).all(axis=1) & np.isfinite(sizes).all(axis=1)
-    if not usable.any():
-        return usable
-    ends = boxes[:, :2] + boxes[:, 2:]
-    with np.errstate(invalid="ignore"):
-        leaves = usable & (ends > sizes + CLEARLY_OUTSIDE).any(axis=1)
-        fits = (boxes[:, :2] < boxes[:, 2:]) & (boxes[:, 2:] <= sizes + CLEARLY_OUTSIDE)
-    fits_all = fits.all(axis=1) & (boxes[:, :2] >= -CLEARLY_OUTSIDE).all(axis=1)
-    many = leaves.sum() >= SUSPICIOUS_SHARE * usable.sum()
-    if many and fits_all[usable].mean() >= NEARLY_ALL and fits_all[leaves].all():
-        return leaves
-    return np.zeros(len(boxes), np.bool_)
+    usable = np.flatnonzero(np.isfinite(boxes).all(axis=1) & np.isfinite(sizes).all(axis=1))
+    starts, ends, limits = boxes[usable, :2], boxes[usable, 2:], sizes[usable] + CLEARLY_OUTSIDE
+    leaves = np.logical_or.reduce(starts + ends > limits, axis=1)
+    fits = (starts < ends) & (ends <= limits) & (starts >= -CLEARLY_OUTSIDE)
+    fits = np.logical_and.reduce(fits, axis=1)
+    suspected = np.zeros(len(boxes), np.bool_)
+    many = leaves.any() and leaves.mean() >= SUSPICIOUS_SHARE
+    if many and fits.mean() >= NEARLY_ALL and fits[leaves].all():
+        suspected[usable[leaves]] = True
+    return suspected
 
 
 def _suspect_convention(table: AnnotationTable, found: Findings) -> bool:

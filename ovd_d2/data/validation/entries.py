@@ -93,7 +93,7 @@ def check_annotation_ids(table: AnnotationTable, source: Source, found: Findings
         ids = table.annotations["id"]
         _check_ids(ids, "annotations", table.annotation, "", found)
         _check_twice(ids, "annotations", table.annotation, "", found)
-    ids = {"images": table.images["id"], "categories": table.category_ids}
+    own = {"images": table.images["id"], "categories": table.category_ids}
     for key, rows, part in (
         ("image_id", table.image_rows, "images"),
         ("category_id", table.category_rows, "categories"),
@@ -102,14 +102,14 @@ def check_annotation_ids(table: AnnotationTable, source: Source, found: Findings
         _check_missing(column, "annotations", key, table.annotation, found, fix="")
         unknown = rows < 0
         unknown[column.rows_where(MISSING, None)] = False
-        ambiguous = ids[part].rows_where(MISSING, None) or _rows_by_repeated_value(ids[part])
+        ambiguous = own[part].rows_where(MISSING, None) or _rows_by_repeated_value(own[part])
         found.add(
             f"annotations[].{key}",
             f"annotations are of unknown {part}",
             unknown,
             table.num_annotations,
             first=table.annotation,
-            expected=f"the id of one of {ids[part].rows:,} {part}",
+            expected=f"the id of one of {own[part].rows:,} {part}",
             found=raw_of(column),
             fix=f"repair the ids of the {part} first" if ambiguous else "",
         )
@@ -188,8 +188,8 @@ def _rows_by_repeated_value(column: Column) -> list[list[int]]:
     values, counts = np.unique(column.values[column.sound], return_counts=True)
     repeated = np.isin(column.values, values[counts > 1]) & column.sound
     groups: dict[Hashable, list[int]] = defaultdict(list)
-    for row in np.flatnonzero(repeated):
-        groups[int(column.values[row])].append(int(row))
+    for row in np.flatnonzero(repeated).tolist():
+        groups[int(column.values[row])].append(row)
     for row, value in column.odd.items():
         if isinstance(value, (str, int, float)):
             groups[value].append(row)

@@ -18,7 +18,7 @@ def check_masks(table: AnnotationTable, source: Source, use: DatasetUse, found: 
     """Masks that are wanted and not there, or cannot be used; and what stops the loader."""
     if use.masks or source.demands_masks:
         _check_absent(table, source, use, found)
-    if use.masks or source.demands_masks or not source.tolerant:
+    if use.masks or source.demands_masks or not (source.tolerant or source.kind == "lvis"):
         _check_unusable(table, source, found)
     if use.masks and use.training and use.mask_format == "polygon":
         rle = (_kinds(table) == Kind.RLE) & ~table.crowd

@@ -115,7 +115,7 @@ def _validate_records(name: str, use: DatasetUse, *, progress: bool) -> Report:
     try:
         records = DatasetCatalog.get(name)
         categories = get_categories(name)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         what = "cannot be loaded"
         fix = "the function that is registered under this name, or a file it reads, is at fault"
         problem = file_problem(Path(name), what, "Detectron2's dicts", repr(error), fix)
@@ -147,7 +147,7 @@ def _source_of(name: str, file: str) -> Source:
         kind="lvis" if lvis else "coco",
         demands_masks=lvis and not _boxes_only(name),
         url_names=lvis,
-        tolerant=_has_own_loader(name),
+        tolerant=not lvis and _has_own_loader(name),
         official=name.startswith(OFFICIAL),
         names=names if name.startswith("lvis_v1") else {},
     )

@@ -72,14 +72,6 @@ class AnnotationTable:
         for key, column in getattr(self, part).items():
             column.add(entries, key)
 
-    def clear(self, part: str) -> None:
-        """Forgets a part: of a key that stands twice in a file, the last one counts."""
-        fresh = AnnotationTable()
-        setattr(self, part, getattr(fresh, part))
-        self.not_objects.pop(part, None)
-        if part == "annotations":
-            self.boxes, self.segmentations = fresh.boxes, fresh.segmentations
-
     @property
     def num_images(self) -> int:
         return self.images["id"].rows

@@ -243,7 +243,7 @@ def _check_image(image: np.ndarray, resize: Resize | None) -> None:
         raise ValueError(
             f"image must be (height, width, 3) uint8 in BGR order, got {image.shape} {image.dtype}"
         )
-    if fault := thin_fault(*image.shape[:2], resize):
+    if fault := thin_fault(image.shape[0], image.shape[1], resize):
         raise ImageError("the image", fault)
 
 

@@ -38,6 +38,6 @@ setup(
     ],
     extras_require={
         "opencv": ["opencv-python-headless>=4.10"],
-        "dev": ["ruff", "mypy", "pytest>=8", "pytest-xdist", "types-tqdm"],
+        "dev": ["ruff", "mypy", "pytest>=8", "pytest-xdist", "hypothesis>=6.100", "types-tqdm"],
     },
 )

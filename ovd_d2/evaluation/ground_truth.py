@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -20,12 +21,12 @@ class GroundTruth:
     What is made alike, so that the result does not depend on the engine:
 
     * annotation ids are given anew from 1 on: lvis and pycocotools take a match with id 0 for none;
-    * a missing `area` is that of the box (files with boxes only);
+    * a missing or null `area` is that of the box (files with boxes only);
     * the lvis package leaves out objects (and detections) without area, COCO's tools do not; under
       LVIS's rules such annotations are left out here;
     * LVIS has no crowds, and the lvis package does not look at `iscrowd`: the field is dropped.
-      COCO has: the field is there, 0 unless told, and an `ignore` field is dropped as
-      pycocotools overwrites it.
+      COCO has: the field is there, 0 where it is missing or null, and an `ignore` field is dropped
+      as pycocotools overwrites it.
 
     Attributes:
         rules: "lvis" or "coco".
@@ -43,8 +44,8 @@ class GroundTruth:
             source: the file or data set, for error messages.
 
         Raises:
-            ValueError: the federated fields are missing, only some annotations have masks, or there
-                are masks but an image has no size.
+            ValueError: the federated fields are missing, a box or area is not finite, only some
+                annotations have masks, or there are masks but an image has no size.
         """
         self.rules = rules
         self.source = source
@@ -52,6 +53,7 @@ class GroundTruth:
         self.categories = sorted(dataset["categories"], key=lambda category: category["id"])
         if rules == "lvis":
             self._check_federated()
+        self._check_boxes(dataset["annotations"])
         prepared = (
             _prepared(annotation, number, rules)
             for number, annotation in enumerate(dataset["annotations"], 1)
@@ -118,6 +120,17 @@ class GroundTruth:
                     'annotated data set the metadata\'s evaluator_type to "coco"'
                 )
 
+    def _check_boxes(self, annotations: Sequence[Mapping[str, Any]]) -> None:
+        wrong = [one for one in annotations if not _is_finite(one)]
+        if wrong:
+            first = wrong[0]
+            raise ValueError(
+                f"{self.source}: {len(wrong)} of {len(annotations)} annotations have a 'bbox' or "
+                f"'area' that is not finite (first: annotation {first.get('id')} of image "
+                f"{first.get('image_id')}, bbox {first.get('bbox')}, area {first.get('area')}); "
+                "expected four numbers [x, y, width, height] and one: correct or remove them"
+            )
+
     def _all_or_none_have_masks(self) -> bool:
         without = [one for one in self.annotations if "segmentation" not in one]
         if without and len(without) < len(self.annotations):
@@ -136,11 +149,22 @@ class GroundTruth:
             )
 
 
+def _is_finite(annotation: Mapping[str, Any]) -> bool:
+    box, area = annotation.get("bbox"), annotation.get("area")
+    if not isinstance(box, Sequence) or len(box) != 4:
+        return False
+    try:
+        return all(map(math.isfinite, (*box, 0 if area is None else area)))
+    except TypeError:  # words, null
+        return False
+
+
 def _prepared(annotation: Mapping[str, Any], number: int, rules: Rules) -> dict[str, Any]:
     dropped = "iscrowd" if rules == "lvis" else "ignore"
     prepared = {key: value for key, value in annotation.items() if key != dropped}
     prepared["id"] = number
-    prepared.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+    if prepared.get("area") is None:
+        prepared["area"] = annotation["bbox"][2] * annotation["bbox"][3]
     if not prepared.get("segmentation", True):  # [] or None
         del prepared["segmentation"]
     if rules == "coco":

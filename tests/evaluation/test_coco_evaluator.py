@@ -148,3 +148,17 @@ def test_wrong_number_of_flags(register, dataset):
     register("ov_coco_test", dataset, "coco", thing_classes=NAMES)
     with pytest.raises(ValueError, match="2 novel flags for 7 categories"):
         OpenVocabularyCOCOEvaluator("ov_coco_test", novel=[True, False])
+
+
+def test_iscrowd_may_be_null(register):
+    """As in files that other tools export; null says nothing, so the object is no crowd."""
+    numbers = []
+    for k, value in enumerate((0, None)):
+        dataset = make_dataset(COCO_IDS)
+        for one in dataset["annotations"][::2]:
+            one["iscrowd"] = value
+        name = f"ov_coco_null_{k}"
+        register(name, dataset, "coco", thing_classes=NAMES)
+        evaluator = OpenVocabularyCOCOEvaluator(name, ("bbox", "segm"), novel=NOVEL)
+        numbers.append(feed(evaluator, noisy_detections(dataset, COCO_IDS)))
+    assert numbers[0]["segm"] == pytest.approx(numbers[1]["segm"], nan_ok=True)

@@ -26,6 +26,33 @@ def test_a_missing_area_is_the_boxs(dataset):
     assert GroundTruth(dataset, "coco").annotations[0]["area"] == 15
 
 
+def test_a_null_area_is_the_boxs_and_a_null_iscrowd_is_none(dataset):
+    dataset["annotations"][0].update(area=None, bbox=[1, 2, 3, 5], iscrowd=None)
+    for rules in ("lvis", "coco"):
+        assert GroundTruth(dataset, rules).annotations[0]["area"] == 15
+    truth = GroundTruth(dataset, "coco")
+    assert truth.annotations[0]["iscrowd"] == 0
+    assert sum(truth.objects_per_category().values()) == 12
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bbox": [math.nan, 1, 2, 3]},
+        {"bbox": [0, 1, math.inf, 3]},
+        {"bbox": [0, 1, 2]},
+        {"bbox": None},
+        {"bbox": [0, 1, "2", 3]},
+        {"area": math.nan},
+    ],
+)
+@pytest.mark.parametrize("rules", ["lvis", "coco"])
+def test_annotations_that_are_not_finite_are_refused_by_name(dataset, change, rules):
+    dataset["annotations"][5].update(change)
+    with pytest.raises(ValueError, match=r"my\.json: 1 of 12 .*annotation 6 of image 2, bbox "):
+        GroundTruth(dataset, rules, "my.json")
+
+
 def test_lvis_has_no_crowds_and_coco_no_ignored(dataset):
     dataset["annotations"][0].update(iscrowd=1, ignore=1)
     del dataset["annotations"][1]["iscrowd"]

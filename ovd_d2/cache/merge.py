@@ -107,8 +107,8 @@ def merge_stores(
         *_header_problems(stores), *_conflicts(stores, records), *_gaps(stores), *list_problems
     ]  # fmt: skip
     if problems:
-        listed = "\n".join(f"  {problem}" for problem in problems)
-        raise CacheError(f"these stores cannot be merged; nothing was written:\n{listed}")
+        shown = "\n".join(f"  {problem}" for problem in problems)
+        raise CacheError(f"these stores cannot be merged; nothing was written:\n{shown}")
     first = records.first
     ids, owners = records.image_ids[first].tolist(), records.source[first].tolist()
     images = None if listed is None else list_entries(listed)

@@ -5,7 +5,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
-from ovd_d2.cache import DatasetInfo, Manifest, ProposalStore, RecordWriter
+from ovd_d2.cache import CacheError, DatasetInfo, Manifest, ProposalStore, RecordWriter
 from ovd_d2.engine.proposals import extract_proposals, proposal_manifest, to_original_image
 from tests.processes import run_ranks
 from tests.tiny import tiny_config
@@ -99,6 +99,12 @@ def test_a_supervised_detector_is_refused(cfg, scenes, tmp_path):
     ):
         extract_proposals(cfg, torch.nn.Linear(1, 1), scenes, writer)
     assert not Manifest.load(tmp_path / "store").complete
+
+
+def test_image_ids_that_no_store_holds_are_named_before_anything_is_extracted(cfg, scenes):
+    named = [{**scenes[0], "image_id": "frame_001"}, *scenes[1:]]
+    with pytest.raises(CacheError, match="1 of .* image ids cannot be stored, first: 'frame_001'"):
+        proposal_manifest(cfg, "tests", named)
 
 
 def test_two_processes_extract_what_one_does(cfg, scenes, tmp_path):

@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -32,12 +33,12 @@ from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.data.mapper import transform_cached_proposals
 from ovd_d2.engine.run import load_config, train
 from ovd_d2.vocabulary import Vocabulary
-from tests.integration.conftest import TRAIN, MiniPictograms
+from tests.integration.conftest import TRAIN, VAL, MiniPictograms
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "cache.py"
 TEACHER = ("--architecture", "Pictogram-RN", "--pretrained", "shipped")
-COMMANDS = ("build", "info", "verify", "merge", "convert", "sample")
+COMMANDS = ("build", "info", "verify", "merge", "convert", "sample", "add-image-list")
 Tool = Callable[..., str]
 
 
@@ -93,6 +94,16 @@ def cache(mini: MiniPictograms, proposals: Path, tmp_path_factory: pytest.TempPa
 def build_arguments(proposals: Path, path: Path, *options: str) -> tuple[str, ...]:
     source = ("--dataset", TRAIN, "--proposals", str(proposals))
     return ("build", *source, *TEACHER, "--output", str(path), *options)
+
+
+def test_an_older_cache_gets_the_list_of_its_images(
+    cache: Path, tmp_path: Path, tool: Callable[..., str], refused: Callable[..., str]
+) -> None:
+    older = tmp_path / "older"
+    shutil.copytree(cache, older, ignore=shutil.ignore_patterns("images.json"))
+    assert "these " in refused("add-image-list", older, "--dataset", VAL)
+    assert tool("add-image-list", older, "--dataset", TRAIN).startswith(str(older / "images.json"))
+    assert (older / "images.json").read_bytes() == (cache / "images.json").read_bytes()
 
 
 def facts(printed: str) -> dict[str, str]:

@@ -121,7 +121,12 @@ def test_the_lowest_versions_are_those_of_setup_py(
     assert "opencv-python-headless==4.10.0.84" in steps[1]
     (pytest_pin,) = [entry for entry in requirements if entry.startswith("pytest==")]
     assert pytest_pin == "pytest==8"
-    assert requirements[1:5] == ("--only-binary", ":all:", "--no-binary", ",".join(tool.SOURCE_ONLY))
+    assert requirements[1:5] == (
+        "--only-binary",
+        ":all:",
+        "--no-binary",
+        ",".join(tool.SOURCE_ONLY),
+    )
 
 
 def test_pinned_and_lowest_versions_are_different_set_ups(

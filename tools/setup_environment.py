@@ -128,7 +128,9 @@ def lowest_pins(setup_py: str) -> dict[str, str]:
         SetupError: a requirement of the package itself has no lower bound.
     """
     keywords = {
-        node.arg: node.value for node in ast.walk(ast.parse(setup_py)) if isinstance(node, ast.keyword)
+        node.arg: node.value
+        for node in ast.walk(ast.parse(setup_py))
+        if isinstance(node, ast.keyword)
     }
     required = ast.literal_eval(keywords["install_requires"])
     extras = ast.literal_eval(keywords["extras_require"])

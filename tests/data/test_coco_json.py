@@ -82,16 +82,21 @@ def test_sound_files_load_as_with_detectron2(write, seed):
     assert load(path) == expected
     ours, theirs = (MetadataCatalog.get(f"tests_coco_json{end}") for end in ("", "_theirs"))
     assert ours.thing_classes == theirs.thing_classes
-    assert (
-        ours.thing_dataset_id_to_contiguous_id == theirs.thing_dataset_id_to_contiguous_id
-    )
+    assert ours.thing_dataset_id_to_contiguous_id == theirs.thing_dataset_id_to_contiguous_id
 
 
 def one_annotation(**changes):
     return {
         "images": [{"id": 3, "file_name": "3.png", "height": 9, "width": 9}],
         "annotations": [
-            {"id": 8, "image_id": 3, "category_id": 5, "bbox": [1, 2, 3, 4], "iscrowd": 0, **changes}
+            {
+                "id": 8,
+                "image_id": 3,
+                "category_id": 5,
+                "bbox": [1, 2, 3, 4],
+                "iscrowd": 0,
+                **changes,
+            }
         ],
         "categories": [{"id": 5, "name": "cat"}],
     }

@@ -113,7 +113,10 @@ def test_a_data_set_in_capitals_is_no_option(register):
     assert split(["own", "OUTPUT_DIR", "TEST"]) == (["own"], ["OUTPUT_DIR", "TEST"])
     DatasetCatalog.register("TEST", list)
     try:
-        assert split(["TEST", "TEST.AUG.ENABLED", "True"]) == (["TEST"], ["TEST.AUG.ENABLED", "True"])
+        assert split(["TEST", "TEST.AUG.ENABLED", "True"]) == (
+            ["TEST"],
+            ["TEST.AUG.ENABLED", "True"],
+        )
     finally:
         DatasetCatalog.remove("TEST")
 

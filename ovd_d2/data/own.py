@@ -47,11 +47,11 @@ def register_own(path: str | os.PathLike[str]) -> list[str]:
     if problems:
         raise SetupError(problems)
     for name, entry in entries.items():
-        metadata = (
-            {"base_classes": [_name(one) for one in entry["base"]]} if "base" in entry else {}
-        )
-        paths = (_absolute(entry[key], file.parent) for key in REQUIRED)
-        register_coco_json(name, *paths, own_file=str(file), **metadata)
+        metadata: dict[str, Any] = {"own_file": str(file)}
+        if "base" in entry:
+            metadata["base_classes"] = [_name(one) for one in entry["base"]]
+        json_file, image_root = (_absolute(entry[key], file.parent) for key in REQUIRED)
+        register_coco_json(name, json_file, image_root, **metadata)
     return list(entries)
 
 

@@ -2,12 +2,13 @@
 
 import argparse
 import json
+import math
 
 import pytest
 
 from ovd_d2.engine.run import evaluate, train
 from ovd_d2.engine.trainer import INFERENCE_TTA, results_path
-from tests.integration.conftest import VAL
+from tests.integration.conftest import TRAIN, VAL
 from tests.integration.test_plugging_in_yaml import mini_config
 
 AUGMENTATION = ("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (96, 160), "TEST.AUG.MAX_SIZE", 320)
@@ -38,3 +39,13 @@ def test_evaluation_alone_gives_the_same_numbers(trained, tmp_path, arguments):
     document = json.loads(results_path(trained, INFERENCE_TTA).read_text())
     assert results["bbox_TTA"]["AP50"] == pytest.approx(document["bbox_TTA"]["AP50"], abs=1e-6)
     assert results["bbox_TTA"] != results["bbox"]
+
+
+def test_images_without_objects_and_crowds_are_evaluated(trained, tmp_path, arguments):
+    """The training images as a test set: the last ones have nothing but what is not annotated."""
+    weights = ("MODEL.WEIGHTS", str(trained / "model_final.pth"), "DATASETS.TEST", (TRAIN,))
+    cfg = mini_config("vild_ensemble", tmp_path, *weights, *AUGMENTATION)
+    results = evaluate(cfg, arguments)
+    assert all(0 <= results[task]["AP"] <= 100 for task in ("bbox", "segm", "bbox_TTA"))
+    assert math.isnan(results["bbox"]["APr"])
+    assert list((tmp_path / "inference").rglob("failures*"))

@@ -69,7 +69,7 @@ def test_crowds_alone_are_nothing_to_train_on(tmp_path):
         annotation["iscrowd"] = 1
     message = only_problem(own(tmp_path, dataset))
     assert (
-        "none of its 2 base categories has an annotation that is not a crowd (8 crowds)" in message
+        "none of its 2 base categories has an annotation that is not a crowd (12 crowds)" in message
     )
 
 

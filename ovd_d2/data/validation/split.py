@@ -38,7 +38,7 @@ def check_split(
         return
     objects, crowds = _counts(table, len(novel))
     if not objects[~novel].any():
-        _add_nothing_to_train(int((~novel).sum()), int(crowds[~novel].sum()), found)
+        _add_nothing_to_train(int((~novel).sum()), int(crowds.sum()), found)
         return
     if source.has_split and not novel.any():
         found.notices.append(f"{found.file}: has no novel category: AP_novel will be nan")

@@ -157,9 +157,10 @@ class CLIPClassifier(nn.Module):
         *args: Any,
     ) -> None:
         keys = [prefix + name for name in _VOCABULARY_BUFFERS]
-        if all(key in state_dict for key in keys):
-            self._make_room_for(state_dict[keys[0]])
-        else:  # one without the other is none
+        stored = [state_dict[key] for key in keys if key in state_dict]
+        if len({len(tensor) for tensor in stored}) == 1 and len(stored) == len(keys):
+            self._make_room_for(stored[0])
+        else:  # embeddings without a flag each are no vocabulary
             for key in keys:
                 state_dict.pop(key, None)
         super()._load_from_state_dict(

@@ -111,6 +111,20 @@ def test_state_dict_brings_its_own_vocabulary():
     assert held.shape == (4, DIM)  # a state dict handed out before is not changed
 
 
+def test_embeddings_without_a_flag_each_are_no_vocabulary():
+    first, second = make_classifier(), make_classifier()
+    first.set_vocabulary(tiny_vocabulary(seed=3))
+    second.set_vocabulary(tiny_vocabulary())
+    state = first.state_dict()
+    for damaged in (
+        {**state, "text_embeddings": state["text_embeddings"][:3]},
+        {name: value for name, value in state.items() if name != "text_embeddings"},
+    ):
+        second.load_state_dict(damaged)
+        assert torch.equal(second.text_embeddings, tiny_vocabulary().embeddings)
+        assert second.vocabulary.names == tiny_vocabulary().names
+
+
 def test_one_name_is_enough():
     classifier = make_classifier()
     classifier.set_vocabulary(tiny_vocabulary(["dog"]))

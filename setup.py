@@ -34,7 +34,7 @@ setup(
         "pycocotools>=2.0.8",
         "lvis>=0.5.3,<0.6",
         "hotcoco>=1.3,<2",
-        "tabulate>=0.9",
+        "tabulate>=0.10",
         "tensorboard>=2.15,<3",
         "tqdm>=4.66",
         "pyyaml>=6.0.1",

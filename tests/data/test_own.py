@@ -159,13 +159,17 @@ def test_a_dash_without_a_name(folder):
         ("a: {json_file: 1, json_file: 2}", "column 19: 'json_file' is there a second time"),
         ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor for the tag"),
         ("a: 2020-13-45", "month must be in 1..12"),
-        ("[" * 5000, "it is nested too deeply"),
         ("a: {}\n---\nb: {}", "not a yaml file (line 2, column 1: but found another document"),
     ],
 )
 def test_a_file_of_another_shape(folder, text, expected):
     (problem,) = problems_of(folder, text)
     assert expected in problem
+
+
+def test_a_file_nested_too_deeply(folder):
+    (problem,) = problems_of(folder, "[" * 1000)
+    assert problem == "not a yaml file (it is nested too deeply)"
 
 
 def test_a_tab_has_a_fix(folder):

@@ -11,6 +11,7 @@ from pathlib import Path
 from ovd_d2.clip import PROMPT_FAMILIES
 from ovd_d2.clip.loading import load_teacher
 from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_TAG
+from ovd_d2.clip.teacher import SCHEMAS
 from ovd_d2.clip.vocabulary_builder import build_vocabulary, novel_flags, read_names
 from ovd_d2.data.builtin import PICTOGRAM_SETS
 from ovd_d2.data.categories import CategoryTable, get_categories
@@ -69,8 +70,8 @@ def parse_args() -> argparse.Namespace:
         parser.error("--novel-file goes with --names-file; a data set knows its novel categories")
     if args.config_file and (args.architecture or args.pretrained):
         parser.error("--config-file names the teacher: leave out --architecture and --pretrained")
-    if bool(args.architecture) != bool(args.pretrained):
-        parser.error("--architecture and --pretrained name a teacher together: give both")
+    if args.architecture and not args.pretrained and not args.architecture.startswith(SCHEMAS):
+        parser.error("--architecture needs --pretrained: an open_clip tag of it, or a local file")
     return args
 
 
@@ -81,8 +82,9 @@ def choose_teacher(args: argparse.Namespace) -> tuple[str, str, str, str]:
         prompts = args.prompts or wanted.PROMPTS
         return wanted.ARCHITECTURE, wanted.PRETRAINED, prompts, f"{args.config_file}: {KEY}"
     prompts = args.prompts or "vild63"
-    if args.architecture:
-        return args.architecture, args.pretrained, prompts, "--architecture, --pretrained"
+    if args.architecture or args.pretrained:
+        named = (args.architecture or ARCHITECTURE, args.pretrained or "")
+        return *named, prompts, "--architecture, --pretrained"
     if not (args.dataset or "").startswith(PICTOGRAM_SETS):
         logging.warning(WARNING)
     return ARCHITECTURE, SHIPPED_TAG, prompts, "the shipped teacher"

@@ -25,7 +25,7 @@ from ovd_d2.clip.preprocess import Preprocessing
 from ovd_d2.clip.untrained import untrained_model
 
 _MAX_LISTED = 5
-_SCHEMAS = ("hf-hub:", "local-dir:")  # hf-hub:owner/name and local-dir:path bring their weights
+SCHEMAS = ("hf-hub:", "local-dir:")  # hf-hub:owner/name and local-dir:path bring their weights
 
 Tokenizer = Callable[[list[str]], torch.Tensor]
 
@@ -172,7 +172,7 @@ class CLIPTeacher:
 
 
 def _check_architecture(architecture: str, pretrained: str) -> None:
-    if architecture.startswith(_SCHEMAS):
+    if architecture.startswith(SCHEMAS):
         if pretrained:
             raise ValueError(
                 f"architecture '{architecture}' brings its own weights: leave pretrained empty, "
@@ -208,7 +208,7 @@ def _resolve_weights(architecture: str, pretrained: str) -> Path | None:
     """The local file that `pretrained` names, or None for a tag that open_clip resolves itself."""
     if architecture == ARCHITECTURE and pretrained in SHIPPED_WEIGHTS:
         return SHIPPED_WEIGHTS[pretrained]
-    if architecture.startswith(_SCHEMAS):
+    if architecture.startswith(SCHEMAS):
         return None
     tags = open_clip.list_pretrained_tags_by_model(architecture.replace("/", "-"))
     if pretrained in tags:

@@ -201,7 +201,6 @@ def test_command_says_that_the_shipped_teacher_is_for_drawings(
     "arguments",
     [
         ["--architecture", "ViT-B-32"],
-        ["--pretrained", "openai"],
         ["--config-file", "a.yaml", "--architecture", "RN50", "--pretrained", "openai"],
     ],
 )

@@ -201,7 +201,7 @@ def identity_problems(store: RecordStore, entries: Collection[Mapping[str, Any]]
         f"the {kind} in {store.path} were made for other images under these ids: {len(others)} of "
         f"{len(entries)}, first: image {first} was {listed.get(first)}, is "
         f"{ImageIdentity.of(others[0])} (height x width). They are of data set '{dataset.name}' as "
-        "it was then"
+        "it was then: use the annotation file of then"
     ]
 
 

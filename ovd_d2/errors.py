@@ -8,11 +8,20 @@ from contextlib import contextmanager
 
 
 class SetupError(ValueError):
-    """The configuration and the files it names do not fit each other; every problem is listed."""
+    """The configuration and the files it names do not fit each other.
+
+    Attributes:
+        problems: every one of them; the message lists the first `LISTED`.
+    """
+
+    LISTED = 40
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = list(problems)
-        listed = "\n".join(f"  {k}. {problem}" for k, problem in enumerate(self.problems, 1))
+        lines = [f"  {k}. {one}" for k, one in enumerate(self.problems[: self.LISTED], 1)]
+        if more := len(self.problems) - len(lines):
+            lines.append(f"  and {more} more")
+        listed = "\n".join(lines)
         super().__init__(f"{len(self.problems)} problem(s) found before starting:\n{listed}")
 
 

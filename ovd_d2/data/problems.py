@@ -14,7 +14,7 @@ class Problem:
         key: where in the file, e.g. "annotations[].bbox".
         what: the kind of fault, after the number: "boxes are not finite".
         count: how many entries have it.
-        total: of how many entries; 0 where that means nothing.
+        total: of how many entries; 0 for a fault of the file as a whole.
         first: the first of them, with its id: "annotation 7 of image 3".
         expected, found: as short as they can be.
         fix: what to do, as a command where there is one.
@@ -31,8 +31,12 @@ class Problem:
     fix: str
 
     def __str__(self) -> str:
-        share = f"{self.count:,} of {self.total:,}" if self.total else f"{self.count:,}"
+        if self.total:
+            what = f"{self.count:,} of {self.total:,} {self.what}"
+            where = f"{self.key}, first: {self.first}"
+        else:
+            what, where = self.what, self.key
         return (
-            f"{self.file}: {share} {self.what} ({self.key}, first: {self.first}): expected "
-            f"{self.expected}, found {self.found}; {self.fix}"
+            f"{self.file}: {what} ({where}): expected {self.expected}, found {self.found}; "
+            f"{self.fix}"
         )

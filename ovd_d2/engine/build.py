@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from ovd_d2.data.own import check_own_data_sets
 from ovd_d2.data.train_loader import build_resumable_train_loader
 from ovd_d2.engine.checkpoint import WHOLE_MODEL, SafeCheckpointer
 from ovd_d2.engine.online import configured_teacher, embedder
+from ovd_d2.errors import SetupError
 from ovd_d2.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -37,23 +39,37 @@ def is_open_vocabulary(model: nn.Module) -> bool:
     return hasattr(model, "set_vocabulary")
 
 
-def apply_vocabulary(cfg: CfgNode, model: nn.Module, test_set: str | None = None) -> None:
+def apply_vocabulary(cfg: CfgNode, model: nn.Module) -> None:
     """Gives the model the configured vocabulary, if there is one.
 
     To be called after weights are loaded, too: a checkpoint brings the vocabulary it was trained
     with, and the one the config names must win.
-
-    Args:
-        cfg: the complete config.
-        model: a detector, also one that `DistributedDataParallel` wraps.
-        test_set: a data set whose categories stand in another order, or are some of the
-            vocabulary's alone: the model gets its names in its order. None: the whole vocabulary.
     """
-    set_vocabulary = getattr(unwrapped(model), "set_vocabulary", None)
-    if not cfg.MODEL.OVD.VOCABULARY or set_vocabulary is None:
+    detector = unwrapped(model)
+    if cfg.MODEL.OVD.VOCABULARY and is_open_vocabulary(detector):
+        detector.set_vocabulary(Vocabulary.load(cfg.MODEL.OVD.VOCABULARY))  # type: ignore[operator]
+
+
+@contextmanager
+def vocabulary_of(test_set: str, model: nn.Module) -> Iterator[None]:
+    """The model has its vocabulary's entries for the categories of a data set, matched by name.
+
+    Their order is the data set's, and those it does not have are left out. Afterwards the model
+    has the whole vocabulary again. A model without a vocabulary stays as it is.
+
+    Raises:
+        SetupError: the data set has a category that the vocabulary does not name.
+    """
+    detector = unwrapped(model)
+    whole = getattr(detector, "vocabulary", None)
+    if whole is None:
+        yield
         return
-    vocabulary = Vocabulary.load(cfg.MODEL.OVD.VOCABULARY)
-    set_vocabulary(vocabulary if test_set is None else in_order_of(test_set, vocabulary))
+    detector.set_vocabulary(in_order_of(test_set, whole))  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        detector.set_vocabulary(whole)  # type: ignore[operator]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -62,19 +78,19 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def in_order_of(test_set: str, vocabulary: Vocabulary) -> Vocabulary:
-    """The vocabulary's entries for the categories of a data set, matched by name.
-
-    Raises:
-        KeyError: the data set has a category that the vocabulary does not name.
-    """
+    """The vocabulary's entries for the categories of a data set; errors of `vocabulary_of`."""
     names = get_categories(test_set).names
     if names == list(vocabulary.names):
         return vocabulary
+    try:
+        selected = vocabulary.select(names)
+    except KeyError as error:
+        raise SetupError([f"category of '{test_set}': {error.args[0]}"]) from error
     logger.info(
         "'%s' lists %d of the vocabulary's %d names in its own order: matched by name.",
         *(test_set, len(names), len(vocabulary)),
     )
-    return vocabulary.select(names)
+    return selected
 
 
 def build_open_vocabulary_model(cfg: CfgNode, required: Sequence[str] = WHOLE_MODEL) -> nn.Module:

@@ -29,7 +29,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 
 from ovd_d2.data.online import OnlineTeacherLoader
-from ovd_d2.engine.build import in_order_of
+from ovd_d2.engine.build import vocabulary_of
 from ovd_d2.engine.checkpoint import WHOLE_MODEL, SafeCheckpointer
 from ovd_d2.engine.hooks import ProgressBar, SeedIterations
 from ovd_d2.engine.launching import available_device, on_main_process
@@ -99,11 +99,11 @@ def _check(cfg: DictConfig, args: argparse.Namespace, *, training: bool) -> None
 
 
 def _test(cfg: DictConfig, model: OpenVocabularyRCNN, vocabulary: Vocabulary) -> dict[str, Any]:
-    """With the vocabulary in the order of the test set; afterwards the model has the whole one."""
+    """With the vocabulary in the order of the test set."""
     evaluator = instantiate(cfg.dataloader.evaluator)
-    model.set_vocabulary(in_order_of(evaluator.description["dataset"], vocabulary))
-    results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     model.set_vocabulary(vocabulary)
+    with vocabulary_of(evaluator.description["dataset"], model):
+        results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
     what = {evaluator.description["dataset"]: evaluator.description}

@@ -137,20 +137,20 @@ class OpenVocabularyTrainer(DefaultTrainer):
         evaluators: list[DatasetEvaluator],
         wrap: Callable[[CfgNode, nn.Module], nn.Module] = lambda cfg, model: model,
     ) -> dict[str, Any]:
-        """Each test set with the vocabulary in its order; afterwards the model has the whole one.
+        """Each test set with the vocabulary in its order.
 
         Args:
             cfg, model, evaluators: as of `test`.
             wrap: what is evaluated in place of the model, made anew for every vocabulary.
         """
+        build.apply_vocabulary(cfg, model)
         results: dict[str, Any] = {}
         for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True):
-            build.apply_vocabulary(cfg, model, test_set=name)
             one_set = cfg.clone()
             one_set.defrost()
             one_set.DATASETS.TEST = (name,)
-            results[name] = super().test(one_set, wrap(cfg, model), [evaluator])
-        build.apply_vocabulary(cfg, model)
+            with build.vocabulary_of(name, model):
+                results[name] = super().test(one_set, wrap(cfg, model), [evaluator])
         return next(iter(results.values())) if len(results) == 1 else results
 
     @classmethod

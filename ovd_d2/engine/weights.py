@@ -183,12 +183,19 @@ def read_checkpoint(path: str, key: str = KEY) -> dict[str, Any]:
         SetupError: damaged, refused, or without weights.
     """
     try:
-        return _READERS.get(Path(path).suffix, _read_torch)(path)
+        return _with_names(_READERS.get(Path(path).suffix, _read_torch)(path))
     except CacheError as error:  # it names the file
         raise SetupError([f"{key}: {error}"]) from error
     # A damaged file makes its reader fail in as many ways as there are instructions.
     except Exception as error:
         raise SetupError([f"{key}: {path} {_reading_fault(error)}"]) from error
+
+
+def _with_names(content: dict[str, Any]) -> dict[str, Any]:
+    model = content["model"]
+    if not isinstance(model, dict) or not all(isinstance(name, str) for name in model):
+        raise ValueError(f"it holds a {type(model).__name__}, expected names and their tensors")
+    return content
 
 
 def _reading_fault(error: Exception) -> str:

@@ -17,6 +17,7 @@ from ovd_d2.clip.loading import load_teacher
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.modeling import OpenVocabularyRCNN
 from ovd_d2.modeling.detection import select_detections
+from ovd_d2.vocabulary import Vocabulary
 
 CLASSIFY_WITH = ("detector", "clip_crops", "text_and_clip_crops")
 
@@ -57,6 +58,15 @@ class CropClassifier(nn.Module):
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
         self.detections_per_image = detections_per_image
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """What the detector, and so the teacher, looks for."""
+        return self.detector.vocabulary
+
+    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Makes the detector and the teacher look for these names from now on."""
+        self.detector.set_vocabulary(vocabulary)
 
     @torch.no_grad()
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:

@@ -73,6 +73,11 @@ class OpenVocabularyRCNN(BatchInvariantRCNN):
             "compile_backbone": cfg.MODEL.OVD.COMPILE_BACKBONE,
         }
 
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """What it looks for; None where none was set, or a checkpoint brought no names."""
+        return self.roi_heads.classifier.vocabulary
+
     def set_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Makes the detector look for these names from now on; no weight changes."""
         self.roi_heads.set_vocabulary(vocabulary)

@@ -51,6 +51,7 @@ def group_norm() -> CfgNode:
     """Norms of features over the whole map, padding included."""
     cfg = tiny_config("vild", norm="GN")
     cfg.MODEL.FPN.OUT_CHANNELS = cfg.MODEL.ROI_BOX_HEAD.CONV_DIM = 32
+    cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 32
     cfg.MODEL.FPN.NORM = cfg.MODEL.RPN.NORM = "GN"
     return cfg
 

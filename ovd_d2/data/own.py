@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import reprlib
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -213,4 +214,4 @@ def _is_null(value: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    return "nothing" if _is_null(value) else _REPR.repr(value)
+    return "nothing" if _is_null(value) else textwrap.shorten(_REPR.repr(value), 100)

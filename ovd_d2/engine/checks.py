@@ -17,7 +17,7 @@ from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
 from ovd_d2.evaluation.clip_crops import CLASSIFY_WITH
 from ovd_d2.evaluation.engines import build_engine
-from ovd_d2.evaluation.protocols import lvis_protocol
+from ovd_d2.evaluation.protocols import fixed_ap_problems, lvis_protocol
 from ovd_d2.losses import NOVEL_LOGIT_MODES
 from ovd_d2.modeling.classifier import BACKGROUNDS
 from ovd_d2.modeling.roi_heads import VARIANTS
@@ -48,6 +48,8 @@ def check_setup(cfg: CfgNode, *, training: bool, progress: bool = True) -> list[
     problems += _category_problems(cfg, vocabulary, data)
     if training:
         problems += _store_problems(cfg, vocabulary, data)
+    elif cfg.MODEL.OVD.CLASSIFY_WITH != "detector":
+        problems += _crop_teacher_problems(cfg, vocabulary)
     if training and not problems:
         mapper = OpenVocabularyDatasetMapper(cfg, is_train=True)
         problems += mapping_problems(mapper, _training_images(cfg, data)[:1])
@@ -71,7 +73,7 @@ def config_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
 
 
 def evaluation_problems(cfg: CfgNode) -> list[str]:
-    """A typing error here would come out when the training is over."""
+    """A mistake here would come out when the training is over."""
     problems = []
     for build, name in (
         (build_engine, cfg.TEST.OVD.ENGINE),
@@ -81,7 +83,7 @@ def evaluation_problems(cfg: CfgNode) -> list[str]:
             build(name)
         except (ValueError, ImportError) as error:
             problems.append(str(error))
-    return problems
+    return problems + fixed_ap_problems(cfg.TEST.OVD.PROTOCOL, cfg.TEST.DETECTIONS_PER_IMAGE)
 
 
 def precision_problems(enabled: bool, device: str, key: str) -> list[str]:
@@ -166,6 +168,21 @@ def _category_problems(
     is_open = cfg.MODEL.META_ARCHITECTURE == "OpenVocabularyRCNN"
     if vocabulary is not None or not is_open:
         yield from category_problems(vocabulary, cfg.MODEL.OVD.VOCABULARY, data, by_name=is_open)
+
+
+def _crop_teacher_problems(cfg: CfgNode, vocabulary: Vocabulary | None) -> list[str]:
+    """Whether the teacher on crops can be had, and is the one that embedded the vocabulary."""
+    try:
+        teacher = configured_teacher(cfg, device="cpu")
+    except SetupError as error:
+        return error.problems
+    if vocabulary is None or vocabulary.teacher in ("", teacher.fingerprint):
+        return []
+    return [
+        f"MODEL.OVD.CLASSIFY_WITH {cfg.MODEL.OVD.CLASSIFY_WITH}: MODEL.OVD.TEACHER is "
+        f"{teacher.fingerprint}, but {cfg.MODEL.OVD.VOCABULARY} was made with "
+        f"{vocabulary.teacher}: their embeddings do not compare; name that teacher"
+    ]
 
 
 def _store_problems(

@@ -16,6 +16,7 @@ from ovd_d2.engine.data_checks import CheckedData, DataNeeds, category_problems,
 from ovd_d2.engine.online import online_problems
 from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
+from ovd_d2.evaluation.protocols import fixed_ap_problems
 from ovd_d2.vocabulary import Vocabulary
 
 WEIGHTS_KEY = "train.init_checkpoint"
@@ -88,6 +89,8 @@ def _evaluator_problems(cfg: DictConfig) -> Iterable[str]:
             instantiate(cfg.dataloader.evaluator.get(part))
         except (ValueError, ImportError) as error:
             yield f"dataloader.evaluator.{part}: {error}"
+    limit = cfg.dataloader.evaluator.get("model_limit", 0)
+    yield from fixed_ap_problems(cfg.dataloader.evaluator.protocol.get("name", ""), limit)
 
 
 def _load_vocabulary(cfg: DictConfig) -> tuple[Vocabulary | None, list[str]]:

@@ -210,7 +210,7 @@ def test_images_renumbered(case, made):
         image["id"] = 5 - image["id"]
     for one in case.train["annotations"]:
         one["image_id"] = 5 - one["image_id"]
-    words = ("image 1", "1.png", "4.png")
+    words = ("other images under these ids", "1.png", "4.png")
     assert_refused(case.check(*vild, config="vild_ensemble"), *words)
     assert_refused(case.fit(*vild, config="vild_ensemble"), *words)
     assert_refused(build_cache(case, "again"), *words)

@@ -6,6 +6,7 @@ import argparse
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,13 @@ from ovd_d2.engine import launching
 from ovd_d2.engine.launching import (
     add_device_argument,
     add_launch_arguments,
+    available_device,
     launch_processes,
+    on_main_process,
     usable_device,
 )
+from ovd_d2.errors import SetupError
+from tests.processes import run_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = str(Path(__file__).with_name("rank_build.py"))
@@ -99,3 +104,50 @@ def test_a_device_that_is_not_there(
 def test_a_gpu_that_is_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert usable_device(name) == name
+
+
+def faulty():
+    raise SetupError(["no such file"])
+
+
+def test_one_process_checks_and_raises():
+    assert on_main_process(lambda: 3) == 3
+    with pytest.raises(SetupError, match="no such file"):
+        on_main_process(faulty)
+
+
+def test_rank_0_checks_for_all(tmp_path):
+    def check(rank):
+        looked = tmp_path / f"looked_{rank}"
+        result = on_main_process(lambda: looked.write_text("") or {"notices": [rank]})
+        assert result == {"notices": [0]}
+
+    assert run_ranks(2, check) == [0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["looked_0"]
+
+
+def test_rank_0_says_what_is_wrong_once_and_all_ranks_end(tmp_path):
+    def check(rank):
+        with (tmp_path / f"{rank}.txt").open("w") as stream, redirect_stderr(stream):
+            try:
+                on_main_process(faulty)
+            except SystemExit as stop:
+                assert stop.code == 1
+                return
+        raise AssertionError("it went on")
+
+    assert run_ranks(2, check) == [0, 0]
+    assert "no such file" in (tmp_path / "0.txt").read_text()
+    assert (tmp_path / "1.txt").read_text() == ""
+
+
+def test_a_device_that_is_not_there(monkeypatch, caplog):
+    for count, wanted, taken in ((0, "cuda", "cpu"), (1, "cuda:3", "cuda"), (0, "cpu", "cpu")):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        caplog.clear()
+        assert available_device(wanted) == taken
+        assert len(caplog.records) == (wanted != taken)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert available_device("cuda:3") == "cuda:3"
+    with pytest.raises(SetupError, match="MODEL.DEVICE: 'gpu' is no device"):
+        available_device("gpu")

@@ -141,7 +141,7 @@ def test_rank_0_says_what_is_wrong_once_and_all_ranks_end(tmp_path):
     assert (tmp_path / "1.txt").read_text() == ""
 
 
-def test_a_device_that_is_not_there(monkeypatch, caplog):
+def test_a_run_takes_the_device_that_is_there(monkeypatch, caplog):
     for count, wanted, taken in ((0, "cuda", "cpu"), (1, "cuda:3", "cuda"), (0, "cpu", "cpu")):
         monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
         caplog.clear()

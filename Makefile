@@ -9,7 +9,7 @@
 
 VENV := .venv
 WORKERS ?= 2
-# The lowest versions that setup.py allows have an environment of their own (5 GB).
+# The lowest versions that setup.py allows have an environment of their own (8 GB).
 LOWEST := .venv-lowest
 QUICK := tests/data tests/clip tests/modeling tests/evaluation tests/engine/test_trainer.py \
   tests/engine/test_checks.py tests/test_predictor.py tests/test_vocabulary.py

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import json
 import runpy
@@ -146,9 +145,6 @@ class SmallSet:
         """tools/train_net.py."""
         words = self.arguments(*opts, config=config)
         return self.run("train_net.py", *words[:2], *flags, *words[2:])
-
-    def copy_data(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        return copy.deepcopy(self.train), copy.deepcopy(self.val)
 
 
 def run_tool(tool: str, *arguments: Any) -> Done:

@@ -18,7 +18,6 @@ from ovd_d2.data.categories import get_categories
 from ovd_d2.data.coco_json import register_coco_json
 from ovd_d2.data.own import register_from_environment
 from ovd_d2.data.paths import datasets_root
-from ovd_d2.data.pictograms import check_version
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +51,8 @@ OBJECTS365_SPELLINGS = {
 
 
 def _load_pictograms(name: str, json_file: str, image_root: str) -> list[dict[str, Any]]:
+    from ovd_d2.data.pictograms import check_version  # what draws them: 0.1 s of an import
+
     table = get_categories(name)  # a clear error where the file is missing
     MetadataCatalog.get(name).set(thing_classes=table.names)
     check_version(json_file)

@@ -104,13 +104,19 @@ def category_problems(file: str, categories: Sequence[Mapping[str, Any]]) -> lis
     ids = [entry.get("id") for entry in categories]
     names = [entry.get("name") for entry in categories]
     number = "number the categories from 1 on, and category_id with them"
-    _add_faults(found, categories, "id", ids, _is_id, ID, fix=number)
+    _add_faults(found, categories, "id", ids, is_id, ID, fix=number)
     name = "give every category a name of its own"
     _add_faults(found, categories, "name", names, _is_name, "a name", fix=name)
     return found.problems
 
 
+LARGEST_ID = 2**63 - 1
 ID = "an integer from 0 to 2**63 - 1"
+
+
+def is_id(value: Any) -> bool:
+    """:data:`ID`, and no boolean."""
+    return type(value) is int and 0 <= value <= LARGEST_ID
 
 
 def _add_faults(
@@ -151,10 +157,6 @@ def describe_category(category: Mapping[str, Any], row: int) -> str:
 
 def _twice(value: Any, counts: Counter[Any]) -> bool:
     return isinstance(value, (int, str)) and counts[value] > 1
-
-
-def _is_id(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63
 
 
 def _is_name(value: Any) -> bool:

@@ -41,7 +41,7 @@ class Findings:
         first: Words,
         expected: str,
         found: Words,
-        fix: str,
+        fix: str = "",
         notice: bool = False,
     ) -> bool:
         """Adds a finding unless `rows` is empty; returns whether there was one.
@@ -52,7 +52,8 @@ class Findings:
             rows: of the entries that have the fault, as indices or as flags.
             total: the number of entries.
             first, found: words, or what gives them for the first row.
-            expected, fix: words.
+            expected: words.
+            fix: words; by default that `--fix` repairs it.
             notice: a notice and not a problem.
         """
         indices = np.flatnonzero(rows) if _are_flags(rows) else rows

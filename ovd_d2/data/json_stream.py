@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import orjson
@@ -59,7 +58,7 @@ def read_parts(
 
     Args:
         path: UTF-8 JSON, with or without a byte order mark.
-        handlers: key of the top level -> what takes its elements, some thousand at a time. A
+        handlers: key of the top level -> what takes its elements, some hundred at a time. A
             value that is no list is returned like any other.
         exact: integers of any size, five times as slow; else those from 2**64 on become floats.
         progress: show a bar when it takes longer than two seconds.
@@ -138,12 +137,7 @@ class _Scanner:
         self._check_encoding()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stream.close()
         self._bar.close()
 

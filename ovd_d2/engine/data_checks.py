@@ -105,7 +105,7 @@ def category_problems(
         path: of the vocabulary, for messages.
         data: the data sets.
         by_name: test sets are evaluated with the vocabulary's entries in their own order
-            (:func:`ovd_d2.engine.build.apply_vocabulary`), so that names need only be there.
+            (:func:`ovd_d2.engine.build.vocabulary_of`), so that names need only be there.
     """
     for name, report in data.train.items():
         if vocabulary is not None and report.table is not None:

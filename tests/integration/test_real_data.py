@@ -294,14 +294,6 @@ def test_a_test_set_of_other_names_is_refused(case):
     assert_both_refuse(case, "my_val", "'dog'")
 
 
-def broken_val_images(case):
-    shutil.move(case.folder / "images", case.folder / "train_images")
-    case.images = "train_images"
-    yaml = json.loads(case.write().read_text())
-    yaml["my_val"]["image_root"] = "picturs"
-    return yaml
-
-
 @pytest.mark.parametrize("flags", [(), ("--eval-only",)], ids=["train", "eval-only"])
 @pytest.mark.parametrize("fault", ["size", "exif", "annotation ids", "category id", "images"])
 def test_the_test_set_is_looked_at_before_training(case, fault, flags):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,27 +16,22 @@ CLEARLY_OUTSIDE = 2.0  # pixels
 SUSPICIOUS_SHARE = 0.05  # of boxes that leave the image, from which on it is no accident
 NEARLY_ALL = 0.99  # a flat box does not make the others sound
 
-_KEY = "annotations[].bbox"
 _BOX = "[x, y, width, height] in pixels"
 
 
 def check_boxes(table: AnnotationTable, source: Source, found: Findings) -> None:
     """Boxes that are no boxes, flat or outside ones, and other conventions than COCO's."""
-    boxes, total = table.boxes.values, table.num_annotations
-    say: dict[str, Any] = {"first": table.annotation, "expected": _BOX}
-    say["found"] = raw_of(table.boxes)
+    boxes = table.boxes.values
+    add = partial(table.add_to(found, "bbox"), expected=_BOX, found=raw_of(table.boxes))
     missing = table.boxes.rows_where(MISSING)
-    found.add(_KEY, "annotations have no 'bbox'", missing, total, **say, fix="")
-    odd = sorted(set(table.boxes.odd) - set(missing))
-    found.add(_KEY, "boxes are not four numbers", odd, total, **say, fix="")
+    add("annotations have no 'bbox'", missing)
+    add("boxes are not four numbers", sorted(set(table.boxes.odd) - set(missing)))
     finite = np.isfinite(boxes).all(axis=1)
-    not_finite = table.boxes.sound & ~finite
-    found.add(_KEY, "boxes are not finite (NaN or infinite)", not_finite, total, **say, fix="")
+    add("boxes are not finite (NaN or infinite)", table.boxes.sound & ~finite)
     flat = finite & (boxes[:, 2:] <= 0).any(axis=1)
-    survivable = source.official
-    found.add(_KEY, "boxes have no width or height", flat, total, **say, fix="", notice=survivable)
+    add("boxes have no width or height", flat, notice=source.official)
     if not _suspect_convention(table, found):
-        _check_outside(table, finite & ~flat, found, notice=survivable)
+        _check_outside(table, finite & ~flat, found, notice=source.official)
 
 
 def corners_suspected(boxes: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -65,14 +60,10 @@ def corners_suspected(boxes: NDArray[np.float64], sizes: NDArray[np.float64]) ->
 def _suspect_convention(table: AnnotationTable, found: Findings) -> bool:
     """Corners in place of sides, or fractions of the image in place of pixels."""
     boxes, sizes = table.boxes.values, table.image_sizes
-    say: dict[str, Any] = {"first": table.annotation, "expected": _BOX}
-    say["found"] = raw_of(table.boxes)
-    corners = found.add(
-        _KEY,
+    add = partial(table.add_to(found, "bbox"), expected=_BOX, found=raw_of(table.boxes))
+    corners = add(
         "boxes leave their image, and as [x1, y1, x2, y2] all boxes fit: corners are suspected",
         corners_suspected(boxes, sizes),
-        table.num_annotations,
-        **say,
         fix=f"if they are corners: {found.repair} with --corners",
     )
     finite = np.isfinite(boxes).all(axis=1)
@@ -83,12 +74,9 @@ def _suspect_convention(table: AnnotationTable, found: Findings) -> bool:
         and bool((inside % 1 != 0).any())
         and not bool((sizes[finite] <= 2).any())
     )
-    return corners or found.add(
-        _KEY,
+    return corners or add(
         "boxes have no number above 1: fractions of the image are suspected",
         finite & fractions,
-        table.num_annotations,
-        **say,
         fix="multiply x and width by the image's width, y and height by its height",
     )
 
@@ -107,50 +95,29 @@ def _check_outside(
         width, height = sizes[row]
         return f"{shown(table.boxes.raw(row))} in {width:.0f} x {height:.0f}"
 
-    total = table.num_annotations
-    say: dict[str, Any] = {"first": table.annotation, "found": words, "expected": "boxes inside"}
-    what = "boxes are wholly outside of their image"
-    found.add(_KEY, what, outside, total, **say, fix="", notice=notice)
-    what = "boxes are partly outside of their image"
+    add = partial(table.add_to(found, "bbox"), expected="boxes inside", found=words)
+    add("boxes are wholly outside of their image", outside, notice=notice)
     fix = f"training clips them; {found.repair}, clipped"
-    found.add(_KEY, what, partly, total, **say, fix=fix, notice=True)
+    add("boxes are partly outside of their image", partly, fix=fix, notice=True)
 
 
 def check_crowds(table: AnnotationTable, source: Source, found: Findings) -> None:
     """`iscrowd` of another type than 0 and 1, and `ignore`, which Detectron2 refuses."""
     if source.kind == "lvis":
         return  # LVIS has no crowds: nothing reads the key
-    column, total = table.annotations["iscrowd"], table.num_annotations
-    say: dict[str, Any] = {"first": table.annotation, "expected": "0 or 1"}
+    column = table.annotations["iscrowd"]
+    add = partial(table.add_to(found, "iscrowd"), expected="0 or 1")
     nulls = column.rows_where(None)
-    found.add(
-        "annotations[].iscrowd",
-        "annotations have a null 'iscrowd'",
-        nulls,
-        total,
-        **say,
-        found="null, taken as 0" if source.tolerant else "null, which training takes for a crowd",
-        fix="",
-        notice=source.tolerant,
-    )
-    found.add(
-        "annotations[].iscrowd",
-        "annotations have an 'iscrowd' that is neither 0 nor 1",
-        sorted(set(column.odd) - set(nulls)),
-        total,
-        **say,
-        found=raw_of(column),
-        fix="",
-    )
+    taken = "null, taken as 0" if source.tolerant else "null, which training takes for a crowd"
+    add("annotations have a null 'iscrowd'", nulls, found=taken, notice=source.tolerant)
+    odd = sorted(set(column.odd) - set(nulls))
+    add("annotations have an 'iscrowd' that is neither 0 nor 1", odd, found=raw_of(column))
     ignore = table.annotations["ignore"]
     ignored = ignore.values == 1
     ignored[[row for row, value in ignore.odd.items() if value]] = True
-    found.add(
-        "annotations[].ignore",
+    table.add_to(found, "ignore")(
         "annotations have 'ignore' set",
         ignored,
-        total,
-        first=table.annotation,
         expected="no such key, or 0: Detectron2 refuses it",
         found=raw_of(ignore),
         fix="set iscrowd 1 in its place, or remove the annotations",
@@ -159,29 +126,12 @@ def check_crowds(table: AnnotationTable, source: Source, found: Findings) -> Non
 
 def check_areas(table: AnnotationTable, use: DatasetUse, found: Findings) -> None:
     """Evaluation sorts objects by area; training does not look at it."""
-    column, total = table.annotations["area"], table.num_annotations
     if use.training:
         return
-    say: dict[str, Any] = {"first": table.annotation, "expected": "square pixels"}
+    column = table.annotations["area"]
+    add = partial(table.add_to(found, "area"), expected="square pixels")
     missing = column.rows_where(MISSING)
-    found.add(
-        "annotations[].area",
-        "annotations have no 'area'",
-        missing,
-        total,
-        **say,
-        found="none: the box's is taken",
-        fix="",
-        notice=True,
-    )
+    add("annotations have no 'area'", missing, found="none: the box's is taken", notice=True)
     wrong = ~(np.isfinite(column.values) & (column.values >= 0))
     wrong[missing] = False
-    found.add(
-        "annotations[].area",
-        "annotations have an area that is no number from 0 on",
-        wrong,
-        total,
-        **say,
-        found=raw_of(column),
-        fix="",
-    )
+    add("annotations have an area that is no number from 0 on", wrong, found=raw_of(column))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-LARGEST_ID = 2**63 - 1
+from ovd_d2.data.categories import LARGEST_ID, is_id
 
 
 class _Missing:
@@ -137,11 +137,6 @@ class ListColumn(Column):
 
     def _array(self, values: list[Any]) -> NDArray[np.bool_]:
         return np.array([type(value) is list for value in values], np.bool_)
-
-
-def is_id(value: Any) -> bool:
-    """An integer from 0 to 2**63 - 1, and no boolean."""
-    return type(value) is int and 0 <= value <= LARGEST_ID
 
 
 def is_number(value: Any) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ovd_d2.data.categories import ID, category_problems
+from ovd_d2.data.categories import ID, LARGEST_ID, category_problems
 from ovd_d2.data.findings import Findings
-from ovd_d2.data.validation.columns import LARGEST_ID, MISSING, Column
+from ovd_d2.data.validation.columns import MISSING, Column
 from ovd_d2.data.validation.table import (
     FEDERATED,
     AnnotationTable,
@@ -25,19 +26,17 @@ _EXPORT = "export the file again with them, or add them"
 
 def check_parts(table: AnnotationTable, found: Findings) -> None:
     """Entries that are no objects, and lists without entries."""
+    entries = {
+        "images": table.num_images,
+        "annotations": table.num_annotations,
+        "categories": len(table.categories),
+    }
     for part, (count, first) in table.not_objects.items():
-        found.add(
-            f"{part}[]",
-            f"entries of {part} are not objects",
-            range(count),
-            0,
-            first=first,
-            expected="{...}",
-            found=first,
-            fix="",
-        )
-    for part, count in (("images", table.num_images), ("categories", len(table.categories))):
-        if count == 0:
+        what, total = f"entries of {part} are not objects", entries[part] + count
+        say: dict[str, Any] = {"first": first, "expected": "{...}", "found": first}
+        found.add(f"{part}[]", what, range(count), total, **say)
+    for part in ("images", "categories"):
+        if entries[part] == 0:
             fix = "export the file again"
             found.one(part, f"file has no {part}", expected="at least one", found="none", fix=fix)
 
@@ -48,13 +47,13 @@ def check_images(table: AnnotationTable, source: Source, use: DatasetUse, found:
     if source.kind != "records" or use.training:
         fix = "number the images" if source.kind == "records" else ""
         _check_ids(ids, "images", table.image, fix, found)
-    twice = _rows_by_repeated_value(ids)
+    twice = {rows[0]: rows for rows in _rows_by_repeated_value(ids)}
     found.add(
         "images[].id",
         "image ids stand for several images",
-        [rows[0] for rows in twice],
+        list(twice),
         total,
-        first=lambda row: _several(table, next(rows for rows in twice if rows[0] == row)),
+        first=lambda row: _several(table, twice[row]),
         expected="an id for each image",
         found=lambda row: f"image id {shown(ids.raw(row))} more than once",
         fix="number the images again together with the image_id of their annotations "
@@ -92,23 +91,26 @@ def check_annotation_ids(table: AnnotationTable, source: Source, found: Findings
     if source.kind != "records":
         ids = table.annotations["id"]
         _check_ids(ids, "annotations", table.annotation, "", found)
-        _check_twice(ids, "annotations", table.annotation, "", found)
+        seconds = sorted(row for rows in _rows_by_repeated_value(ids) for row in rows[1:])
+        table.add_to(found, "id")(
+            "annotations have the id of another",
+            seconds,
+            expected="an id for each of the annotations",
+            found=lambda row: f"id {shown(ids.raw(row))} again",
+        )
     own = {"images": table.images["id"], "categories": table.category_ids}
     for key, rows, part in (
         ("image_id", table.image_rows, "images"),
         ("category_id", table.category_rows, "categories"),
     ):
         column = table.annotations[key]
-        _check_missing(column, "annotations", key, table.annotation, found, fix="")
+        _check_missing(column, "annotations", key, table.annotation, found)
         unknown = rows < 0
         unknown[column.rows_where(MISSING, None)] = False
         ambiguous = own[part].rows_where(MISSING, None) or _rows_by_repeated_value(own[part])
-        found.add(
-            f"annotations[].{key}",
+        table.add_to(found, key)(
             f"annotations are of unknown {part}",
             unknown,
-            table.num_annotations,
-            first=table.annotation,
             expected=f"the id of one of {own[part].rows:,} {part}",
             found=raw_of(column),
             fix=f"repair the ids of the {part} first" if ambiguous else "",
@@ -149,7 +151,13 @@ def _kind(value: Any) -> str:
 
 
 def _check_missing(
-    column: Column, part: str, key: str, name: Callable[[int], str], found: Findings, *, fix: str
+    column: Column,
+    part: str,
+    key: str,
+    name: Callable[[int], str],
+    found: Findings,
+    *,
+    fix: str = "",
 ) -> None:
     for value, what in (
         (MISSING, f"{part} have no '{key}'"),
@@ -165,22 +173,6 @@ def _check_missing(
             found=shown(value),
             fix=fix,
         )
-
-
-def _check_twice(
-    ids: Column, part: str, name: Callable[[int], str], fix: str, found: Findings
-) -> None:
-    seconds = sorted(row for rows in _rows_by_repeated_value(ids) for row in rows[1:])
-    found.add(
-        f"{part}[].id",
-        f"{part} have the id of another",
-        seconds,
-        ids.rows,
-        first=name,
-        expected=f"an id for each of the {part}",
-        found=lambda row: f"id {shown(ids.raw(row))} again",
-        fix=fix,
-    )
 
 
 def _rows_by_repeated_value(column: Column) -> list[list[int]]:
@@ -206,38 +198,25 @@ def _several(table: AnnotationTable, rows: list[int]) -> str:
 def _check_file_names(table: AnnotationTable, source: Source, found: Findings) -> None:
     key = "coco_url" if source.url_names else "file_name"
     column = table.images[key]
-    names = column.values.tolist()
-    without = np.array(column.rows_where(MISSING), int)
-    has_url = [isinstance(table.images["coco_url"].values[row], str) for row in without]
+    names, urls = column.values.tolist(), table.images["coco_url"].values
     say: dict[str, Any] = {"first": table.image, "expected": _EXPECTED_NAME[key]}
-    missing, total = f"images have no '{key}'", table.num_images
-    url_only = without[np.array(has_url, bool)]
-    found.add(
-        *(f"images[].{key}", missing, url_only, total),
-        **say,
+    add = partial(found.add, f"images[].{key}", total=table.num_images, fix=_EXPORT, **say)
+    without = column.rows_where(MISSING)
+    url_only = [row for row in without if isinstance(urls[row], str)]
+    add(
+        f"images have no '{key}'",
+        url_only,
         found="coco_url alone",
         fix="the last two parts of coco_url are the file (--fix writes them as file_name: "
         f"{found.repair}); LVIS's own files are registered by Detectron2 as lvis_v1_train and "
         "lvis_v1_val",
     )
-    nothing = without[~np.array(has_url, bool)]
-    found.add(
-        *(f"images[].{key}", missing, nothing, total), **say, found=shown(MISSING), fix=_EXPORT
-    )
-    wrong = [
-        row
-        for row, name in enumerate(names)
-        if not _is_name(name, parts=2 if source.url_names else 1)
-    ]
-    found.add(
-        f"images[].{key}",
-        f"images have a '{key}' that names no file",
-        sorted(set(wrong) - set(without.tolist())),
-        total,
-        **say,
-        found=lambda row: shown(names[row]),
-        fix=_EXPORT,
-    )
+    nothing = sorted(set(without) - set(url_only))
+    add(f"images have no '{key}'", nothing, found=shown(MISSING))
+    parts = 2 if source.url_names else 1
+    wrong = {row for row, name in enumerate(names) if not _is_name(name, parts)}
+    what = f"images have a '{key}' that names no file"
+    add(what, sorted(wrong - set(without)), found=lambda row: shown(names[row]))
     _note_repeated_files(table, names, found, key)
 
 
@@ -293,14 +272,14 @@ def _check_federated(table: AnnotationTable, found: Findings) -> None:
 def _check_lvis_categories(table: AnnotationTable, source: Source, found: Findings) -> None:
     ids = [entry.get("id") for entry in table.categories]
     total = len(ids)
+    say: dict[str, Any] = {"total": total, "first": table.category}
     if set(map(repr, ids)) != {str(k + 1) for k in range(total)}:
         odd = [k for k, one in enumerate(ids) if one not in range(1, total + 1)]
         found.add(
             "categories[].id",
             "category ids are not those of LVIS",
             odd or [0],
-            total,
-            first=table.category,
+            **say,
             expected=f"1 to {total}, each once: Detectron2 takes id - 1 as the class",
             found=lambda row: shown(ids[row]),
             fix="number the categories from 1 on, or register the file in the COCO format",
@@ -311,8 +290,7 @@ def _check_lvis_categories(table: AnnotationTable, source: Source, found: Findin
         "categories[].frequency",
         "categories have no frequency r, c or f",
         wrong,
-        total,
-        first=table.category,
+        **say,
         expected="r, c or f",
         found=lambda row: shown(letters[row]),
         fix="without it no category is novel, and AP has no parts by frequency",

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
+from ovd_d2.data.annotation_files import PARTS
+from ovd_d2.data.categories import LARGEST_ID, is_id
+from ovd_d2.data.image_faults import ImageError
+from ovd_d2.data.images import read_header
 from ovd_d2.data.json_stream import BAR_DELAY
 from ovd_d2.data.validation.boxes import TOLERANCE, corners_suspected
-from ovd_d2.data.validation.columns import is_id, is_number
+from ovd_d2.data.validation.columns import is_number
 from ovd_d2.data.validation.segmentations import Kind, is_short, kind_of
 
 Entry = dict[str, Any]
-
-EXIF_ORIENTATION = 274
 
 
 @dataclass
@@ -67,7 +68,7 @@ def repair(
         progress: show bars for what takes longer than two seconds.
     """
     repairs = Repairs()
-    for part in ("images", "annotations", "categories"):
+    for part in PARTS:
         _keep(dataset, part, lambda entry: isinstance(entry, dict), "no objects", repairs)
     _repair_images(dataset["images"], images, repairs, progress)
     for part, key in (("images", "image_id"), ("categories", "category_id")):
@@ -118,11 +119,9 @@ def _read_size(image: Entry, folder: Path | None, repairs: Repairs) -> None:
             repairs.left.append("sizes of images: name their folder (--images) to read them")
         return
     try:
-        with Image.open(folder / name) as opened:  # reads the header alone
-            turned = opened.getexif().get(EXIF_ORIENTATION, 1) >= 5  # by 90 degrees, when loaded
-            image["width"], image["height"] = opened.size[::-1] if turned else opened.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        repairs.left.append(f"size of {name}: cannot be read ({error})")
+        image["height"], image["width"], _ = read_header(folder / name)
+    except ImageError as error:
+        repairs.left.append(f"size of {name}: {error}")
     else:
         repairs.done["height and width read from the image"] += 1
 
@@ -325,7 +324,7 @@ def _number_annotations(annotations: list[Entry], repairs: Repairs) -> None:
     """Keeps the first use of an id; the others are numbered on from the highest."""
     integers = [_integer(one.get("id")) for one in annotations]
     following = max((one for one in integers if one is not None), default=0) + 1
-    if following + len(annotations) > 2**63 - 1:
+    if following + len(annotations) > LARGEST_ID:
         integers, following = [None] * len(annotations), 1
     used: set[int] = set()
     for annotation, integer in zip(annotations, integers, strict=True):

@@ -10,7 +10,6 @@ from ovd_d2.data.findings import Findings
 from ovd_d2.data.validation.segmentations import Kind
 from ovd_d2.data.validation.table import AnnotationTable, DatasetUse, Source, shown
 
-_KEY = "annotations[].segmentation"
 _POLYGONS = "polygons of three or more points"
 
 
@@ -41,15 +40,13 @@ def _add(
     rows: np.ndarray,
     what: str,
     expected: str,
-    *,
-    fix: str = "",
-    notice: bool = False,
-) -> bool:
+    **rest: Any,
+) -> None:
     def example(row: int) -> str:
         return table.segmentations.examples.get(int(_kinds(table)[row]), "")
 
-    say: dict[str, Any] = {"first": table.annotation, "expected": expected, "found": example}
-    return found.add(_KEY, what, rows, len(rows), **say, fix=fix, notice=notice)
+    add = table.add_to(found, "segmentation")
+    add(what, rows, expected=expected, found=example, **rest)
 
 
 def _check_absent(table: AnnotationTable, source: Source, use: DatasetUse, found: Findings) -> None:
@@ -109,12 +106,9 @@ def _check_rle_sizes(table: AnnotationTable, found: Findings) -> None:
         image_width, image_height = table.image_sizes[row]
         return f"{shown(width)} x {height} in an image of {image_width:.0f} x {image_height:.0f}"
 
-    found.add(
-        f"{_KEY}.size",
+    table.add_to(found, "segmentation.size")(
         "annotations have an RLE mask of another size than their image",
         np.array(rows)[other],
-        table.num_annotations,
-        first=table.annotation,
         expected="[height, width] of the image",
         found=words,
         fix="export the masks again at the images' size",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import numpy as np
 from detectron2.structures import BoxMode
 from tqdm import tqdm
 
+from ovd_d2.data.annotation_files import PARTS
 from ovd_d2.data.categories import CategoryTable, category_problems
 from ovd_d2.data.findings import Findings
 from ovd_d2.data.json_stream import BAR_DELAY, file_problem, read_parts
@@ -27,11 +29,6 @@ from ovd_d2.data.validation.entries import (
 from ovd_d2.data.validation.masks import check_masks
 from ovd_d2.data.validation.split import check_split
 from ovd_d2.data.validation.table import AnnotationTable, DatasetUse, Source
-
-PARTS = ("images", "annotations", "categories")
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-ImagePath = Callable[[str], str]
 
 
 @dataclass
@@ -207,10 +204,8 @@ def _annotated_rows(table: AnnotationTable, categories: CategoryTable | None) ->
     shown = np.zeros(table.num_images, np.bool_)
     if categories is None:
         return shown
-    order = np.argsort([entry["id"] for entry in table.categories], kind="stable")
-    base = np.zeros(len(order) + 1, np.bool_)  # the last row serves -1
-    base[order] = ~np.array(categories.is_novel, np.bool_)
-    rows = table.image_rows[base[table.category_rows] & ~table.crowd]
+    base = ~np.array([*categories.is_novel, True], np.bool_)  # the last one serves -1
+    rows = table.image_rows[base[table.classes] & ~table.crowd]
     shown[rows[rows >= 0]] = True
     return shown
 
@@ -232,7 +227,7 @@ def _counts(table: AnnotationTable) -> dict[str, int]:
 def byte_order_mark_problem(path: Path) -> Problem | None:
     """For files that Detectron2, pycocotools or lvis read themselves: they refuse the mark."""
     with path.open("rb") as stream:
-        if stream.read(3) != BYTE_ORDER_MARK:
+        if stream.read(3) != codecs.BOM_UTF8:
             return None
     fix = f"python datasets/check_annotations.py {path} --fix fixed.json leaves it out"
     what = "begins with a byte order mark, which Detectron2's and pycocotools' readers refuse"

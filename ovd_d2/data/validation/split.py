@@ -53,12 +53,8 @@ def check_split(
 
 def _counts(table: AnnotationTable, num: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(num,) objects and crowds of each category, in the order of the categories' ids."""
-    order = np.argsort([entry["id"] for entry in table.categories], kind="stable")
-    place = np.empty(num + 1, np.int64)
-    place[order] = np.arange(num)
-    known = table.category_rows >= 0
-    classes = place[table.category_rows[known]]
-    crowd = table.crowd[known]
+    known = table.classes >= 0
+    classes, crowd = table.classes[known], table.crowd[known]
     return np.bincount(classes[~crowd], minlength=num), np.bincount(classes[crowd], minlength=num)
 
 

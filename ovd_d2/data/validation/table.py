@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ovd_d2.data.categories import describe_category
+from ovd_d2.data.findings import Findings
 from ovd_d2.data.validation.columns import (
     MISSING,
     BoxColumn,
@@ -98,6 +99,14 @@ class AnnotationTable:
         return _rows_of(self.annotations["category_id"], self.category_ids)
 
     @cached_property
+    def classes(self) -> NDArray[np.int64]:
+        """(A,) the place of each annotation's category in the order of ids, -1 where unknown."""
+        order = np.argsort([entry["id"] for entry in self.categories], kind="stable")
+        places = np.full(len(order) + 1, -1, np.int64)  # the last row serves -1
+        places[order] = np.arange(len(order))
+        return places[self.category_rows]
+
+    @cached_property
     def crowd(self) -> NDArray[np.bool_]:
         """(A,) which annotations are crowds."""
         return self.annotations["iscrowd"].values == 1
@@ -110,6 +119,11 @@ class AnnotationTable:
             values = self.images[key].values
             sizes[:-1, k] = np.where(values > 0, values, np.nan)
         return sizes[self.image_rows]
+
+    def add_to(self, found: Findings, key: str) -> Callable[..., bool]:
+        """`found.add` for a key of the annotations; what, rows, expected, found are to be given."""
+        where = f"annotations[].{key}"
+        return partial(found.add, where, total=self.num_annotations, first=self.annotation)
 
     def annotation(self, row: int) -> str:
         """ "annotation 7 of image 3", for messages."""

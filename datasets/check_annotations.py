@@ -20,7 +20,7 @@ from ovd_d2.errors import SetupError, exit_with_message
 EXAMPLE = """
 example:
   python datasets/check_annotations.py train.json
-  python datasets/check_annotations.py train.json --images pictures --fix train-fixed.json
+  python datasets/check_annotations.py train.json --images images --fix train-fixed.json
   OVD_DATASETS=my_data.yaml python datasets/check_annotations.py my_train --masks off
 Exit status 1 if there is a problem (in the repaired copy, where one is written). Only the headers
 of images are read, and those only where a size is missing; tools/check_setup.py looks at images.
@@ -33,7 +33,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("file", help="COCO- or LVIS-format JSON, or a registered data set")
     parser.add_argument(
-        *("--masks",),
+        "--masks",
         choices=("polygon", "bitmask", "off"),
         default="polygon",
         help="INPUT.MASK_FORMAT, or off for MODEL.MASK_ON False (default: polygon)",
@@ -42,7 +42,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--fix", type=Path, metavar="OUT.json", help="write a repaired copy")
     parser.add_argument("--images", type=Path, help="their folder, for sizes that are missing")
     parser.add_argument(
-        *("--corners",),
+        "--corners",
         action="store_true",
         help="confirms that boxes are [x1, y1, x2, y2], where that is suspected",
     )

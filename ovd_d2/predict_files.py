@@ -160,7 +160,7 @@ def _predict_one(
 
 
 def skipped_message(skipped: Mapping[str, str], total: int) -> str:
-    """All files that could not be used, one a line."""
+    """All files that could not be used, one per line."""
     lines = "\n".join(f"  {fault}" for fault in skipped.values())
     return f"{len(skipped)} of {total} images could not be used:\n{lines}"
 

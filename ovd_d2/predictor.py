@@ -13,13 +13,13 @@ from detectron2.data import transforms as T
 from detectron2.structures import Instances
 from torch import nn
 
+from ovd_d2.clip.loading import configured_teacher, teacher_problems
 from ovd_d2.clip.prompts import clean_name
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.clip.vocabulary_builder import build_vocabulary, prompt_family
 from ovd_d2.data.augmentation import Resize, build_augmentations, smallest_resize
 from ovd_d2.data.image_faults import ImageError, thin_fault
 from ovd_d2.engine.build import build_open_vocabulary_model, is_open_vocabulary
-from ovd_d2.engine.online import configured_teacher
 from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
 from ovd_d2.vocabulary import Vocabulary
@@ -193,14 +193,8 @@ class OpenVocabularyPredictor:
         )
 
     def _check_teacher(self) -> None:
-        expected = self._configured.teacher if self._configured is not None else ""
-        if expected and expected != self.teacher.fingerprint:
-            raise SetupError(
-                [
-                    f"MODEL.OVD.TEACHER is {self.teacher.fingerprint}, but the vocabulary was made "
-                    f"with {expected}: their embeddings do not compare; name that teacher"
-                ]
-            )
+        if problems := teacher_problems(self.teacher, self._configured, "the vocabulary"):
+            raise SetupError(problems)
 
     def _base_names(self) -> set[str]:
         if self._configured is None:

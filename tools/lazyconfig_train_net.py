@@ -16,11 +16,11 @@ from ovd_d2.errors import SetupError, exit_with_message
 
 EPILOG = """
 examples:
-  train on one machine:
-    tools/lazyconfig_train_net.py --config-file configs/new_baselines/vild_R_50_FPN_LSJ.py \\
-        --num-gpus 8
-  change an option:
+  train, here with fewer iterations:
     tools/lazyconfig_train_net.py --config-file configs/pictograms/lazy_vitdet.py train.max_iter=10
+  a recipe of 64 GPUs on 8 (Detectron2 does not rescale LazyConfigs; iterations stay as they are):
+    tools/lazyconfig_train_net.py --config-file configs/new_baselines/vild_R_50_FPN_LSJ.py \\
+        --num-gpus 8 dataloader.train.total_batch_size=32 optimizer.lr=0.04
   evaluate a checkpoint:
     tools/lazyconfig_train_net.py --config-file configs/pictograms/lazy_vitdet.py --eval-only \\
         train.init_checkpoint=output/pictograms/lazy_vitdet/model_final.pth

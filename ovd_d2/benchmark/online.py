@@ -16,12 +16,12 @@ from detectron2.utils.events import EventStorage
 
 from ovd_d2.benchmark.speed import Ratio, Row, Timed, operations_of, ratio_of, take_turns
 from ovd_d2.clip.crops import DEFAULT_SCALES
+from ovd_d2.clip.loading import configured_teacher
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.clip.untrained import untrained_model
 from ovd_d2.demo.pictograms import Run
 from ovd_d2.engine.build import build_open_vocabulary_model, build_optimizer, build_train_loader
 from ovd_d2.engine.estimates import give_any_vocabulary, on_cpu, probe_input, training_pixels
-from ovd_d2.engine.online import configured_teacher
 from ovd_d2.engine.run import load_config
 
 ROUNDS = 12

@@ -86,10 +86,10 @@ def check_compatible(
         "extract proposals for the training data set (tools/extract_proposals.py) and build its "
         f"cache: {_rebuild_command(cache, teacher_fingerprint, dataset='<training data set>')}"
     )
-    return problems + image_problems(cache, images, fix)
+    return problems + coverage_problems(cache, images, fix)
 
 
-def image_problems(
+def coverage_problems(
     store: RecordStore, images: Collection[Mapping[str, Any]], fix: str
 ) -> list[str]:
     """Why a training on these images cannot use a store: ids, other images, missing images.

@@ -3,9 +3,33 @@
 from __future__ import annotations
 
 import torch
+from detectron2.config import CfgNode
 
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.errors import SetupError
+from ovd_d2.vocabulary import Vocabulary
+
+
+def configured_teacher(cfg: CfgNode, *, device: str) -> CLIPTeacher:
+    """`MODEL.OVD.TEACHER` on a device; raises SetupError as :func:`load_teacher`."""
+    teacher = cfg.MODEL.OVD.TEACHER
+    return load_teacher(teacher.ARCHITECTURE, teacher.PRETRAINED, device)
+
+
+def teacher_problems(teacher: CLIPTeacher, vocabulary: Vocabulary | None, name: str) -> list[str]:
+    """Whether `MODEL.OVD.TEACHER` embedded a vocabulary, as far as that says; at most one line.
+
+    Args:
+        teacher: what the config names.
+        vocabulary: None: not at hand.
+        name: of the vocabulary, for the message.
+    """
+    if vocabulary is None or vocabulary.teacher in ("", teacher.fingerprint):
+        return []
+    return [
+        f"MODEL.OVD.TEACHER is {teacher.fingerprint}, but {name} was made with "
+        f"{vocabulary.teacher}: their embeddings do not compare; name that teacher"
+    ]
 
 
 def load_teacher(

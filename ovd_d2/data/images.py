@@ -237,7 +237,7 @@ def load_image(entry: Entry) -> NDArray[np.uint8]:
     """The original pixels of an image entry, (H, W, 3) uint8 RGB.
 
     Raises:
-        ImageError: the file is missing, damaged, of more than 8 bits a channel, too large for
+        ImageError: the file is missing, damaged, of more than 8 bits per channel, too large for
             Pillow, or not of the size that the entry says; the file and the image id are named.
     """
     path = str(entry["file_name"])
@@ -254,7 +254,7 @@ def checked_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     """The pixels of an image file, (H, W, 3) uint8 BGR.
 
     Raises:
-        ImageError: the file is missing, damaged, of more than 8 bits a channel or too large for
+        ImageError: the file is missing, damaged, of more than 8 bits per channel or too large for
             Pillow; the file is named.
     """
     path = os.fspath(path)

@@ -17,6 +17,7 @@ from detectron2.modeling import build_model
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ovd_d2.clip.loading import configured_teacher
 from ovd_d2.data.base_only import drop_annotations
 from ovd_d2.data.categories import get_categories
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
@@ -24,7 +25,7 @@ from ovd_d2.data.online import OnlineTeacherLoader
 from ovd_d2.data.own import check_own_data_sets
 from ovd_d2.data.train_loader import build_resumable_train_loader
 from ovd_d2.engine.checkpoint import WHOLE_MODEL, SafeCheckpointer
-from ovd_d2.engine.online import configured_teacher, embedder
+from ovd_d2.engine.online import embedder
 from ovd_d2.errors import SetupError
 from ovd_d2.vocabulary import Vocabulary
 

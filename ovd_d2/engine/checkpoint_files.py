@@ -97,7 +97,7 @@ def _is_running(process: int) -> bool:
     except ProcessLookupError:
         return False
     except (PermissionError, OverflowError):
-        return True
+        pass  # another user's; a number of another system
     return True
 
 

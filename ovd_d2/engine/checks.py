@@ -9,10 +9,11 @@ from detectron2.config import CfgNode
 
 from ovd_d2.cache import CacheError, EmbeddingCache, ProposalStore, check_compatible
 from ovd_d2.clip.crops import RESIZE_CHOICES
+from ovd_d2.clip.loading import configured_teacher, teacher_problems
 from ovd_d2.data.augmentation import smallest_resize
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper, mapping_problems
 from ovd_d2.engine.data_checks import CheckedData, DataNeeds, category_problems, check_data
-from ovd_d2.engine.online import configured_teacher, online_problems
+from ovd_d2.engine.online import online_problems
 from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
 from ovd_d2.evaluation.clip_crops import CLASSIFY_WITH
@@ -176,13 +177,9 @@ def _crop_teacher_problems(cfg: CfgNode, vocabulary: Vocabulary | None) -> list[
         teacher = configured_teacher(cfg, device="cpu")
     except SetupError as error:
         return error.problems
-    if vocabulary is None or vocabulary.teacher in ("", teacher.fingerprint):
-        return []
-    return [
-        f"MODEL.OVD.CLASSIFY_WITH {cfg.MODEL.OVD.CLASSIFY_WITH}: MODEL.OVD.TEACHER is "
-        f"{teacher.fingerprint}, but {cfg.MODEL.OVD.VOCABULARY} was made with "
-        f"{vocabulary.teacher}: their embeddings do not compare; name that teacher"
-    ]
+    key = f"MODEL.OVD.CLASSIFY_WITH {cfg.MODEL.OVD.CLASSIFY_WITH}"
+    found = teacher_problems(teacher, vocabulary, cfg.MODEL.OVD.VOCABULARY)
+    return [f"{key}: {problem}" for problem in found]
 
 
 def _store_problems(

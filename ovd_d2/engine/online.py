@@ -6,20 +6,11 @@ from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
-from detectron2.config import CfgNode
-
 from ovd_d2.cache import ProposalStore
-from ovd_d2.cache.verify import image_problems
+from ovd_d2.cache.verify import coverage_problems
 from ovd_d2.clip.crops import embed_proposals
-from ovd_d2.clip.loading import load_teacher
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.data.online import Embed
-
-
-def configured_teacher(cfg: CfgNode, *, device: str) -> CLIPTeacher:
-    """`MODEL.OVD.TEACHER` on a device; raises SetupError as :func:`load_teacher`."""
-    teacher = cfg.MODEL.OVD.TEACHER
-    return load_teacher(teacher.ARCHITECTURE, teacher.PRETRAINED, device)
 
 
 def embedder(teacher: CLIPTeacher, *, batch_size: int = 256, resize: str = "open_clip") -> Embed:
@@ -57,5 +48,5 @@ def online_problems(
         )
     if proposals is not None:
         fix = "run tools/extract_proposals.py for the training data set"
-        problems += image_problems(proposals, images, fix)
+        problems += coverage_problems(proposals, images, fix)
     return problems

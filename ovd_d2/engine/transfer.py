@@ -18,6 +18,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
+from ovd_d2.clip.loading import configured_teacher, teacher_problems
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.clip.vocabulary_builder import build_vocabulary, prompt_family
 from ovd_d2.data.augmentation import smallest_resize
@@ -26,7 +27,6 @@ from ovd_d2.engine.build import build_test_loader
 from ovd_d2.engine.checkpoint import WHOLE_MODEL, SafeCheckpointer
 from ovd_d2.engine.data_checks import DataNeeds, check_data
 from ovd_d2.engine.launching import on_main_process
-from ovd_d2.engine.online import configured_teacher
 from ovd_d2.engine.run import set_up
 from ovd_d2.engine.trainer import without_nan
 from ovd_d2.engine.weights import weights_problems
@@ -193,10 +193,4 @@ def _teacher_problems(cfg: CfgNode, teacher: CLIPTeacher) -> Iterable[str]:
             "model was trained with, nor that TEACHER.PROMPTS are its prompts.",
             path,
         )
-        return
-    trained_with = vocabulary.teacher
-    if trained_with and trained_with != teacher.fingerprint:
-        yield (
-            f"MODEL.OVD.TEACHER is {teacher.fingerprint}, but {path} was made with "
-            f"{trained_with}: their embeddings do not compare; name that teacher"
-        )
+    yield from teacher_problems(teacher, vocabulary, path)

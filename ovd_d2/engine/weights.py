@@ -48,7 +48,7 @@ def weights_problems(weights: str, key: str = KEY) -> list[str]:
         {HEURISTICS: ["False"]},
     ):
         return [f"{key}: '?{parsed.query}' is unknown; '?{HEURISTICS}=True' is what can follow"]
-    if is_remote(weights):
+    if _is_remote(weights):
         return []
     path = Path(PathManager.get_local_path(without_query(weights)))
     if fault := file_fault(path):
@@ -56,7 +56,7 @@ def weights_problems(weights: str, key: str = KEY) -> list[str]:
     return []
 
 
-def is_remote(weights: str) -> bool:
+def _is_remote(weights: str) -> bool:
     """Whether the weights are to be fetched."""
     return "://" in weights and not weights.startswith(DATASETS_PREFIX)
 

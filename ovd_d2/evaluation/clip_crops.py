@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ovd_d2 import scoring
 from ovd_d2.clip.crops import embed_proposals
-from ovd_d2.clip.loading import load_teacher
+from ovd_d2.clip.loading import configured_teacher
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.modeling import OpenVocabularyRCNN
 from ovd_d2.modeling.detection import select_detections
@@ -129,11 +129,7 @@ def with_crop_classifier(cfg: CfgNode, detector: nn.Module) -> CropClassifier:
         )
     return CropClassifier(
         detector=detector.eval(),
-        teacher=load_teacher(
-            cfg.MODEL.OVD.TEACHER.ARCHITECTURE,
-            cfg.MODEL.OVD.TEACHER.PRETRAINED,
-            cfg.MODEL.DEVICE,
-        ),
+        teacher=configured_teacher(cfg, device=cfg.MODEL.DEVICE),
         text_branch=cfg.MODEL.OVD.CLASSIFY_WITH == "text_and_clip_crops",
         objectness_weight=cfg.MODEL.OVD.OBJECTNESS_WEIGHT,
         score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,

@@ -10,9 +10,9 @@ import torch
 from ovd_d2.benchmark import online as measured
 from ovd_d2.benchmark.online import OnlineCost, online_cost
 from ovd_d2.benchmark.speed import Ratio, table_of
+from ovd_d2.clip.loading import configured_teacher
 from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_TAG
 from ovd_d2.engine import build
-from ovd_d2.engine.online import configured_teacher
 from ovd_d2.vocabulary import Vocabulary
 from tests.proposal_stores import random_proposals, write_cache, write_proposals
 from tests.tiny import BASE_NAMES, NOVEL_NAMES, tiny_config

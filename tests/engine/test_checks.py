@@ -245,6 +245,7 @@ def test_a_closed_vocabulary_cannot_be_classified_by_the_teacher(cfg):
 
 
 def test_what_cannot_be_augmented_at_test_time_is_refused_before_training(cfg):
+    cfg.MODEL.OVD.VOCABULARY = ""  # it is of another teacher
     cfg.TEST.AUG.ENABLED = True
     check_setup(cfg, training=False)
     cfg.MODEL.OVD.CLASSIFY_WITH = "clip_crops"

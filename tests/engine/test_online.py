@@ -10,11 +10,12 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from ovd_d2.cache import EmbeddingCache
+from ovd_d2.clip.loading import configured_teacher
 from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_BASE_TAG, SHIPPED_TAG
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.data.online import OnlineTeacherLoader
 from ovd_d2.engine import build
-from ovd_d2.engine.online import configured_teacher, embedder, online_problems
+from ovd_d2.engine.online import embedder, online_problems
 from ovd_d2.vocabulary import Vocabulary
 from tests.proposal_stores import random_proposals, write_cache, write_proposals
 from tests.tiny import BASE_NAMES, NOVEL_NAMES, tiny_config

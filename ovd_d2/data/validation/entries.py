@@ -199,8 +199,14 @@ def _check_file_names(table: AnnotationTable, source: Source, found: Findings) -
     key = "coco_url" if source.url_names else "file_name"
     column = table.images[key]
     names, urls = column.values.tolist(), table.images["coco_url"].values
-    say: dict[str, Any] = {"first": table.image, "expected": _EXPECTED_NAME[key]}
-    add = partial(found.add, f"images[].{key}", total=table.num_images, fix=_EXPORT, **say)
+    add = partial(
+        found.add,
+        f"images[].{key}",
+        total=table.num_images,
+        first=table.image,
+        expected=_EXPECTED_NAME[key],
+        fix=_EXPORT,
+    )
     without = column.rows_where(MISSING)
     url_only = [row for row in without if isinstance(urls[row], str)]
     add(

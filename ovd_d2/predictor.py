@@ -80,7 +80,8 @@ class OpenVocabularyPredictor:
             )
         self._configured = _configured_vocabulary(self.cfg)
         if model is None:
-            _check_weights(self.cfg)
+            if problems := weights_problems(cfg.MODEL.WEIGHTS, needed=True):
+                raise SetupError(problems)
             model = build_open_vocabulary_model(self.cfg)
         self.model = model.eval()
         self._teacher = teacher
@@ -222,14 +223,6 @@ def _configured_vocabulary(cfg: CfgNode) -> Vocabulary | None:
         return Vocabulary.load(cfg.MODEL.OVD.VOCABULARY)
     except (OSError, ValueError) as error:
         raise SetupError([f"MODEL.OVD.VOCABULARY: {error}"]) from error
-
-
-def _check_weights(cfg: CfgNode) -> None:
-    if not cfg.MODEL.WEIGHTS:
-        raise SetupError(["MODEL.WEIGHTS is empty: name the checkpoint of a trained model"])
-    problems = weights_problems(cfg.MODEL.WEIGHTS)
-    if problems:
-        raise SetupError(problems)
 
 
 def _check_image(image: np.ndarray, resize: Resize | None) -> None:

@@ -3,7 +3,7 @@
 30 images of several sizes, all 1,203 categories annotated at least once in either split, images
 whose only objects are rare (nothing is left of them in base-only training), images without any
 object, tiny objects, a crowd (`iscrowd` 1 with polygons; the official files have none, and
-Detectron2's LVIS loader drops the key). Pictures are noise with a rectangle for each object.
+Detectron2's LVIS loader drops the key). Images are noise with a rectangle for each object.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.lvis import get_lvis_instances_meta, register_lvis_instances
 from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
-from torch.nn import functional as F
 
 from ovd_d2.cache import DatasetInfo, Manifest, RecordWriter, dataset_fingerprint
 from ovd_d2.data.builtin import register_lvis_base, register_lvis_minival
@@ -30,6 +29,7 @@ from ovd_d2.data.categories import get_categories
 from ovd_d2.data.paths import datasets_root
 from ovd_d2.vocabulary import Vocabulary
 from tests.proposal_stores import random_proposals
+from tests.tiny import random_units
 
 TRAIN_IMAGES, VAL_IMAGES = 24, 6
 ONLY_RARE, NO_OBJECT, CROWD = (3, 9, 15), (5, 12), 18  # training images, from 0
@@ -37,7 +37,7 @@ WITHOUT_BASE = len(ONLY_RARE) + len(NO_OBJECT)
 SIZES = ((96, 128), (128, 96), (110, 147), (64, 64), (75, 180))  # height, width
 NAMES = ("lvis_v1_train", "lvis_v1_val", "lvis_v1_train_norare", "lvis_v1_minival")
 TEACHER, DIM = "mini-teacher", 512
-PROPOSALS = 12  # an image
+PROPOSALS = 12  # per image
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,12 @@ def _register_below(root: Path) -> None:
 
 
 def write_files(root: Path) -> None:
-    """Annotation files and pictures."""
+    """Annotation files and images."""
     rng = np.random.default_rng(0)
     train, val = _deal_train(rng), np.array_split(rng.permutation(1203) + 1, VAL_IMAGES)
     files = {
         "lvis_v1_train": _split(rng, root, 1, train, ("train2017",)),
-        # Two thirds of LVIS's own val are pictures of COCO's train2017
+        # Two thirds of LVIS's own val are images of COCO's train2017
         "lvis_v1_val": _split(rng, root, 101, val, ("train2017", "val2017")),
     }
     files["lvis_v1_minival"] = _minival(files["lvis_v1_val"])
@@ -119,7 +119,7 @@ def _split(
     contents: Sequence[np.ndarray],
     folders: Sequence[str],
 ) -> dict[str, Any]:
-    """An annotation file in LVIS v1's format, whose pictures are written, too."""
+    """An annotation file in LVIS v1's format, whose images are written, too."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for k, categories in enumerate(contents):
@@ -128,9 +128,7 @@ def _split(
         objects = [_annotation(rng, int(category), height, width) for category in categories]
         for one in objects:
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, **one})
-        _write_picture(
-            rng, root / "coco" / folder / f"{image_id:012d}.jpg", (height, width), objects
-        )
+        _write_image(rng, root / "coco" / folder / f"{image_id:012d}.jpg", (height, width), objects)
         absent = np.setdiff1d(np.arange(1, 1204), categories)
         images.append(
             {
@@ -165,15 +163,15 @@ def _annotation(rng: np.random.Generator, category: int, height: int, width: int
     }
 
 
-def _write_picture(
+def _write_image(
     rng: np.random.Generator, path: Path, size: tuple[int, int], objects: list[dict[str, Any]]
 ) -> None:
-    picture = rng.integers(0, 255, (*size, 3), dtype=np.uint8)
+    pixels = rng.integers(0, 255, (*size, 3), dtype=np.uint8)
     for one in objects:
         left, top, width, height = (round(value) for value in one["bbox"])
-        picture[top : top + height, left : left + width] = rng.integers(0, 255, 3)
+        pixels[top : top + height, left : left + width] = rng.integers(0, 255, 3)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), picture):
+    if not cv2.imwrite(str(path), pixels):
         raise OSError(f"{path}: could not be written")
 
 
@@ -192,14 +190,9 @@ def _minival(val: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _random_units(rows: int, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return F.normalize(torch.randn(rows, DIM, generator=generator), dim=1)
-
-
 def _vocabulary() -> Vocabulary:
     table = get_categories("lvis_v1_train")
-    units = _random_units(len(table), 0)
+    units = random_units(len(table), dim=DIM)
     return Vocabulary(table.names, units, torch.tensor(table.is_novel), teacher=TEACHER)
 
 
@@ -217,5 +210,5 @@ def _write_cache(path: Path) -> None:
         for one in records:
             seed = one["image_id"]
             found = random_proposals(PROPOSALS, one["height"], one["width"], seed)
-            writer.add(seed, {**found, "embeddings": _random_units(PROPOSALS, seed)})
+            writer.add(seed, {**found, "embeddings": random_units(PROPOSALS, seed, DIM)})
         writer.finish()

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.projects.point_rend import add_pointrend_config
 from detectron2.structures import BitMasks, Boxes, Instances
 from torch.nn import functional as F
 
@@ -40,9 +41,47 @@ def tiny_config(variant: str = "vild_text", norm: str = "") -> CfgNode:
     return cfg
 
 
-def random_units(rows: int, seed: int = 0) -> torch.Tensor:
+def vit_config(**changes: Any) -> CfgNode:
+    """A ViT; not padded to a square (Detectron2 pads none by default)."""
+    cfg = tiny_config("vild")
+    cfg.MODEL.BACKBONE.NAME = "build_vit_fpn_backbone"
+    cfg.MODEL.FPN.NORM = "LN"
+    cfg.MODEL.VIT.update(
+        {
+            "IMG_SIZE": 64,
+            "EMBED_DIM": 16,
+            "DEPTH": 3,
+            "NUM_HEADS": 2,
+            "WINDOW_SIZE": 2,
+            "GLOBAL_ATTENTION_BLOCKS": (1,),
+            "SCALE_FACTORS": (4.0, 2.0, 1.0, 0.5),
+            **changes,
+        }
+    )
+    return cfg
+
+
+def pointrend_config() -> CfgNode:
+    cfg = get_cfg()
+    add_pointrend_config(cfg)
+    tiny = tiny_config("vild")
+    for key, value in cfg.MODEL.ROI_MASK_HEAD.items():
+        tiny.MODEL.ROI_MASK_HEAD.setdefault(key, value)
+    tiny.MODEL.POINT_HEAD = cfg.MODEL.POINT_HEAD
+    head = tiny.MODEL.ROI_MASK_HEAD
+    head.NAME, head.POOLER_TYPE, head.POINT_HEAD_ON = "ClassAgnosticPointRendMaskHead", "", True
+    head.IN_FEATURES = tiny.MODEL.POINT_HEAD.IN_FEATURES = ["p3"]
+    head.OUTPUT_SIDE_RESOLUTION, head.FC_DIM = 5, 16
+    tiny.MODEL.POINT_HEAD.FC_DIM = 16
+    tiny.MODEL.POINT_HEAD.TRAIN_NUM_POINTS = 12
+    tiny.MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS = 50  # 5 x 5 is doubled no further than 5
+    tiny.MODEL.POINT_HEAD.SUBDIVISION_STEPS = 2
+    return tiny
+
+
+def random_units(rows: int, seed: int = 0, dim: int = DIM) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return F.normalize(torch.randn(rows, DIM, generator=generator), dim=1)
+    return F.normalize(torch.randn(rows, dim, generator=generator), dim=1)
 
 
 def tiny_vocabulary(names: list[str] | None = None, seed: int = 0) -> Vocabulary:

@@ -1,7 +1,7 @@
 # ViLD, ResNet-50, LVIS v1 base: ../vild_r50.yaml, the full recipe of the official code, as a
 # LazyConfig. tools/lazyconfig_train_net.py runs it; it needs what vild_r50.yaml needs. Its batch of
 # 256 is for 64 GPUs, and nothing rescales a LazyConfig: on 8 add
-# dataloader.train.total_batch_size=32 optimizer.lr=0.04 (and 8 times train.max_iter for its epochs).
+# dataloader.train.total_batch_size=32 optimizer.lr=0.04 (its epochs: 8 times train.max_iter).
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler

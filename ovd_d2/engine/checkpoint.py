@@ -118,9 +118,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         Raises:
             SetupError: no checkpoint, a damaged one, one that asks for code, or another model's.
         """
-        if not path and self.required is not None:
-            raise SetupError([f"{self.key} is empty: name the checkpoint of a trained model"])
-        if problems := weights_problems(path, self.key):
+        if problems := weights_problems(path, self.key, needed=self.required is not None):
             raise SetupError(problems)
         self._path = without_query(path)
         self._by_similarity = path.endswith(f"?{HEURISTICS}=True")

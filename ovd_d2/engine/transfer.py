@@ -168,9 +168,7 @@ def _config_problems(cfg: CfgNode) -> Iterable[str]:
         )
     if cfg.MODEL.OVD.CLASSIFY_WITH != "detector":
         yield f"MODEL.OVD.CLASSIFY_WITH is {cfg.MODEL.OVD.CLASSIFY_WITH}: transfer needs 'detector'"
-    if not cfg.MODEL.WEIGHTS:
-        yield "MODEL.WEIGHTS is empty: name the checkpoint of a trained model"
-    yield from weights_problems(cfg.MODEL.WEIGHTS)
+    yield from weights_problems(cfg.MODEL.WEIGHTS, needed=True)
 
 
 def _training_vocabulary(cfg: CfgNode) -> Vocabulary | None:

@@ -32,16 +32,17 @@ _LFS = b"version https://git-lfs"
 _UTF8_MARK = b"\xef\xbb\xbf"
 
 
-def weights_problems(weights: str, key: str = KEY) -> list[str]:
+def weights_problems(weights: str, key: str = KEY, *, needed: bool = False) -> list[str]:
     """What is wrong with a file of weights, from its size, its first bytes and its last ones.
 
     Args:
         weights: a path, `x.pth?matching_heuristics=True` (Detectron2's form) included. Empty and
             remote ones (`detectron2://`, `https://`) are not looked at.
         key: of the config, for the messages.
+        needed: empty is a problem, too: nothing will train the model.
     """
     if not weights:
-        return []
+        return [f"{key} is empty: name the checkpoint of a trained model"] if needed else []
     parsed = urlparse(weights)
     if parsed.query and parse_qs(parsed.query) not in (
         {HEURISTICS: ["True"]},

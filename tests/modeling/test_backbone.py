@@ -6,7 +6,7 @@ from detectron2.utils.events import EventStorage
 
 from ovd_d2.clip import CLIPTeacher
 from ovd_d2.modeling import TimmBackbone
-from tests.tiny import tiny_config, tiny_input, tiny_vocabulary
+from tests.tiny import tiny_config, tiny_input, tiny_vocabulary, vit_config
 from tools.convert_clip_backbone import PREFIX
 
 
@@ -44,25 +44,6 @@ def test_the_teachers_tower_fits_name_by_name(tmp_path):
     tower = [name for name in loaded if name.startswith(PREFIX)]
     assert sorted(tower) == sorted(state)
     assert all(torch.equal(loaded[name], state[name]) for name in tower)
-
-
-def vit_config(**changes):
-    cfg = tiny_config("vild")
-    cfg.MODEL.BACKBONE.NAME = "build_vit_fpn_backbone"
-    cfg.MODEL.FPN.NORM = "LN"
-    cfg.MODEL.VIT.update(
-        {
-            "IMG_SIZE": 64,
-            "EMBED_DIM": 16,
-            "DEPTH": 3,
-            "NUM_HEADS": 2,
-            "WINDOW_SIZE": 2,
-            "GLOBAL_ATTENTION_BLOCKS": (1,),
-            "SCALE_FACTORS": (4.0, 2.0, 1.0, 0.5),
-            **changes,
-        }
-    )
-    return cfg
 
 
 def test_vit_maps_are_named_by_stride_for_any_image_size():

@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from detectron2.projects.point_rend import add_pointrend_config
 from detectron2.structures import Instances
 from torch import nn
 
 from ovd_d2.modeling import VARIANTS, BatchInvariantRCNN, OpenVocabularyRCNN
-from tests.tiny import tiny_config, tiny_vocabulary
+from tests.tiny import pointrend_config, tiny_config, tiny_vocabulary, vit_config
 
 # (height, width), padded to multiples of 32: some of them to the same size
 SIZES = [(64, 96), (60, 90), (96, 64), (33, 70), (128, 128), (97, 128), (64, 64), (50, 50)]
@@ -56,48 +55,13 @@ def group_norm() -> CfgNode:
     return cfg
 
 
-def vit() -> CfgNode:
-    """Attends to the padding, too; not padded to a square (Detectron2 pads none by default)."""
-    cfg = tiny_config("vild")
-    cfg.MODEL.BACKBONE.NAME = "build_vit_fpn_backbone"
-    cfg.MODEL.FPN.NORM = "LN"
-    cfg.MODEL.VIT.update(
-        {
-            "IMG_SIZE": 64,
-            "EMBED_DIM": 16,
-            "DEPTH": 3,
-            "NUM_HEADS": 2,
-            "WINDOW_SIZE": 2,
-            "GLOBAL_ATTENTION_BLOCKS": (1,),
-            "SCALE_FACTORS": (4.0, 2.0, 1.0, 0.5),
-        }
-    )
-    return cfg
-
-
-def point_rend() -> CfgNode:
-    cfg, defaults = tiny_config("vild"), get_cfg()
-    add_pointrend_config(defaults)
-    for key, value in defaults.MODEL.ROI_MASK_HEAD.items():
-        cfg.MODEL.ROI_MASK_HEAD.setdefault(key, value)
-    cfg.MODEL.POINT_HEAD = defaults.MODEL.POINT_HEAD
-    head = cfg.MODEL.ROI_MASK_HEAD
-    head.NAME, head.POOLER_TYPE, head.POINT_HEAD_ON = "ClassAgnosticPointRendMaskHead", "", True
-    head.IN_FEATURES = cfg.MODEL.POINT_HEAD.IN_FEATURES = ["p3"]
-    head.OUTPUT_SIDE_RESOLUTION, head.FC_DIM = 5, 16
-    cfg.MODEL.POINT_HEAD.FC_DIM = 16
-    cfg.MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS = 20
-    cfg.MODEL.POINT_HEAD.SUBDIVISION_STEPS = 2
-    return cfg
-
-
 CONFIGS: dict[str, Callable[[], CfgNode]] = {
     **{name: lambda name=name: tiny_config(name) for name in VARIANTS},
     **{f"cascade {name}": lambda name=name: cascade(name) for name in ("vild", "vild_ensemble")},
     "group norm": group_norm,
     "supervised": supervised,
-    "ViT": vit,
-    "PointRend": point_rend,
+    "ViT": vit_config,  # attends to the padding, too
+    "PointRend": pointrend_config,
 }
 
 
@@ -151,7 +115,9 @@ def test_detections(make):
     assert_batches_do_not_matter(lambda batch: [x["instances"] for x in model(batch)], inputs())
 
 
-@pytest.mark.parametrize("make", [CONFIGS["vild"], group_norm, vit], ids=["vild", "norms", "ViT"])
+@pytest.mark.parametrize(
+    "make", [CONFIGS["vild"], group_norm, vit_config], ids=["vild", "norms", "ViT"]
+)
 @torch.no_grad()
 def test_proposals(make):
     assert_batches_do_not_matter(build(make()).predict_proposals, inputs())

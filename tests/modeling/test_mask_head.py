@@ -1,30 +1,10 @@
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
-from detectron2.projects.point_rend import add_pointrend_config
 from detectron2.utils.events import EventStorage
 
 from ovd_d2.modeling import ClassAgnosticPointRendMaskHead
-from tests.tiny import tiny_config, tiny_input, tiny_vocabulary
-
-
-def pointrend_config():
-    cfg = get_cfg()
-    add_pointrend_config(cfg)
-    tiny = tiny_config("vild")
-    for key, value in cfg.MODEL.ROI_MASK_HEAD.items():
-        tiny.MODEL.ROI_MASK_HEAD.setdefault(key, value)
-    tiny.MODEL.POINT_HEAD = cfg.MODEL.POINT_HEAD
-    head = tiny.MODEL.ROI_MASK_HEAD
-    head.NAME, head.POOLER_TYPE, head.POINT_HEAD_ON = "ClassAgnosticPointRendMaskHead", "", True
-    head.IN_FEATURES = tiny.MODEL.POINT_HEAD.IN_FEATURES = ["p3"]
-    head.OUTPUT_SIDE_RESOLUTION, head.FC_DIM = 5, 16
-    tiny.MODEL.POINT_HEAD.FC_DIM = 16
-    tiny.MODEL.POINT_HEAD.TRAIN_NUM_POINTS = 12
-    tiny.MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS = 50  # 5 x 5 is doubled no further than 5
-    tiny.MODEL.POINT_HEAD.SUBDIVISION_STEPS = 2
-    return tiny
+from tests.tiny import pointrend_config, tiny_input, tiny_vocabulary
 
 
 def make_model():

@@ -3,10 +3,12 @@
 import copy
 import json
 import runpy
+import struct
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from ovd_d2.data.annotation_files import read_annotations, write_annotations
 from ovd_d2.data.validation.fixing import repair
@@ -174,6 +176,16 @@ def test_sizes_come_from_the_images(tmp_path):
     repairs = repair(dataset, images=tmp_path, progress=False)
     assert [image.get("height") for image in dataset["images"]] == [48, 48, 48, None]
     assert "size of 4.png" in repairs.left[0]
+
+
+def test_a_damaged_orientation_is_none(tmp_path):
+    dataset = sound_set()
+    tag = struct.pack("<HHI4s", 274, 2, 4, b"abc")  # the orientation, as text
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + tag + bytes(4)
+    Image.new("RGB", (64, 48)).save(tmp_path / dataset["images"][0]["file_name"], exif=exif)
+    del dataset["images"][0]["height"]
+    repair(dataset, images=tmp_path, progress=False)
+    assert dataset["images"][0]["height"] == 48
 
 
 def test_the_tool_writes_a_copy_and_never_over_its_input(tmp_path, capsys):

@@ -73,6 +73,8 @@ def _data_needs(cfg: DictConfig, training: bool) -> DataNeeds:
         mask_format=mapper.get("instance_mask_format", "polygon"),
         train_key="dataloader.train.dataset.names",
         test_key="dataloader.test.dataset.names",
+        masks_key="dataloader.train.mapper.use_instance_mask",
+        format_key="dataloader.train.mapper.instance_mask_format",
     )
 
 

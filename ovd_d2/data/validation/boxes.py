@@ -96,7 +96,7 @@ def _suspect_convention(table: AnnotationTable, found: Findings) -> bool:
 def _check_outside(
     table: AnnotationTable, usable: NDArray[np.bool_], found: Findings, *, notice: bool
 ) -> None:
-    boxes, sizes = table.boxes.values, table.image_sizes
+    boxes, sizes, total = table.boxes.values, table.image_sizes, table.num_annotations
     ends = boxes[:, :2] + boxes[:, 2:]
     with np.errstate(invalid="ignore"):  # images of unknown size
         outside = usable & ((boxes[:, :2] >= sizes) | (ends <= 0)).any(axis=1)
@@ -107,12 +107,15 @@ def _check_outside(
         width, height = sizes[row]
         return f"{shown(table.boxes.raw(row))} in {width:.0f} x {height:.0f}"
 
-    total = table.num_annotations
     say: dict[str, Any] = {"first": table.annotation, "found": words, "expected": "boxes inside"}
     what = "boxes are wholly outside of their image"
     found.add(_KEY, what, outside, total, **say, fix="", notice=notice)
     what = "boxes are partly outside of their image"
     fix = f"training clips them; {found.repair}, clipped"
+    corners = (boxes[:, :2] < boxes[:, 2:]) & (boxes[:, 2:] <= sizes + TOLERANCE)
+    if partly.sum() >= max(1, SUSPICIOUS_SHARE * total) and corners[partly].all():
+        what += ", but inside as [x1, y1, x2, y2]"
+        fix = f"if some of the boxes are corners, correct them in the file; else {fix}"
     found.add(_KEY, what, partly, total, **say, fix=fix, notice=True)
 
 
@@ -163,10 +166,10 @@ def check_areas(table: AnnotationTable, use: DatasetUse, found: Findings) -> Non
     if use.training:
         return
     say: dict[str, Any] = {"first": table.annotation, "expected": "square pixels"}
-    missing = column.rows_where(MISSING)
+    missing = column.rows_where(MISSING, None)
     found.add(
         "annotations[].area",
-        "annotations have no 'area'",
+        "annotations have no 'area', or null",
         missing,
         total,
         **say,

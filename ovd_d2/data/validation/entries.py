@@ -25,19 +25,21 @@ _EXPORT = "export the file again with them, or add them"
 
 def check_parts(table: AnnotationTable, found: Findings) -> None:
     """Entries that are no objects, and lists without entries."""
+    sound = {"images": table.num_images, "annotations": table.num_annotations}
+    sound["categories"] = len(table.categories)
     for part, (count, first) in table.not_objects.items():
         found.add(
             f"{part}[]",
             f"entries of {part} are not objects",
             range(count),
-            0,
+            count + sound[part],
             first=first,
             expected="{...}",
             found=first,
             fix="",
         )
-    for part, count in (("images", table.num_images), ("categories", len(table.categories))):
-        if count == 0:
+    for part in ("images", "categories"):
+        if sound[part] == 0:
             fix = "export the file again"
             found.one(part, f"file has no {part}", expected="at least one", found="none", fix=fix)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def validate_dataset(name: str, use: DatasetUse, *, progress: bool = True) -> Re
         return Report(str(path), [missing])
     path = Path(PathManager.get_local_path(metadata.json_file))
     if metadata.get("boxes_only", False):
-        use = DatasetUse(use.training, masks=False, mask_format=use.mask_format)
+        use = replace(use, masks=False)
     source = _source_of(name, str(path))
     return validate_file(
         path,
@@ -127,7 +128,7 @@ def _validate_records(name: str, use: DatasetUse, *, progress: bool) -> Report:
     return report_on(
         table,
         source,
-        DatasetUse(use.training, use.masks and not _boxes_only(name), use.mask_format),
+        replace(use, masks=use.masks and not _boxes_only(name)),
         categories=lambda entries: categories,
         image_path=lambda table, row: table.image_name(row),
         progress=progress,

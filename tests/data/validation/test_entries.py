@@ -56,7 +56,9 @@ def test_missing_parts_are_all_named(tmp_path):
 def test_entries_that_are_no_objects_and_empty_parts(tmp_path):
     dataset = sound_set()
     dataset["annotations"].insert(2, "oops")
-    assert "1 entries of annotations are not objects" in only_problem(checked(tmp_path, dataset))
+    assert "1 of 13 entries of annotations are not objects" in only_problem(
+        checked(tmp_path, dataset)
+    )
     report = checked(tmp_path, {"images": [], "annotations": [], "categories": []})
     said = " ".join(map(str, report.problems))
     assert "file has no images" in said and "file has no categories" in said

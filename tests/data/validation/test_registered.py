@@ -112,6 +112,25 @@ def test_an_empty_test_set(tmp_path):
     assert "no annotations" in message
 
 
+def test_a_test_set_of_crowds_alone(tmp_path):
+    dataset = sound_set()
+    for annotation in dataset["annotations"]:
+        annotation["iscrowd"] = 1
+    own(tmp_path, dataset)
+    message = only_problem(validate_dataset("my_train", TEST, progress=False))
+    assert "no annotations of single objects" in message and "12, all crowds" in message
+
+
+@pytest.mark.parametrize(("word", "ids"), [("novel", {1, 2}), ("base", {3})])
+def test_a_test_set_without_objects_of_a_part_of_the_split(tmp_path, word, ids):
+    dataset = sound_set()
+    kept = [one for one in dataset["annotations"] if one["category_id"] in ids]
+    own(tmp_path, {**dataset, "annotations": kept})
+    report = validate_dataset("my_train", TEST, progress=False)
+    assert report.problems == []
+    assert len(report.notices) == 1 and f"AP_{word} will be nan" in report.notices[0]
+
+
 def test_pictograms_are_lvis(tmp_path):
     register_pictograms("tests_pictograms", "val", tmp_path)
     folder = tmp_path / "tests_pictograms"

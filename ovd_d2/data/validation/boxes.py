@@ -67,13 +67,14 @@ def _suspect_convention(table: AnnotationTable, found: Findings) -> bool:
     boxes, sizes = table.boxes.values, table.image_sizes
     say: dict[str, Any] = {"first": table.annotation, "expected": _BOX}
     say["found"] = raw_of(table.boxes)
+    convert = f"{found.repair} with --corners" if found.is_file else "set bbox_mode XYXY_ABS"
     corners = found.add(
         _KEY,
         "boxes leave their image, and as [x1, y1, x2, y2] all boxes fit: corners are suspected",
         corners_suspected(boxes, sizes),
         table.num_annotations,
         **say,
-        fix=f"if they are corners: {found.repair} with --corners",
+        fix=f"if they are corners: {convert}",
     )
     finite = np.isfinite(boxes).all(axis=1)
     inside = boxes[finite]
@@ -111,7 +112,7 @@ def _check_outside(
     what = "boxes are wholly outside of their image"
     found.add(_KEY, what, outside, total, **say, fix="", notice=notice)
     what = "boxes are partly outside of their image"
-    fix = f"training clips them; {found.repair}, clipped"
+    fix = f"training clips them; {found.repair}{', clipped' if found.is_file else ''}"
     corners = (boxes[:, :2] < boxes[:, 2:]) & (boxes[:, 2:] <= sizes + TOLERANCE)
     if partly.sum() >= max(1, SUSPICIOUS_SHARE * total) and corners[partly].all():
         what += ", but inside as [x1, y1, x2, y2]"

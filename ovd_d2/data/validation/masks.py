@@ -83,7 +83,7 @@ def _check_unusable(table: AnnotationTable, source: Source, found: Findings) -> 
     _add(
         *(table, found, kinds == Kind.SOME_SHORT, some, _POLYGONS),
         notice=not source.demands_masks,
-        fix="" if source.demands_masks else f"they are left out; {found.repair} without them",
+        fix="" if source.demands_masks else f"they are left out; {found.repair}",
     )
     finite = "annotations have polygons that are not finite (NaN or infinite)"
     _add(table, found, kinds == Kind.NOT_FINITE, finite, "finite coordinates")

@@ -136,7 +136,7 @@ def report_on(
         categories: makes the category table of sound entries; raises ValueError.
         image_path: the path of a row of `table.images`, as the loader gives it.
     """
-    found = Findings(source.file)
+    found = Findings(source.file, is_file=source.kind != "records")
     report = Report(source.file, found.problems, found.notices)
     steps: list[Callable[[], None]] = [
         lambda: check_parts(table, found),

@@ -231,6 +231,7 @@ def test_faults_of_a_function(change, said):
     found[2]["annotations"][0].update(change)
     message = only_problem(validated(found))
     assert said in message and "'tests_function'" in message and "1 of 3" in message
+    assert "correct what the registered function returns" in message and "--fix" not in message
 
 
 def test_string_ids_of_a_function_are_for_evaluation_alone():

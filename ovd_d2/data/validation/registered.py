@@ -19,6 +19,7 @@ from ovd_d2.data.categories import (
     missing_file_problem,
 )
 from ovd_d2.data.json_stream import AnnotationFileError, file_problem
+from ovd_d2.data.validation.records import record_problems
 from ovd_d2.data.validation.reports import (
     Report,
     byte_order_mark_problem,
@@ -121,6 +122,8 @@ def _validate_records(name: str, use: DatasetUse, *, progress: bool) -> Report:
         fix = "the function that is registered under this name, or a file it reads, is at fault"
         problem = file_problem(Path(name), what, "Detectron2's dicts", repr(error), fix)
         return Report(name, [problem])
+    if problems := record_problems(f"data set '{name}'", records):
+        return Report(name, problems)
     table = table_of_records(records, categories.names)
     del records
     official = name.startswith(OFFICIAL)

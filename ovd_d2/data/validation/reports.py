@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -84,6 +85,8 @@ def table_of_records(records: Iterable[Mapping[str, Any]], names: Sequence[str])
     table.add("categories", [{"id": k, "name": name} for k, name in enumerate(names)])
     for record in records:
         image = {key: record[key] for key in ("file_name", "height", "width") if key in record}
+        if isinstance(image.get("file_name"), os.PathLike):
+            image["file_name"] = os.fspath(image["file_name"])
         if "image_id" in record:
             image["id"] = record["image_id"]
         table.add("images", [image])

@@ -1,12 +1,15 @@
 """Registered data sets: which loader, which names, which split."""
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.data.detection_utils import transform_instance_annotations
+from detectron2.data.transforms import TransformList
 from detectron2.structures import BoxMode
 
 from ovd_d2.data.builtin import register_pictograms
@@ -232,6 +235,45 @@ def test_faults_of_a_function(change, said):
     message = only_problem(validated(found))
     assert said in message and "'tests_function'" in message and "1 of 3" in message
     assert "correct what the registered function returns" in message and "--fix" not in message
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"bbox_mode": None}, "a ndarray of 4 in None"),
+        ({"bbox_mode": BoxMode.XYWH_ABS}, "a ndarray of 4 in <BoxMode.XYWH_ABS"),
+        ({"bbox": [1, 2, 3, 4], "bbox_mode": BoxMode.XYXY_REL}, "a list of 4 in <BoxMode.XYXY_REL"),
+    ],
+)
+def test_boxes_that_the_mapper_cannot_convert(change, said):
+    found = records()
+    found[2]["annotations"][0].update(change)
+    message = only_problem(validated(found))
+    assert "1 of 3 boxes cannot be converted" in message and said in message
+    assert "annotation number 3 of image 2" in message
+    with pytest.raises((AssertionError, IndexError, NotImplementedError)):
+        transform_instance_annotations(found[2]["annotations"][0], TransformList([]), (48, 64))
+
+
+def test_boxes_without_a_mode():
+    found = records()
+    del found[0]["annotations"][0]["bbox_mode"]
+    assert "found no bbox_mode" in only_problem(validated(found))
+
+
+def test_a_path_is_a_file_name():
+    found = records()
+    for record in found:
+        record["file_name"] = Path(record["file_name"])
+    report = validated(found)
+    assert report.problems == [] and report.images[1]["file_name"] == "/data/1.jpg"
+
+
+@pytest.mark.parametrize("spoilt", ["abc", {"annotations": ["abc"]}, {"annotations": None}])
+def test_records_that_are_none(spoilt):
+    message = only_problem(validated([*records(), spoilt]))
+    assert "1 of 4 records are not dicts" in message and "number 4" in message
+    assert "no list" in only_problem(validated(iter(records())))
 
 
 def test_string_ids_of_a_function_are_for_evaluation_alone():

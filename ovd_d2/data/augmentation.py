@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from detectron2.config import CfgNode
@@ -47,6 +48,22 @@ def smallest_resize(cfg: CfgNode, is_train: bool) -> Resize | None:
     longest = cfg.INPUT.MAX_SIZE_TRAIN if is_train else cfg.INPUT.MAX_SIZE_TEST
     shortest = min(sizes)
     return Resize(shortest, longest) if shortest > 0 else None  # 0: Detectron2 leaves the size
+
+
+def smallest_of(augmentations: Sequence[T.Augmentation]) -> Resize | None:
+    """As :func:`smallest_resize`, of augmentations that are made; None where none of them scales
+    in a way that is known here."""
+    for one in augmentations:
+        if isinstance(one, T.ResizeShortestEdge):
+            shortest = min(one.short_edge_length)
+            return Resize(shortest, int(min(one.max_size, _UNLIMITED))) if shortest > 0 else None
+        if isinstance(one, T.ResizeScale):
+            side = int(min(one.target_height, one.target_width) * one.min_scale)
+            return Resize(side, side)
+    return None
+
+
+_UNLIMITED = 2**31  # px; ResizeShortestEdge's default is the largest integer
 
 
 def resized(height: int, width: int, resize: Resize) -> tuple[int, int]:

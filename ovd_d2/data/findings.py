@@ -19,16 +19,20 @@ class Findings:
     Attributes:
         problems: what has to be repaired.
         notices: what is odd, but can be meant.
+        is_file: False for a data set that a function makes, of which no copy can be repaired.
     """
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, *, is_file: bool = True) -> None:
         self.file = file
+        self.is_file = is_file
         self.problems: list[Problem] = []
         self.notices: list[str] = []
 
     @property
     def repair(self) -> str:
         """The fix of what `--fix` can repair."""
+        if not self.is_file:
+            return "correct what the registered function returns"
         return f"python datasets/check_annotations.py {self.file} --fix fixed.json repairs a copy"
 
     def add(

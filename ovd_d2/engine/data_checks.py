@@ -20,6 +20,7 @@ from ovd_d2.evaluation.builder import EVALUATORS
 from ovd_d2.vocabulary import Vocabulary
 
 SHOWN = 3  # names in a message
+MASK_FORMATS = ("polygon", "bitmask")  # that Detectron2's mapper reads
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class DataNeeds:
         train_resize, test_resize: the strongest reduction that images meet, see
             :func:`ovd_d2.data.augmentation.smallest_resize`; None: not known.
         train_key, test_key: what the config calls the lists, for messages.
+        masks_key, format_key: what it calls `masks` and `mask_format`.
     """
 
     train: Sequence[str]
@@ -44,6 +46,12 @@ class DataNeeds:
     test_resize: Resize | None = None
     train_key: str = "DATASETS.TRAIN"
     test_key: str = "DATASETS.TEST"
+    masks_key: str = "MODEL.MASK_ON"
+    format_key: str = "INPUT.MASK_FORMAT"
+
+    def use(self, *, training: bool) -> DatasetUse:
+        """What the validator has to know of it."""
+        return DatasetUse(training, self.masks, self.mask_format, self.masks_key, self.format_key)
 
 
 @dataclass
@@ -71,7 +79,7 @@ class CheckedData:
 
 
 def check_data(needs: DataNeeds, *, decode: bool = True, progress: bool = True) -> CheckedData:
-    """Every annotation file, then every image of the sound ones.
+    """Every annotation file, then the header of every image: a wrong size explains wrong boxes.
 
     Args:
         needs: which files, and what for.
@@ -80,9 +88,12 @@ def check_data(needs: DataNeeds, *, decode: bool = True, progress: bool = True) 
         progress: show bars.
     """
     data = CheckedData()
+    if needs.train and needs.masks and needs.mask_format not in MASK_FORMATS:
+        expected = " or ".join(MASK_FORMATS)
+        data.problems.append(f"{needs.format_key}: '{needs.mask_format}', expected {expected}")
     for training, names in ((True, needs.train), (False, needs.test)):
         key = needs.train_key if training else needs.test_key
-        use = DatasetUse(training=training, masks=needs.masks, mask_format=needs.mask_format)
+        use = needs.use(training=training)
         for name in names:
             if problem := _not_there(name) or (None if training else _not_evaluated(name)):
                 data.problems.append(f"{key}: {problem}")
@@ -140,8 +151,6 @@ def _image_problems(
         (needs.test_key, data.test, needs.test_resize),
     ):
         for name, report in reports.items():
-            if report.problems:
-                continue
             found = image_problems(
                 report.images,
                 decode=decode,

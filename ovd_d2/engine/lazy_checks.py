@@ -6,16 +6,21 @@ from collections.abc import Iterable
 from typing import Any
 
 from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 
 from ovd_d2.cache import CacheError, EmbeddingCache, ProposalStore, check_compatible
 from ovd_d2.clip.teacher import CLIPTeacher
+from ovd_d2.data.augmentation import Resize, smallest_of
 from ovd_d2.data.mapper import mapping_problems
 from ovd_d2.engine.checks import precision_problems
 from ovd_d2.engine.data_checks import CheckedData, DataNeeds, category_problems, check_data
 from ovd_d2.engine.online import online_problems
 from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
+from ovd_d2.evaluation import OpenVocabularyLVISEvaluator
+from ovd_d2.evaluation.builder import EVALUATORS
 from ovd_d2.evaluation.protocols import fixed_ap_problems
 from ovd_d2.vocabulary import Vocabulary
 
@@ -71,8 +76,12 @@ def _data_needs(cfg: DictConfig, training: bool) -> DataNeeds:
         test=_names(cfg.dataloader.test),
         masks=bool(mapper.get("use_instance_mask", False)),
         mask_format=mapper.get("instance_mask_format", "polygon"),
+        train_resize=_resize(mapper) if training else None,
+        test_resize=_resize(cfg.dataloader.test.mapper),
         train_key="dataloader.train.dataset.names",
         test_key="dataloader.test.dataset.names",
+        masks_key="dataloader.train.mapper.use_instance_mask",
+        format_key="dataloader.train.mapper.instance_mask_format",
     )
 
 
@@ -82,15 +91,43 @@ def _names(part: DictConfig) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
 
 
+def _resize(mapper: DictConfig) -> Resize | None:
+    return smallest_of([instantiate(one) for one in mapper.get("augmentations", ())])
+
+
 def _evaluator_problems(cfg: DictConfig) -> Iterable[str]:
     """Of its options only, for it reads the ground truth when it is made."""
+    names = _names(cfg.dataloader.test)
+    if len(names) != 1:
+        yield (
+            f"dataloader.test.dataset.names: {len(names)} data sets, but dataloader.evaluator is "
+            "of one: evaluate them one after the other with --eval-only"
+        )
+        return
+    yield from _rules_problems(cfg, names[0])
     for part in ("protocol", "engine"):
         try:
             instantiate(cfg.dataloader.evaluator.get(part))
         except (ValueError, ImportError) as error:
             yield f"dataloader.evaluator.{part}: {error}"
     limit = cfg.dataloader.evaluator.get("model_limit", 0)
-    yield from fixed_ap_problems(cfg.dataloader.evaluator.protocol.get("name", ""), limit)
+    protocol = cfg.dataloader.evaluator.get("protocol", None) or {}
+    yield from fixed_ap_problems(protocol.get("name", ""), limit)
+
+
+def _rules_problems(cfg: DictConfig, name: str) -> Iterable[str]:
+    """LVIS's evaluator needs what only LVIS's files have."""
+    target = cfg.dataloader.evaluator.get("_target_")
+    target = locate(target) if isinstance(target, str) else target
+    kind = MetadataCatalog.get(name).get("evaluator_type", None) if name in DatasetCatalog else None
+    is_lvis = isinstance(target, type) and issubclass(target, OpenVocabularyLVISEvaluator)
+    if is_lvis and kind in EVALUATORS and kind != "lvis":
+        fitting = EVALUATORS[kind].__name__
+        yield (
+            f"dataloader.evaluator is a {target.__name__}, but '{name}' is of the evaluator_type "
+            f"'{kind}': write dataloader.evaluator = L({fitting})(...) in the config, without "
+            "protocol"
+        )
 
 
 def _load_vocabulary(cfg: DictConfig) -> tuple[Vocabulary | None, list[str]]:

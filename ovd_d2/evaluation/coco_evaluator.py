@@ -55,6 +55,7 @@ class OpenVocabularyCOCOEvaluator(EvaluatorMixin, COCOEvaluator):
             distributed,
             output_dir,
             use_fast_impl=False,  # the engine evaluates, not detectron2
+            allow_cached_coco=False,  # a data set's function may return something else by now
         )
         self._set_up(
             dataset_name,

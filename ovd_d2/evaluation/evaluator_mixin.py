@@ -126,9 +126,8 @@ class EvaluatorMixin:
         if not self._do_evaluation:
             self._logger.info("Annotations are not available for evaluation.")
             return
-        truth = GroundTruth(
-            self._dataset, self.evaluation.protocol.rules, self.evaluation.dataset_name
-        )
+        rules, name = self.evaluation.protocol.rules, self.evaluation.dataset_name
+        truth = GroundTruth(self._dataset, rules, name, masks="segm" in tasks)
         counted = self._countable(results)
         metrics = self.evaluation.run(
             truth, counted, tasks, self._output_dir, self._files, self._found

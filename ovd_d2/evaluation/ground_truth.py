@@ -33,19 +33,28 @@ class GroundTruth:
         images: the data set's, untouched.
         categories: in ascending id order; so are the columns of an engine's precision array.
         annotations: copies with the changes above.
-        has_masks: whether the annotations have segmentations.
+        has_masks: whether the annotations have segmentations, and masks are evaluated.
     """
 
-    def __init__(self, dataset: Mapping[str, Any], rules: Rules, source: str = "annotations"):
+    def __init__(
+        self,
+        dataset: Mapping[str, Any],
+        rules: Rules,
+        source: str = "annotations",
+        *,
+        masks: bool = True,
+    ) -> None:
         """
         Args:
             dataset: `images`, `annotations`, `categories` in the LVIS v1 or COCO format.
             rules: LVIS's need `neg_category_ids` and `not_exhaustive_category_ids` of each image.
             source: the file or data set, for error messages.
+            masks: they are evaluated; where they are not, it does not matter which objects have
+                one.
 
         Raises:
-            ValueError: the federated fields are missing, a box or area is not finite, only some
-                annotations have masks, or there are masks but an image has no size.
+            ValueError: the federated fields are missing, a box or area is not finite; and where
+                masks are evaluated: only some annotations have one, or an image has no size.
         """
         self.rules = rules
         self.source = source
@@ -59,7 +68,7 @@ class GroundTruth:
             for number, annotation in enumerate(dataset["annotations"], 1)
         )
         self.annotations = [one for one in prepared if rules == "coco" or one["area"] > 0]
-        self.has_masks = self._all_or_none_have_masks()
+        self.has_masks = masks and self._all_or_none_have_masks()
         if self.annotations and self.has_masks:
             self._check_sizes()
 

@@ -66,8 +66,8 @@ def difficult_objects(objects: Sequence[Mapping[str, Any]], folder: Path) -> set
         marks = [one.findtext("difficult", "0") for one in ElementTree.parse(path).iter("object")]
         if len(marks) != len(ids):
             raise ValueError(
-                f"{path} has {len(marks)} objects, but {len(ids)} were read from it before: remove "
-                "the *_coco_format.json in the output folder, it is of other files"
+                f"{path} has {len(marks)} objects, but Detectron2 read {len(ids)} from it: was it "
+                "changed meanwhile?"
             )
         found.update(number for number, mark in zip(ids, marks, strict=True) if int(mark))
     return found

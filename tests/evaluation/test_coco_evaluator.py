@@ -6,6 +6,8 @@ from importlib.metadata import version
 
 import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
 from evaluation_scenes import (
     COCO_IDS,
     NAMES,
@@ -163,3 +165,22 @@ def test_iscrowd_may_be_null(register):
         evaluator = OpenVocabularyCOCOEvaluator(name, ("bbox", "segm"), novel=NOVEL)
         numbers.append(feed(evaluator, noisy_detections(dataset, COCO_IDS)))
     assert numbers[0]["segm"] == pytest.approx(numbers[1]["segm"], nan_ok=True)
+
+
+def test_a_function_is_read_again_for_every_evaluation(tmp_path):
+    """Detectron2 keeps the first conversion in the output folder, whatever the data are by now."""
+    box = {"bbox": [1, 2, 3, 4], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    image = {"file_name": "1.png", "image_id": 1, "height": 9, "width": 9, "annotations": [box]}
+    DatasetCatalog.register("ov_coco_function", lambda: [image])
+    MetadataCatalog.get("ov_coco_function").set(thing_classes=["anchor"])
+    try:
+        for count in (1, 2):
+            image["annotations"] = [box] * count
+            evaluator = OpenVocabularyCOCOEvaluator(
+                "ov_coco_function", output_dir=str(tmp_path), novel=[False]
+            )
+            assert len(evaluator._coco_api.dataset["annotations"]) == count
+            del MetadataCatalog.get("ov_coco_function").json_file  # a later run has none
+    finally:
+        DatasetCatalog.remove("ov_coco_function")
+        MetadataCatalog.remove("ov_coco_function")

@@ -35,6 +35,13 @@ def test_a_null_area_is_the_boxs_and_a_null_iscrowd_is_none(dataset):
     assert sum(truth.objects_per_category().values()) == 12
 
 
+def test_masks_of_some_objects_do_not_matter_where_boxes_are_evaluated(dataset):
+    dataset["annotations"][0]["segmentation"] = None
+    assert not GroundTruth(dataset, "coco", masks=False).has_masks
+    with pytest.raises(ValueError, match="1 of 12 annotations have no segmentation"):
+        GroundTruth(dataset, "coco")
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -105,7 +105,7 @@ def test_ap50_is_detectron2s_own_but_for_the_points_of_the_mean(tmp_path):
 def test_other_files_than_those_of_the_conversion_are_refused(tmp_path):
     objects = [{"id": 1, "image_id": "000005"}]
     write_voc(tmp_path, {"000005": [("cat", True), ("dog", False)]})
-    with pytest.raises(ValueError, match=r"000005\.xml has 2 objects, but 1 were read"):
+    with pytest.raises(ValueError, match=r"000005\.xml has 2 objects, but Detectron2 read 1"):
         difficult_objects(objects, tmp_path / "Annotations")
 
 

@@ -252,6 +252,23 @@ def test_predictions_do_not_overwrite_their_input(case, made):
     assert {file: file.read_bytes() for file in before} == before
 
 
+def test_boxes_outside_of_a_size_that_is_wrong(case):
+    for image in case.train["images"]:
+        image["width"] = SIDE // 2
+    assert_refused(case.check(), "wholly outside of their image", "4 images are of another size")
+
+
+def test_masks_of_some_test_objects_do_not_matter_to_a_model_of_boxes(case):
+    case.val["annotations"][0]["segmentation"] = None
+    assert_both_refuse(case, "val.json", "1 of 12", "set MODEL.MASK_ON False")
+    done = case.fit("MODEL.MASK_ON", False)
+    assert done.code == 0, done.text[-2000:]
+
+
+def test_a_mask_format_that_is_none(case):
+    assert_both_refuse(case, "INPUT.MASK_FORMAT: 'rle'", options=("INPUT.MASK_FORMAT", "rle"))
+
+
 def test_rle_masks(case):
     for one in case.train["annotations"]:
         rle = mask_utils.frPyObjects(one["segmentation"], SIDE, SIDE)

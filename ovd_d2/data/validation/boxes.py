@@ -61,10 +61,11 @@ def _suspect_convention(table: AnnotationTable, found: Findings) -> bool:
     """Corners in place of sides, or fractions of the image in place of pixels."""
     boxes, sizes = table.boxes.values, table.image_sizes
     add = partial(table.add_to(found, "bbox"), expected=_BOX, found=raw_of(table.boxes))
+    convert = f"{found.repair} with --corners" if found.is_file else "set bbox_mode XYXY_ABS"
     corners = add(
         "boxes leave their image, and as [x1, y1, x2, y2] all boxes fit: corners are suspected",
         corners_suspected(boxes, sizes),
-        fix=f"if they are corners: {found.repair} with --corners",
+        fix=f"if they are corners: {convert}",
     )
     finite = np.isfinite(boxes).all(axis=1)
     inside = boxes[finite]
@@ -84,7 +85,7 @@ def _suspect_convention(table: AnnotationTable, found: Findings) -> bool:
 def _check_outside(
     table: AnnotationTable, usable: NDArray[np.bool_], found: Findings, *, notice: bool
 ) -> None:
-    boxes, sizes = table.boxes.values, table.image_sizes
+    boxes, sizes, total = table.boxes.values, table.image_sizes, table.num_annotations
     ends = boxes[:, :2] + boxes[:, 2:]
     with np.errstate(invalid="ignore"):  # images of unknown size
         outside = usable & ((boxes[:, :2] >= sizes) | (ends <= 0)).any(axis=1)
@@ -97,8 +98,13 @@ def _check_outside(
 
     add = partial(table.add_to(found, "bbox"), expected="boxes inside", found=words)
     add("boxes are wholly outside of their image", outside, notice=notice)
-    fix = f"training clips them; {found.repair}, clipped"
-    add("boxes are partly outside of their image", partly, fix=fix, notice=True)
+    what = "boxes are partly outside of their image"
+    fix = f"training clips them; {found.repair}{', clipped' if found.is_file else ''}"
+    corners = (boxes[:, :2] < boxes[:, 2:]) & (boxes[:, 2:] <= sizes + TOLERANCE)
+    if partly.sum() >= max(1, SUSPICIOUS_SHARE * total) and corners[partly].all():
+        what += ", but inside as [x1, y1, x2, y2]"
+        fix = f"if some of the boxes are corners, correct them in the file; else {fix}"
+    add(what, partly, fix=fix, notice=True)
 
 
 def check_crowds(table: AnnotationTable, source: Source, found: Findings) -> None:
@@ -130,8 +136,9 @@ def check_areas(table: AnnotationTable, use: DatasetUse, found: Findings) -> Non
         return
     column = table.annotations["area"]
     add = partial(table.add_to(found, "area"), expected="square pixels")
-    missing = column.rows_where(MISSING)
-    add("annotations have no 'area'", missing, found="none: the box's is taken", notice=True)
+    missing = column.rows_where(MISSING, None)
+    what = "annotations have no 'area', or null"
+    add(what, missing, found="none: the box's is taken", notice=True)
     wrong = ~(np.isfinite(column.values) & (column.values >= 0))
     wrong[missing] = False
     add("annotations have an area that is no number from 0 on", wrong, found=raw_of(column))

@@ -326,6 +326,8 @@ def _check_official_names(table: AnnotationTable, source: Source, found: Finding
 
 
 def _sizes_fix(found: Findings) -> str:
+    if not found.is_file:
+        return found.repair
     return (
         f"python datasets/check_annotations.py {found.file} --images FOLDER --fix fixed.json "
         "reads them from the images"

@@ -24,7 +24,7 @@ def check_masks(table: AnnotationTable, source: Source, use: DatasetUse, found: 
         if not source.demands_masks:
             _add(
                 *(table, found, rle, "annotations have RLE masks", "polygons"),
-                fix='set INPUT.MASK_FORMAT bitmask (it is "polygon")',
+                fix=f'set {use.format_key} bitmask (it is "polygon")',
             )
     if use.masks:
         _check_rle_sizes(table, found)
@@ -59,15 +59,16 @@ def _check_absent(table: AnnotationTable, source: Source, use: DatasetUse, found
         what, fix = "annotations have no segmentation", "Detectron2's LVIS loader needs masks"
         _add(table, found, absent, what, _POLYGONS, fix=f"{fix}: export them, too")
         return
-    what = "annotations have no segmentation while MODEL.MASK_ON is True"
+    what = f"annotations have no segmentation while {use.masks_key} is True"
     if use.training:
         some = "" if absent.all() else "give all of them masks, or "
-        _add(table, found, absent, what, _POLYGONS, fix=f"{some}set MODEL.MASK_ON False")
+        _add(table, found, absent, what, _POLYGONS, fix=f"{some}set {use.masks_key} False")
     elif absent.all():
         fix = "masks are not evaluated"
         _add(table, found, absent, what, _POLYGONS, fix=fix, notice=True)
     else:
-        _add(table, found, absent, what, "masks for all or for none", fix="give all or none")
+        fix = f"give masks to all or to none, or set {use.masks_key} False"
+        _add(table, found, absent, what, "masks for all or for none", fix=fix)
 
 
 def _check_unusable(table: AnnotationTable, source: Source, found: Findings) -> None:
@@ -79,7 +80,7 @@ def _check_unusable(table: AnnotationTable, source: Source, found: Findings) -> 
     _add(
         *(table, found, kinds == Kind.SOME_SHORT, some, _POLYGONS),
         notice=not source.demands_masks,
-        fix="" if source.demands_masks else f"they are left out; {found.repair} without them",
+        fix="" if source.demands_masks else f"they are left out; {found.repair}",
     )
     finite = "annotations have polygons that are not finite (NaN or infinite)"
     _add(table, found, kinds == Kind.NOT_FINITE, finite, "finite coordinates")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ovd_d2.data.categories import (
     missing_file_problem,
 )
 from ovd_d2.data.json_stream import AnnotationFileError, file_problem
+from ovd_d2.data.validation.records import record_problems
 from ovd_d2.data.validation.reports import (
     Report,
     byte_order_mark_problem,
@@ -57,7 +59,7 @@ def validate_dataset(name: str, use: DatasetUse, *, progress: bool = True) -> Re
         return Report(str(path), [missing])
     path = Path(PathManager.get_local_path(metadata.json_file))
     if metadata.get("boxes_only", False):
-        use = DatasetUse(use.training, masks=False, mask_format=use.mask_format)
+        use = replace(use, masks=False)
     source = _source_of(name, str(path))
     return validate_file(
         path,
@@ -120,6 +122,8 @@ def _validate_records(name: str, use: DatasetUse, *, progress: bool) -> Report:
         fix = "the function that is registered under this name, or a file it reads, is at fault"
         problem = file_problem(Path(name), what, "Detectron2's dicts", repr(error), fix)
         return Report(name, [problem])
+    if problems := record_problems(f"data set '{name}'", records):
+        return Report(name, problems)
     table = table_of_records(records, categories.names)
     del records
     official = name.startswith(OFFICIAL)
@@ -127,7 +131,7 @@ def _validate_records(name: str, use: DatasetUse, *, progress: bool) -> Report:
     return report_on(
         table,
         source,
-        DatasetUse(use.training, use.masks and not _boxes_only(name), use.mask_format),
+        replace(use, masks=use.masks and not _boxes_only(name)),
         categories=lambda entries: categories,
         image_path=lambda table, row: table.image_name(row),
         progress=progress,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -81,6 +82,8 @@ def table_of_records(records: Iterable[Mapping[str, Any]], names: Sequence[str])
     table.add("categories", [{"id": k, "name": name} for k, name in enumerate(names)])
     for record in records:
         image = {key: record[key] for key in ("file_name", "height", "width") if key in record}
+        if isinstance(image.get("file_name"), os.PathLike):
+            image["file_name"] = os.fspath(image["file_name"])
         if "image_id" in record:
             image["id"] = record["image_id"]
         table.add("images", [image])
@@ -133,7 +136,7 @@ def report_on(
         categories: makes the category table of sound entries; raises ValueError.
         image_path: the path of a row of `table.images`, as the loader gives it.
     """
-    found = Findings(source.file)
+    found = Findings(source.file, is_file=source.kind != "records")
     report = Report(source.file, found.problems, found.notices)
     steps: list[Callable[[], None]] = [
         lambda: check_parts(table, found),

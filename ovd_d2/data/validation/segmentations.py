@@ -49,7 +49,7 @@ class SegmentationColumn(Column):
                 self.sizes[self.rows + row] = (height, width)
         for kind in set(kinds) - self.examples.keys():
             value = values[kinds.index(kind)]
-            self.examples[kind] = str(value)[:60]
+            self.examples[kind] = " ".join(str(value)[:60].split())
         return np.array(kinds, np.uint8)
 
 

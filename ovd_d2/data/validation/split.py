@@ -21,12 +21,10 @@ def check_split(
     found: Findings,
 ) -> None:
     """A training set needs annotated base categories; an odd split is noted."""
-    if not use.training:
-        if table.num_annotations == 0:
-            fix = "an evaluation without objects has no result: name another data set"
-            found.one("annotations", "file has no annotations", expected="some", found="0", fix=fix)
-        return
     novel = np.array(categories.is_novel, np.bool_)
+    if not use.training:
+        _check_evaluated(table, novel, source, found)
+        return
     if novel.all():
         found.one(
             "categories",
@@ -49,6 +47,27 @@ def check_split(
             f"{found.file}: {len(absent)} base categories have no box in training: "
             f"{', '.join(absent[:SHOWN])}{more}"
         )
+
+
+def _check_evaluated(
+    table: AnnotationTable, novel: NDArray[np.bool_], source: Source, found: Findings
+) -> None:
+    """A test set needs objects; a part of the split without any has no number."""
+    has_crowds = source.kind != "lvis"  # LVIS does not look at the key
+    if table.num_annotations == 0 or (has_crowds and table.crowd.all()):
+        there = f"{table.num_annotations:,}" + (", all crowds" if table.num_annotations else "")
+        fix = "an evaluation without objects has no result: name another data set"
+        what = "file has no annotations of single objects"
+        found.one("annotations", what, expected="some", found=there, fix=fix)
+        return
+    objects, crowds = _counts(table, len(novel))
+    objects = objects if has_crowds else objects + crowds
+    for word, part in (("base", ~novel), ("novel", novel)):
+        if part.any() and objects.any() and not objects[part].any():
+            found.notices.append(
+                f"{found.file}: none of its {int(part.sum())} {word} categories has an object: "
+                f"AP_{word} will be nan"
+            )
 
 
 def _counts(table: AnnotationTable, num: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -183,11 +183,14 @@ class DatasetUse:
         training: trained on; False: evaluated on.
         masks: MODEL.MASK_ON.
         mask_format: INPUT.MASK_FORMAT, "polygon" or "bitmask".
+        masks_key, format_key: what the config calls them, for messages.
     """
 
     training: bool
     masks: bool
     mask_format: str = "polygon"
+    masks_key: str = "MODEL.MASK_ON"
+    format_key: str = "INPUT.MASK_FORMAT"
 
 
 def shown(value: Any) -> str:

@@ -69,6 +69,17 @@ def test_corners_in_place_of_sides_are_suspected(tmp_path):
     assert "corners are suspected" in message and "--corners" in message
 
 
+def test_some_corners_among_sides_are_noted(tmp_path):
+    dataset = sound_set()
+    for annotation in dataset["annotations"][:6]:
+        x, y, width, height = annotation["bbox"]
+        annotation["bbox"] = [x, y, x + width, y + height]
+    report = checked(tmp_path, dataset)
+    assert report.problems == [] and "inside as [x1, y1, x2, y2]" in report.notices[0]
+    report = checked(tmp_path, with_box([50, 4, 20, 20]))
+    assert "[x1, y1, x2, y2]" not in report.notices[0]
+
+
 def test_sound_boxes_are_never_taken_for_corners():
     rng = np.random.default_rng(0)
     for _ in range(300):
@@ -146,12 +157,13 @@ def test_ignore_is_refused(tmp_path):
     assert "1 of 12 annotations have 'ignore' set" in only_problem(checked(tmp_path, dataset))
 
 
-@pytest.mark.parametrize("area", [-1, None, "400", NAN])
+@pytest.mark.parametrize("area", [-1, "400", NAN])
 def test_areas_are_for_evaluation(tmp_path, area):
     dataset = sound_set()
     dataset["annotations"][0]["area"] = area
     assert checked(tmp_path, dataset, TRAIN).problems == []
     assert "1 of 12 annotations have an area" in only_problem(checked(tmp_path, dataset, TEST))
     del dataset["annotations"][0]["area"]
+    dataset["annotations"][1]["area"] = None
     report = checked(tmp_path, dataset, TEST)
-    assert report.problems == [] and "no 'area'" in report.notices[0]
+    assert report.problems == [] and "2 of 12 annotations have no 'area'" in report.notices[0]

@@ -45,7 +45,7 @@ def test_boxes_without_masks(tmp_path, value):
 def test_some_without_masks(tmp_path):
     dataset = with_masks(ABSENT, [1, 2])
     assert "2 of 12" in only_problem(checked(tmp_path, dataset, TRAIN))
-    assert "give all or none" in only_problem(checked(tmp_path, dataset, TEST))
+    assert "give masks to all or to none" in only_problem(checked(tmp_path, dataset, TEST))
     for row in (1, 2):
         dataset["annotations"][row]["iscrowd"] = 1
     assert checked(tmp_path, dataset, TRAIN).problems == []  # crowds are not trained on

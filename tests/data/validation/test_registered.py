@@ -1,12 +1,15 @@
 """Registered data sets: which loader, which names, which split."""
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.data.detection_utils import transform_instance_annotations
+from detectron2.data.transforms import TransformList
 from detectron2.structures import BoxMode
 
 from ovd_d2.data.builtin import register_pictograms
@@ -112,6 +115,25 @@ def test_an_empty_test_set(tmp_path):
     assert "no annotations" in message
 
 
+def test_a_test_set_of_crowds_alone(tmp_path):
+    dataset = sound_set()
+    for annotation in dataset["annotations"]:
+        annotation["iscrowd"] = 1
+    own(tmp_path, dataset)
+    message = only_problem(validate_dataset("my_train", TEST, progress=False))
+    assert "no annotations of single objects" in message and "12, all crowds" in message
+
+
+@pytest.mark.parametrize(("word", "ids"), [("novel", {1, 2}), ("base", {3})])
+def test_a_test_set_without_objects_of_a_part_of_the_split(tmp_path, word, ids):
+    dataset = sound_set()
+    kept = [one for one in dataset["annotations"] if one["category_id"] in ids]
+    own(tmp_path, {**dataset, "annotations": kept})
+    report = validate_dataset("my_train", TEST, progress=False)
+    assert report.problems == []
+    assert len(report.notices) == 1 and f"AP_{word} will be nan" in report.notices[0]
+
+
 def test_pictograms_are_lvis(tmp_path):
     register_pictograms("tests_pictograms", "val", tmp_path)
     folder = tmp_path / "tests_pictograms"
@@ -212,6 +234,46 @@ def test_faults_of_a_function(change, said):
     found[2]["annotations"][0].update(change)
     message = only_problem(validated(found))
     assert said in message and "'tests_function'" in message and "1 of 3" in message
+    assert "correct what the registered function returns" in message and "--fix" not in message
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"bbox_mode": None}, "a ndarray of 4 in None"),
+        ({"bbox_mode": BoxMode.XYWH_ABS}, "a ndarray of 4 in <BoxMode.XYWH_ABS"),
+        ({"bbox": [1, 2, 3, 4], "bbox_mode": BoxMode.XYXY_REL}, "a list of 4 in <BoxMode.XYXY_REL"),
+    ],
+)
+def test_boxes_that_the_mapper_cannot_convert(change, said):
+    found = records()
+    found[2]["annotations"][0].update(change)
+    message = only_problem(validated(found))
+    assert "1 of 3 boxes cannot be converted" in message and said in message
+    assert "annotation number 3 of image 2" in message
+    with pytest.raises((AssertionError, IndexError, NotImplementedError)):
+        transform_instance_annotations(found[2]["annotations"][0], TransformList([]), (48, 64))
+
+
+def test_boxes_without_a_mode():
+    found = records()
+    del found[0]["annotations"][0]["bbox_mode"]
+    assert "found no bbox_mode" in only_problem(validated(found))
+
+
+def test_a_path_is_a_file_name():
+    found = records()
+    for record in found:
+        record["file_name"] = Path(record["file_name"])
+    report = validated(found)
+    assert report.problems == [] and report.images[1]["file_name"] == "/data/1.jpg"
+
+
+@pytest.mark.parametrize("spoilt", ["abc", {"annotations": ["abc"]}, {"annotations": None}])
+def test_records_that_are_none(spoilt):
+    message = only_problem(validated([*records(), spoilt]))
+    assert "1 of 4 records are not dicts" in message and "number 4" in message
+    assert "no list" in only_problem(validated(iter(records())))
 
 
 def test_string_ids_of_a_function_are_for_evaluation_alone():

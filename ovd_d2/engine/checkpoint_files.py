@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from ovd_d2.engine.weights import file_fault
+from ovd_d2.engine.weights import damaged_part, file_fault
 from ovd_d2.errors import SetupError
 from ovd_d2.files import atomic_write, flush_folder, sha256_file
 
@@ -125,8 +125,7 @@ def checkpoint_fault(path: Path) -> str:
 def _archive_fault(path: Path) -> str:
     try:
         if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
+            damaged = damaged_part(path)
             return f"{path} is damaged: the checksum of {damaged} is wrong" if damaged else ""
         torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 (any instruction of a damaged file can fail)

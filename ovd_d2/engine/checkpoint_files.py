@@ -38,10 +38,15 @@ class _HashingWriter:
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._digest = hashlib.sha256()
+        self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
         self._digest.update(data)
-        return self._stream.write(data)
+        try:
+            return self._stream.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self._stream.flush()
@@ -59,7 +64,10 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     with atomic_write(path) as temporary:
         with temporary.open("wb") as stream:
             writer = _HashingWriter(stream)
-            torch.save(content, writer)  # type: ignore[arg-type] # it asks for write and flush
+            try:
+                torch.save(content, writer)  # type: ignore[arg-type] # it asks for write and flush
+            except RuntimeError as error:  # of a full disk torch says "unexpected pos"
+                raise writer.error or error from error
         digest_file.unlink(missing_ok=True)
         flush_folder(path.parent)
     with atomic_write(digest_file) as temporary:

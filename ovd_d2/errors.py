@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+# What a disk can say; none of them is a fault of the program.
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class SetupError(ValueError):
@@ -29,10 +33,18 @@ class SetupError(ValueError):
 def exit_with_message(*wrong_input: type[Exception]) -> Iterator[None]:
     """Ends the program with what an error of these types says, and status 1; for tools.
 
-    Any other error is a fault and keeps its traceback. Serves as a decorator, too.
+    So does a disk that is full or forbidden, and Ctrl-C, with status 130. Any other error is a
+    fault and keeps its traceback. Serves as a decorator, too.
     """
     try:
         yield
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(130)
     except wrong_input as error:
         # str() of a KeyError is the repr of its message.
         sys.exit(str(error.args[0] if isinstance(error, KeyError) and error.args else error))
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        sys.exit(f"{error}: free some space, or name a place that you may read and write")

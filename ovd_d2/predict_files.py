@@ -170,8 +170,9 @@ def _write(output: Path, detections: Detections) -> None:
 
 
 def _output_problems(files: Sequence[Path], output: Path) -> list[str]:
-    if output.exists() and not output.is_dir():
-        return [f"--output: {output} is a file; name a folder"]
+    there = next(one for one in (output, *output.absolute().parents) if one.exists())
+    if not there.is_dir():
+        return [f"--output: {there} is a file; name a folder"]
     # By what the system takes for one file: links and other spellings of a path count.
     inputs = {identity for file in files if (identity := _identity(file))}
     results = [*(output / f"{file.stem}.png" for file in files), output / DETECTIONS]

@@ -61,7 +61,8 @@ class OpenVocabularyPredictor:
         """
         Args:
             cfg: a complete config; `MODEL.WEIGHTS`, `MODEL.OVD.VOCABULARY` (the names it was
-                trained with) and `MODEL.OVD.TEACHER` matter most.
+                trained with; empty: those that its checkpoint holds) and `MODEL.OVD.TEACHER`
+                matter most.
             model: use this detector instead of building the config's.
             teacher: use this teacher instead of the config's.
             distractors: let the configured vocabulary compete with the names given.
@@ -83,6 +84,8 @@ class OpenVocabularyPredictor:
             if problems := weights_problems(cfg.MODEL.WEIGHTS, needed=True):
                 raise SetupError(problems)
             model = build_open_vocabulary_model(self.cfg)
+            if self._configured is None:  # a checkpoint brings the one it was trained with
+                self._configured = getattr(model, "vocabulary", None)
         self.model = model.eval()
         self._teacher = teacher
         self._distractors = distractors
@@ -141,7 +144,10 @@ class OpenVocabularyPredictor:
         if names is None:
             if self._configured is None:
                 raise SetupError(
-                    ["no names were given and MODEL.OVD.VOCABULARY is empty: give either"]
+                    [
+                        "no names were given, MODEL.OVD.VOCABULARY is empty, and MODEL.WEIGHTS "
+                        "brings no vocabulary: give one of them"
+                    ]
                 )
             vocabulary, reported = self._configured, len(self._configured)
         else:

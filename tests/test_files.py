@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -129,3 +130,11 @@ def test_room_on_the_disk_of_a_folder_that_does_not_exist_yet(tmp_path: Path) ->
 )
 def test_bytes_for_people(count: int, text: str) -> None:
     assert readable_bytes(count) == text
+
+
+def test_an_error_of_a_disk_names_the_file(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OSError, match=r"No space left.*'.*/x.bin'"),
+        atomic_write(tmp_path / "x.bin"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")

@@ -148,6 +148,8 @@ def test_an_output_that_is_a_file(predictor, folder, tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(SetupError, match="out is a file; name a folder"):
         predict_files(predictor, inputs_of(folder), tmp_path / "out")
+    with pytest.raises(SetupError, match="out is a file; name a folder"):
+        predict_files(predictor, inputs_of(folder), tmp_path / "out" / "deeper" / "still")
 
 
 def test_bad_images_never_lose_the_results_of_the_others(predictor, folder, image, tmp_path):

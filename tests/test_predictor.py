@@ -14,6 +14,7 @@ from detectron2.modeling import build_model
 
 from ovd_d2 import add_ovd_config
 from ovd_d2.clip import embed_names
+from ovd_d2.engine.checkpoint import SafeCheckpointer
 from ovd_d2.errors import SetupError
 from ovd_d2.predict_files import expand_inputs, predict_files
 from ovd_d2.predictor import OpenVocabularyPredictor
@@ -272,6 +273,18 @@ def test_without_a_configured_vocabulary(model, teacher, image):
         predictor(image)
     predictor(image, ["anchor"])
     assert predictor.is_novel == [True]  # nothing is known of its training
+
+
+def test_the_vocabulary_of_the_checkpoint(cfg, model, teacher, image, tmp_path):
+    model.set_vocabulary(Vocabulary.load(cfg.MODEL.OVD.VOCABULARY))
+    SafeCheckpointer(model, str(tmp_path)).save("model")
+    expected = OpenVocabularyPredictor(cfg, model=model, teacher=teacher)
+    cfg.MODEL.OVD.VOCABULARY, cfg.MODEL.WEIGHTS = "", str(tmp_path / "model.pth")
+    predictor = OpenVocabularyPredictor(cfg, teacher=teacher)
+    assert predictor.names == expected.names and predictor.is_novel == expected.is_novel
+    for names in (None, ["snowman"]):
+        one, other = (p(image, names)["instances"] for p in (predictor, expected))
+        torch.testing.assert_close(one.scores, other.scores)
 
 
 def test_a_closed_vocabulary_model_refuses_names(cfg, teacher, image):

@@ -25,6 +25,13 @@ the config. Images that cannot be used are skipped and named at the end; exit st
 """
 
 
+def share(text: str) -> float:
+    """A number from 0 to 1, for argparse."""
+    if not 0 <= (value := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
 def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -35,7 +42,7 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", required=True, type=Path, help="folder of the results")
     parser.add_argument(
         "--confidence-threshold",
-        type=float,
+        type=share,
         default=0.25,
         help="least score shown (default: %(default)s)",
     )

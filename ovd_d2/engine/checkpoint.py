@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from fvcore.common.checkpoint import _filter_reused_missing_keys, _IncompatibleKeys
@@ -93,6 +94,16 @@ class SafeCheckpointer(DetectionCheckpointer):
         self.logger.info("Saving checkpoint to %s", path)
         remove_leftovers(self._folder)
         write_checkpoint(path, {**content, **kwargs})
+        self.tag_last_checkpoint(path.name)
+
+    def save_resumed_as(self, name: str) -> None:
+        """Writes what :meth:`resume_or_load` went on from as `name`.pth, too: nothing is newer."""
+        if self.resumed_from is None or not self.save_to_disk:
+            return
+        content = torch.load(self.resumed_from, map_location="cpu", weights_only=True)
+        path = self._folder / f"{name}.pth"
+        self.logger.info("Saving checkpoint to %s", path)
+        write_checkpoint(path, content)
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:

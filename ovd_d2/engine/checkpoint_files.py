@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from ovd_d2.engine.weights import file_fault
+from ovd_d2.engine.weights import damaged_part, file_fault
 from ovd_d2.errors import SetupError
 from ovd_d2.files import atomic_write, flush_folder, sha256_file
 
@@ -38,10 +38,15 @@ class _HashingWriter:
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._digest = hashlib.sha256()
+        self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
         self._digest.update(data)
-        return self._stream.write(data)
+        try:
+            return self._stream.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self._stream.flush()
@@ -59,7 +64,10 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     with atomic_write(path) as temporary:
         with temporary.open("wb") as stream:
             writer = _HashingWriter(stream)
-            torch.save(content, writer)  # type: ignore[arg-type] # it asks for write and flush
+            try:
+                torch.save(content, writer)  # type: ignore[arg-type] # it asks for write and flush
+            except RuntimeError as error:  # of a full disk torch says "unexpected pos"
+                raise writer.error or error from error
         digest_file.unlink(missing_ok=True)
         flush_folder(path.parent)
     with atomic_write(digest_file) as temporary:
@@ -125,8 +133,7 @@ def checkpoint_fault(path: Path) -> str:
 def _archive_fault(path: Path) -> str:
     try:
         if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
+            damaged = damaged_part(path)
             return f"{path} is damaged: the checksum of {damaged} is wrong" if damaged else ""
         torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 (any instruction of a damaged file can fail)

@@ -73,7 +73,7 @@ def usable_device(name: str) -> str:
 
 
 def available_device(name: str, key: str = "MODEL.DEVICE") -> str:
-    """The device, or where this machine lacks it the next best: another GPU, then "cpu".
+    """The device, or where this machine lacks it the next best: a GPU, then "cpu".
 
     Which one is taken in its place is said in one line.
 
@@ -87,12 +87,20 @@ def available_device(name: str, key: str = "MODEL.DEVICE") -> str:
             [f"{key}: '{name}' is no device of PyTorch; expected cpu, cuda, cuda:1, ..."]
         ) from None
     count = torch.cuda.device_count()
-    if device.type != "cuda" or (device.index or 0) < count:
+    if (device.index or 0) < count if device.type == "cuda" else _works(device):
         return name
     taken = "cuda" if count else "cpu"
     if comm.is_main_process():
         logger.warning("%s is '%s', PyTorch finds %d GPUs: using %s.", key, name, count, taken)
     return taken
+
+
+def _works(device: torch.device) -> bool:
+    """Whether a tensor there has values; PyTorch has a word of its own for each kind that fails."""
+    try:
+        return torch.ones(1, device=device).item() == 1
+    except (RuntimeError, AssertionError, ImportError):  # NotImplementedError is a RuntimeError
+        return False
 
 
 def on_main_process(check: Callable[[], T]) -> T:

@@ -36,7 +36,7 @@ from ovd_d2.engine.launching import available_device, on_main_process
 from ovd_d2.engine.lazy_checks import WEIGHTS_KEY, check_lazy_setup
 from ovd_d2.engine.online import embedder
 from ovd_d2.engine.scalars import defined, write_scalars
-from ovd_d2.engine.trainer import finished, loader_states, write_results
+from ovd_d2.engine.trainer import finish, loader_states, write_results
 from ovd_d2.errors import SetupError
 from ovd_d2.modeling import OpenVocabularyRCNN
 from ovd_d2.vocabulary import Vocabulary
@@ -69,7 +69,7 @@ def train(cfg: DictConfig, args: argparse.Namespace) -> None:
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
     start = trainer.iter + 1 if checkpointer.resumed_from else 0
     if start >= cfg.train.max_iter:
-        logger.info(*finished(start, "train.max_iter", cfg.train.max_iter))
+        finish(checkpointer, start, "train.max_iter", cfg.train.max_iter)
         return
     model.set_vocabulary(vocabulary)  # after loading: it wins over the checkpoint's
     trainer.train(start, cfg.train.max_iter)

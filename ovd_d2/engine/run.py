@@ -42,13 +42,14 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """
     check_own_data_sets()
     cfg = default_config()
+    opts = [one for one in opts if one != "--"]  # argparse leaves it in, where options begin
     if not PathManager.isfile(config_file):
         raise SetupError([f"--config-file: no file at '{config_file}'"])
     try:
         if problems := unknown_key_problems(config_file, opts):
             raise SetupError(problems)
         cfg.merge_from_file(config_file, allow_unsafe=False)
-        cfg.merge_from_list(list(opts))
+        cfg.merge_from_list(opts)
         cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
     except SetupError:
         raise

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine.hooks import EvalHook
@@ -30,6 +29,7 @@ from ovd_d2.modeling import OpenVocabularyRCNNWithTTA
 
 logger = logging.getLogger(__name__)
 
+FINAL = "model_final"  # what Detectron2 calls the last checkpoint
 INFERENCE, INFERENCE_TTA = "inference", "inference_TTA"  # folders below OUTPUT_DIR
 
 
@@ -58,13 +58,24 @@ def loader_states(loader: Any) -> dict[str, Any]:
     return {"loader": loader} if is_resumable(loader) else {}
 
 
-def finished(start: int, key: str, max_iter: int) -> tuple[str, int, int, str]:
-    """Message and arguments for a log."""
-    message = (
+def finish(checkpointer: SafeCheckpointer, start: int, key: str, max_iter: int) -> None:
+    """Of a run that is resumed after its last iteration: says so, and sees to its last checkpoint.
+
+    One that was killed just before it wrote `model_final.pth` writes it now.
+
+    Args:
+        checkpointer: has resumed.
+        start: iterations done.
+        key: of `max_iter` in the config.
+    """
+    logger.info(
         "This training has finished: %d of %d iterations are done, nothing is left to resume. "
-        "Raise %s to go on, or evaluate it with --eval-only"
+        "Raise %s to go on, or evaluate it with --eval-only",
+        *(start, max_iter, key),
     )
-    return message, start, max_iter, key
+    resumed = checkpointer.resumed_from
+    if start == max_iter and resumed is not None and resumed.name != f"{FINAL}.pth":
+        checkpointer.save_resumed_as(FINAL)
 
 
 class OpenVocabularyTrainer(DefaultTrainer):
@@ -74,7 +85,7 @@ class OpenVocabularyTrainer(DefaultTrainer):
     Everything else (optimiser, schedule, writers, AMP, DDP) is Detectron2's.
     """
 
-    checkpointer: DetectionCheckpointer
+    checkpointer: SafeCheckpointer
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -94,7 +105,7 @@ class OpenVocabularyTrainer(DefaultTrainer):
     def train(self) -> dict[str, Any] | None:
         """As Detectron2's; a run that was resumed after its last iteration has nothing to do."""
         if self.start_iter >= self.max_iter:
-            logger.info(*finished(self.start_iter, "SOLVER.MAX_ITER", self.max_iter))
+            finish(self.checkpointer, self.start_iter, "SOLVER.MAX_ITER", self.max_iter)
             return None
         return super().train()
 

@@ -160,11 +160,18 @@ def local_weights(weights: str, key: str = KEY) -> str:
                 f"on a machine with network, and set {key} to the file"
             ]
         ) from error
+    if fault := _fetched_fault(weights, local):
+        raise SetupError([f"{key}: {fault}"])
     query = urlparse(weights).query
-    local = f"{local}?{query}" if query else local
-    if problems := weights_problems(local, key):
-        raise SetupError(problems)
-    return local
+    return f"{local}?{query}" if query else local
+
+
+def _fetched_fault(weights: str, local: str) -> str:
+    # PathManager hands on, as a path, what begins with a word that it does not know.
+    if is_remote(weights) and local == without_query(weights):
+        scheme = weights.partition("://")[0]
+        return f"{weights} cannot be fetched: '{scheme}://' is not known here; name a local file"
+    return file_fault(Path(local))
 
 
 def read_checkpoint(path: str, key: str = KEY) -> dict[str, Any]:
@@ -241,6 +248,8 @@ def _read_pycls(path: str) -> dict[str, Any]:
 
 
 def _read_torch(path: str) -> dict[str, Any]:
+    if zipfile.is_zipfile(path) and (damaged := damaged_part(path)):  # torch does not look
+        raise ValueError(f"the checksum of {damaged} in it is wrong")
     content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}, not a dict of weights")
@@ -251,6 +260,21 @@ def _read_torch(path: str) -> dict[str, Any]:
     if not content or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise ValueError(f"no weights in it, its keys are {list(content)[:5]}")
     return {"model": content}
+
+
+def damaged_part(path: str | Path) -> str | None:
+    """The first file in an archive whose checksum is wrong; torch can leave them out, as 0."""
+    with zipfile.ZipFile(path) as archive:
+        for part in archive.infolist():
+            if part.CRC == 0:
+                continue
+            try:
+                with archive.open(part) as stream:
+                    while stream.read(1 << 20):
+                        pass
+            except zipfile.BadZipFile:
+                return part.filename
+    return None
 
 
 _READERS = {".safetensors": _read_safetensors, ".pkl": _read_pickle, ".pyth": _read_pycls}

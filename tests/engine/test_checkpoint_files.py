@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import random
+import resource
 import signal
 import time
 from functools import partial
@@ -233,3 +234,15 @@ def test_kills_at_random_moments_lose_no_run(tmp_path):
     assert torn > 0 and last > 4  # some kills were in the middle of a save, some saves succeeded
     save(tmp_path, last + 5)
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_disk_that_is_full_in_the_middle_is_said(tmp_path):
+    def save():
+        limit = 100_000  # bytes per file
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        with pytest.raises(OSError, match=r"File too large: '.*x\.pth'"):
+            write_checkpoint(tmp_path / "x.pth", {"model": {"w": torch.ones(1_000_000)}})
+
+    assert exit_code(fork(save)) == 0
+    assert list(tmp_path.iterdir()) == []

@@ -34,6 +34,11 @@ def test_loading_a_config_lists_them_too(config_file):
     assert len(caught.value.problems) == 4
 
 
+def test_dashes_before_the_options():
+    cfg = load_config("configs/pictograms/vild_text.yaml", ["--", "SOLVER.MAX_ITER", "3"])
+    assert cfg.SOLVER.MAX_ITER == 3
+
+
 def test_broken_yaml_and_a_value_of_another_type(tmp_path):
     path = tmp_path / "broken.yaml"
     path.write_text("MODEL: [1, 2\n")

@@ -11,6 +11,7 @@ import torch
 from detectron2.utils.file_io import PathManager
 from safetensors.torch import save_file
 
+from ovd_d2.engine.checkpoint_files import checkpoint_fault
 from ovd_d2.engine.weights import local_weights, read_checkpoint, weights_problems
 from ovd_d2.errors import SetupError
 
@@ -185,3 +186,31 @@ def test_a_web_page_in_place_of_the_download_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(PathManager, "get_local_path", lambda *_, **__: str(page))
     with pytest.raises(SetupError, match="a web page"):
         local_weights("detectron2://MSRA/R-50.pkl")
+
+
+@pytest.mark.parametrize("weights", ["s3://bucket/x.pth", "file:///x.pth"])
+def test_a_kind_of_address_that_nothing_fetches(weights):
+    scheme = weights.partition("/")[0]
+    with pytest.raises(SetupError, match=f"cannot be fetched: '{scheme}//' is not known here"):
+        local_weights(weights)
+
+
+def test_one_wrong_bit_is_found(tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save({"model": WEIGHTS}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(WEIGHTS["conv.weight"].numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(SetupError, match=r"x\.pth .*damaged.*checksum of x/data/0 in it is wrong"):
+        read_checkpoint(str(path))
+
+
+def test_an_archive_without_checksums_is_read(tmp_path):
+    path = tmp_path / "x.pth"
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"model": WEIGHTS}, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert torch.equal(read_checkpoint(str(path))["model"]["conv.weight"], WEIGHTS["conv.weight"])
+    assert checkpoint_fault(path) == ""

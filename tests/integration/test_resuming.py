@@ -181,6 +181,25 @@ def test_a_training_that_has_finished(mini, tmp_path, arguments, losses, capfd):
     assert losses == []
 
 
+def test_a_training_that_was_killed_before_its_last_checkpoint(mini, tmp_path, arguments):
+    """The periodic checkpoint of the last iteration was written, `model_final.pth` was not."""
+
+    def training(output, resume):
+        arguments.resume = resume
+        train(mini_config("vild_text", output, *YAML, "SOLVER.MAX_ITER", STOP), arguments)
+
+    def lazy(output, resume):
+        run_lazy("lazy_vild", output, *LAZY, f"train.max_iter={STOP}", resume=resume)
+
+    for run in (training, lazy):
+        whole, part = tmp_path / run.__name__, tmp_path / f"{run.__name__}_killed"
+        run(whole, resume=False)
+        start_again_from_the_middle(whole, part)
+        run(part, resume=True)
+        assert_same_end(part, whole)
+        assert (part / "last_checkpoint").read_text() == FINAL
+
+
 def digest_of(record):
     pixels = hashlib.sha256(record["image"].numpy().tobytes()).hexdigest()
     return record["image_id"], pixels, record["instances"].gt_boxes.tensor.tolist()

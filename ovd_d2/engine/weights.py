@@ -168,7 +168,7 @@ def local_weights(weights: str, key: str = KEY) -> str:
 
 def _fetched_fault(weights: str, local: str) -> str:
     # PathManager hands on, as a path, what begins with a word that it does not know.
-    if is_remote(weights) and local == without_query(weights):
+    if _is_remote(weights) and local == without_query(weights):
         scheme = weights.partition("://")[0]
         return f"{weights} cannot be fetched: '{scheme}://' is not known here; name a local file"
     return file_fault(Path(local))

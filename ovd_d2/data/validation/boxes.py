@@ -164,7 +164,7 @@ def check_crowds(table: AnnotationTable, source: Source, found: Findings) -> Non
 def check_areas(table: AnnotationTable, use: DatasetUse, found: Findings) -> None:
     """Evaluation sorts objects by area; training does not look at it."""
     column, total = table.annotations["area"], table.num_annotations
-    if use.training:
+    if use.training or not use.objects:
         return
     say: dict[str, Any] = {"first": table.annotation, "expected": "square pixels"}
     missing = column.rows_where(MISSING, None)

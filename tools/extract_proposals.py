@@ -10,8 +10,9 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
 from ovd_d2.cache import CacheError, RecordWriter
-from ovd_d2.engine import build_open_vocabulary_model, check_setup
+from ovd_d2.engine import build_open_vocabulary_model
 from ovd_d2.engine.checkpoint import FIRST_STAGE
+from ovd_d2.engine.checks import check_images
 from ovd_d2.engine.launching import add_launch_arguments, launch_processes, on_main_process
 from ovd_d2.engine.proposals import extract_proposals, proposal_manifest
 from ovd_d2.engine.run import load_config
@@ -48,10 +49,9 @@ def main(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, args.opts)
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = args.top_k
     cfg.MODEL.OVD.VOCABULARY = ""  # the first stage has no names
-    cfg.DATASETS.TEST = (args.dataset,)
     if not cfg.MODEL.WEIGHTS:
         raise SetupError(["MODEL.WEIGHTS is empty: proposals need a trained first stage"])
-    on_main_process(partial(check_setup, cfg, training=False))
+    on_main_process(partial(check_images, cfg, args.dataset))
     dataset_dicts = DatasetCatalog.get(args.dataset)
     model = build_open_vocabulary_model(cfg, required=FIRST_STAGE)
     manifest = proposal_manifest(cfg, args.dataset, dataset_dicts)

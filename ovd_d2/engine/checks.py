@@ -59,6 +59,31 @@ def check_setup(cfg: CfgNode, *, training: bool, progress: bool = True) -> list[
     return data.notices
 
 
+def check_images(cfg: CfgNode, dataset: str, *, progress: bool = True) -> None:
+    """Looks at what a run over the images of a data set needs; their objects are not used.
+
+    Args:
+        cfg: the complete config.
+        dataset: its name, given as --dataset.
+        progress: show bars where it takes more than a few seconds.
+
+    Raises:
+        SetupError: lists every problem.
+    """
+    problems = list(config_problems(cfg, training=False))
+    needs = DataNeeds(
+        train=(),
+        test=(dataset,),
+        masks=False,
+        test_resize=smallest_resize(cfg, is_train=False),
+        test_key="--dataset",
+        objects=False,
+    )
+    problems += check_data(needs, decode=not problems, progress=progress).problems
+    if problems:
+        raise SetupError(problems)
+
+
 def config_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
     """Keys whose values cannot be meant, alone or together; no data set is opened."""
     if cfg.MODEL.META_ARCHITECTURE == "OpenVocabularyRCNN":

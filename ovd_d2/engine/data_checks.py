@@ -36,6 +36,7 @@ class DataNeeds:
             :func:`ovd_d2.data.augmentation.smallest_resize`; None: not known.
         train_key, test_key: what the config calls the lists, for messages.
         masks_key, format_key: what it calls `masks` and `mask_format`.
+        objects: False where only the images of the test sets are used.
     """
 
     train: Sequence[str]
@@ -48,10 +49,12 @@ class DataNeeds:
     test_key: str = "DATASETS.TEST"
     masks_key: str = "MODEL.MASK_ON"
     format_key: str = "INPUT.MASK_FORMAT"
+    objects: bool = True
 
     def use(self, *, training: bool) -> DatasetUse:
         """What the validator has to know of it."""
-        return DatasetUse(training, self.masks, self.mask_format, self.masks_key, self.format_key)
+        keys = (self.masks_key, self.format_key)
+        return DatasetUse(training, self.masks, self.mask_format, *keys, self.objects)
 
 
 @dataclass
@@ -94,8 +97,9 @@ def check_data(needs: DataNeeds, *, decode: bool = True, progress: bool = True) 
     for training, names in ((True, needs.train), (False, needs.test)):
         key = needs.train_key if training else needs.test_key
         use = needs.use(training=training)
+        evaluated = needs.objects and not training
         for name in names:
-            if problem := _not_there(name) or (None if training else _not_evaluated(name)):
+            if problem := _not_there(name) or (_not_evaluated(name) if evaluated else None):
                 data.problems.append(f"{key}: {problem}")
                 continue
             report = validate_dataset(name, use, progress=progress)

@@ -217,12 +217,7 @@ def test_images_renumbered(case, made):
 
 
 def make_stores(case, made):
-    done = case.run(
-        "extract_proposals.py",
-        *case.arguments()[:2],
-        *("--dataset", "my_train", "--output", case.folder / "proposals"),
-        *case.arguments("MODEL.WEIGHTS", made.weights)[2:],
-    )
+    done = extracted(case, made)
     assert done.code == 0, done.text[-2000:]
     done = build_cache(case, "cache")
     assert done.code == 0, done.text[-2000:]
@@ -235,6 +230,22 @@ def build_cache(case, output):
         *("--output", case.folder / output),
         *("--architecture", "Pictogram-RN", "--pretrained", "shipped"),
     )
+
+
+def extracted(case, made):
+    words = case.arguments("MODEL.WEIGHTS", made.weights)
+    return case.run(
+        "extract_proposals.py",
+        *(*words[:2], "--dataset", "my_train", "--output", case.folder / "proposals", *words[2:]),
+    )
+
+
+def test_proposals_need_no_objects_but_sound_images(case, made):
+    case.train["annotations"] = []
+    done = extracted(case, made)
+    assert done.code == 0, done.text[-2000:]
+    deep_grey(case.folder / "images" / "1.png")
+    assert_refused(extracted(case, made), "--dataset 'my_train'", "1.png", "more than 8 bits")
 
 
 def test_one_bad_image_does_not_lose_the_others(case, made):

@@ -132,7 +132,7 @@ def check_crowds(table: AnnotationTable, source: Source, found: Findings) -> Non
 
 def check_areas(table: AnnotationTable, use: DatasetUse, found: Findings) -> None:
     """Evaluation sorts objects by area; training does not look at it."""
-    if use.training:
+    if use.training or not use.objects:
         return
     column = table.annotations["area"]
     add = partial(table.add_to(found, "area"), expected="square pixels")

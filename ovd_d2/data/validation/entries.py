@@ -44,7 +44,7 @@ def check_parts(table: AnnotationTable, found: Findings) -> None:
 def check_images(table: AnnotationTable, source: Source, use: DatasetUse, found: Findings) -> None:
     """Ids, file names and sizes of the images."""
     ids, total = table.images["id"], table.num_images
-    if source.kind != "records" or use.training:
+    if source.kind != "records" or use.training or not use.objects:
         fix = "number the images" if source.kind == "records" else ""
         _check_ids(ids, "images", table.image, fix, found)
     twice = {rows[0]: rows for rows in _rows_by_repeated_value(ids)}
@@ -75,7 +75,7 @@ def check_images(table: AnnotationTable, source: Source, use: DatasetUse, found:
             found=raw_of(column),
             fix=_sizes_fix(found),
         )
-    if source.kind == "lvis" and not use.training:
+    if source.kind == "lvis" and use.objects and not use.training:
         _check_federated(table, found)
 
 

@@ -153,7 +153,7 @@ def report_on(
     for step in bar:
         step()
     report.table = _category_table(table, source, categories, found)
-    if report.table is not None:
+    if report.table is not None and use.objects:
         check_split(table, report.table, source, use, found)
     report.images, rows = _image_entries(table, image_path)
     annotated = _annotated_rows(table, report.table)

@@ -184,6 +184,7 @@ class DatasetUse:
         masks: MODEL.MASK_ON.
         mask_format: INPUT.MASK_FORMAT, "polygon" or "bitmask".
         masks_key, format_key: what the config calls them, for messages.
+        objects: False where only the images are used, and stored by their ids.
     """
 
     training: bool
@@ -191,6 +192,7 @@ class DatasetUse:
     mask_format: str = "polygon"
     masks_key: str = "MODEL.MASK_ON"
     format_key: str = "INPUT.MASK_FORMAT"
+    objects: bool = True
 
 
 def shown(value: Any) -> str:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from ovd_d2.cache import CacheError, EmbeddingCache, ProposalStore, check_compatible
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.data.mapper import mapping_problems
-from ovd_d2.engine.checks import precision_problems
+from ovd_d2.engine.checks import output_problems, precision_problems
 from ovd_d2.engine.data_checks import CheckedData, DataNeeds, category_problems, check_data
 from ovd_d2.engine.online import online_problems
 from ovd_d2.engine.weights import weights_problems
@@ -48,6 +48,7 @@ def check_lazy_setup(cfg: DictConfig, *, training: bool, progress: bool = True) 
         SetupError: lists every problem.
     """
     problems = list(_evaluator_problems(cfg))
+    problems += output_problems(cfg.train.output_dir, key="train.output_dir")
     problems += weights_problems(cfg.train.init_checkpoint, key=WEIGHTS_KEY)
     vocabulary, found = _load_vocabulary(cfg)
     problems += found

@@ -120,14 +120,20 @@ def checkpoint_fault(path: Path) -> str:
         return f"{path} is missing"
     if fault := file_fault(path):
         return fault
-    recorded = digest_path(path)
-    if recorded.is_file():
-        expected = recorded.read_text(errors="replace").partition(" ")[0]
+    if expected := _recorded_digest(path):
         found = sha256_file(path)
         if found == expected:
             return ""
         return f"{path} is damaged: its SHA-256 is {found[:12]}..., saved was {expected[:12]}..."
     return _archive_fault(path)
+
+
+def _recorded_digest(path: Path) -> str:
+    """Lower-case hexadecimal; "" where the digest file is missing or itself damaged."""
+    recorded = digest_path(path)
+    text = recorded.read_text(errors="replace") if recorded.is_file() else ""
+    found = re.match(r"[0-9a-f]{64}\b", text)
+    return found[0] if found else ""
 
 
 def _archive_fault(path: Path) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 
 from ovd_d2.cache import CacheError, EmbeddingCache, ProposalStore, check_compatible
 from ovd_d2.clip.crops import RESIZE_CHOICES
@@ -93,6 +96,8 @@ def config_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
     yield from evaluation_problems(cfg)
     if training:
         yield from precision_problems(cfg.SOLVER.AMP.ENABLED, cfg.MODEL.DEVICE, "SOLVER.AMP")
+        yield from process_problems(cfg.MODEL.DEVICE)
+    yield from output_problems(cfg.OUTPUT_DIR)
     yield from classify_with_problems(cfg)
     yield from augmentation_problems(cfg)
     yield from weights_problems(cfg.MODEL.WEIGHTS)
@@ -126,6 +131,30 @@ def precision_problems(enabled: bool, device: str, key: str) -> list[str]:
         f"{key}: Detectron2 trains with mixed precision on cuda only, and the device is "
         f"'{device}': switch it off (on processors bfloat16 is slower, docs/results.md)"
     ]
+
+
+def process_problems(device: str) -> list[str]:
+    """Detectron2's DefaultTrainer gives every process a GPU."""
+    count = comm.get_world_size()
+    if count == 1 or device.startswith("cuda"):
+        return []
+    return [
+        f"MODEL.DEVICE is '{device}' and there are {count} processes: Detectron2 trains in several "
+        "with a GPU for each; start one (--num-gpus 1), or train a LazyConfig"
+    ]
+
+
+def output_problems(folder: str, key: str = "OUTPUT_DIR") -> list[str]:
+    """A folder that can be neither made nor written to. Remote ones are not looked at."""
+    if "://" in folder:
+        return []
+    path = Path(folder).absolute()
+    there = next(one for one in (path, *path.parents) if one.exists())
+    if not there.is_dir():
+        return [f"{key} is '{folder}', but {there} is a file: name a folder"]
+    if not os.access(there, os.W_OK | os.X_OK):
+        return [f"{key} is '{folder}', but {there} may not be written to: name another folder"]
+    return []
 
 
 def classify_with_problems(cfg: CfgNode) -> list[str]:

@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 def train(cfg: DictConfig, args: argparse.Namespace) -> None:
     """Checks the set-up, then trains (`args.resume`: from the last checkpoint) and evaluates."""
     _check(cfg, args, training=True)
+    if not cfg.train.device.startswith("cuda"):
+        cfg.train.ddp.device_ids = None  # else Detectron2 asks for a GPU for each process
     vocabulary = instantiate(cfg.vocabulary)
     model = _build_model(cfg, vocabulary)
     mapper = instantiate(cfg.dataloader.train.mapper)

@@ -14,7 +14,7 @@ from ovd_d2.cache import CacheError, EmbeddingCache, ProposalStore, check_compat
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.data.augmentation import Resize, smallest_of
 from ovd_d2.data.mapper import mapping_problems
-from ovd_d2.engine.checks import precision_problems
+from ovd_d2.engine.checks import output_problems, precision_problems
 from ovd_d2.engine.data_checks import CheckedData, DataNeeds, category_problems, check_data
 from ovd_d2.engine.online import online_problems
 from ovd_d2.engine.weights import weights_problems
@@ -53,6 +53,7 @@ def check_lazy_setup(cfg: DictConfig, *, training: bool, progress: bool = True) 
         SetupError: lists every problem.
     """
     problems = list(_evaluator_problems(cfg))
+    problems += output_problems(cfg.train.output_dir, key="train.output_dir")
     problems += weights_problems(cfg.train.init_checkpoint, key=WEIGHTS_KEY)
     vocabulary, found = _load_vocabulary(cfg)
     problems += found

@@ -246,3 +246,10 @@ def test_a_disk_that_is_full_in_the_middle_is_said(tmp_path):
 
     assert exit_code(fork(save)) == 0
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("digest", [b"", b"\xff\x00\x07", b"0" * 63, b"not found"])
+def test_a_damaged_digest_file_condemns_no_checkpoint(three, tmp_path, digest):
+    last = tmp_path / "model_0000014.pth"
+    digest_path(last).write_bytes(digest)
+    assert find_last_good(tmp_path) == last

@@ -1,6 +1,7 @@
 """Every mistake in a set-up is found before training starts, all at once."""
 
 import json
+import os
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ovd_d2.cache import DatasetInfo, Manifest, RecordWriter, dataset_fingerprint
 from ovd_d2.clip import CLIPTeacher
 from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_BASE_TAG, SHIPPED_TAG
-from ovd_d2.engine.checks import check_setup
+from ovd_d2.engine.checks import check_setup, output_problems, process_problems
 from ovd_d2.errors import SetupError
 from ovd_d2.vocabulary import Vocabulary
 from tests.proposal_stores import random_proposals, write_proposals
@@ -385,3 +386,22 @@ def test_every_problem_of_an_online_setup_is_listed_at_once(online, tmp_path):
     problems = problems_of(online)
     assert len(problems) == len(words)
     assert all(any(word in problem for problem in problems) for word in words)
+
+
+def test_several_processes_without_gpus(monkeypatch):
+    assert process_problems("cpu") == []
+    monkeypatch.setattr("ovd_d2.engine.checks.comm.get_world_size", lambda: 2)
+    assert process_problems("cuda") == []
+    (problem,) = process_problems("cpu")
+    assert "'cpu' and there are 2 processes" in problem and "--num-gpus 1" in problem
+
+
+def test_a_folder_of_results_that_cannot_be(tmp_path, monkeypatch):
+    assert output_problems(str(tmp_path / "new" / "deeper")) == []
+    (tmp_path / "file").write_text("")
+    for folder in ("file", "file/deeper"):
+        (problem,) = output_problems(str(tmp_path / folder))
+        assert f"{tmp_path / 'file'} is a file: name a folder" in problem
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    (problem,) = output_problems(str(tmp_path / "new"), key="train.output_dir")
+    assert f"train.output_dir is '{tmp_path / 'new'}', but {tmp_path} may not be written" in problem

@@ -129,7 +129,7 @@ def test_a_lazy_config(mini, tmp_path, losses):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="Detectron2 takes NCCL where there is a GPU")
 def test_two_processes(mini, tmp_path):
     def training(output, resume):
-        options = (*LAZY, "train.seed=1", "train.ddp.device_ids=null")
+        options = (*LAZY, "train.seed=1")
 
         def of_rank(_):
             comm.create_local_process_group(2)

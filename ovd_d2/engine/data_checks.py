@@ -6,15 +6,17 @@ One way for yaml configs and LazyConfigs, for training and evaluation.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ovd_d2.data.augmentation import Resize
 from ovd_d2.data.categories import CategoryTable, missing_file_problem
+from ovd_d2.data.image_faults import KINDS
 from ovd_d2.data.image_memory import default_memory
 from ovd_d2.data.images import image_problems
+from ovd_d2.data.problems import Problem
 from ovd_d2.data.validation import DatasetUse, Report, validate_dataset
 from ovd_d2.evaluation.builder import EVALUATORS
 from ovd_d2.vocabulary import Vocabulary
@@ -163,7 +165,16 @@ def _image_problems(
                 progress=progress,
                 resize=resize,
             )
-            yield from (f"{key} '{name}': {problem}" for problem in found)
+            yield from (f"{key} '{name}': {_with_own_fix(name, one)}" for one in found)
+
+
+def _with_own_fix(name: str, problem: Problem) -> Problem:
+    """Missing images of a data set of the user's own: the entry that says where they are."""
+    own_file = MetadataCatalog.get(name).get("own_file", None)
+    if own_file is None or problem.fix != KINDS["missing"].set_fix:
+        return problem
+    fix = f"correct the image_root of '{name}' in {own_file}, or the names in {problem.file}"
+    return replace(problem, fix=fix)
 
 
 def _order_problems(

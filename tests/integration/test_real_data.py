@@ -263,6 +263,14 @@ def test_predictions_do_not_overwrite_their_input(case, made):
     assert {file: file.read_bytes() for file in before} == before
 
 
+def test_missing_images_of_ones_own_name_the_entry(case):
+    for image in case.val["images"]:
+        image["file_name"] = f"sub/{image['file_name']}"
+    done = case.check()
+    assert_refused(done, "4 images are missing", "the image_root of 'my_val' in", "my_data.yaml")
+    assert "DETECTRON2_DATASETS" not in done.text
+
+
 def test_boxes_outside_of_a_size_that_is_wrong(case):
     for image in case.train["images"]:
         image["width"] = SIDE // 2

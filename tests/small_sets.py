@@ -121,6 +121,7 @@ class SmallSet:
             "MODEL.ROI_HEADS.NUM_CLASSES": 3,
             "MODEL.OVD.VOCABULARY": self.vocabulary,
             "MODEL.WEIGHTS": "",
+            "SEED": 1,  # the same weights in every run
             "SOLVER.MAX_ITER": 2,
             "SOLVER.STEPS": "()",
             "SOLVER.IMS_PER_BATCH": 2,

@@ -35,8 +35,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(target)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # a full disk has no name
-            error.filename = str(target)
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            error.filename = str(target)  # the error of a full disk names no file
         raise
     flush_folder(target.parent)
 

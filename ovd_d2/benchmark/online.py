@@ -132,7 +132,7 @@ def _crops_of_batches(cfg: CfgNode, count: int) -> list[int]:
 
 def _iteration(cfg: CfgNode) -> Timed:
     """Load a batch, embed it where the config says so, train one step on it."""
-    model = build_open_vocabulary_model(cfg).train()
+    model = build_open_vocabulary_model(cfg, required=None).train()
     optimizer = build_optimizer(cfg, model)
     seed_all_rng(SEED)
     batches = iter(build_train_loader(cfg))

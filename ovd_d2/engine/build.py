@@ -94,12 +94,15 @@ def in_order_of(test_set: str, vocabulary: Vocabulary) -> Vocabulary:
     return selected
 
 
-def build_open_vocabulary_model(cfg: CfgNode, required: Sequence[str] = WHOLE_MODEL) -> nn.Module:
+def build_open_vocabulary_model(
+    cfg: CfgNode, required: Sequence[str] | None = WHOLE_MODEL
+) -> nn.Module:
     """A model in eval mode with the weights and the vocabulary of the config.
 
     Args:
         cfg: the complete config.
-        required: beginnings of the names of parameters that `MODEL.WEIGHTS` must hold.
+        required: beginnings of the names of parameters that `MODEL.WEIGHTS` must hold; None where
+            the model will be trained.
 
     Raises:
         SetupError: the weights are missing, damaged or another model's.

@@ -94,7 +94,7 @@ def test_an_iteration_trains_on_the_images_of_the_other(configs, monkeypatch):
     model.forward = lambda batch: (
         batches.append([x["image_id"] for x in batch]) or {"loss": model.weight.sum()}
     )
-    monkeypatch.setattr(measured, "build_open_vocabulary_model", lambda _: model)
+    monkeypatch.setattr(measured, "build_open_vocabulary_model", lambda *_, **__: model)
     for cfg in configs:
         iterate = measured._iteration(cfg)
         iterate(0), iterate(1)

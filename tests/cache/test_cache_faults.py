@@ -31,6 +31,7 @@ from ovd_d2.cache import (
     writer,
 )
 from ovd_d2.cache.builder import build_cache
+from ovd_d2.cache.identity import IMAGES_FILE
 from ovd_d2.cache.layout import LOCK_FILE
 from ovd_d2.clip.teacher import CLIPTeacher
 from tests.processes import CRASHED, die_at, exit_code, fork, kill, run_ranks, start_ranks
@@ -113,7 +114,7 @@ def assert_same(path: Path, whole: EmbeddingCache, note: str = "") -> None:
         assert torch.equal(found.embeddings, expected.embeddings), note
     shards = {shard.file for shard in cache.manifest.shards}
     litter = {entry.name for entry in path.iterdir()} - shards
-    assert litter == {"manifest.json", "index.safetensors", LOCK_FILE}, note
+    assert litter == {"manifest.json", "index.safetensors", IMAGES_FILE, LOCK_FILE}, note
 
 
 @pytest.fixture

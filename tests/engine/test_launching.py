@@ -106,7 +106,7 @@ def test_a_gpu_that_is_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert usable_device(name) == name
 
 
-@pytest.mark.parametrize("name", ["xpu", "mps", "hpu:1", "meta"])
+@pytest.mark.parametrize("name", ["xpu", "mps", "hpu:1"])
 def test_another_kind_of_device_that_does_not_work(name: str, monkeypatch, caplog) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch, "ones", refuse)

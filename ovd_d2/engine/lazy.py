@@ -38,6 +38,7 @@ from ovd_d2.engine.online import embedder
 from ovd_d2.engine.scalars import defined, write_scalars
 from ovd_d2.engine.trainer import finish, loader_states, write_results
 from ovd_d2.errors import SetupError
+from ovd_d2.evaluation import masks_in_boxes
 from ovd_d2.modeling import OpenVocabularyRCNN
 from ovd_d2.vocabulary import Vocabulary
 
@@ -104,12 +105,12 @@ def _test(cfg: DictConfig, model: OpenVocabularyRCNN, vocabulary: Vocabulary) ->
     """With the vocabulary in the order of the test set."""
     evaluator = instantiate(cfg.dataloader.evaluator)
     model.set_vocabulary(vocabulary)
-    with vocabulary_of(evaluator.description["dataset"], model):
+    dataset = evaluator.description["dataset"]
+    with vocabulary_of(dataset, model), masks_in_boxes(model, evaluator):
         results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
-    what = {evaluator.description["dataset"]: evaluator.description}
-    write_results({**results, "evaluation": what}, cfg.train.output_dir)
+    write_results({**results, "evaluation": {dataset: evaluator.description}}, cfg.train.output_dir)
     return results
 
 

@@ -23,7 +23,7 @@ from ovd_d2.engine import build
 from ovd_d2.engine.checkpoint import SafeCheckpointer
 from ovd_d2.engine.hooks import ProgressBar, SeedIterations
 from ovd_d2.engine.scalars import defined
-from ovd_d2.evaluation import build_evaluator
+from ovd_d2.evaluation import build_evaluator, masks_in_boxes
 from ovd_d2.files import atomic_write_json
 from ovd_d2.modeling import OpenVocabularyRCNNWithTTA
 
@@ -160,7 +160,7 @@ class OpenVocabularyTrainer(DefaultTrainer):
             one_set = cfg.clone()
             one_set.defrost()
             one_set.DATASETS.TEST = (name,)
-            with build.vocabulary_of(name, model):
+            with build.vocabulary_of(name, model), masks_in_boxes(model, evaluator):
                 results[name] = super().test(one_set, wrap(cfg, model), [evaluator])
         return next(iter(results.values())) if len(results) == 1 else results
 

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data.detection_utils import read_image
-from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
@@ -83,7 +82,7 @@ class CropClassifier(nn.Module):
         probs = scoring.mix_objectness(probs, objectness, self.objectness_weight)
         detected = self._select(probs, boxes, proposals)
         with_masks = self.detector.roi_heads.forward_with_given_boxes(features, detected)[0]
-        return {"instances": detector_postprocess(with_masks, one["height"], one["width"])}
+        return {"instances": self.detector.postprocess(with_masks, one)}
 
     def _with_text_branch(
         self, probs: Tensor, features: dict[str, Tensor], proposals: list[Instances]

@@ -23,6 +23,7 @@ from ovd_d2.evaluation.protocols import Detection, Protocol
 from ovd_d2.evaluation.streaming import BestPerCategory
 from ovd_d2.evaluation.tables import evaluation_table
 from ovd_d2.files import atomic_write
+from ovd_d2.modeling.masks import BoxMasks
 
 
 class EvaluatorMixin:
@@ -31,7 +32,7 @@ class EvaluatorMixin:
     Replaces how predictions are evaluated (`_eval_predictions`). `process` remembers where the
     images are, and under a protocol that limits the detections per category keeps no others: each
     rank its own best, from which rank 0 selects. The mask of a detection that cannot count any more
-    is not encoded.
+    is not encoded, and masks that come as `BoxMasks` are encoded from their boxes.
     """
 
     results_file: str  # where the detections go, in the output folder
@@ -92,12 +93,25 @@ class EvaluatorMixin:
             if "file_name" in one:
                 self._files[one["image_id"]] = one["file_name"]
             if self._best is None or "instances" not in output:
-                super().process([one], [output])  # type: ignore[misc]
+                self._process_one(one, output)
                 continue
             kept = _admitted(output["instances"], self._best)
-            super().process([one], [{**output, "instances": kept}])  # type: ignore[misc]
+            self._process_one(one, {**output, "instances": kept})
             self._best.add(self._predictions[-1]["instances"])
             self._predictions[-1]["instances"] = []  # `evaluate` fills it
+
+    def _process_one(self, one: dict[str, Any], output: dict[str, Any]) -> None:
+        """The base class's `process`, which would look for full-size masks in `BoxMasks`."""
+        found = output.get("instances")
+        masks = found.get_fields().get("pred_masks") if found is not None else None
+        if not isinstance(masks, BoxMasks):
+            super().process([one], [output])  # type: ignore[misc]
+            return
+        fields = {name: value for name, value in found.get_fields().items() if value is not masks}
+        boxes_only = Instances(found.image_size, **fields)
+        super().process([one], [{**output, "instances": boxes_only}])  # type: ignore[misc]
+        for record, rle in zip(self._predictions[-1]["instances"], masks.to_rle(), strict=True):
+            record["segmentation"] = rle
 
     def evaluate(self) -> dict[str, Any] | None:
         if self._best is not None:

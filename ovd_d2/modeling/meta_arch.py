@@ -11,6 +11,7 @@ from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
+from ovd_d2.modeling.masks import postprocess
 from ovd_d2.vocabulary import Vocabulary
 
 
@@ -28,7 +29,14 @@ class BatchInvariantRCNN(GeneralizedRCNN):
     too, gives a model one image at a time. Training is Detectron2's.
 
     Parameters and state dict are those of :class:`GeneralizedRCNN`.
+
+    Attributes:
+        full_masks: `pred_masks` is Detectron2's (N, height, width) bool tensor; where False, which
+            evaluation sets for as long as it runs (:func:`ovd_d2.evaluation.masks_in_boxes`), it is
+            :class:`ovd_d2.modeling.BoxMasks`, and no full-size mask is ever made.
     """
+
+    full_masks = True
 
     def inference(
         self,
@@ -39,10 +47,28 @@ class BatchInvariantRCNN(GeneralizedRCNN):
         """See :meth:`GeneralizedRCNN.inference`."""
         infer = super().inference
         known = [None] * len(batched_inputs) if detected_instances is None else detected_instances
-        return [
-            infer([one], None if instances is None else [instances], do_postprocess)[0]
+        raw = [
+            infer([one], None if instances is None else [instances], do_postprocess=False)[0]
             for one, instances in zip(batched_inputs, known, strict=True)
         ]
+        if not do_postprocess:
+            return raw
+        return [
+            {"instances": self.postprocess(found, one)}
+            for found, one in zip(raw, batched_inputs, strict=True)
+        ]
+
+    def postprocess(self, found: Instances, one: dict[str, Any]) -> Instances:
+        """Raw detections of an image -> those of its output size, with masks as `full_masks` says.
+
+        Args:
+            found: in the coordinates of the network's input; changed in place.
+            one: the image's input; `height` and `width` of the output are the network's input's
+                where it does not have them.
+        """
+        height, width = found.image_size
+        size = one.get("height", height), one.get("width", width)
+        return postprocess(found, *size, full_masks=self.full_masks)
 
 
 @META_ARCH_REGISTRY.register()

@@ -11,7 +11,8 @@ from torch import Tensor
 
 FIRST_CANDIDATES = 4096  # (region, name) pairs that the first round of NMS looks at, at least
 WIDEN_BY = 4  # candidates of the next round over those of the last
-LARGEST_GROUP = 64  # scores that are looked at, and boxes that are compared, all at once
+LARGEST_GROUP = 64  # scores of which only the highest is looked at in the first pass
+COMPARED_AT_ONCE = 64  # boxes of a category, at most; of more NMS looks at each in turn
 ONE_PASS = 1000  # boxes; with more, torchvision's batched_nms goes through the categories on the CPU
 
 
@@ -95,9 +96,9 @@ def _best_pairs(
 def _highest(scores: Tensor, count: int, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
     """The `count` highest of (N, C) scores, as far as they are above the threshold.
 
-    Equal scores stay in the order of the table, as in Detectron2. Sorting 20 million scores would
-    take longer than computing them. So each row is cut into groups: at least `count` scores reach
-    the `count`-th highest of the groups' maxima, and only these are sorted.
+    Equal scores stay in the order of the table. Sorting 20 million scores would take longer than
+    computing them. So each row is cut into groups: at least `count` scores reach the `count`-th
+    highest of the groups' maxima, and only these are sorted.
 
     Returns:
         (K,) regions, (K,) categories, (K,) scores, falling; K <= `count`.
@@ -145,7 +146,7 @@ def _suppress(boxes: Tensor, scores: Tensor, categories: Tensor, threshold: floa
     categories, order = categories.sort(stable=True)
     boxes, scores = boxes[order].float(), scores[order]
     sizes = categories.unique_consecutive(return_counts=True)[1]
-    ends, few = sizes.cumsum(0), sizes <= LARGEST_GROUP
+    ends, few = sizes.cumsum(0), sizes <= COMPARED_AT_ONCE
     followers = (ends * few).repeat_interleave(sizes) - 1 - torch.arange(len(order))
     kept = [True] * len(order)
     for first, second in _overlapping(boxes, followers.clamp(min=0), threshold).tolist():

@@ -54,6 +54,14 @@ def test_detections_have_boxes_masks_and_at_most_the_cap(teacher, record):
     assert set(instances.pred_classes.tolist()) <= {0, 1, 2, 3}
 
 
+def test_masks_stay_in_their_boxes_where_the_detector_s_do(teacher, record):
+    model = make_model(teacher)
+    expected = model([record])[0]["instances"].pred_masks
+    model.detector.full_masks = False
+    masks = model([record])[0]["instances"].pred_masks
+    assert torch.equal(masks.to_bitmasks().tensor, expected)
+
+
 def test_scores_are_the_teachers_on_the_original_pixels(teacher, record):
     model = make_model(teacher, objectness_weight=0.0)
     proposals = model.detector.predict_proposals([record])[0]

@@ -1,5 +1,7 @@
 """Masks pasted from their boxes are Detectron2's, and so are their run lengths."""
 
+import tracemalloc
+
 import numpy as np
 import pycocotools.mask
 import pytest
@@ -109,6 +111,16 @@ def test_no_masks_at_all():
     assert masks.to_bitmasks().tensor.shape == (0, 20, 30)
     assert masks.to_bitmasks().tensor.dtype == torch.bool
     assert masks.to_rle() == []
+
+
+def test_run_lengths_need_no_full_size_masks():
+    masks = make(300, image_size=(400, 666), kind="part")
+    masks[:5].to_rle()
+    tracemalloc.start()
+    masks.to_rle()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.1 * 300 * 400 * 666
 
 
 def test_half_precision_and_gradients_do_not_matter():

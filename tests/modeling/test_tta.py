@@ -55,6 +55,13 @@ def test_merging_is_detectron2s():
         assert torch.equal(getattr(other, "tensor", other), getattr(value, "tensor", value)), name
 
 
+def test_masks_stay_in_their_boxes_where_the_model_s_do():
+    augmented = make(NAMES[:4])
+    expected = detect(augmented).pred_masks
+    augmented.model.full_masks = False
+    assert torch.equal(detect(augmented).pred_masks.to_bitmasks().tensor, expected)
+
+
 def test_the_config_of_the_caller_stays():
     augmented = make(NAMES)
     before = augmented.cfg.clone()

@@ -12,7 +12,7 @@ from detectron2.projects.point_rend import add_pointrend_config
 
 from ovd_d2.config import add_ovd_config
 from ovd_d2.modeling.open_vocabulary import takes_vocabulary
-from ovd_d2.systems import IdleKeys, system_of
+from ovd_d2.systems import IdleKeys, System, systems
 
 _MOST_KEYS = 10_000  # aliases of aliases could make millions of a short yaml file
 

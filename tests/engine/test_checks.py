@@ -240,6 +240,7 @@ def test_mixed_precision_without_a_gpu_is_refused_in_training_alone(cfg):
 
 def test_a_closed_vocabulary_cannot_be_classified_by_the_teacher(cfg):
     cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
     cfg.MODEL.OVD.CLASSIFY_WITH = "clip_crops"
     (problem,) = problems_of(cfg, training=False)
     assert "needs MODEL.META_ARCHITECTURE OpenVocabularyRCNN" in problem

@@ -83,9 +83,8 @@ def test_features_see_the_mean_of_the_stages_distillation_gradients():
     record = tiny_input()
     cached = cached_proposals_of(record["instances"])
     with EventStorage():
-        _, losses = heads(
-            None, features, [proposals_of([[4.0] * 4], [0.0])], [record["instances"]], [cached]
-        )
+        proposals = [proposals_of([[4.0] * 4], [0.0])]
+        _, losses = heads(None, features, proposals, [record["instances"]])
     for k, predictor in enumerate(heads.predictors):
         student = predictor.embed(heads.box_head[k](heads._pool(features, [cached])))
         plain = distillation_l1(student, cached.teacher_embeddings, heads.distillation_weight)

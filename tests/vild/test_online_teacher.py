@@ -156,11 +156,11 @@ def test_workers_read_and_the_training_process_embeds(cfg, dicts, cache, teacher
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def problems_with(dicts, proposals, teacher, **changes):
+def problems_with(dicts, proposals, online, **changes):
     needs = {"training": True, "embedding_dim": 64, "training_images": dicts}
     context = SetupContext(**{**needs, **changes})
     store = ProposalsToEmbed(proposals, per_image=300)
-    return [*OnlineTeacher(teacher).problems(context), *store.problems(context)]
+    return [*OnlineTeacher(online).problems(context), *store.problems(context)]
 
 
 def test_what_fits_has_no_problem(dicts, proposals, teacher):

@@ -15,13 +15,13 @@ from detectron2.data import build_detection_test_loader, get_detection_dataset_d
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.modeling import build_model
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from ovd_d2.data.base_only import drop_annotations
 from ovd_d2.data.categories import get_categories
-from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
+from ovd_d2.data.mapper import OpenVocabularyDatasetMapper, WithPassengers, passengers_of
 from ovd_d2.data.own import check_own_data_sets
-from ovd_d2.data.train_loader import build_resumable_train_loader
+from ovd_d2.data.train_loader import Mapper, build_resumable_train_loader
 from ovd_d2.engine.checkpoint import WHOLE_MODEL, SafeCheckpointer
 from ovd_d2.errors import SetupError
 from ovd_d2.modeling.open_vocabulary import open_vocabulary_part
@@ -151,13 +151,26 @@ def get_base_dataset_dicts(
     return dataset_dicts
 
 
-def build_train_loader(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+def build_train_loader(
+    cfg: CfgNode, *, mapper: Mapper | None = None, sampler: Sampler | None = None
+) -> Iterable[list[dict[str, Any]]]:
     """A loader that can be resumed, over base annotations and what the system adds to them.
 
-    Samplers see what the model sees: repeat factors are those of the base annotations.
+    Args:
+        cfg: the complete config.
+        mapper: a project's own, with its augmentations; None: `OpenVocabularyDatasetMapper`. What
+            the system needs rides along with either (:mod:`ovd_d2.data.passengers`).
+        sampler: a project's own; None: that of the config. Samplers see what the model sees:
+            repeat factors are those of the base annotations.
     """
-    mapper = OpenVocabularyDatasetMapper(cfg, is_train=True)
-    loader = build_resumable_train_loader(cfg, mapper=mapper, dataset=load_training_dicts(cfg))
+    if mapper is None:
+        mapper = OpenVocabularyDatasetMapper(cfg, is_train=True)
+    elif passengers := passengers_of(cfg):
+        mapper = WithPassengers(mapper, passengers)
+    options = {} if sampler is None else {"sampler": sampler}
+    loader = build_resumable_train_loader(
+        cfg, mapper=mapper, dataset=load_training_dicts(cfg), **options
+    )
     system = system_of(cfg)
     return loader if system is None else system.wrap_loader(cfg, loader)
 

@@ -62,7 +62,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
 def train(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Checks the set-up, then trains (`args.resume`: from the last checkpoint)."""
     check_and_set_up(cfg, args, training=True)
-    trainer = OpenVocabularyTrainer(cfg)
+    trainer = OpenVocabularyTrainer(cfg, check=False)
     trainer.resume_or_load(resume=args.resume)
     trainer.train()
 

@@ -22,7 +22,7 @@ from ovd_d2.data.base_only import drop_annotations
 from ovd_d2.data.categories import get_categories
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.data.online import OnlineTeacherLoader
-from ovd_d2.data.own import check_own_data_sets
+from ovd_d2.data.registration import register_data_sets
 from ovd_d2.data.train_loader import build_resumable_train_loader
 from ovd_d2.engine.checkpoint import WHOLE_MODEL, SafeCheckpointer
 from ovd_d2.engine.online import embedder
@@ -162,9 +162,9 @@ def get_base_dataset_dicts(
         filter_empty: leave out images without annotation (ViLD distils from them, so: no).
         drop_novel: False keeps novel annotations, for the supervised upper line alone.
     """
-    check_own_data_sets()
     dataset_dicts: list[dict[str, Any]] = []
     for name in [names] if isinstance(names, str) else names:
+        register_data_sets([name])
         records = get_detection_dataset_dicts(name, filter_empty=False, check_consistency=False)
         if drop_novel:
             records = drop_annotations(records, get_categories(name).is_novel)
@@ -192,6 +192,7 @@ def build_train_loader(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
     """Detectron2's test loader."""
+    register_data_sets([dataset_name])
     return build_detection_test_loader(
         cfg, dataset_name, mapper=OpenVocabularyDatasetMapper(cfg, is_train=False)
     )

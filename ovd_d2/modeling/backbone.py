@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import timm
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, SimpleFeaturePyramid, ViT
@@ -27,6 +26,8 @@ class TimmBackbone(Backbone):
             architecture: timm's name of the network; random weights, checkpoints bring others.
             out_features: among "res1" .. "res5", of stride 2 .. 32.
         """
+        import timm  # 0.6 s of an import, for this backbone alone
+
         super().__init__()
         self.body = timm.create_model(architecture, pretrained=False, features_only=True)
         info: Any = self.body.feature_info

@@ -45,9 +45,9 @@ def get_categories(dataset_name: str) -> CategoryTable:
 
     Novel are, in this order of precedence: the names that the metadata field `base_classes` does
     not list (OV-COCO needs no such field); the rare categories (`frequency: r`) of an LVIS-format
-    file (LVIS's own open-vocabulary protocol); nothing otherwise. A data set
-    without annotation file (PASCAL VOC) has the names of its metadata. The metadata field `spellings` maps the data set's spelling of a
-    name to one that a text encoder knows ("pottedplant" to "potted plant").
+    file (LVIS's own open-vocabulary protocol); nothing otherwise. A data set without annotation
+    file (PASCAL VOC) has the names of its metadata. The metadata field `spellings` maps the data
+    set's spelling of a name to one that a text encoder knows ("pottedplant" to "potted plant").
 
     Raises:
         KeyError: the data set is not registered.

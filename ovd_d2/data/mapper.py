@@ -103,11 +103,11 @@ def no_objects(image_size: tuple[int, int], mask_format: str | None) -> Instance
 class OpenVocabularyDatasetMapper(DatasetMapper):
     """Detectron2's mapper plus `cached_proposals`, read from an :class:`EmbeddingCache`.
 
-    Image, boxes, masks and cached proposals go through one augmentation. From a
-    :class:`ProposalStore` they come without embeddings, and with them comes `original_image`,
-    (H, W, 3) uint8 RGB before the augmentation: what
-    :class:`ovd_d2.data.online.OnlineTeacherLoader` needs to add the embeddings. Without either it
-    is :class:`DatasetMapper` with large-scale jitter as an option.
+    Image, boxes, masks, keypoints, `sem_seg`, Detectron2's stored `proposals` and cached proposals
+    go through one augmentation. From a :class:`ProposalStore` cached proposals come without
+    embeddings, and with them comes `original_image`, (H, W, 3) uint8 RGB before the augmentation:
+    what :class:`ovd_d2.data.online.OnlineTeacherLoader` needs to add the embeddings. Without either
+    it is :class:`DatasetMapper` with large-scale jitter as an option.
     """
 
     @configurable
@@ -158,12 +158,18 @@ class OpenVocabularyDatasetMapper(DatasetMapper):
         dataset_dict = copy.deepcopy(dataset_dict)  # changed below
         image = detection_utils.read_image(dataset_dict["file_name"], format=self.image_format)
         detection_utils.check_image_size(dataset_dict, image)
-        aug_input = T.AugInput(image)
+        aug_input = T.AugInput(image, sem_seg=_read_sem_seg(dataset_dict))
         transforms = self.augmentations(aug_input)
         image_size = aug_input.image.shape[:2]
         dataset_dict["image"] = torch.as_tensor(
             np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))
         )
+        if aug_input.sem_seg is not None:
+            dataset_dict["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype("long"))
+        if self.proposal_topk is not None:
+            detection_utils.transform_proposals(
+                dataset_dict, image_size, transforms, proposal_topk=self.proposal_topk
+            )
         if not self.is_train:
             dataset_dict.pop("annotations", None)
             return dataset_dict
@@ -216,6 +222,14 @@ class OpenVocabularyDatasetMapper(DatasetMapper):
         elif self.image_format != "RGB":  # grey, YUV: colours or rounding are lost
             image = detection_utils.read_image(file_name, format="RGB")
         return torch.from_numpy(image.copy())
+
+
+def _read_sem_seg(dataset_dict: dict[str, Any]) -> NDArray[np.uint8] | None:
+    """(H, W) uint8 category ids of the pixels, where the dict names a file of them."""
+    file_name = dataset_dict.pop("sem_seg_file_name", None)
+    if file_name is None:
+        return None
+    return detection_utils.read_image(file_name, "L").squeeze(2)
 
 
 def _best_first(proposals: dict[str, NDArray]) -> dict[str, NDArray]:

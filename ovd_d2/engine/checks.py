@@ -91,7 +91,7 @@ def config_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
     """Keys whose values cannot be meant, alone or together; no data set is opened."""
     if cfg.MODEL.META_ARCHITECTURE == "OpenVocabularyRCNN":
         yield from _choice_problems(cfg)
-    if cfg.SOLVER.OPTIMIZER not in ("SGD", "ADAMW"):
+    if cfg.SOLVER.OPTIMIZER.upper() not in ("SGD", "ADAMW"):
         yield f"SOLVER.OPTIMIZER: '{cfg.SOLVER.OPTIMIZER}' is neither SGD nor ADAMW"
     yield from evaluation_problems(cfg)
     if training:

@@ -61,7 +61,7 @@ def estimate_training_memory(cfg: CfgNode, images_per_process: int) -> MemoryEst
     per_image = sizes[0] + slope * (training_pixels(cfg) - pixels[0])
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     state = [*model.parameters(), *model.buffers()]
-    moments = 2 if cfg.SOLVER.OPTIMIZER == "ADAMW" else 1
+    moments = 2 if cfg.SOLVER.OPTIMIZER.upper() == "ADAMW" else 1
     return MemoryEstimate(
         weights=_bytes_of(state),
         gradients=4 * trained,

@@ -119,6 +119,21 @@ class RegionEmbeddingHead(nn.Module):
         return self.projection(self.trunk(pooled))
 
 
+def refuse_sigmoid_losses(*, sigmoid_ce: bool, federated: bool) -> None:
+    """Detectron2's federated loss is a sigmoid cross-entropy, too.
+
+    Raises:
+        ValueError: either is switched on.
+    """
+    if sigmoid_ce or federated:
+        raise ValueError(
+            "an open vocabulary is trained and scored by softmax over the categories and "
+            "background: set MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE False and "
+            "MODEL.ROI_BOX_HEAD.USE_FED_LOSS False (LazyConfig: use_sigmoid_ce, use_fed_loss); "
+            "projects such as Detic set them True in their base yaml"
+        )
+
+
 class OpenVocabularyOutputLayers(FastRCNNOutputLayers):
     """Detectron2's box predictor with words in place of the linear classifier.
 
@@ -141,7 +156,15 @@ class OpenVocabularyOutputLayers(FastRCNNOutputLayers):
             classifier: similarity to the vocabulary.
             novel_training_logits: see :func:`ovd_d2.losses.suppress_novel_logits`.
             kwargs: of :class:`FastRCNNOutputLayers`.
+
+        Raises:
+            ValueError: sigmoid cross-entropy or the federated loss, which needs it; box regression
+                of a category's own.
         """
+        refuse_sigmoid_losses(
+            sigmoid_ce=kwargs.get("use_sigmoid_ce", False),
+            federated=kwargs.get("use_fed_loss", False),
+        )
         super().__init__(input_shape, **kwargs)
         if self.bbox_pred.out_features != 4:
             raise ValueError(

@@ -20,8 +20,10 @@ from ovd_d2.modeling.box_head import (
     EmbeddingProjection,
     OpenVocabularyOutputLayers,
     RegionEmbeddingHead,
+    refuse_sigmoid_losses,
 )
 from ovd_d2.modeling.classifier import CLIPClassifier
+from ovd_d2.modeling.objectness import objectness_kind
 from ovd_d2.vocabulary import Vocabulary
 
 
@@ -82,6 +84,7 @@ class ViLDROIHeads(StandardROIHeads):
         base_weight: float,
         novel_weight: float,
         objectness_weight: float,
+        objectness: str = "logit",
         **kwargs: Any,
     ) -> None:
         """
@@ -92,6 +95,7 @@ class ViLDROIHeads(StandardROIHeads):
             distillation_weight: w of the ViLD-image loss.
             base_weight, novel_weight: see :func:`ovd_d2.scoring.vild_ensemble`.
             objectness_weight: see :func:`ovd_d2.scoring.mix_objectness`.
+            objectness: see :func:`ovd_d2.scoring.objectness_probabilities`.
             kwargs: of :class:`StandardROIHeads`.
         """
         super().__init__(**kwargs)
@@ -103,6 +107,7 @@ class ViLDROIHeads(StandardROIHeads):
         self.base_weight = base_weight
         self.novel_weight = novel_weight
         self.objectness_weight = objectness_weight
+        self.objectness = objectness
         if not variant.classifies:
             for predictor in self.predictors:
                 predictor.loss_weight = {**predictor.loss_weight, "loss_cls": 0.0}
@@ -111,12 +116,17 @@ class ViLDROIHeads(StandardROIHeads):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        box_head = cfg.MODEL.ROI_BOX_HEAD
+        # Here, before the base class builds its own predictor, which stops at an assertion.
+        refuse_sigmoid_losses(sigmoid_ce=box_head.USE_SIGMOID_CE, federated=box_head.USE_FED_LOSS)
         ret = super().from_config(cfg, input_shape)
         ret["variant"] = get_variant(cfg.MODEL.OVD.VARIANT)
         ret["distillation_weight"] = cfg.MODEL.OVD.DISTILLATION.WEIGHT
         ret["base_weight"] = cfg.MODEL.OVD.BASE_WEIGHT
         ret["novel_weight"] = cfg.MODEL.OVD.NOVEL_WEIGHT
         ret["objectness_weight"] = cfg.MODEL.OVD.OBJECTNESS_WEIGHT
+        if cfg.MODEL.OVD.OBJECTNESS_WEIGHT > 0:
+            ret["objectness"] = objectness_kind(cfg)
         return ret
 
     @classmethod
@@ -260,7 +270,8 @@ class ViLDROIHeads(StandardROIHeads):
     def _mix_objectness(self, probs: Tensor, proposals: list[Instances]) -> Tensor:
         if self.objectness_weight == 0:
             return probs
-        objectness = torch.cat([x.objectness_logits for x in proposals]).sigmoid()
+        scores = torch.cat([x.objectness_logits for x in proposals])
+        objectness = scoring.objectness_probabilities(scores, self.objectness)
         return scoring.mix_objectness(probs, objectness, self.objectness_weight)
 
     def _scores(

@@ -42,10 +42,11 @@ def add_ovd_config(cfg: CfgNode) -> None:
     _refuse_old_names(cfg)
 
 
-def _add(node: CfgNode, key: str, default: Any) -> None:
-    """Adds a key where no other project has added one of this name."""
+def _add(node: CfgNode, key: str, default: Any) -> Any:
+    """Adds a key where no other project has added one of this name; returns its value."""
     if key not in node:
         node[key] = default
+    return node[key]
 
 
 def _refuse_old_names(cfg: CfgNode) -> None:
@@ -68,7 +69,7 @@ def _has(cfg: CfgNode, key: str) -> bool:
 
 
 def _add_model_keys(cfg: CfgNode) -> None:
-    ovd = cfg.MODEL.OVD = CfgNode()
+    ovd = _add(cfg.MODEL, "OVD", CfgNode())
 
     # Which ViLD: "vild_text" (text branch alone), "vild_image" (distillation alone), "vild" (one
     # head learns both), "vild_ensemble" (two heads, their scores mixed at test time).
@@ -173,15 +174,15 @@ def _add_backbone_keys(ovd: CfgNode) -> None:
 def _add_input_keys(cfg: CfgNode) -> None:
     # Large-scale jitter: the image is scaled by a random factor of the square SIZE, then cropped
     # or padded to it. Replaces MIN_SIZE_TRAIN / MAX_SIZE_TRAIN where enabled.
-    _add(cfg.INPUT, "LSJ", CfgNode())
-    _add(cfg.INPUT.LSJ, "ENABLED", False)
-    _add(cfg.INPUT.LSJ, "MIN_SCALE", 0.1)
-    _add(cfg.INPUT.LSJ, "MAX_SCALE", 2.0)
-    _add(cfg.INPUT.LSJ, "SIZE", 1024)
+    jitter = _add(cfg.INPUT, "LSJ", CfgNode())
+    _add(jitter, "ENABLED", False)
+    _add(jitter, "MIN_SCALE", 0.1)
+    _add(jitter, "MAX_SCALE", 2.0)
+    _add(jitter, "SIZE", 1024)
 
 
 def _add_evaluation_keys(cfg: CfgNode) -> None:
-    test = cfg.TEST.OVD = CfgNode()
+    test = _add(cfg.TEST, "OVD", CfgNode())
     # What matches detections to ground truth: "reference" (the packages lvis and pycocotools) or
     # "hotcoco" (the same numbers, faster; tests/evaluation/test_engines.py holds them equal).
     test.ENGINE = "reference"

@@ -56,11 +56,13 @@ def test_a_project_merges_its_own_key_that_was_once_ours(project_cfg, tmp_path):
     assert (project_cfg.MODEL.VIT.NAME, project_cfg.SOLVER.OPTIMIZER) == ("dit_large", "SGD")
 
 
-def test_added_before_the_projects_node_has_all_our_keys():
+def test_our_keys_join_a_node_that_is_there_already():
     cfg = get_cfg()
     add_project_config(cfg)
+    cfg.MODEL.OVD = CfgNode({"WITH_PSEUDO_LABELS": True})
     add_ovd_config(cfg)
     assert (cfg.INPUT.LSJ.MIN_SCALE, cfg.INPUT.LSJ.MAX_SCALE) == (0.1, 2.0)
+    assert cfg.MODEL.OVD.WITH_PSEUDO_LABELS and cfg.MODEL.OVD.VARIANT == "vild_text"
 
 
 def nested(key, value):

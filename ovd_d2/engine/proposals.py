@@ -56,7 +56,7 @@ def extract_proposals(
 
     Raises:
         TypeError: the model has no first stage that can be asked alone.
-        ValueError: see :func:`objectness_kind`.
+        SetupError: see :func:`objectness_kind`.
     """
     if not isinstance(model, OpenVocabularyRCNN):
         raise TypeError(

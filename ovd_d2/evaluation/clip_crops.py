@@ -125,8 +125,7 @@ def with_crop_classifier(cfg: CfgNode, detector: nn.Module) -> CropClassifier:
 
     Raises:
         TypeError: the detector has no vocabulary for the teacher to choose from.
-        SetupError: the teacher cannot be had.
-        ValueError: see :func:`objectness_kind`.
+        SetupError: the teacher cannot be had; see :func:`objectness_kind`.
     """
     if not isinstance(detector, OpenVocabularyRCNN):
         raise TypeError(

@@ -13,6 +13,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovd_d2.errors import SetupError
 from ovd_d2.losses import suppress_novel_logits
 from ovd_d2.modeling.classifier import CLIPClassifier
 from ovd_d2.modeling.detection import select_detections
@@ -123,14 +124,16 @@ def refuse_sigmoid_losses(*, sigmoid_ce: bool, federated: bool) -> None:
     """Detectron2's federated loss is a sigmoid cross-entropy, too.
 
     Raises:
-        ValueError: either is switched on.
+        SetupError: either is switched on.
     """
     if sigmoid_ce or federated:
-        raise ValueError(
-            "an open vocabulary is trained and scored by softmax over the categories and "
-            "background: set MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE False and "
-            "MODEL.ROI_BOX_HEAD.USE_FED_LOSS False (LazyConfig: use_sigmoid_ce, use_fed_loss); "
-            "projects such as Detic set them True in their base yaml"
+        raise SetupError(
+            [
+                "an open vocabulary is trained and scored by softmax over the categories and "
+                "background: set MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE False and "
+                "MODEL.ROI_BOX_HEAD.USE_FED_LOSS False (LazyConfig: use_sigmoid_ce, use_fed_loss); "
+                "projects such as Detic set them True in their base yaml"
+            ]
         )
 
 
@@ -158,8 +161,8 @@ class OpenVocabularyOutputLayers(FastRCNNOutputLayers):
             kwargs: of :class:`FastRCNNOutputLayers`.
 
         Raises:
-            ValueError: sigmoid cross-entropy or the federated loss, which needs it; box regression
-                of a category's own.
+            SetupError: sigmoid cross-entropy or the federated loss, which needs it.
+            ValueError: box regression per category.
         """
         refuse_sigmoid_losses(
             sigmoid_ce=kwargs.get("use_sigmoid_ce", False),

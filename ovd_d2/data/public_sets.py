@@ -13,6 +13,11 @@ from detectron2.data import MetadataCatalog
 from ovd_d2.data.ov_coco import BASE_CLASSES, TRAIN_SET, VAL_SET
 
 OBJECTS365 = "objects365_v2_val"
+# Detectron2 registers these.
+VOC_SETS = (
+    *(f"voc_2007_{split}" for split in ("trainval", "train", "val", "test")),
+    *(f"voc_2012_{split}" for split in ("trainval", "train", "val")),
+)
 
 # Spellings: the data set's name of a category -> one that a text encoder knows.
 _VOC = {
@@ -24,6 +29,7 @@ _VOC = {
     },
 }
 _KNOWN: dict[str, Mapping[str, Any]] = {
+    **dict.fromkeys(VOC_SETS, _VOC),
     TRAIN_SET: {"base_classes": list(BASE_CLASSES)},
     VAL_SET: {"base_classes": list(BASE_CLASSES)},
     OBJECTS365: {
@@ -60,7 +66,5 @@ def dataset_field(dataset_name: str, field: str, default: Any = None) -> Any:
             that a text encoder knows) or "boxes_only" (bool: it has no masks).
         default: where neither says anything.
     """
-    metadata = MetadataCatalog.get(dataset_name)
-    is_voc = metadata.get("evaluator_type", None) == "pascal_voc"
-    known = _VOC if is_voc else _KNOWN.get(dataset_name, {})
-    return metadata.get(field, known.get(field, default))
+    known = _KNOWN.get(dataset_name, {})
+    return MetadataCatalog.get(dataset_name).get(field, known.get(field, default))

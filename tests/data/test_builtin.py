@@ -6,7 +6,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ovd_d2.data import builtin, ov_coco
 from ovd_d2.data.categories import get_categories
-from ovd_d2.data.public_sets import dataset_field
+from ovd_d2.data.public_sets import VOC_SETS, dataset_field
 from ovd_d2.data.registration import register_data_sets
 
 
@@ -57,9 +57,8 @@ def test_objects365_reads_official_names_and_shows_them_spelled_out(tmp_path, mo
 
 
 def test_every_voc_set_is_an_open_vocabulary_test_set():
-    names = [name for name in DatasetCatalog.list() if name.startswith("voc_")]
-    assert {"voc_2007_test", "voc_2012_val"} <= set(names)
-    for name in names:
+    assert {name for name in DatasetCatalog.list() if name.startswith("voc_20")} == set(VOC_SETS)
+    for name in VOC_SETS:
         assert MetadataCatalog.get(name).evaluator_type == "pascal_voc"
         assert dataset_field(name, "boxes_only")
         assert "potted plant" in get_categories(name).names

@@ -1,4 +1,4 @@
-"""Every config key of ovd_d2, its default (the paper's) and what it does."""
+"""The config keys that all systems share, their defaults and what they do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-# Old name -> new name of a key or of a node. An old name in a yaml file is an error.
+from ovd_d2.systems import systems
+
+# Old name -> new name of a key or of a node; systems have their own (`System.renamed_keys`).
 RENAMED_KEYS = {
     "MODEL.VIT": "MODEL.OVD.VIT",
     "MODEL.BACKBONE.TIMM_ARCHITECTURE": "MODEL.OVD.TIMM_ARCHITECTURE",
@@ -15,7 +17,7 @@ RENAMED_KEYS = {
 
 
 def add_ovd_config(cfg: CfgNode) -> None:
-    """Adds the keys of open-vocabulary detection to a Detectron2 config.
+    """Adds the keys of open-vocabulary detection to a Detectron2 config, every system's included.
 
     To be called before values are merged, before or after other projects' functions of this kind:
     outside of `MODEL.OVD` and `TEST.OVD` a key that is there already keeps its value.
@@ -39,7 +41,17 @@ def add_ovd_config(cfg: CfgNode) -> None:
     # ADAMW: learning rate of the backbone (its pyramid apart) relative to the rest; below 1 for
     # pretrained ones.
     _add(cfg.SOLVER, "BACKBONE_MULTIPLIER", 1.0)
+    for system in systems():
+        system.add_config(cfg)
     _refuse_old_names(cfg)
+
+
+def renamed_keys() -> dict[str, str]:
+    """Old name -> new name of every key or node that an older version had under another name."""
+    renamed = dict(RENAMED_KEYS)
+    for system in systems():
+        renamed |= system.renamed_keys
+    return renamed
 
 
 def _add(node: CfgNode, key: str, default: Any) -> Any:
@@ -50,11 +62,11 @@ def _add(node: CfgNode, key: str, default: Any) -> Any:
 
 
 def _refuse_old_names(cfg: CfgNode) -> None:
-    """Makes merging a yaml file with a key of :data:`RENAMED_KEYS` an error with the new name.
+    """Makes merging a yaml file with an old key an error with the new name.
 
     Where another project has a key of an old name, it is that project's: merging it is no error.
     """
-    for old, new in RENAMED_KEYS.items():
+    for old, new in renamed_keys().items():
         if not _has(cfg, old):
             cfg.register_renamed_key(old, new)
 
@@ -71,10 +83,6 @@ def _has(cfg: CfgNode, key: str) -> bool:
 def _add_model_keys(cfg: CfgNode) -> None:
     ovd = _add(cfg.MODEL, "OVD", CfgNode())
 
-    # Which ViLD: "vild_text" (text branch alone), "vild_image" (distillation alone), "vild" (one
-    # head learns both), "vild_ensemble" (two heads, their scores mixed at test time).
-    # All but vild_text need DISTILLATION.CACHE or DISTILLATION.ONLINE for training.
-    ovd.VARIANT = "vild_text"
     # The category names and their text embeddings: a file made by tools/build_vocabulary.py.
     # Its order is the data set's; ROI_HEADS.NUM_CLASSES must equal its length.
     ovd.VOCABULARY = ""
@@ -89,12 +97,13 @@ def _add_model_keys(cfg: CfgNode) -> None:
     ovd.BACKGROUND = "learned"
     # Logits of novel categories in training: "zero" (as the official code) or "exclude" (-inf).
     ovd.NOVEL_TRAINING_LOGITS = "zero"
-    # vild_ensemble at test time: weights of the text branch for base and for novel categories, the
-    # rest is the image branch's. Equal: one weight for all (transfer to other data sets).
+    # Ensemble of a text and an image branch at test time: weights of the text branch for base and
+    # for novel categories, the rest is the image branch's. Equal: one weight for all (transfer to
+    # other data sets).
     ovd.BASE_WEIGHT = 2 / 3
     ovd.NOVEL_WEIGHT = 1 / 3
     # At test time scores are p^(1-w) * objectness^w. 0: objectness takes no part (the paper).
-    # vild_image has no background class, so it needs some: its configs say 0.5.
+    # ViLD-image has no background class, so it needs some: its configs say 0.5.
     ovd.OBJECTNESS_WEIGHT = 0.0
     # What the proposal generator's `objectness_logits` are: "logit" (Detectron2's RPN) or
     # "probability" (CenterNet). "": by the generator's class; one that is no RPN must be told.
@@ -109,31 +118,12 @@ def _add_model_keys(cfg: CfgNode) -> None:
     ovd.COMPILE_BACKBONE = False
 
     # The frozen CLIP: an open_clip architecture with a pretrained tag or a local checkpoint file.
-    # Training loads it with DISTILLATION.ONLINE alone; names given at test time and "clip_crops"
-    # load it at test time.
+    # Names given at test time and "clip_crops" load it; training, where it embeds online.
     ovd.TEACHER = CfgNode()
     ovd.TEACHER.ARCHITECTURE = "ViT-B-32-quickgelu"
     ovd.TEACHER.PRETRAINED = "openai"
     # Prompt family for names given at test time (ovd_d2/clip/prompts.py).
     ovd.TEACHER.PROMPTS = "vild63"
-
-    ovd.DISTILLATION = CfgNode()
-    # The proposal-embedding cache of the training set: a folder made by tools/cache.py build.
-    ovd.DISTILLATION.CACHE = ""
-    # w of the paper: 0.5 for ResNet-50.
-    ovd.DISTILLATION.WEIGHT = 0.5
-    # The first K cached proposals of an image take part (they are sorted by objectness).
-    ovd.DISTILLATION.PROPOSALS_PER_IMAGE = 300
-
-    # Training without a cache, for want of disk: the teacher runs inside training, on
-    # MODEL.DEVICE, and embeds each image's proposals whenever the image comes up (docs/online.md).
-    online = ovd.DISTILLATION.ONLINE = CfgNode()
-    # The proposals of the training set: a folder made by tools/extract_proposals.py. "": off.
-    online.PROPOSALS = ""
-    # How a crop becomes the teacher's input; the cache builder's --resize.
-    online.RESIZE = "open_clip"
-    # Crops in one pass of the teacher: fewer need less memory; the result does not depend on it.
-    online.BATCH_SIZE = 256
 
 
 def _add_head_keys(cfg: CfgNode) -> None:

@@ -4,7 +4,7 @@ import pytest
 from detectron2.config import CfgNode, get_cfg
 
 from ovd_d2 import add_ovd_config
-from ovd_d2.config import RENAMED_KEYS
+from ovd_d2.config import renamed_keys
 from ovd_d2.engine.config_keys import flatten
 from ovd_d2.engine.run import load_config
 from ovd_d2.errors import SetupError
@@ -62,7 +62,7 @@ def test_our_keys_join_a_node_that_is_there_already():
     cfg.MODEL.OVD = CfgNode({"WITH_PSEUDO_LABELS": True})
     add_ovd_config(cfg)
     assert (cfg.INPUT.LSJ.MIN_SCALE, cfg.INPUT.LSJ.MAX_SCALE) == (0.1, 2.0)
-    assert cfg.MODEL.OVD.WITH_PSEUDO_LABELS and cfg.MODEL.OVD.VARIANT == "vild_text"
+    assert cfg.MODEL.OVD.WITH_PSEUDO_LABELS and cfg.MODEL.OVD.BACKGROUND == "learned"
 
 
 def nested(key, value):
@@ -71,12 +71,12 @@ def nested(key, value):
     return value
 
 
-@pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())
+@pytest.mark.parametrize(("old", "new"), renamed_keys().items())
 def test_an_old_name_is_an_error_that_names_the_new_one(old, new, tmp_path):
     cfg = get_cfg()
     add_ovd_config(cfg)
     assert new in {*dict(flatten(cfg)), *(key.rpartition(".")[0] for key, _ in flatten(cfg))}
-    value = {"DEPTH": 3} if old == "MODEL.VIT" else ""
+    value = {"MODEL.VIT": {"DEPTH": 3}, "MODEL.OVD.DISTILLATION": {"WEIGHT": 1.0}}.get(old, "")
     path = tmp_path / "old.yaml"
     path.write_text(CfgNode(nested(old, value)).dump())
     with pytest.raises(KeyError, match=f"Key {old} was renamed to {new}"):

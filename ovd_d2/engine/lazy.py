@@ -2,8 +2,8 @@
 
 A config has what Detectron2's `new_baselines` have (`model`, `optimizer`, `lr_multiplier`, `train`,
 `dataloader`), and `vocabulary`: a LazyCall that gives a :class:`ovd_d2.vocabulary.Vocabulary`.
-Where the mapper has `proposals` in place of a cache, `teacher` gives the
-:class:`ovd_d2.clip.teacher.CLIPTeacher` that embeds them inside training.
+Where it has `wrap_loader`, a LazyCall that gives a function of the training loader, batches go
+through that on their way to the model (configs/pictograms/lazy_vild_online.py).
 """
 
 from __future__ import annotations
@@ -28,13 +28,11 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from omegaconf import DictConfig
 
-from ovd_d2.data.online import OnlineTeacherLoader
 from ovd_d2.engine.build import vocabulary_of
 from ovd_d2.engine.checkpoint import WHOLE_MODEL, SafeCheckpointer
 from ovd_d2.engine.hooks import ProgressBar, SeedIterations
 from ovd_d2.engine.launching import available_device, on_main_process
 from ovd_d2.engine.lazy_checks import WEIGHTS_KEY, check_lazy_setup
-from ovd_d2.engine.online import embedder
 from ovd_d2.engine.scalars import defined, write_scalars
 from ovd_d2.engine.trainer import finish, loader_states, write_results
 from ovd_d2.errors import SetupError
@@ -51,10 +49,9 @@ def train(cfg: DictConfig, args: argparse.Namespace) -> None:
         cfg.train.ddp.device_ids = None  # else Detectron2 asks for a GPU for each process
     vocabulary = instantiate(cfg.vocabulary)
     model = _build_model(cfg, vocabulary)
-    mapper = instantiate(cfg.dataloader.train.mapper)
-    loader = instantiate({**cfg.dataloader.train, "mapper": mapper})
-    if mapper.proposals is not None:
-        loader = OnlineTeacherLoader(loader, embedder(instantiate(cfg.teacher)))
+    loader = instantiate(cfg.dataloader.train)
+    if "wrap_loader" in cfg:
+        loader = instantiate(cfg.wrap_loader)(loader)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     wrapped = create_ddp_model(model, **cfg.train.ddp)

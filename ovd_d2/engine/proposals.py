@@ -16,7 +16,6 @@ from tqdm import tqdm
 from ovd_d2.cache import DatasetInfo, Manifest, RecordWriter, dataset_fingerprint
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.files import fingerprint_json, sha256_file
-from ovd_d2.modeling import OpenVocabularyRCNN
 from ovd_d2.modeling.objectness import objectness_kind
 from ovd_d2.scoring import objectness_probabilities
 
@@ -58,16 +57,18 @@ def extract_proposals(
         TypeError: the model has no first stage that can be asked alone.
         SetupError: see :func:`objectness_kind`.
     """
-    if not isinstance(model, OpenVocabularyRCNN):
+    predict_proposals: Any = getattr(model, "predict_proposals", None)
+    if predict_proposals is None:
         raise TypeError(
-            f"proposals need MODEL.META_ARCHITECTURE OpenVocabularyRCNN, got {type(model).__name__}"
+            f"{type(model).__name__} has no method predict_proposals: proposals need "
+            "MODEL.META_ARCHITECTURE OpenVocabularyRCNN"
         )
     kind = objectness_kind(cfg)
     todo = [record for record in dataset_dicts if record["image_id"] not in writer.done_ids]
     writer.check_space(len(todo), cfg.MODEL.RPN.POST_NMS_TOPK_TEST)
     model.eval()
     for batch in tqdm(_batches(cfg, todo), "proposals", unit="img", disable=writer.ranks.rank > 0):
-        for record, proposals in zip(batch, model.predict_proposals(batch), strict=True):
+        for record, proposals in zip(batch, predict_proposals(batch), strict=True):
             size = record["height"], record["width"]
             boxes, objectness = to_original_image(proposals, *size, kind)
             writer.add(record["image_id"], {"boxes": boxes, "objectness": objectness})

@@ -33,6 +33,7 @@ from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
 from ovd_d2.evaluation import build_evaluator
 from ovd_d2.files import atomic_write_json
+from ovd_d2.modeling.open_vocabulary import open_vocabulary_part, takes_vocabulary
 from ovd_d2.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,8 @@ def evaluate_transfer(
     cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "transfer")  # the training's files stay
     set_up(cfg, args)
     model = build_model(cfg)
+    part = open_vocabulary_part(model)
+    assert part is not None  # the checks refuse others
     SafeCheckpointer(model, required=WHOLE_MODEL).load(cfg.MODEL.WEIGHTS)
     folder = Path(cfg.OUTPUT_DIR)
     prompts = prompt_family(_training_vocabulary(cfg), cfg.MODEL.OVD.TEACHER.PROMPTS)
@@ -88,7 +91,7 @@ def evaluate_transfer(
     }
     for test_set in test_sets:
         evaluator = build_evaluator(cfg, test_set.name, str(folder / test_set.name))
-        model.set_vocabulary(_vocabulary_of(test_set, teacher, prompts))
+        part.set_vocabulary(_vocabulary_of(test_set, teacher, prompts))
         loader = build_test_loader(cfg, test_set.name)
         results = inference_on_dataset(model, loader, evaluator)
         if comm.is_main_process():
@@ -161,10 +164,11 @@ def _checked(cfg: CfgNode, names: Sequence[str]) -> list[TransferSet]:
 
 
 def _config_problems(cfg: CfgNode) -> Iterable[str]:
-    if cfg.MODEL.META_ARCHITECTURE != "OpenVocabularyRCNN":
+    if not takes_vocabulary(cfg):
         yield (
-            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has a fixed list of "
-            "categories; transfer needs OpenVocabularyRCNN"
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} with MODEL.ROI_HEADS.NAME "
+            f"{cfg.MODEL.ROI_HEADS.NAME} has a fixed list of categories; transfer needs an "
+            "open-vocabulary detector"
         )
     if cfg.MODEL.OVD.CLASSIFY_WITH != "detector":
         yield f"MODEL.OVD.CLASSIFY_WITH is {cfg.MODEL.OVD.CLASSIFY_WITH}: transfer needs 'detector'"

@@ -148,7 +148,7 @@ def test_the_lazy_model_is_the_yaml_model(mini):
     ("options", "message"),
     [
         (["vocabulary.path=nothing.safetensors"], "vocabulary: "),
-        (["dataloader.train.mapper.cache.path=nowhere"], "dataloader.train.mapper: "),
+        (["dataloader.train.mapper.passengers.0.cache.path=nowhere"], "dataloader.train.mapper: "),
         (["dataloader.train.dataset.names=unknown_train"], "unknown_train"),
         (["dataloader.test.dataset.names=objects365_v2_val"], "zhiyuan_objv2_val.json (set DETEC"),
         (["dataloader.evaluator.engine.name=warm"], "dataloader.evaluator.engine: "),
@@ -166,7 +166,7 @@ def test_a_wrong_setup_is_refused_before_anything_is_written(options, message, m
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("dataloader.train.mapper.cache=null", "has no cache, but this variant distils"),
+        ("dataloader.train.mapper.passengers=[]", "has no passengers, but this variant distils"),
         ("model.roi_heads.box_predictor.classifier.embedding_dim=32", "use one teacher for both"),
     ],
 )

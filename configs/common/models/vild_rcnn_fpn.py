@@ -7,15 +7,12 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 
 from ovd_d2.modeling import (
     CLIPClassifier,
-    LevelMeanRPN,
-    NormRPNHead,
     OpenVocabularyOutputLayers,
     OpenVocabularyRCNN,
     ViLDBoxHead,
     ViLDMaskHead,
-    ViLDROIHeads,
 )
-from ovd_d2.modeling.roi_heads import get_variant
+from ovd_d2.vild import LevelMeanRPN, NormRPNHead, ViLDROIHeads, get_variant
 
 model = model_zoo.get_config("common/models/mask_rcnn_fpn.py").model
 model._target_ = OpenVocabularyRCNN

@@ -34,17 +34,6 @@ logger = logging.getLogger(__name__)
 BELOW_PYRAMID = ("backbone.bottom_up.", "backbone.net.")
 
 
-def apply_vocabulary(cfg: CfgNode, model: nn.Module) -> None:
-    """Gives the model the configured vocabulary, if there is one.
-
-    To be called after weights are loaded, too: a checkpoint brings the vocabulary it was trained
-    with, and the one the config names must win.
-    """
-    part = open_vocabulary_part(model)
-    if cfg.MODEL.OVD.VOCABULARY and part is not None:
-        part.set_vocabulary(Vocabulary.load(cfg.MODEL.OVD.VOCABULARY))
-
-
 @contextmanager
 def vocabulary_of(test_set: str, model: nn.Module) -> Iterator[None]:
     """The model has its vocabulary's entries for the categories of a data set, matched by name.
@@ -98,7 +87,6 @@ def build_open_vocabulary_model(
     """
     model = build_model(cfg)
     SafeCheckpointer(model, required=required).load(cfg.MODEL.WEIGHTS)
-    apply_vocabulary(cfg, model)
     return model.eval()
 
 

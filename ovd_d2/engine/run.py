@@ -17,7 +17,6 @@ from detectron2.utils.logger import setup_logger
 from yaml import YAMLError
 
 from ovd_d2.data.registration import register_data_sets
-from ovd_d2.engine.build import apply_vocabulary
 from ovd_d2.engine.checkpoint import FIRST_STAGE, WHOLE_MODEL, SafeCheckpointer
 from ovd_d2.engine.checks import check_setup
 from ovd_d2.engine.config_keys import default_config, unknown_key_problems
@@ -80,7 +79,6 @@ def evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     checkpoint = SafeCheckpointer(
         model, cfg.OUTPUT_DIR, required=FIRST_STAGE if crops_alone else WHOLE_MODEL
     ).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-    apply_vocabulary(cfg, model)
     if cfg.MODEL.OVD.CLASSIFY_WITH != "detector":
         model = with_crop_classifier(cfg, model)
     results = OpenVocabularyTrainer.test(cfg, model)

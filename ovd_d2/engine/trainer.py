@@ -88,19 +88,8 @@ class OpenVocabularyTrainer(DefaultTrainer):
     checkpointer: SafeCheckpointer
 
     @classmethod
-    def build_model(cls, cfg: CfgNode) -> nn.Module:
-        model = super().build_model(cfg)
-        build.apply_vocabulary(cfg, model)
-        return model
-
-    @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return build.build_optimizer(cfg, model)
-
-    def resume_or_load(self, resume: bool = True) -> None:
-        """As Detectron2's, from the last good checkpoint (:class:`SafeCheckpointer`)."""
-        super().resume_or_load(resume)
-        build.apply_vocabulary(self.cfg, self.model)
 
     def train(self) -> dict[str, Any] | None:
         """As Detectron2's; a run that was resumed after its last iteration has nothing to do."""
@@ -157,7 +146,6 @@ class OpenVocabularyTrainer(DefaultTrainer):
             cfg, model, evaluators: as of `test`.
             wrap: what is evaluated in place of the model, made anew for every vocabulary.
         """
-        build.apply_vocabulary(cfg, model)
         results: dict[str, Any] = {}
         for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True):
             one_set = cfg.clone()

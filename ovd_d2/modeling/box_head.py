@@ -18,6 +18,7 @@ from ovd_d2.losses import suppress_novel_logits
 from ovd_d2.modeling.classifier import CLIPClassifier
 from ovd_d2.modeling.detection import select_detections
 from ovd_d2.modeling.layers import run_layers
+from ovd_d2.vocabulary import configured_vocabulary
 
 
 class _NormedLinear(nn.Linear):
@@ -177,6 +178,7 @@ class OpenVocabularyOutputLayers(FastRCNNOutputLayers):
         del self.cls_score  # its rows would be tied to the training categories
         self.projection = EmbeddingProjection(input_shape, classifier.embedding_dim)
         self.classifier = classifier
+        self.num_classes = classifier.num_classes
         self.novel_training_logits = novel_training_logits
 
     @classmethod
@@ -189,6 +191,7 @@ class OpenVocabularyOutputLayers(FastRCNNOutputLayers):
             temperature=cfg.MODEL.OVD.TEMPERATURE,
             test_temperature=cfg.MODEL.OVD.TEST_TEMPERATURE or None,
             background=cfg.MODEL.OVD.BACKGROUND,
+            vocabulary=configured_vocabulary(cfg),
         )
         return ret
 

@@ -62,6 +62,7 @@ class OpenVocabularyROIHeads(StandardROIHeads):
         self.novel_weight = novel_weight
         self.objectness_weight = objectness_weight
         self.objectness = objectness
+        self._sync_num_classes()
         # A loaded state dict may bring a vocabulary of another length.
         self.register_load_state_dict_post_hook(lambda module, _: module._sync_num_classes())
 

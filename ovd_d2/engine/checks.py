@@ -91,7 +91,7 @@ def config_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
         yield from _choice_problems(cfg)
     if system := system_of(cfg):
         yield from system.key_problems(cfg)
-    if cfg.SOLVER.OPTIMIZER not in ("SGD", "ADAMW"):
+    if cfg.SOLVER.OPTIMIZER.upper() not in ("SGD", "ADAMW"):
         yield f"SOLVER.OPTIMIZER: '{cfg.SOLVER.OPTIMIZER}' is neither SGD nor ADAMW"
     yield from evaluation_problems(cfg)
     if training:

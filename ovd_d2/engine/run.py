@@ -16,7 +16,7 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 from yaml import YAMLError
 
-from ovd_d2.data.own import check_own_data_sets
+from ovd_d2.data.registration import register_data_sets
 from ovd_d2.engine.checkpoint import FIRST_STAGE, WHOLE_MODEL, SafeCheckpointer
 from ovd_d2.engine.checks import check_setup
 from ovd_d2.engine.config_keys import default_config, unknown_key_problems
@@ -39,7 +39,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         SetupError: no such file, keys that do not exist (all are listed), values of a wrong type;
             `OVD_DATASETS` could not be registered.
     """
-    check_own_data_sets()
+    register_data_sets()
     cfg = default_config()
     opts = [one for one in opts if one != "--"]  # argparse leaves it in, where options begin
     if not PathManager.isfile(config_file):

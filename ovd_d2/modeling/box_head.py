@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovd_d2.errors import SetupError
 from ovd_d2.losses import suppress_novel_logits
 from ovd_d2.modeling.classifier import CLIPClassifier
 from ovd_d2.modeling.detection import select_detections
@@ -121,6 +122,23 @@ class RegionEmbeddingHead(nn.Module):
         return self.projection(self.trunk(pooled))
 
 
+def refuse_sigmoid_losses(*, sigmoid_ce: bool, federated: bool) -> None:
+    """Detectron2's federated loss is a sigmoid cross-entropy, too.
+
+    Raises:
+        SetupError: either is switched on.
+    """
+    if sigmoid_ce or federated:
+        raise SetupError(
+            [
+                "an open vocabulary is trained and scored by softmax over the categories and "
+                "background: set MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE False and "
+                "MODEL.ROI_BOX_HEAD.USE_FED_LOSS False (LazyConfig: use_sigmoid_ce, use_fed_loss); "
+                "projects such as Detic set them True in their base yaml"
+            ]
+        )
+
+
 class OpenVocabularyOutputLayers(FastRCNNOutputLayers):
     """Detectron2's box predictor with words in place of the linear classifier.
 
@@ -143,7 +161,15 @@ class OpenVocabularyOutputLayers(FastRCNNOutputLayers):
             classifier: similarity to the vocabulary.
             novel_training_logits: see :func:`ovd_d2.losses.suppress_novel_logits`.
             kwargs: of :class:`FastRCNNOutputLayers`.
+
+        Raises:
+            SetupError: sigmoid cross-entropy or the federated loss, which needs it.
+            ValueError: box regression per category.
         """
+        refuse_sigmoid_losses(
+            sigmoid_ce=kwargs.get("use_sigmoid_ce", False),
+            federated=kwargs.get("use_fed_loss", False),
+        )
         super().__init__(input_shape, **kwargs)
         if self.bbox_pred.out_features != 4:
             raise ValueError(

@@ -15,40 +15,23 @@ from detectron2.data import build_detection_test_loader, get_detection_dataset_d
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.modeling import build_model
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
-from ovd_d2.clip.loading import configured_teacher
 from ovd_d2.data.base_only import drop_annotations
 from ovd_d2.data.categories import get_categories
-from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
-from ovd_d2.data.online import OnlineTeacherLoader
-from ovd_d2.data.own import check_own_data_sets
-from ovd_d2.data.train_loader import build_resumable_train_loader
+from ovd_d2.data.mapper import OpenVocabularyDatasetMapper, WithPassengers, passengers_of
+from ovd_d2.data.registration import register_data_sets
+from ovd_d2.data.train_loader import Mapper, build_resumable_train_loader
 from ovd_d2.engine.checkpoint import WHOLE_MODEL, SafeCheckpointer
-from ovd_d2.engine.online import embedder
 from ovd_d2.errors import SetupError
+from ovd_d2.modeling.open_vocabulary import open_vocabulary_part
+from ovd_d2.systems import system_of
 from ovd_d2.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
 # What Detectron2's FPN and its SimpleFeaturePyramid call the network below them.
 BELOW_PYRAMID = ("backbone.bottom_up.", "backbone.net.")
-
-
-def is_open_vocabulary(model: nn.Module) -> bool:
-    """Whether the model takes a vocabulary (a supervised baseline does not)."""
-    return hasattr(model, "set_vocabulary")
-
-
-def apply_vocabulary(cfg: CfgNode, model: nn.Module) -> None:
-    """Gives the model the configured vocabulary, if there is one.
-
-    To be called after weights are loaded, too: a checkpoint brings the vocabulary it was trained
-    with, and the one the config names must win.
-    """
-    detector = unwrapped(model)
-    if cfg.MODEL.OVD.VOCABULARY and is_open_vocabulary(detector):
-        detector.set_vocabulary(Vocabulary.load(cfg.MODEL.OVD.VOCABULARY))  # type: ignore[operator]
 
 
 @contextmanager
@@ -61,21 +44,16 @@ def vocabulary_of(test_set: str, model: nn.Module) -> Iterator[None]:
     Raises:
         SetupError: the data set has a category that the vocabulary does not name.
     """
-    detector = unwrapped(model)
-    whole = getattr(detector, "vocabulary", None)
-    if whole is None:
+    part = open_vocabulary_part(model)
+    whole = None if part is None else part.vocabulary
+    if part is None or whole is None:
         yield
         return
-    detector.set_vocabulary(in_order_of(test_set, whole))  # type: ignore[operator]
+    part.set_vocabulary(in_order_of(test_set, whole))
     try:
         yield
     finally:
-        detector.set_vocabulary(whole)  # type: ignore[operator]
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The detector inside `DistributedDataParallel`, or the model itself."""
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        part.set_vocabulary(whole)
 
 
 def in_order_of(test_set: str, vocabulary: Vocabulary) -> Vocabulary:
@@ -109,7 +87,6 @@ def build_open_vocabulary_model(
     """
     model = build_model(cfg)
     SafeCheckpointer(model, required=required).load(cfg.MODEL.WEIGHTS)
-    apply_vocabulary(cfg, model)
     return model.eval()
 
 
@@ -124,7 +101,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     AdamW trains the backbone (its pyramid apart) at `SOLVER.BACKBONE_MULTIPLIER` times the rate;
     a ViT's table of positions is not decayed.
     """
-    if cfg.SOLVER.OPTIMIZER == "SGD":
+    if cfg.SOLVER.OPTIMIZER.upper() == "SGD":
         return solver.build_optimizer(cfg, model)
     parameters = solver.get_default_optimizer_params(
         model,
@@ -149,23 +126,45 @@ def load_training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
         cfg.DATASETS.TRAIN,
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         drop_novel=cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS,
+        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
     )
 
 
 def get_base_dataset_dicts(
-    names: str | Sequence[str], filter_empty: bool = False, drop_novel: bool = True
+    names: str | Sequence[str],
+    filter_empty: bool = False,
+    drop_novel: bool = True,
+    proposal_files: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Detectron2's `get_detection_dataset_dicts` without annotations of novel categories.
 
     Args:
         names: a registered data set, or several.
         filter_empty: leave out images without annotation (ViLD distils from them, so: no).
-        drop_novel: False keeps novel annotations, for the supervised upper line alone.
+        drop_novel: False keeps novel annotations: test sets, and the supervised upper line.
+        proposal_files: Detectron2's stored proposals, one file per data set.
+
+    Raises:
+        SetupError: another number of proposal files than of data sets.
     """
-    check_own_data_sets()
+    names = [names] if isinstance(names, str) else names
+    if proposal_files is not None and len(proposal_files) != len(names):
+        raise SetupError(
+            [
+                f"DATASETS.PROPOSAL_FILES_TRAIN has {len(proposal_files)} files for {len(names)} "
+                "data sets in DATASETS.TRAIN: name one per data set, or set MODEL.LOAD_PROPOSALS "
+                "False"
+            ]
+        )
     dataset_dicts: list[dict[str, Any]] = []
-    for name in [names] if isinstance(names, str) else names:
-        records = get_detection_dataset_dicts(name, filter_empty=False, check_consistency=False)
+    for k, name in enumerate(names):
+        register_data_sets([name])
+        records = get_detection_dataset_dicts(
+            name,
+            filter_empty=False,
+            proposal_files=None if proposal_files is None else [proposal_files[k]],
+            check_consistency=False,
+        )
         if drop_novel:
             records = drop_annotations(records, get_categories(name).is_novel)
         dataset_dicts += records
@@ -174,24 +173,33 @@ def get_base_dataset_dicts(
     return dataset_dicts
 
 
-def build_train_loader(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
-    """A loader that can be resumed, over base annotations and cached proposals.
+def build_train_loader(
+    cfg: CfgNode, *, mapper: Mapper | None = None, sampler: Sampler | None = None
+) -> Iterable[list[dict[str, Any]]]:
+    """A loader that can be resumed, over base annotations and what the system adds to them.
 
-    Samplers see what the model sees: repeat factors are those of the base annotations. Without a
-    cache the teacher embeds the proposals of each batch.
+    Args:
+        cfg: the complete config.
+        mapper: a project's own, with its augmentations; None: `OpenVocabularyDatasetMapper`. What
+            the system needs rides along with either (:mod:`ovd_d2.data.passengers`).
+        sampler: a project's own; None: that of the config. Samplers see what the model sees:
+            repeat factors are those of the base annotations.
     """
-    mapper = OpenVocabularyDatasetMapper(cfg, is_train=True)
-    loader = build_resumable_train_loader(cfg, mapper=mapper, dataset=load_training_dicts(cfg))
-    if mapper.proposals is None:
-        return loader
-    online = cfg.MODEL.OVD.DISTILLATION.ONLINE
-    teacher = configured_teacher(cfg, device=cfg.MODEL.DEVICE)
-    embed = embedder(teacher, batch_size=online.BATCH_SIZE, resize=online.RESIZE)
-    return OnlineTeacherLoader(loader, embed)
+    if mapper is None:
+        mapper = OpenVocabularyDatasetMapper(cfg, is_train=True)
+    elif passengers := passengers_of(cfg):
+        mapper = WithPassengers(mapper, passengers)
+    options = {} if sampler is None else {"sampler": sampler}
+    loader = build_resumable_train_loader(
+        cfg, mapper=mapper, dataset=load_training_dicts(cfg), **options
+    )
+    system = system_of(cfg)
+    return loader if system is None else system.wrap_loader(cfg, loader)
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
     """Detectron2's test loader."""
+    register_data_sets([dataset_name])
     return build_detection_test_loader(
         cfg, dataset_name, mapper=OpenVocabularyDatasetMapper(cfg, is_train=False)
     )

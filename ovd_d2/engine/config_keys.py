@@ -10,8 +10,9 @@ from typing import Any
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.point_rend import add_pointrend_config
 
-from ovd_d2.config import add_ovd_config
-from ovd_d2.modeling.roi_heads import VARIANTS
+from ovd_d2.config import add_ovd_config, renamed_keys
+from ovd_d2.modeling.open_vocabulary import takes_vocabulary
+from ovd_d2.systems import IdleKeys, System, systems
 
 _MOST_KEYS = 10_000  # aliases of aliases could make millions of a short yaml file
 
@@ -25,7 +26,7 @@ def default_config() -> CfgNode:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """`("MODEL.OVD.VARIANT", "vild")` ... for every leaf of nested mappings."""
+    """`("MODEL.VILD.VARIANT", "vild")` ... for every leaf of nested mappings."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
@@ -51,12 +52,23 @@ def unknown_key_problems(config_file: str, opts: Sequence[str]) -> list[str]:
         for key in keys:
             if key in known or key in groups or any(key.startswith(f"{k}.") for k in known):
                 continue  # below a leaf: Detectron2 says what is wrong with the value
+            if new := _new_name(key):
+                problems.append(f"{source}: the key {key} was renamed to {new}")
+                continue
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             problems.append(f"{source}: there is no key {key}{hint}")
     if len(opts) % 2:
         problems.append(f"options: '{opts[-1]}' has no value; they are KEY VALUE pairs")
     return problems
+
+
+def _new_name(key: str) -> str | None:
+    """What a key of an older version is called now; None: there was no such key."""
+    for old, new in renamed_keys().items():
+        if key == old or key.startswith(f"{old}."):
+            return new + key.removeprefix(old)
+    return None
 
 
 def idle_key_notices(cfg: CfgNode) -> list[str]:
@@ -70,20 +82,12 @@ def idle_key_notices(cfg: CfgNode) -> list[str]:
     return notices
 
 
-def _idle(cfg: CfgNode) -> Iterable[tuple[tuple[str, ...], str]]:
+def _idle(cfg: CfgNode) -> Iterable[IdleKeys]:
     """Groups of keys nobody reads under this config, and why."""
-    ovd = cfg.MODEL.OVD
-    variant = VARIANTS.get(ovd.VARIANT)
-    ensembles = ovd.CLASSIFY_WITH == "text_and_clip_crops" or (
-        variant is not None and variant.scores == "ensemble"
-    )
-    if variant is not None and not variant.distils:
-        distillation = ("CACHE", "WEIGHT", "PROPOSALS_PER_IMAGE", "ONLINE.PROPOSALS")
-        yield (
-            tuple(f"MODEL.OVD.DISTILLATION.{key}" for key in distillation),
-            f"MODEL.OVD.VARIANT {ovd.VARIANT} does not distil",
-        )
-    if cfg.MODEL.META_ARCHITECTURE != "OpenVocabularyRCNN":
+    if takes_vocabulary(cfg):
+        for system in systems():
+            yield from system.idle_keys(cfg) if system.is_configured(cfg) else _node(cfg, system)
+    else:
         yield (
             ("MODEL.OVD.COMPILE_BACKBONE",),
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} does not read it",
@@ -93,23 +97,19 @@ def _idle(cfg: CfgNode) -> Iterable[tuple[tuple[str, ...], str]]:
             ("MODEL.RPN.BBOX_REG_LOSS_TYPE",),
             "MODEL.PROPOSAL_GENERATOR.NAME LevelMeanRPN has a box loss of its own",
         )
-    if not ovd.DISTILLATION.ONLINE.PROPOSALS:
-        yield (
-            tuple(f"MODEL.OVD.DISTILLATION.ONLINE.{key}" for key in ("RESIZE", "BATCH_SIZE")),
-            "MODEL.OVD.DISTILLATION.ONLINE.PROPOSALS is empty",
-        )
-    if not ensembles:
-        yield (
-            ("MODEL.OVD.BASE_WEIGHT", "MODEL.OVD.NOVEL_WEIGHT"),
-            f"MODEL.OVD.VARIANT {ovd.VARIANT} mixes no scores",
-        )
-    if cfg.SOLVER.OPTIMIZER == "SGD":
+    if cfg.SOLVER.OPTIMIZER.upper() == "SGD":
         yield ("SOLVER.BACKBONE_MULTIPLIER",), "SOLVER.OPTIMIZER SGD has one rate for all"
-    if cfg.MODEL.BACKBONE.NAME != "build_timm_fpn_backbone":
+    if cfg.MODEL.BACKBONE.NAME != "build_ovd_timm_fpn_backbone":
         yield (
-            ("MODEL.BACKBONE.TIMM_ARCHITECTURE",),
+            ("MODEL.OVD.TIMM_ARCHITECTURE",),
             f"MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME}",
         )
     if not cfg.INPUT.LSJ.ENABLED:
         keys = ("MIN_SCALE", "MAX_SCALE", "SIZE")
         yield tuple(f"INPUT.LSJ.{key}" for key in keys), "INPUT.LSJ.ENABLED is False"
+
+
+def _node(cfg: CfgNode, system: System) -> Iterable[IdleKeys]:
+    """All keys of a system that the config is not of."""
+    keys = tuple(key for key, _ in flatten(cfg) if key.startswith(f"{system.node}."))
+    yield keys, f"this is no config of {system.name}"

@@ -27,9 +27,11 @@ def test_optimizer_is_detectron2s_sgd_unless_adamw_is_asked_for():
 
 def test_adamw_trains_a_vit_below_its_pyramid_more_slowly_and_keeps_its_positions():
     cfg = tiny_config()
-    cfg.MODEL.BACKBONE.NAME = "build_vit_fpn_backbone"
-    cfg.MODEL.VIT.update({"IMG_SIZE": 64, "EMBED_DIM": 16, "DEPTH": 3, "NUM_HEADS": 2})
-    cfg.MODEL.VIT.update({"GLOBAL_ATTENTION_BLOCKS": (1,), "SCALE_FACTORS": (4.0, 2.0, 1.0, 0.5)})
+    cfg.MODEL.BACKBONE.NAME = "build_ovd_vit_fpn_backbone"
+    cfg.MODEL.OVD.VIT.update({"IMG_SIZE": 64, "EMBED_DIM": 16, "DEPTH": 3, "NUM_HEADS": 2})
+    cfg.MODEL.OVD.VIT.update(
+        {"GLOBAL_ATTENTION_BLOCKS": (1,), "SCALE_FACTORS": (4.0, 2.0, 1.0, 0.5)}
+    )
     cfg.SOLVER.OPTIMIZER, cfg.SOLVER.BASE_LR, cfg.SOLVER.BACKBONE_MULTIPLIER = "ADAMW", 1.0, 0.25
     model = build_model(cfg)
     groups = {

@@ -1,11 +1,12 @@
 from detectron2.config import LazyCall as L
-from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import build_detection_test_loader
 from detectron2.data import transforms as T
 from omegaconf import OmegaConf
 
 from ovd_d2.cache import EmbeddingCache
 from ovd_d2.data.categories import get_novel_flags
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
+from ovd_d2.data.passengers import CachedProposals
 from ovd_d2.data.train_loader import build_resumable_train_loader
 from ovd_d2.engine.build import get_base_dataset_dicts
 from ovd_d2.evaluation import OpenVocabularyLVISEvaluator
@@ -29,15 +30,18 @@ dataloader.train = L(build_resumable_train_loader)(
         image_format="BGR",
         use_instance_mask=True,
         recompute_boxes=True,  # the crop cuts objects
-        cache=L(EmbeddingCache)(path="datasets://lvis/cache_vit_b32"),
-        proposals_per_image=300,
+        passengers=[
+            L(CachedProposals)(
+                cache=L(EmbeddingCache)(path="datasets://lvis/cache_vit_b32"), per_image=300
+            )
+        ],
     ),
     total_batch_size=256,
     num_workers=8,
 )
 
 dataloader.test = L(build_detection_test_loader)(
-    dataset=L(get_detection_dataset_dicts)(names="lvis_v1_val", filter_empty=False),
+    dataset=L(get_base_dataset_dicts)(names="lvis_v1_val", drop_novel=False),
     mapper=L(OpenVocabularyDatasetMapper)(
         is_train=False,
         augmentations=[L(T.ResizeShortestEdge)(short_edge_length=1024, max_size=1024)],

@@ -1,11 +1,12 @@
 from detectron2.config import LazyCall as L
-from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import build_detection_test_loader
 from detectron2.data import transforms as T
 from omegaconf import OmegaConf
 
 from ovd_d2.cache import EmbeddingCache
 from ovd_d2.data.categories import get_novel_flags
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
+from ovd_d2.data.passengers import CachedProposals
 from ovd_d2.data.train_loader import build_resumable_train_loader
 from ovd_d2.engine.build import get_base_dataset_dicts
 from ovd_d2.evaluation import OpenVocabularyLVISEvaluator
@@ -27,15 +28,18 @@ dataloader.train = L(build_resumable_train_loader)(
         ],
         image_format="RGB",
         use_instance_mask=True,
-        cache=L(EmbeddingCache)(path="datasets://pictograms_v1/cache"),
-        proposals_per_image=25,
+        passengers=[
+            L(CachedProposals)(
+                cache=L(EmbeddingCache)(path="datasets://pictograms_v1/cache"), per_image=25
+            )
+        ],
     ),
     total_batch_size=4,
     num_workers=1,
 )
 
 dataloader.test = L(build_detection_test_loader)(
-    dataset=L(get_detection_dataset_dicts)(names="pictograms_v1_val", filter_empty=False),
+    dataset=L(get_base_dataset_dicts)(names="pictograms_v1_val", drop_novel=False),
     mapper=L(OpenVocabularyDatasetMapper)(
         is_train=False,
         augmentations=[L(T.ResizeShortestEdge)(short_edge_length=160, max_size=200)],

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from detectron2.utils import comm
 
@@ -92,26 +93,18 @@ class EvaluatorMixin:
             self._found[one["image_id"]] += len(output.get("instances", ()))
             if "file_name" in one:
                 self._files[one["image_id"]] = one["file_name"]
-            if self._best is None or "instances" not in output:
-                self._process_one(one, output)
+            if "instances" not in output:
+                super().process([one], [output])  # type: ignore[misc]
                 continue
-            kept = _admitted(output["instances"], self._best)
-            self._process_one(one, {**output, "instances": kept})
-            self._best.add(self._predictions[-1]["instances"])
-            self._predictions[-1]["instances"] = []  # `evaluate` fills it
-
-    def _process_one(self, one: dict[str, Any], output: dict[str, Any]) -> None:
-        """The base class's `process`, which would look for full-size masks in `BoxMasks`."""
-        found = output.get("instances")
-        masks = found.get_fields().get("pred_masks") if found is not None else None
-        if not isinstance(masks, BoxMasks):
-            super().process([one], [output])  # type: ignore[misc]
-            return
-        fields = {name: value for name, value in found.get_fields().items() if value is not masks}
-        boxes_only = Instances(found.image_size, **fields)
-        super().process([one], [{**output, "instances": boxes_only}])  # type: ignore[misc]
-        for record, rle in zip(self._predictions[-1]["instances"], masks.to_rle(), strict=True):
-            record["segmentation"] = rle
+            found = output["instances"]
+            if self._best is not None:
+                found = _admitted(found, self._best)
+            super().process([one], [{**output, "instances": found[:0]}])  # type: ignore[misc]
+            detections = detections_to_coco_json(found.to("cpu"), one["image_id"])
+            if self._best is None:
+                self._predictions[-1]["instances"] = detections
+            else:
+                self._best.add(detections)  # `evaluate` gives them back to their images
 
     def evaluate(self) -> dict[str, Any] | None:
         if self._best is not None:
@@ -166,6 +159,17 @@ class EvaluatorMixin:
         names = self._metadata.get("thing_classes", None) or [records[k]["name"] for k in ids]
         frequencies = [records[k].get("frequency") for k in ids]
         return Categories(ids, list(names), [bool(flag) for flag in novel], frequencies)
+
+
+def detections_to_coco_json(found: Instances, image_id: int) -> list[dict[str, Any]]:
+    """Detectron2's `instances_to_coco_json`, also of masks that are in their boxes; on the CPU."""
+    masks = found.get_fields().get("pred_masks")
+    if not isinstance(masks, BoxMasks):
+        return instances_to_coco_json(found, image_id)
+    others = {name: value for name, value in found.get_fields().items() if name != "pred_masks"}
+    records = instances_to_coco_json(Instances(found.image_size, **others), image_id)
+    encoded = zip(records, masks.to_rle(), strict=True)
+    return [{**record, "segmentation": rle} for record, rle in encoded]
 
 
 def _admitted(found: Instances, best: BestPerCategory) -> Instances:

@@ -96,7 +96,7 @@ def _things(case: Case) -> dict[str, Timed]:
 
 
 def _untrained(config: str, case: Case) -> Any:
-    """The config's model with random weights; a Mask R-CNN is all Detectron2's, pasting included."""
+    """The config's model with random weights; Mask R-CNN with Detectron2's own inference."""
     cfg: CfgNode = load_config(config, ["MODEL.DEVICE", "cpu", "MODEL.OVD.VOCABULARY", ""])
     if cfg.MODEL.META_ARCHITECTURE == "BatchInvariantRCNN":
         cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"

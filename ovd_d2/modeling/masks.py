@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pycocotools.mask
 import torch
-from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import BitMasks, Boxes, Instances, ROIMasks
 from torch import Tensor
@@ -64,9 +63,7 @@ class BoxMasks:
 
     def to(self, *args: Any, **kwargs: Any) -> BoxMasks:
         """On another device; arguments of :meth:`torch.Tensor.to`."""
-        return self._with(
-            self.probabilities.to(*args, **kwargs), self.boxes.to(*args, **kwargs)
-        )
+        return self._with(self.probabilities.to(*args, **kwargs), self.boxes.to(*args, **kwargs))
 
     @staticmethod
     def cat(parts: Sequence[BoxMasks]) -> BoxMasks:
@@ -77,12 +74,9 @@ class BoxMasks:
 
     def to_bitmasks(self) -> BitMasks:
         """Full size: `.tensor` is (N, height, width) bool, as Detectron2 pastes them."""
-        if self.boxes.device.type != "cpu":  # Detectron2 pastes all at once there
-            if len(self) == 0:
-                return BitMasks(self.boxes.new_zeros((0, *self.image_size), dtype=torch.bool))
-            return BitMasks(
-                paste_masks_in_image(self.probabilities, self.boxes, self.image_size, self.threshold)
-            )
+        if self.boxes.device.type != "cpu":  # Detectron2 pastes many at once there
+            boxes = Boxes(self.boxes)
+            return ROIMasks(self.probabilities).to_bitmasks(boxes, *self.image_size, self.threshold)
         # NumPy's zeros cost nothing where nothing is written, PyTorch's are all written
         pixels = np.zeros((len(self), *self.image_size), dtype=bool)
         for full, (area, inside) in zip(pixels, self._pasted(), strict=True):
@@ -138,9 +132,7 @@ class RegionMasks(ROIMasks):
         )
 
 
-def postprocess(
-    found: Instances, height: int, width: int, *, full_masks: bool = True
-) -> Instances:
+def postprocess(found: Instances, height: int, width: int, *, full_masks: bool = True) -> Instances:
     """Detectron2's `detector_postprocess`: detections in the size of the output image.
 
     Args:

@@ -139,9 +139,7 @@ class Detectron2s(Recorder, COCOEvaluator):
 
 
 @pytest.mark.parametrize("tta", [False, True])
-def test_the_trainer_evaluates_without_full_size_masks(
-    model, register, tmp_path, monkeypatch, tta
-):
+def test_the_trainer_evaluates_without_full_size_masks(model, register, tmp_path, monkeypatch, tta):
     register("ov_boxed", make_dataset(IDS), "lvis", thing_classes=NAMES)
     cfg = tiny_config("vild")
     cfg.DATASETS.TEST, cfg.OUTPUT_DIR = ("ov_boxed",), str(tmp_path)

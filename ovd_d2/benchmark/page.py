@@ -121,8 +121,8 @@ Compiling itself, a minute or two at the first images, is not counted. "Loading"
 [results-cache.md](results-cache.md). Online training ([online.md](online.md)) is predicted from the
 teacher's bare forward pass, measured in the same run. "Evaluation" goes from the image to COCO's
 records of boxes and masks: ViLD-ensemble in this package's way over Mask R-CNN in Detectron2's,
-both with random weights, which give as many detections as may be given. "Network alone / all" is its
-floor: ViLD-ensemble without masks' pixels and records over all of Mask R-CNN.
+both with random weights, which give as many detections as may be given. "Network alone / all" is
+its floor: ViLD-ensemble without masks' pixels and records over all of Mask R-CNN.
 {origin(document)}; numbers:
 [results/pictograms_speed.json](results/pictograms_speed.json).
 

@@ -127,9 +127,8 @@ class RegionMasks(ROIMasks):
         self, boxes: Boxes, height: int, width: int, threshold: float = 0.5
     ) -> SimpleNamespace:
         """`detector_postprocess` takes `.tensor` of what this returns."""
-        return SimpleNamespace(
-            tensor=BoxMasks(self.tensor, boxes.tensor, (height, width), threshold)
-        )
+        own = boxes.tensor.clone()  # as full-size masks, these stay where they are
+        return SimpleNamespace(tensor=BoxMasks(self.tensor, own, (height, width), threshold))
 
 
 def postprocess(found: Instances, height: int, width: int, *, full_masks: bool = True) -> Instances:

@@ -37,28 +37,25 @@ from ovd_d2.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class Case:
-    """Two networks and what they are given.
+    """What both networks are given.
 
     Attributes:
         title: of the rows.
-        ours, theirs: config files of ViLD-ensemble and of Mask R-CNN.
         size: (height, width) of the image, pixels.
         detections: in an image.
         rounds: that are counted.
     """
 
     title: str
-    ours: str
-    theirs: str
     size: tuple[int, int]
     detections: int
     rounds: int
 
 
-PICTOGRAMS = ("configs/pictograms/vild_ensemble.yaml", "configs/pictograms/supervised_base.yaml")
+OURS, THEIRS = (f"configs/pictograms/{name}.yaml" for name in ("vild_ensemble", "supervised_base"))
 CASES = (
-    Case("Pictograms network, 160 px", *PICTOGRAMS, (160, 160), 100, 30),
-    Case("Pictograms network, 800 x 1333 px", *PICTOGRAMS, (800, 1333), 300, 10),
+    Case("Pictograms network, 160 px", (160, 160), 100, 30),
+    Case("Pictograms network, 800 x 1333 px", (800, 1333), 300, 10),
 )
 
 
@@ -81,7 +78,7 @@ def _ratios(case: Case) -> list[Ratio]:
 
 def _things(case: Case) -> dict[str, Timed]:
     """An image and what the evaluators make of it; ViLD-ensemble's network and selection alone."""
-    ours, theirs = _untrained(case.ours, case), _untrained(case.theirs, case)
+    ours, theirs = _untrained(OURS, case), _untrained(THEIRS, case)
     ours.full_masks = False  # as in evaluation
     pixels = 255 * torch.rand(3, *case.size, generator=torch.Generator().manual_seed(0))
     inputs = [{"image": pixels, "height": case.size[0], "width": case.size[1]}]

@@ -4,10 +4,10 @@ import torch
 from detectron2.modeling import GeneralizedRCNN
 
 from ovd_d2.benchmark import end_to_end
-from ovd_d2.benchmark.end_to_end import PICTOGRAMS, Case
+from ovd_d2.benchmark.end_to_end import OURS, THEIRS, Case
 from ovd_d2.modeling import BoxMasks
 
-SMALL = Case("small", *PICTOGRAMS, (64, 96), detections=30, rounds=1)
+SMALL = Case("small", (64, 96), detections=30, rounds=1)
 
 
 def test_both_make_coco_records_of_all_detections():
@@ -21,8 +21,8 @@ def test_both_make_coco_records_of_all_detections():
 
 
 def test_mask_rcnn_is_detectron2s_and_gives_full_size_masks():
-    theirs = end_to_end._untrained(SMALL.theirs, SMALL)
-    ours = end_to_end._untrained(SMALL.ours, SMALL)
+    theirs = end_to_end._untrained(THEIRS, SMALL)
+    ours = end_to_end._untrained(OURS, SMALL)
     assert type(theirs) is GeneralizedRCNN
     ours.full_masks = False
     inputs = [{"image": torch.zeros(3, 64, 96), "height": 64, "width": 96}]

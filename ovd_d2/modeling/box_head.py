@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ovd_d2.errors import SetupError
 from ovd_d2.losses import suppress_novel_logits
-from ovd_d2.modeling.classifier import CLIPClassifier
+from ovd_d2.modeling.classifier import CLIPClassifier, Words
 from ovd_d2.modeling.detection import select_detections
 from ovd_d2.modeling.image_branches import ImageBranch, Regions
 from ovd_d2.modeling.layers import run_layers
@@ -206,8 +206,13 @@ class OpenVocabularyOutputLayers(FastRCNNOutputLayers):
         """Trunk features (N, ...) -> (N, D) unit region embeddings."""
         return self.projection(x)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.classifier(self.embed(x))
+    def forward(self, x: Tensor, words: Words | None = None) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            x: trunk features (N, ...).
+            words: what to look for in this call; None: the classifier's own.
+        """
+        logits = self.classifier(self.embed(x), words)
         if self.training:
             logits = suppress_novel_logits(
                 logits, self.classifier.is_novel, self.novel_training_logits

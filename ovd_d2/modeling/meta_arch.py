@@ -10,6 +10,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from torch import Tensor
 
+from ovd_d2.modeling.roi_heads import WORDS
 from ovd_d2.structures import ORIGINAL_IMAGE, PerImage
 from ovd_d2.vocabulary import Vocabulary
 
@@ -86,11 +87,32 @@ class OpenVocabularyRCNN(BatchInvariantRCNN):
         """Makes the detector look for these names from now on; no weight changes."""
         self.roi_heads.set_vocabulary(vocabulary)
 
+    def forward(
+        self, batched_inputs: list[dict[str, Any]], vocabulary: Vocabulary | None = None
+    ) -> Any:
+        """
+        Args:
+            batched_inputs: as Detectron2's.
+            vocabulary: at test time, what to look for in this call; None: what the detector
+                holds. Nothing in the detector changes, so several callers can share it.
+
+        Raises:
+            ValueError: a vocabulary is given in training, where the names are the annotations'.
+        """
+        if vocabulary is None:
+            return super().forward(batched_inputs)
+        if self.training:
+            raise ValueError("training looks for the names of its annotations: set_vocabulary")
+        words = self.roi_heads.classifier.words_of(vocabulary)
+        return self.inference([{**one, WORDS: words} for one in batched_inputs])
+
     def _infer(self, one: dict[str, Any], known: Instances | None, do_postprocess: bool) -> Any:
-        if known is not None or ORIGINAL_IMAGE not in one:
+        if known is not None or not (ORIGINAL_IMAGE in one or WORDS in one):
             return super()._infer(one, known, do_postprocess)
         features, proposals = self._propose(one)
-        proposals.set(ORIGINAL_IMAGE, PerImage(one[ORIGINAL_IMAGE], len(proposals)))
+        for key in (ORIGINAL_IMAGE, WORDS):
+            if key in one:
+                proposals.set(key, PerImage(one[key], len(proposals)))
         (found,), _ = self.roi_heads(None, features, [proposals], None)
         if not do_postprocess:
             return found

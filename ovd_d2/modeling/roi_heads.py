@@ -15,12 +15,13 @@ from torch import Tensor
 
 from ovd_d2 import scoring
 from ovd_d2.modeling.box_head import OpenVocabularyOutputLayers, refuse_sigmoid_losses
-from ovd_d2.modeling.classifier import CLIPClassifier
+from ovd_d2.modeling.classifier import CLIPClassifier, Words
 from ovd_d2.modeling.image_branches import ImageBranch, Regions
 from ovd_d2.modeling.objectness import objectness_kind
 from ovd_d2.vocabulary import Vocabulary
 
 SCORES = ("text", "image", "ensemble")
+WORDS = "words"  # field of proposals: a PerImage of Words
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -146,40 +147,45 @@ class OpenVocabularyROIHeads(StandardROIHeads):
         """As Detectron2's: in training a dict of losses, else one `Instances` an image."""
         if self.training:
             return super()._forward_box(features, proposals)
+        words = _words_on(proposals) or self.classifier.words
         if self.image_head is not None and self.image_head.embeds_proposals:
-            probs, boxes = self._classify_proposals(self.image_head, features, proposals)
+            probs, boxes = self._classify_proposals(self.image_head, features, proposals, words)
         else:
-            probs, boxes = self._classify(features, proposals)  # the logits are gone by now
+            probs, boxes = self._classify(features, proposals, words)  # the logits are gone by now
         probs = self._mix_objectness(probs, proposals)
         return self.predictors[-1].select_detections(probs, boxes, proposals)
 
     def _classify(
-        self, features: dict[str, Tensor], proposals: list[Instances]
+        self, features: dict[str, Tensor], proposals: list[Instances], words: Words
     ) -> tuple[Tensor, Sequence[Tensor]]:
         """(N, C) scores before objectness, and the boxes, one (N_i, 4) per image."""
         pooled = self._pool(features, proposals)  # both branches read the same pooled features
         trunk = self.box_head(pooled)
-        predictions = self.box_predictor(trunk)
+        predictions = self.box_predictor(trunk, words)
         regions = Regions(features, proposals, pooled)
-        scores = self._scores(self.box_predictor, predictions[0], trunk, regions)
+        scores = self._scores(self.box_predictor, words, predictions[0], trunk, regions)
         return scores, self.box_predictor.predict_boxes(predictions, proposals)
 
     def _classify_proposals(
-        self, branch: ImageBranch, features: dict[str, Tensor], proposals: list[Instances]
+        self,
+        branch: ImageBranch,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        words: Words,
     ) -> tuple[Tensor, Sequence[Tensor]]:
         """`_classify` with an image branch that looks at the proposals as they came."""
         embeddings = branch.embed(Regions(features, proposals, torch.empty(0)))
-        image_probs = self._image_probabilities(self.classifier, embeddings)
+        image_probs = self._image_probabilities(words, embeddings)
         if self.scores == "image":
             return image_probs, [one.proposal_boxes.tensor for one in proposals]
-        text_probs, boxes = self._classify_by_text(features, proposals)
-        return self._ensemble(text_probs, image_probs), boxes
+        text_probs, boxes = self._classify_by_text(features, proposals, words)
+        return self._ensemble(words, text_probs, image_probs), boxes
 
     def _classify_by_text(
-        self, features: dict[str, Tensor], proposals: list[Instances]
+        self, features: dict[str, Tensor], proposals: list[Instances], words: Words
     ) -> tuple[Tensor, Sequence[Tensor]]:
         """`_classify` by the text branch alone."""
-        predictions = self.box_predictor(self.box_head(self._pool(features, proposals)))
+        predictions = self.box_predictor(self.box_head(self._pool(features, proposals)), words)
         boxes = self.box_predictor.predict_boxes(predictions, proposals)
         return scoring.text_probabilities(predictions[0]), boxes
 
@@ -193,6 +199,7 @@ class OpenVocabularyROIHeads(StandardROIHeads):
     def _scores(
         self,
         predictor: OpenVocabularyOutputLayers,
+        words: Words,
         logits: Tensor,
         trunk: Tensor,
         regions: Regions,
@@ -201,6 +208,7 @@ class OpenVocabularyROIHeads(StandardROIHeads):
 
         Args:
             predictor: of the text branch.
+            words: C names to choose from.
             logits: (N, C + 1), the predictor's.
             trunk: (N, F), what the predictor read.
             regions: the same for the image branch.
@@ -209,23 +217,26 @@ class OpenVocabularyROIHeads(StandardROIHeads):
             return scoring.text_probabilities(logits)
         branch = self.image_head
         embeddings = predictor.embed(trunk) if branch is None else branch.embed(regions)
-        score = partial(self._scores_of_block, predictor.classifier)
-        return scoring.in_blocks(score, logits, embeddings, width=predictor.classifier.num_classes)
+        score = partial(self._scores_of_block, words)
+        return scoring.in_blocks(score, logits, embeddings, width=len(words.embeddings))
 
-    def _scores_of_block(
-        self, classifier: CLIPClassifier, logits: Tensor, embeddings: Tensor
-    ) -> Tensor:
-        image_probs = self._image_probabilities(classifier, embeddings)
+    def _scores_of_block(self, words: Words, logits: Tensor, embeddings: Tensor) -> Tensor:
+        image_probs = self._image_probabilities(words, embeddings)
         if self.scores == "image":
             return image_probs
-        return self._ensemble(scoring.text_probabilities(logits), image_probs)
+        return self._ensemble(words, scoring.text_probabilities(logits), image_probs)
 
-    def _image_probabilities(self, classifier: CLIPClassifier, embeddings: Tensor) -> Tensor:
+    def _image_probabilities(self, words: Words, embeddings: Tensor) -> Tensor:
         return scoring.image_probabilities(
-            embeddings, classifier.text_embeddings, classifier.temperature
+            embeddings, words.embeddings, self.classifier.temperature
         )
 
-    def _ensemble(self, text_probs: Tensor, image_probs: Tensor) -> Tensor:
+    def _ensemble(self, words: Words, text_probs: Tensor, image_probs: Tensor) -> Tensor:
         return scoring.vild_ensemble(
-            text_probs, image_probs, self.classifier.is_novel, self.base_weight, self.novel_weight
+            text_probs, image_probs, words.novel, self.base_weight, self.novel_weight
         )
+
+
+def _words_on(proposals: list[Instances]) -> Words | None:
+    """What rides on the proposals of a call with a vocabulary of its own."""
+    return proposals[0].get(WORDS).value if proposals[0].has(WORDS) else None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ovd_d2 import scoring
 from ovd_d2.modeling.box_head import OpenVocabularyOutputLayers
+from ovd_d2.modeling.classifier import Words
 from ovd_d2.modeling.image_branches import Regions
 from ovd_d2.vild.roi_heads import ViLDROIHeads, apply_jointly
 
@@ -103,23 +104,26 @@ class ViLDCascadeROIHeads(ViLDROIHeads, CascadeROIHeads):
         return super()._forward_box(features, proposals, targets)
 
     def _classify(
-        self, features: dict[str, Tensor], proposals: list[Instances]
+        self, features: dict[str, Tensor], proposals: list[Instances], words: Words
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        return self._run_stages(features, proposals, self._scores)
+        return self._run_stages(features, proposals, words, self._scores)
 
     def _classify_by_text(
-        self, features: dict[str, Tensor], proposals: list[Instances]
+        self, features: dict[str, Tensor], proposals: list[Instances], words: Words
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        def score(_: OpenVocabularyOutputLayers, logits: Tensor, *__: Any) -> Tensor:
+        def score(
+            predictor: OpenVocabularyOutputLayers, words: Words, logits: Tensor, *_: Any
+        ) -> Tensor:
             return scoring.text_probabilities(logits)
 
-        return self._run_stages(features, proposals, score)
+        return self._run_stages(features, proposals, words, score)
 
     def _run_stages(
         self,
         features: dict[str, Tensor],
         regions: list[Instances],
-        score: Callable[[OpenVocabularyOutputLayers, Tensor, Tensor, Regions], Tensor],
+        words: Words,
+        score: Callable[[OpenVocabularyOutputLayers, Words, Tensor, Tensor, Regions], Tensor],
     ) -> tuple[Tensor, Sequence[Tensor]]:
         """(N, C) scores, the mean over the stages; boxes of the last one, (N_i, 4) per image."""
         summed: Tensor | None = None
@@ -130,8 +134,9 @@ class ViLDCascadeROIHeads(ViLDROIHeads, CascadeROIHeads):
                 regions = self._create_proposals_from_boxes(boxes, sizes)
             pooled = self._pool(features, regions)
             trunk = head(pooled)
-            predictions = predictor(trunk)
-            scores = score(predictor, predictions[0], trunk, Regions(features, regions, pooled))
+            predictions = predictor(trunk, words)
+            seen = Regions(features, regions, pooled)
+            scores = score(predictor, words, predictions[0], trunk, seen)
             summed = scores if summed is None else summed + scores
             boxes = list(predictor.predict_boxes(predictions, regions))
         assert summed is not None  # there are stages

@@ -91,8 +91,10 @@ def test_the_text_branch_gets_the_weight_of_the_ensemble(teacher, record, heads)
     crops = crop_probabilities(model, record)
     features, proposals = model._propose(record)
     proposals.original_image = PerImage(record["original_image"], len(proposals))
-    text, regressed = heads._classify_by_text(features, [proposals])
-    probs, boxes = heads._classify_proposals(heads.image_head, features, [proposals])
+    text, regressed = heads._classify_by_text(features, [proposals], heads.classifier.words)
+    probs, boxes = heads._classify_proposals(
+        heads.image_head, features, [proposals], heads.classifier.words
+    )
     expected = text[:, :3] ** (2 / 3) * crops[:, :3] ** (1 / 3)
     torch.testing.assert_close(probs[:, :3], expected)
     torch.testing.assert_close(probs[:, 3], text[:, 3] ** (1 / 3) * crops[:, 3] ** (2 / 3))

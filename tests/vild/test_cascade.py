@@ -150,7 +150,7 @@ def test_scores_are_averaged_over_the_stages_each_on_its_own_regions():
     scores = torch.stack(expected).mean(dim=0)
     torch.testing.assert_close(found.scores, scores.sort(descending=True).values)
     torch.testing.assert_close(found.pred_boxes.tensor[:1], regions.proposal_boxes.tensor)
-    text, boxes = heads._classify_by_text(features, [proposals])
+    text, boxes = heads._classify_by_text(features, [proposals], heads.classifier.words)
     torch.testing.assert_close(text[0], torch.stack(expected).mean(dim=0))
     torch.testing.assert_close(boxes[0][0], box)
 

@@ -153,7 +153,9 @@ def test_scores_by_variant(variant):
         "image": image,
         "ensemble": vild_ensemble(text, image, classifier.is_novel, 2 / 3),
     }[VARIANTS[variant].scores]
-    found = heads._scores(heads.box_predictor, logits, region, Regions({}, [], pooled))
+    found = heads._scores(
+        heads.box_predictor, classifier.words, logits, region, Regions({}, [], pooled)
+    )
     torch.testing.assert_close(found, expected)
 
 
@@ -162,7 +164,7 @@ def test_the_text_branch_of_an_ensemble_alone():
     heads = make_model("vild_ensemble").roi_heads.eval()
     proposals = [proposals_at([[4.0, 4.0, 36.0, 40.0], [0.0, 0.0, 9.0, 9.0]])]
     features = {f"p{k}": torch.rand(1, 16, 64 >> k, 64 >> k) for k in (2, 3)}
-    probs, boxes = heads._classify_by_text(features, proposals)
+    probs, boxes = heads._classify_by_text(features, proposals, heads.classifier.words)
     logits, deltas = heads.box_predictor(heads.box_head(heads._pool(features, proposals)))
     torch.testing.assert_close(probs, text_probabilities(logits))
     (expected,) = heads.box_predictor.predict_boxes((logits, deltas), proposals)

@@ -18,7 +18,7 @@ def masks_in_boxes(model: nn.Module, evaluator: DatasetEvaluator) -> Iterator[No
 
     Args:
         model: a :class:`BatchInvariantRCNN`, or a module that holds one (DDP, test-time
-            augmentation, CLIP on crops); others stay as they are.
+            augmentation); others stay as they are.
         evaluator: of this package; any other, Detectron2's for one, gets full-size masks.
     """
     detectors = [one for one in model.modules() if isinstance(one, BatchInvariantRCNN)]

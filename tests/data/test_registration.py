@@ -7,10 +7,12 @@ import sys
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+import ovd_d2
 from ovd_d2.data import builtin
 from ovd_d2.data.categories import get_categories
 from ovd_d2.data.registration import DataSet, known_names, offer, register_data_sets
 from tests.catalog import forget
+from tests.tiny import tiny_config, tiny_vocabulary
 
 # What Detic registers when it is imported.
 DETIC = (
@@ -143,6 +145,16 @@ def test_an_unknown_name_lists_those_that_are_not_registered_yet():
     forget("lvis_v1_minival")
     with pytest.raises(KeyError, match=r"'lvis_v1_mini'.*lvis_v1_minival"):
         get_categories("lvis_v1_mini")
+
+
+def test_plugging_in_registers_what_the_config_names_and_no_more(tmp_path):
+    tiny_vocabulary().save(tmp_path / "vocabulary.safetensors")
+    cfg = tiny_config()
+    cfg.MODEL.OVD.VOCABULARY = str(tmp_path / "vocabulary.safetensors")
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("lvis_v1_train_norare",), ("coco_2017_val",)
+    forget(*DETIC)
+    ovd_d2.plug(cfg)
+    assert [name in DatasetCatalog for name in DETIC] == [True, False, False, False]
 
 
 def test_names_of_pictograms():

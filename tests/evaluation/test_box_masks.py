@@ -90,7 +90,7 @@ def evaluator(register):
 
 
 class Holder(nn.Module):
-    """As DistributedDataParallel, test-time augmentation and CLIP on crops hold a detector."""
+    """As DistributedDataParallel and test-time augmentation hold a detector."""
 
     def __init__(self, model):
         super().__init__()

@@ -10,12 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import tomllib
 from collections import defaultdict
 from pathlib import Path
 
 import grimp
 import matplotlib
+from importlinter.api import read_configuration
 from matplotlib import pyplot as plt
 from matplotlib.patches import FancyBboxPatch
 from PIL import Image
@@ -36,8 +36,8 @@ Imports = dict[str, list[str]]
 
 def layers() -> list[list[str]]:
     """Names of packages without the leading "ovd_d2.", the highest layer first."""
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
-    (contract,) = [one for one in settings["contracts"] if one["type"] == "layers"]
+    settings = read_configuration(str(ROOT / "pyproject.toml"))
+    (contract,) = [one for one in settings["contracts_options"] if one["type"] == "layers"]
     rows = [[part.strip() for part in row.split("|")] for row in contract["layers"]]
     return [[name.removeprefix(f"{PACKAGE}.") for name in row] for row in rows]
 

@@ -14,6 +14,7 @@ from ovd_d2.clip.loading import configured_teacher, teacher_problems
 from ovd_d2.data.augmentation import smallest_resize
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper, mapping_problems
 from ovd_d2.engine.data_checks import CheckedData, DataNeeds, category_problems, check_data
+from ovd_d2.engine.optimization import optimizer_problems
 from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
 from ovd_d2.evaluation.clip_crops import CLASSIFY_WITH
@@ -91,8 +92,7 @@ def config_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
         yield from _choice_problems(cfg)
     if system := system_of(cfg):
         yield from system.key_problems(cfg)
-    if cfg.SOLVER.OPTIMIZER not in ("SGD", "ADAMW"):
-        yield f"SOLVER.OPTIMIZER: '{cfg.SOLVER.OPTIMIZER}' is neither SGD nor ADAMW"
+    yield from optimizer_problems(cfg)
     yield from evaluation_problems(cfg)
     if training:
         yield from precision_problems(cfg.SOLVER.AMP.ENABLED, cfg.MODEL.DEVICE, "SOLVER.AMP")

@@ -10,7 +10,7 @@ from typing import Any
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.point_rend import add_pointrend_config
 
-from ovd_d2.config import add_ovd_config
+from ovd_d2.config import RENAMED_KEYS, add_ovd_config
 from ovd_d2.modeling.open_vocabulary import takes_vocabulary
 from ovd_d2.systems import IdleKeys, System, systems
 
@@ -52,6 +52,9 @@ def unknown_key_problems(config_file: str, opts: Sequence[str]) -> list[str]:
         for key in keys:
             if key in known or key in groups or any(key.startswith(f"{k}.") for k in known):
                 continue  # below a leaf: Detectron2 says what is wrong with the value
+            if new := RENAMED_KEYS.get(key):
+                problems.append(f"{source}: the key {key} was renamed to {new}")
+                continue
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             problems.append(f"{source}: there is no key {key}{hint}")
@@ -86,8 +89,8 @@ def _idle(cfg: CfgNode) -> Iterable[IdleKeys]:
             ("MODEL.RPN.BBOX_REG_LOSS_TYPE",),
             "MODEL.PROPOSAL_GENERATOR.NAME LevelMeanRPN has a box loss of its own",
         )
-    if cfg.SOLVER.OPTIMIZER == "SGD":
-        yield ("SOLVER.BACKBONE_MULTIPLIER",), "SOLVER.OPTIMIZER SGD has one rate for all"
+    if not cfg.SOLVER.EMA.ENABLED:
+        yield ("SOLVER.EMA.DECAY",), "SOLVER.EMA.ENABLED is False"
     if cfg.MODEL.BACKBONE.NAME != "build_timm_fpn_backbone":
         yield (
             ("MODEL.BACKBONE.TIMM_ARCHITECTURE",),

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ovd_d2.data.online import is_resumable
-from ovd_d2.engine import build
+from ovd_d2.engine import build, optimization
 from ovd_d2.engine.checkpoint import SafeCheckpointer
 from ovd_d2.engine.hooks import ProgressBar, SeedIterations
 from ovd_d2.engine.scalars import defined
@@ -90,12 +90,13 @@ class OpenVocabularyTrainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         model = super().build_model(cfg)
+        optimization.freeze(model, cfg.MODEL.OVD.FREEZE)
         build.apply_vocabulary(cfg, model)
         return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        return build.build_optimizer(cfg, model)
+        return optimization.build_optimizer(cfg, model)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As Detectron2's, from the last good checkpoint (:class:`SafeCheckpointer`)."""

@@ -86,10 +86,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         """Writes `name`.pth into the folder, with the state of all checkpointables and `kwargs`."""
         if not self.save_dir or not self.save_to_disk:
             return
-        content = {"model": self.model.state_dict()}
+        content = _weights_of(self.model)
         content.update({key: one.state_dict() for key, one in self.checkpointables.items()})
-        if (vocabulary := _vocabulary_of(self.model)) is not None:
-            content[_VOCABULARY] = _vocabulary_state(vocabulary)
         path = self._folder / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", path)
         remove_leftovers(self._folder)
@@ -204,6 +202,22 @@ class SafeCheckpointer(DetectionCheckpointer):
         if self.required is None:
             problem += f"; names that are only similar are matched with '?{HEURISTICS}=True'"
         return problem
+
+
+def save_weights(model: nn.Module, path: Path, **content: Any) -> None:
+    """Writes a detector with its vocabulary, and `content`, for `MODEL.WEIGHTS`.
+
+    It holds no state of a training: `last_checkpoint` stays, and nothing resumes from it.
+    """
+    logger.info("Saving weights to %s", path)
+    write_checkpoint(path, {**_weights_of(model), **content})
+
+
+def _weights_of(model: nn.Module) -> dict[str, Any]:
+    content: dict[str, Any] = {"model": model.state_dict()}
+    if (vocabulary := _vocabulary_of(model)) is not None:
+        content[_VOCABULARY] = _vocabulary_state(vocabulary)
+    return content
 
 
 def _needed(model: nn.Module, beginnings: Sequence[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -172,11 +172,23 @@ def optimizer_problems(cfg: CfgNode) -> Iterable[str]:
     for key, values in (("SOLVER.NO_DECAY", options.NO_DECAY), (FREEZE_KEY, cfg.MODEL.OVD.FREEZE)):
         if isinstance(values, str) or not all(isinstance(one, str) for one in values):
             yield f'{key}: {values!r} is not a list of names, as ["pos_embed"]'
-    if not 0 < options.EMA.DECAY < 1:
-        yield (
-            f"SOLVER.EMA.DECAY: {options.EMA.DECAY} is not between 0 and 1: 1 - 1 / n looks back "
-            "over about n steps"
-        )
+    average = {"enabled": options.EMA.ENABLED, "decay": options.EMA.DECAY}
+    yield from decay_problems(average, "SOLVER.EMA.DECAY")
+
+
+def decay_problems(average: Mapping[str, Any], key: str) -> list[str]:
+    """Of a moving average of the weights.
+
+    Args:
+        average: `enabled` and `decay`.
+        key: of the decay in the config, for the message.
+    """
+    decay = average.get("decay")
+    if not average.get("enabled") or (isinstance(decay, float) and 0 < decay < 1):
+        return []
+    return [
+        f"{key}: {decay} is not a number between 0 and 1: 1 - 1 / n looks back over about n steps"
+    ]
 
 
 def _is_multiplier(pair: Any) -> bool:

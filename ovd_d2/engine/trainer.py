@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from ovd_d2.data.online import is_resumable
 from ovd_d2.engine import build, optimization
 from ovd_d2.engine.checkpoint import SafeCheckpointer
-from ovd_d2.engine.hooks import ProgressBar, SeedIterations
+from ovd_d2.engine.hooks import ProgressBar, SeedIterations, WeightAveraging
 from ovd_d2.engine.scalars import defined
 from ovd_d2.evaluation import build_evaluator
 from ovd_d2.files import atomic_write_json
@@ -86,6 +86,7 @@ class OpenVocabularyTrainer(DefaultTrainer):
     """
 
     checkpointer: SafeCheckpointer
+    _averaging: WeightAveraging | None = None
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -195,12 +196,17 @@ class OpenVocabularyTrainer(DefaultTrainer):
         }
         write_results({**results, "evaluation": what}, cfg.OUTPUT_DIR, folder)
 
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """What evaluations in training are of: the averaged weights, where there are any."""
+        return self.model if self._averaging is None else self._averaging.model
+
     def _evaluate_for_storage(self) -> dict[str, Any]:
-        self._last_eval_results = self.test(self.cfg, self.model)
+        self._last_eval_results = self.test(self.cfg, self.evaluated_model)
         return defined(self._last_eval_results) if comm.is_main_process() else {}
 
     def _evaluate_with_tta_for_storage(self) -> dict[str, Any]:
-        results = self.test_with_tta(self.cfg, self.model)
+        results = self.test_with_tta(self.cfg, self.evaluated_model)
         return defined(results) if comm.is_main_process() else {}
 
     def build_hooks(self) -> list[HookBase | None]:
@@ -211,7 +217,12 @@ class OpenVocabularyTrainer(DefaultTrainer):
             **self.checkpointer.checkpointables,
             **loader_states(self.data_loader),
         )
-        hooks: list[HookBase | None] = [SeedIterations(comm.shared_random_seed())]
+        if self.cfg.SOLVER.EMA.ENABLED:
+            self._averaging = WeightAveraging(
+                self.model, decay=self.cfg.SOLVER.EMA.DECAY, folder=Path(self.cfg.OUTPUT_DIR)
+            )
+        seed = SeedIterations(comm.shared_random_seed())
+        hooks: list[HookBase | None] = [seed, self._averaging]
         for hook in super().build_hooks():
             if not isinstance(hook, EvalHook):
                 hooks.append(hook)

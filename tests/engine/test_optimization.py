@@ -229,7 +229,10 @@ def problems_of(**options):
         ({"LR_MULTIPLIERS": [["backbone.", -1]]}, "a factor >= 0"),
         ({"LR_MULTIPLIERS": [["backbone.", "0.3"]]}, "are not pairs"),
         ({"NO_DECAY": "bias"}, "SOLVER.NO_DECAY: 'bias' is not a list of names"),
-        ({"EMA": CfgNode({"DECAY": 1.0})}, "SOLVER.EMA.DECAY: 1.0 is not between 0 and 1"),
+        (
+            {"EMA": CfgNode({"ENABLED": True, "DECAY": 1.0})},
+            "SOLVER.EMA.DECAY: 1.0 is not a number between 0 and 1",
+        ),
     ],
 )
 def test_values_that_cannot_be_meant(options, expected):

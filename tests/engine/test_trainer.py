@@ -141,6 +141,7 @@ def test_the_number_of_gpus_rescales_the_recipe(two_novel_images, monkeypatch, t
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.merge_from_list(["SOLVER.REFERENCE_WORLD_SIZE", 8, "SOLVER.IMS_PER_BATCH", 32])
     cfg.merge_from_list(["SOLVER.BASE_LR", 0.04, "SOLVER.OPTIMIZER", "SGD"])
+    cfg.merge_from_list(["SOLVER.LR_MULTIPLIERS", ()])
     cfg.merge_from_list(["SOLVER.MAX_ITER", 9000, "SOLVER.STEPS", (6000, 8000)])
     cfg.merge_from_list(["SOLVER.WARMUP_ITERS", 1000])
     cfg.freeze()

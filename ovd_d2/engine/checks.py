@@ -15,6 +15,7 @@ from ovd_d2.data.augmentation import smallest_resize
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper, mapping_problems
 from ovd_d2.engine.data_checks import CheckedData, DataNeeds, category_problems, check_data
 from ovd_d2.engine.optimization import optimizer_problems
+from ovd_d2.engine.validation import missing_annotation_problems, selection_problems
 from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
 from ovd_d2.evaluation.clip_crops import CLASSIFY_WITH
@@ -55,6 +56,7 @@ def check_setup(cfg: CfgNode, *, training: bool, progress: bool = True) -> list[
     if training and not problems:
         mapper = OpenVocabularyDatasetMapper(cfg, is_train=True)
         problems += mapping_problems(mapper, _training_images(cfg, data)[:1])
+        problems += missing_annotation_problems(cfg)
     if problems:
         raise SetupError(problems)
     return data.notices
@@ -95,6 +97,7 @@ def config_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
     yield from optimizer_problems(cfg)
     yield from evaluation_problems(cfg)
     if training:
+        yield from selection_problems(cfg)
         yield from precision_problems(cfg.SOLVER.AMP.ENABLED, cfg.MODEL.DEVICE, "SOLVER.AMP")
         yield from process_problems(cfg.MODEL.DEVICE)
     yield from output_problems(cfg.OUTPUT_DIR)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import nn
@@ -14,7 +16,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from ovd_d2.engine.checkpoint import save_weights
-from ovd_d2.engine.checkpoint_files import AVERAGED
+from ovd_d2.engine.checkpoint_files import AVERAGED, BEST, checkpoint_fault
+from ovd_d2.engine.validation import lower_is_better
 from ovd_d2.modeling.open_vocabulary import open_vocabulary_part, unwrapped
 from ovd_d2.seeding import seed_generators
 
@@ -149,3 +152,65 @@ class WeightAveraging(HookBase):
         part, source = open_vocabulary_part(average.module), open_vocabulary_part(self._source)
         if part is not None and source is not None and source.vocabulary is not None:
             part.set_vocabulary(source.vocabulary)  # the config may have brought another
+
+
+class BestCheckpoint(HookBase):
+    """Keeps the weights of the best evaluation so far as `model_best.pth`.
+
+    Unlike Detectron2's `BestCheckpointer` it writes the weights that were evaluated and nothing to
+    resume from, `last_checkpoint` stays, and a resumed training knows what was best before: the
+    file says so. Register it on the main process, after the hooks that evaluate.
+    """
+
+    def __init__(
+        self, metric: str, *, period: int, folder: Path, model: Callable[[], nn.Module]
+    ) -> None:
+        """
+        Args:
+            metric: as evaluations put it into the event storage, "bbox/AP50_base"; the highest is
+                the best, of losses the lowest.
+            period: iterations between two evaluations.
+            folder: for `model_best.pth`.
+            model: gives what was evaluated.
+        """
+        self._metric = metric
+        self._period = period
+        self._path = folder / BEST
+        self._model = model
+        self._best: float | None = None
+
+    def before_train(self) -> None:
+        if not (self.trainer.start_iter and self._path.is_file()):
+            return
+        if fault := checkpoint_fault(self._path):
+            logger.warning("%s. The best is looked for anew", fault)
+            return
+        stored = torch.load(self._path, map_location="cpu", weights_only=True, mmap=True)
+        self._best = stored["best"].get(self._metric)
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self._period == 0 and done != self.trainer.max_iter:  # as Detectron2's EvalHook
+            self._compare()
+
+    def after_train(self) -> None:
+        if self.trainer.iter + 1 >= self.trainer.max_iter:
+            self._compare()
+
+    def _compare(self) -> None:
+        latest = self.trainer.storage.latest()
+        value, iteration = latest.get(self._metric, (None, None))
+        if value is None or iteration != self.trainer.storage.iter:
+            logger.warning(
+                "This evaluation gave no %s (nan where nothing has ground truth), so %s stays",
+                *(self._metric, self._path),
+            )
+            return
+        sign = -1 if lower_is_better(self._metric) else 1
+        if self._best is not None and sign * value <= sign * self._best:
+            return
+        logger.info("%s is %.4f, the best so far", self._metric, value)
+        self._best = value
+        done = min(self.trainer.iter, self.trainer.max_iter - 1)
+        model = unwrapped(self._model())
+        save_weights(model, self._path, iteration=done, best={self._metric: value})

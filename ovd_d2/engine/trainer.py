@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader
 from ovd_d2.data.online import is_resumable
 from ovd_d2.engine import build, optimization
 from ovd_d2.engine.checkpoint import SafeCheckpointer
-from ovd_d2.engine.hooks import ProgressBar, SeedIterations, WeightAveraging
+from ovd_d2.engine.hooks import BestCheckpoint, ProgressBar, SeedIterations, WeightAveraging
 from ovd_d2.engine.scalars import defined
+from ovd_d2.engine.validation import validate
 from ovd_d2.evaluation import build_evaluator
 from ovd_d2.files import atomic_write_json
 from ovd_d2.modeling import OpenVocabularyRCNNWithTTA
@@ -209,6 +210,10 @@ class OpenVocabularyTrainer(DefaultTrainer):
         results = self.test_with_tta(self.cfg, self.evaluated_model)
         return defined(results) if comm.is_main_process() else {}
 
+    def _validate_for_storage(self) -> dict[str, Any]:
+        losses = validate(self.cfg, self.evaluated_model)
+        return defined(losses) if comm.is_main_process() else {}
+
     def build_hooks(self) -> list[HookBase | None]:
         # The last thing that Detectron2's __init__ does; some hooks keep the checkpointer.
         self.checkpointer = SafeCheckpointer(
@@ -227,10 +232,20 @@ class OpenVocabularyTrainer(DefaultTrainer):
             if not isinstance(hook, EvalHook):
                 hooks.append(hook)
                 continue
-            # Detectron2's own would put nan into the event storage
-            hooks.append(EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate_for_storage))
-            if self.cfg.TEST.AUG.ENABLED:  # after training alone: it takes many passes an image
-                hooks.append(EvalHook(0, self._evaluate_with_tta_for_storage))
+            hooks += self._build_evaluation_hooks()
         if comm.is_main_process():
             hooks.append(ProgressBar(os.path.basename(self.cfg.OUTPUT_DIR) or "training"))
+        return hooks
+
+    def _build_evaluation_hooks(self) -> list[HookBase]:
+        test, folder = self.cfg.TEST, Path(self.cfg.OUTPUT_DIR)
+        # Detectron2's own would put nan into the event storage
+        hooks: list[HookBase] = [EvalHook(test.EVAL_PERIOD, self._evaluate_for_storage)]
+        if test.AUG.ENABLED:  # after training alone: it takes many passes an image
+            hooks.append(EvalHook(0, self._evaluate_with_tta_for_storage))
+        if test.OVD.VALIDATION_LOSS:
+            hooks.append(EvalHook(test.EVAL_PERIOD, self._validate_for_storage))
+        if test.OVD.BEST_CHECKPOINT and comm.is_main_process():
+            best, model = test.OVD.BEST_CHECKPOINT, lambda: self.evaluated_model
+            hooks.append(BestCheckpoint(best, period=test.EVAL_PERIOD, folder=folder, model=model))
         return hooks

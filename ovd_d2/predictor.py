@@ -23,7 +23,7 @@ from ovd_d2.engine.build import build_open_vocabulary_model
 from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
 from ovd_d2.modeling.open_vocabulary import open_vocabulary_part
-from ovd_d2.vocabulary import Vocabulary
+from ovd_d2.vocabulary import Vocabulary, configured_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class OpenVocabularyPredictor:
                     "evaluation only (tools/train_net.py --eval-only); set it to 'detector'"
                 ]
             )
-        self._configured = _configured_vocabulary(self.cfg)
+        self._configured = configured_vocabulary(self.cfg)
         if model is None:
             if problems := weights_problems(cfg.MODEL.WEIGHTS, needed=True):
                 raise SetupError(problems)
@@ -223,15 +223,6 @@ class OpenVocabularyPredictor:
             for k, words in enumerate(configured)
             if not any(words <= wanted or wanted <= words for wanted in given)
         ]
-
-
-def _configured_vocabulary(cfg: CfgNode) -> Vocabulary | None:
-    if not cfg.MODEL.OVD.VOCABULARY:
-        return None
-    try:
-        return Vocabulary.load(cfg.MODEL.OVD.VOCABULARY)
-    except (OSError, ValueError) as error:
-        raise SetupError([f"MODEL.OVD.VOCABULARY: {error}"]) from error
 
 
 def _check_image(image: np.ndarray, resize: Resize | None) -> None:

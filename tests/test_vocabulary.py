@@ -134,8 +134,13 @@ def test_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monk
     def fail(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("ovd_d2.vocabulary.save_file", fail)
+    monkeypatch.setattr("pathlib.Path.write_bytes", fail)
     with pytest.raises(OSError, match="disk full"):
         Vocabulary(["x"], torch.tensor([[1.0]])).save(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_equal_vocabularies_have_equal_bytes() -> None:
+    assert len({make().to_bytes() for _ in range(20)}) == 1
+    assert Vocabulary.from_bytes(make().to_bytes()).names == make().names

@@ -28,7 +28,7 @@ from ovd_d2.cache.store import open_store
 from ovd_d2.cache.writer import IMAGES_PER_SHARD
 from ovd_d2.clip.crops import RESIZE_CHOICES
 from ovd_d2.clip.loading import load_teacher
-from ovd_d2.data.own import check_own_data_sets
+from ovd_d2.data.registration import register_data_sets
 from ovd_d2.engine.launching import (
     add_device_argument,
     add_launch_arguments,
@@ -392,7 +392,7 @@ def open_layout(args: argparse.Namespace) -> Layout:
 
 @exit_with_message(FileNotFoundError, ValueError)
 def load_dataset(name: str) -> list[Mapping[str, Any]]:
-    check_own_data_sets()
+    register_data_sets()
     if name not in DatasetCatalog:
         raise CacheError(f"no data set '{name}' is registered (see datasets/README.md)")
     dataset_dicts: list[Mapping[str, Any]] = DatasetCatalog.get(name)

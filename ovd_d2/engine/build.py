@@ -12,13 +12,13 @@ from detectron2.data import build_detection_test_loader, get_detection_dataset_d
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.modeling import build_model
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from ovd_d2.data.base_only import drop_annotations
 from ovd_d2.data.categories import get_categories
-from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
-from ovd_d2.data.own import check_own_data_sets
-from ovd_d2.data.train_loader import build_resumable_train_loader
+from ovd_d2.data.mapper import OpenVocabularyDatasetMapper, WithPassengers, passengers_of
+from ovd_d2.data.registration import register_data_sets
+from ovd_d2.data.train_loader import Mapper, build_resumable_train_loader
 from ovd_d2.engine.checkpoint import WHOLE_MODEL, SafeCheckpointer
 from ovd_d2.errors import SetupError
 from ovd_d2.modeling.open_vocabulary import open_vocabulary_part
@@ -26,17 +26,6 @@ from ovd_d2.systems import system_of
 from ovd_d2.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
-
-
-def apply_vocabulary(cfg: CfgNode, model: nn.Module) -> None:
-    """Gives the model the configured vocabulary, if there is one.
-
-    To be called after weights are loaded, too: a checkpoint brings the vocabulary it was trained
-    with, and the one the config names must win.
-    """
-    part = open_vocabulary_part(model)
-    if cfg.MODEL.OVD.VOCABULARY and part is not None:
-        part.set_vocabulary(Vocabulary.load(cfg.MODEL.OVD.VOCABULARY))
 
 
 @contextmanager
@@ -92,7 +81,6 @@ def build_open_vocabulary_model(
     """
     model = build_model(cfg)
     SafeCheckpointer(model, required=required).load(cfg.MODEL.WEIGHTS)
-    apply_vocabulary(cfg, model)
     return model.eval()
 
 
@@ -106,23 +94,45 @@ def load_training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
         cfg.DATASETS.TRAIN,
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         drop_novel=cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS,
+        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
     )
 
 
 def get_base_dataset_dicts(
-    names: str | Sequence[str], filter_empty: bool = False, drop_novel: bool = True
+    names: str | Sequence[str],
+    filter_empty: bool = False,
+    drop_novel: bool = True,
+    proposal_files: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Detectron2's `get_detection_dataset_dicts` without annotations of novel categories.
 
     Args:
         names: a registered data set, or several.
         filter_empty: leave out images without annotation (ViLD distils from them, so: no).
-        drop_novel: False keeps novel annotations, for the supervised upper line alone.
+        drop_novel: False keeps novel annotations: test sets, and the supervised upper line.
+        proposal_files: Detectron2's stored proposals, one file per data set.
+
+    Raises:
+        SetupError: another number of proposal files than of data sets.
     """
-    check_own_data_sets()
+    names = [names] if isinstance(names, str) else names
+    if proposal_files is not None and len(proposal_files) != len(names):
+        raise SetupError(
+            [
+                f"DATASETS.PROPOSAL_FILES_TRAIN has {len(proposal_files)} files for {len(names)} "
+                "data sets in DATASETS.TRAIN: name one per data set, or set MODEL.LOAD_PROPOSALS "
+                "False"
+            ]
+        )
     dataset_dicts: list[dict[str, Any]] = []
-    for name in [names] if isinstance(names, str) else names:
-        records = get_detection_dataset_dicts(name, filter_empty=False, check_consistency=False)
+    for k, name in enumerate(names):
+        register_data_sets([name])
+        records = get_detection_dataset_dicts(
+            name,
+            filter_empty=False,
+            proposal_files=None if proposal_files is None else [proposal_files[k]],
+            check_consistency=False,
+        )
         if drop_novel:
             records = drop_annotations(records, get_categories(name).is_novel)
         dataset_dicts += records
@@ -131,19 +141,33 @@ def get_base_dataset_dicts(
     return dataset_dicts
 
 
-def build_train_loader(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+def build_train_loader(
+    cfg: CfgNode, *, mapper: Mapper | None = None, sampler: Sampler | None = None
+) -> Iterable[list[dict[str, Any]]]:
     """A loader that can be resumed, over base annotations and what the system adds to them.
 
-    Samplers see what the model sees: repeat factors are those of the base annotations.
+    Args:
+        cfg: the complete config.
+        mapper: a project's own, with its augmentations; None: `OpenVocabularyDatasetMapper`. What
+            the system needs rides along with either (:mod:`ovd_d2.data.passengers`).
+        sampler: a project's own; None: that of the config. Samplers see what the model sees:
+            repeat factors are those of the base annotations.
     """
-    mapper = OpenVocabularyDatasetMapper(cfg, is_train=True)
-    loader = build_resumable_train_loader(cfg, mapper=mapper, dataset=load_training_dicts(cfg))
+    if mapper is None:
+        mapper = OpenVocabularyDatasetMapper(cfg, is_train=True)
+    elif passengers := passengers_of(cfg):
+        mapper = WithPassengers(mapper, passengers)
+    options = {} if sampler is None else {"sampler": sampler}
+    loader = build_resumable_train_loader(
+        cfg, mapper=mapper, dataset=load_training_dicts(cfg), **options
+    )
     system = system_of(cfg)
     return loader if system is None else system.wrap_loader(cfg, loader)
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
     """Detectron2's test loader."""
+    register_data_sets([dataset_name])
     return build_detection_test_loader(
         cfg, dataset_name, mapper=OpenVocabularyDatasetMapper(cfg, is_train=False)
     )

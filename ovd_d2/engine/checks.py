@@ -25,7 +25,7 @@ from ovd_d2.losses import NOVEL_LOGIT_MODES
 from ovd_d2.modeling.classifier import BACKGROUNDS
 from ovd_d2.modeling.open_vocabulary import architecture_problems, takes_vocabulary
 from ovd_d2.systems import SetupContext, system_of
-from ovd_d2.vocabulary import Vocabulary
+from ovd_d2.vocabulary import Vocabulary, configured_vocabulary
 
 
 def check_setup(cfg: CfgNode, *, training: bool, progress: bool = True) -> list[str]:
@@ -203,14 +203,13 @@ def _data_needs(cfg: CfgNode, training: bool) -> DataNeeds:
 
 
 def _load_vocabulary(cfg: CfgNode, training: bool) -> tuple[Vocabulary | None, list[str]]:
-    path = cfg.MODEL.OVD.VOCABULARY
-    if not path:
+    try:
+        vocabulary = configured_vocabulary(cfg)
+    except SetupError as error:
+        return None, error.problems
+    if vocabulary is None:
         empty = "MODEL.OVD.VOCABULARY is empty: make one with tools/build_vocabulary.py"
         return None, [empty] if training else []
-    try:
-        vocabulary = Vocabulary.load(path)
-    except (OSError, ValueError) as error:
-        return None, [f"MODEL.OVD.VOCABULARY: {error}"]
     return vocabulary, list(_vocabulary_problems(cfg, vocabulary))
 
 

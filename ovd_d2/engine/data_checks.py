@@ -17,6 +17,7 @@ from ovd_d2.data.image_faults import KINDS
 from ovd_d2.data.image_memory import default_memory
 from ovd_d2.data.images import image_problems
 from ovd_d2.data.problems import Problem
+from ovd_d2.data.registration import known_names, register_data_sets
 from ovd_d2.data.validation import DatasetUse, Report, validate_dataset
 from ovd_d2.evaluation.builder import EVALUATORS
 from ovd_d2.vocabulary import Vocabulary
@@ -135,8 +136,9 @@ def category_problems(
 
 
 def _not_there(name: str) -> str | None:
+    register_data_sets([name])
     if name not in DatasetCatalog:
-        known = ", ".join(sorted(DatasetCatalog.list()))
+        known = ", ".join(known_names())
         return f"'{name}' is not registered; registered: {known}"
     return missing_file_problem(name)
 

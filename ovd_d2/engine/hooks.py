@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ovd_d2.engine.checkpoint import save_weights
 from ovd_d2.engine.checkpoint_files import AVERAGED, BEST, checkpoint_fault
 from ovd_d2.engine.validation import lower_is_better
-from ovd_d2.modeling.open_vocabulary import open_vocabulary_part, unwrapped
+from ovd_d2.modeling.open_vocabulary import unwrapped
 from ovd_d2.seeding import seed_generators
 
 logger = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ class WeightAveraging(HookBase):
         average = get_ema_multi_avg_fn(self._decay)
         self._average = AveragedModel(self._source, multi_avg_fn=average, use_buffers=True)
         if self._resumed is not None:
-            self._resume(self._average, self._resumed)
+            self._average.load_state_dict(self._resumed)
             self._resumed = None
         elif self.trainer.start_iter:
             logger.warning(
@@ -146,12 +146,6 @@ class WeightAveraging(HookBase):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._resumed = state
-
-    def _resume(self, average: AveragedModel, state: dict[str, Any]) -> None:
-        average.load_state_dict(state)
-        part, source = open_vocabulary_part(average.module), open_vocabulary_part(self._source)
-        if part is not None and source is not None and source.vocabulary is not None:
-            part.set_vocabulary(source.vocabulary)  # the config may have brought another
 
 
 class BestCheckpoint(HookBase):

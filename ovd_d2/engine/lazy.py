@@ -1,7 +1,8 @@
 """What tools/lazyconfig_train_net.py runs in each process: Detectron2's LazyConfigs with words.
 
 A config has what Detectron2's `new_baselines` have (`model`, `optimizer`, `lr_multiplier`, `train`,
-`dataloader`), and `vocabulary`: a LazyCall that gives a :class:`ovd_d2.vocabulary.Vocabulary`.
+`dataloader`), and `vocabulary`: a LazyCall that gives a :class:`ovd_d2.vocabulary.Vocabulary`, to
+which the model's classifier refers ("${vocabulary}").
 Where it has `wrap_loader`, a LazyCall that gives a function of the training loader, batches go
 through that on their way to the model (configs/pictograms/lazy_vild_online.py).
 `train.model_ema = dict(enabled=True, decay=0.9998)` averages the weights
@@ -15,7 +16,7 @@ import logging
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from detectron2.config import instantiate
 from detectron2.engine import (
@@ -36,12 +37,11 @@ from ovd_d2.engine.build import vocabulary_of
 from ovd_d2.engine.checkpoint import WHOLE_MODEL, SafeCheckpointer
 from ovd_d2.engine.hooks import ProgressBar, SeedIterations, WeightAveraging
 from ovd_d2.engine.launching import available_device, on_main_process
-from ovd_d2.engine.lazy_checks import WEIGHTS_KEY, check_lazy_setup
+from ovd_d2.engine.lazy_checks import NO_VOCABULARY, WEIGHTS_KEY, check_lazy_setup
 from ovd_d2.engine.scalars import defined, write_scalars
 from ovd_d2.engine.trainer import finish, loader_states, write_results
 from ovd_d2.errors import SetupError
-from ovd_d2.modeling import OpenVocabularyRCNN
-from ovd_d2.vocabulary import Vocabulary
+from ovd_d2.modeling.open_vocabulary import open_vocabulary_part
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +51,7 @@ def train(cfg: DictConfig, args: argparse.Namespace) -> None:
     _check(cfg, args, training=True)
     if not cfg.train.device.startswith("cuda"):
         cfg.train.ddp.device_ids = None  # else Detectron2 asks for a GPU for each process
-    vocabulary = instantiate(cfg.vocabulary)
-    model = _build_model(cfg, vocabulary)
+    model = _build_model(cfg)
     loader = instantiate(cfg.dataloader.train)
     if "wrap_loader" in cfg:
         loader = instantiate(cfg.wrap_loader)(loader)
@@ -68,25 +67,23 @@ def train(cfg: DictConfig, args: argparse.Namespace) -> None:
         trainer=trainer,
         **loader_states(loader),
     )
-    trainer.register_hooks(_build_hooks(cfg, model, vocabulary, checkpointer))
+    trainer.register_hooks(_build_hooks(cfg, model, checkpointer))
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
     start = trainer.iter + 1 if checkpointer.resumed_from else 0
     if start >= cfg.train.max_iter:
         finish(checkpointer, start, "train.max_iter", cfg.train.max_iter)
         return
-    model.set_vocabulary(vocabulary)  # after loading: it wins over the checkpoint's
     trainer.train(start, cfg.train.max_iter)
 
 
 def evaluate(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
     """Evaluates `train.init_checkpoint` (`args.resume`: the last checkpoint)."""
     _check(cfg, args, training=False)
-    vocabulary = instantiate(cfg.vocabulary)
-    model = _build_model(cfg, vocabulary)
+    model = _build_model(cfg)
     checkpoint = SafeCheckpointer(
         model, cfg.train.output_dir, required=WHOLE_MODEL, key=WEIGHTS_KEY
     ).resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
-    results = _test(cfg, model, vocabulary)
+    results = _test(cfg, model)
     if comm.is_main_process():
         write_scalars(results, cfg.train.output_dir, iteration=checkpoint.get("iteration", 0))
     return results
@@ -101,10 +98,9 @@ def _check(cfg: DictConfig, args: argparse.Namespace, *, training: bool) -> None
         logger.warning("%s", notice)
 
 
-def _test(cfg: DictConfig, model: OpenVocabularyRCNN, vocabulary: Vocabulary) -> dict[str, Any]:
+def _test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
     """With the vocabulary in the order of the test set."""
     evaluator = instantiate(cfg.dataloader.evaluator)
-    model.set_vocabulary(vocabulary)
     with vocabulary_of(evaluator.description["dataset"], model):
         results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
@@ -116,8 +112,7 @@ def _test(cfg: DictConfig, model: OpenVocabularyRCNN, vocabulary: Vocabulary) ->
 
 def _build_hooks(
     cfg: DictConfig,
-    model: OpenVocabularyRCNN,
-    vocabulary: Vocabulary,
+    model: nn.Module,
     checkpointer: SafeCheckpointer,
 ) -> list[HookBase | None]:
     averaging = _build_averaging(cfg, model)
@@ -131,8 +126,7 @@ def _build_hooks(
         built.append(hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer))
 
     def evaluate() -> dict[str, Any]:
-        evaluated = model if averaging is None else averaging.model
-        results = _test(cfg, cast(OpenVocabularyRCNN, evaluated), vocabulary)
+        results = _test(cfg, model if averaging is None else averaging.model)
         return defined(results)  # undefined numbers have no place in the event storage
 
     built.append(hooks.EvalHook(cfg.train.eval_period, evaluate))
@@ -150,16 +144,13 @@ def _build_averaging(cfg: DictConfig, model: nn.Module) -> WeightAveraging | Non
     return WeightAveraging(model, decay=average.decay, folder=Path(cfg.train.output_dir))
 
 
-def _build_model(cfg: DictConfig, vocabulary: Vocabulary) -> OpenVocabularyRCNN:
-    model = instantiate(cfg.model).to(cfg.train.device)
-    wanted = model.roi_heads.classifier.embedding_dim
-    if vocabulary.embedding_dim != wanted:
-        raise SetupError(
-            [
-                f"model.roi_heads.box_predictor.classifier.embedding_dim is {wanted}, but the "
-                f"vocabulary's embeddings are {vocabulary.embedding_dim} wide: use one teacher "
-                "for both"
-            ]
-        )
-    model.set_vocabulary(vocabulary)
-    return model
+def _build_model(cfg: DictConfig) -> nn.Module:
+    """With the config's vocabulary, which the config gives to the classifier."""
+    try:
+        model = instantiate(cfg.model)
+    except ValueError as error:
+        raise SetupError([f"model: {error}"]) from error
+    part = open_vocabulary_part(model)
+    if part is None or part.vocabulary is None:
+        raise SetupError([NO_VOCABULARY])
+    return model.to(cfg.train.device)

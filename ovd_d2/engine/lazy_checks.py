@@ -26,7 +26,10 @@ from ovd_d2.vocabulary import Vocabulary
 
 WEIGHTS_KEY = "train.init_checkpoint"
 
-_NO_VOCABULARY = 'the config has no vocabulary: add vocabulary = L(Vocabulary.load)(path="...")'
+NO_VOCABULARY = (
+    'the config has no vocabulary: add vocabulary = L(Vocabulary.load)(path="...") and '
+    'model.roi_heads.box_predictor.classifier.vocabulary = "${vocabulary}"'
+)
 _NO_TEACHER = (
     "dataloader.train.mapper brings proposals to embed, but the config has no wrap_loader that "
     "embeds them: add wrap_loader = L(OnlineTeacher)(teacher=L(CLIPTeacher.from_open_clip)(...))"
@@ -129,7 +132,7 @@ def _rules_problems(cfg: DictConfig, name: str) -> Iterable[str]:
 
 def _load_vocabulary(cfg: DictConfig) -> tuple[Vocabulary | None, list[str]]:
     if "vocabulary" not in cfg:
-        return None, [_NO_VOCABULARY]
+        return None, [NO_VOCABULARY]
     try:
         return instantiate(cfg.vocabulary), []
     except (OSError, ValueError) as error:

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,15 @@ from torch.utils.data import DataLoader
 from ovd_d2.data.online import is_resumable
 from ovd_d2.engine import build, optimization
 from ovd_d2.engine.checkpoint import SafeCheckpointer
+from ovd_d2.engine.checks import check_setup
 from ovd_d2.engine.hooks import BestCheckpoint, ProgressBar, SeedIterations, WeightAveraging
+from ovd_d2.engine.launching import on_main_process
 from ovd_d2.engine.scalars import defined
 from ovd_d2.engine.validation import validate
 from ovd_d2.evaluation import build_evaluator
 from ovd_d2.files import atomic_write_json
 from ovd_d2.modeling import OpenVocabularyRCNNWithTTA
+from ovd_d2.seeding import kept_generators
 
 logger = logging.getLogger(__name__)
 
@@ -89,21 +93,32 @@ class OpenVocabularyTrainer(DefaultTrainer):
     checkpointer: SafeCheckpointer
     _averaging: WeightAveraging | None = None
 
+    def __init__(self, cfg: CfgNode, *, check: bool = True) -> None:
+        """
+        Args:
+            cfg: the complete config.
+            check: look at the whole set-up first (:func:`ovd_d2.engine.checks.check_setup`); False
+                where that has been done.
+
+        Raises:
+            SetupError: lists everything that does not fit.
+        """
+        if check:
+            with kept_generators():
+                notices = on_main_process(partial(check_setup, cfg, training=True))
+            for notice in notices:
+                logger.warning("%s", notice)
+        super().__init__(cfg)
+
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         model = super().build_model(cfg)
         optimization.freeze(model, cfg.MODEL.OVD.FREEZE)
-        build.apply_vocabulary(cfg, model)
         return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return optimization.build_optimizer(cfg, model)
-
-    def resume_or_load(self, resume: bool = True) -> None:
-        """As Detectron2's, from the last good checkpoint (:class:`SafeCheckpointer`)."""
-        super().resume_or_load(resume)
-        build.apply_vocabulary(self.cfg, self.model)
 
     def train(self) -> dict[str, Any] | None:
         """As Detectron2's; a run that was resumed after its last iteration has nothing to do."""
@@ -114,6 +129,7 @@ class OpenVocabularyTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+        """See :func:`ovd_d2.engine.build.build_train_loader`: a project's mapper goes in there."""
         return build.build_train_loader(cfg)
 
     @classmethod
@@ -135,10 +151,13 @@ class OpenVocabularyTrainer(DefaultTrainer):
         """Detectron2's evaluation, of the configured vocabulary whatever the checkpoint brought.
 
         The numbers also go to `OUTPUT_DIR/inference/results.json`, and beside them, under
-        "evaluation", data set, protocol and engine of each test set.
+        "evaluation", data set, protocol and engine of each test set; but not where `evaluators`
+        are given, as by the `test_with_TTA` of Detectron2's train_net.py: whoever gives them says
+        where the numbers go.
         """
-        if evaluators is None:
-            evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        if evaluators is not None:
+            return cls._test_each(cfg, model, evaluators)
+        evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         results = cls._test_each(cfg, model, evaluators)
         cls._write(results, cfg, evaluators, INFERENCE)
         return results
@@ -157,7 +176,6 @@ class OpenVocabularyTrainer(DefaultTrainer):
             cfg, model, evaluators: as of `test`.
             wrap: what is evaluated in place of the model, made anew for every vocabulary.
         """
-        build.apply_vocabulary(cfg, model)
         results: dict[str, Any] = {}
         for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True):
             one_set = cfg.clone()
@@ -241,7 +259,9 @@ class OpenVocabularyTrainer(DefaultTrainer):
         test, folder = self.cfg.TEST, Path(self.cfg.OUTPUT_DIR)
         # Detectron2's own would put nan into the event storage
         hooks: list[HookBase] = [EvalHook(test.EVAL_PERIOD, self._evaluate_for_storage)]
-        if test.AUG.ENABLED:  # after training alone: it takes many passes an image
+        # After training alone: it takes many passes per image. A project that has a
+        # `test_with_TTA`, as Detectron2's train_net.py, registers a hook for it itself.
+        if test.AUG.ENABLED and not hasattr(self, "test_with_TTA"):
             hooks.append(EvalHook(0, self._evaluate_with_tta_for_storage))
         if test.OVD.VALIDATION_LOSS:
             hooks.append(EvalHook(test.EVAL_PERIOD, self._validate_for_storage))

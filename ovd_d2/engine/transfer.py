@@ -17,6 +17,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
+from torch import nn
 
 from ovd_d2.clip.loading import configured_teacher, teacher_problems
 from ovd_d2.clip.teacher import CLIPTeacher
@@ -77,12 +78,12 @@ def evaluate_transfer(
     cfg = cfg.clone()
     cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "transfer")  # the training's files stay
     set_up(cfg, args)
-    model = build_model(cfg)
+    prompts = prompt_family(_training_vocabulary(cfg), cfg.MODEL.OVD.TEACHER.PROMPTS)
+    model = _build_model(cfg)
     part = open_vocabulary_part(model)
     assert part is not None  # the checks refuse others
     SafeCheckpointer(model, required=WHOLE_MODEL).load(cfg.MODEL.WEIGHTS)
     folder = Path(cfg.OUTPUT_DIR)
-    prompts = prompt_family(_training_vocabulary(cfg), cfg.MODEL.OVD.TEACHER.PROMPTS)
     report: dict[str, Any] = {
         "weights": cfg.MODEL.WEIGHTS,
         "teacher": teacher.fingerprint,
@@ -123,6 +124,14 @@ def transfer_table(report: dict[str, Any]) -> str:
 
 def _cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
+
+
+def _build_model(cfg: CfgNode) -> nn.Module:
+    """Without the training's vocabulary, which need not be at hand: each test set has its own."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.OVD.VOCABULARY = ""
+    return build_model(cfg)
 
 
 def _vocabulary_of(test_set: TransferSet, teacher: CLIPTeacher, prompts: str) -> Vocabulary:

@@ -67,8 +67,12 @@ def build_validation_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
 
 
 def _validation_dicts(cfg: CfgNode, dataset_name: str) -> list[dict[str, Any]]:
-    drop_novel = cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS
-    return get_base_dataset_dicts(dataset_name, drop_novel=drop_novel)
+    files = dict(zip(cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST, strict=False))
+    return get_base_dataset_dicts(
+        dataset_name,
+        drop_novel=cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS,
+        proposal_files=[files[dataset_name]] if cfg.MODEL.LOAD_PROPOSALS else None,
+    )
 
 
 def validation_losses(

@@ -9,6 +9,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 
 from ovd_d2.data.categories import get_categories
+from ovd_d2.data.public_sets import dataset_field
+from ovd_d2.data.registration import register_data_sets
 from ovd_d2.evaluation.coco_evaluator import OpenVocabularyCOCOEvaluator
 from ovd_d2.evaluation.engines import build_engine
 from ovd_d2.evaluation.lvis_evaluator import OpenVocabularyLVISEvaluator
@@ -29,14 +31,14 @@ def build_evaluator(
     """The evaluator for `dataset_name` by its metadata's `evaluator_type`, a key of `EVALUATORS`.
 
     Base and novel come from `ovd_d2.data.categories.get_categories`. Masks are evaluated when
-    `cfg.MODEL.MASK_ON`, unless the metadata says `boxes_only` or the ground truth has none;
-    `cfg.TEST.OVD` says how. The output folder is
-    `cfg.OUTPUT_DIR/inference` unless given.
+    `cfg.MODEL.MASK_ON`, unless the data set has the field `boxes_only` or its ground truth has no
+    masks; `cfg.TEST.OVD` says how. The output folder is `cfg.OUTPUT_DIR/inference` unless given.
 
     Raises:
         KeyError: the data set is not registered.
         ValueError: no evaluator exists for its type, or a key of `cfg.TEST.OVD` has no such value.
     """
+    register_data_sets([dataset_name])
     if dataset_name not in DatasetCatalog:
         raise KeyError(
             f"data set '{dataset_name}' is not registered with detectron2's DatasetCatalog; "
@@ -49,7 +51,7 @@ def build_evaluator(
             f"data set '{dataset_name}' has evaluator_type {evaluator_type!r}, expected one of "
             f"{sorted(EVALUATORS)}; set MetadataCatalog.get('{dataset_name}').evaluator_type"
         )
-    masks = cfg.MODEL.MASK_ON and not metadata.get("boxes_only", False)
+    masks = cfg.MODEL.MASK_ON and not dataset_field(dataset_name, "boxes_only", False)
     return EVALUATORS[evaluator_type](
         dataset_name,
         tasks=("bbox", "segm") if masks else ("bbox",),

@@ -17,6 +17,7 @@ from ovd_d2.clip.loading import configured_teacher
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.modeling import OpenVocabularyRCNN
 from ovd_d2.modeling.detection import select_detections
+from ovd_d2.modeling.objectness import objectness_kind
 from ovd_d2.vocabulary import Vocabulary
 
 CLASSIFY_WITH = ("detector", "clip_crops", "text_and_clip_crops")
@@ -37,6 +38,7 @@ class CropClassifier(nn.Module):
         teacher: CLIPTeacher,
         text_branch: bool,
         objectness_weight: float,
+        objectness: str,
         score_threshold: float,
         nms_threshold: float,
         detections_per_image: int,
@@ -48,6 +50,7 @@ class CropClassifier(nn.Module):
             text_branch: the detector's text branch has a say.
             objectness_weight: see :func:`ovd_d2.scoring.mix_objectness`; 0.5 is the geometric
                 mean of the paper, 0 the teacher's word alone.
+            objectness: see :func:`ovd_d2.scoring.objectness_probabilities`.
             score_threshold, nms_threshold, detections_per_image: as in Detectron2's ROI heads.
         """
         super().__init__()
@@ -55,6 +58,7 @@ class CropClassifier(nn.Module):
         self.teacher = teacher
         self.text_branch = text_branch
         self.objectness_weight = objectness_weight
+        self.objectness = objectness
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
         self.detections_per_image = detections_per_image
@@ -79,7 +83,8 @@ class CropClassifier(nn.Module):
         boxes = [p.proposal_boxes.tensor for p in proposals]
         if self.text_branch:
             probs, boxes = self._with_text_branch(probs, features, proposals)
-        objectness = proposals[0].objectness_logits.sigmoid()
+        scores = proposals[0].objectness_logits
+        objectness = scoring.objectness_probabilities(scores, self.objectness)
         probs = scoring.mix_objectness(probs, objectness, self.objectness_weight)
         detected = self._select(probs, boxes, proposals)
         with_masks = self.detector.roi_heads.forward_with_given_boxes(features, detected)[0]
@@ -120,7 +125,7 @@ def with_crop_classifier(cfg: CfgNode, detector: nn.Module) -> CropClassifier:
 
     Raises:
         TypeError: the detector has no vocabulary for the teacher to choose from.
-        SetupError: the teacher cannot be had.
+        SetupError: the teacher cannot be had; see :func:`objectness_kind`.
     """
     if not isinstance(detector, OpenVocabularyRCNN):
         raise TypeError(
@@ -132,6 +137,7 @@ def with_crop_classifier(cfg: CfgNode, detector: nn.Module) -> CropClassifier:
         teacher=configured_teacher(cfg, device=cfg.MODEL.DEVICE),
         text_branch=cfg.MODEL.OVD.CLASSIFY_WITH == "text_and_clip_crops",
         objectness_weight=cfg.MODEL.OVD.OBJECTNESS_WEIGHT,
+        objectness=objectness_kind(cfg),
         score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
         nms_threshold=cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
         detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,

@@ -71,8 +71,13 @@ def architecture_problems(cfg: CfgNode) -> Iterable[str]:
         yield (
             f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME} has a fixed list of categories, but "
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} needs heads that take a "
-            "vocabulary: name OpenVocabularyROIHeads, ViLDROIHeads or ViLDCascadeROIHeads"
+            f"vocabulary: name one of {', '.join(open_vocabulary_heads())}"
         )
+
+
+def open_vocabulary_heads() -> list[str]:
+    """The names of all registered ROI heads that take a vocabulary."""
+    return sorted(name for name, heads in ROI_HEADS_REGISTRY if hasattr(heads, "set_vocabulary"))
 
 
 def _registered(registry: Registry, name: str) -> Any:

@@ -14,8 +14,9 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from ovd_d2 import scoring
-from ovd_d2.modeling.box_head import OpenVocabularyOutputLayers
+from ovd_d2.modeling.box_head import OpenVocabularyOutputLayers, refuse_sigmoid_losses
 from ovd_d2.modeling.classifier import CLIPClassifier
+from ovd_d2.modeling.objectness import objectness_kind
 from ovd_d2.vocabulary import Vocabulary
 
 SCORES = ("text", "image", "ensemble")
@@ -39,6 +40,7 @@ class OpenVocabularyROIHeads(StandardROIHeads):
         base_weight: float,
         novel_weight: float,
         objectness_weight: float,
+        objectness: str = "logit",
         **kwargs: Any,
     ) -> None:
         """
@@ -48,6 +50,7 @@ class OpenVocabularyROIHeads(StandardROIHeads):
             scores: where test scores come from, "text", "image" or "ensemble".
             base_weight, novel_weight: see :func:`ovd_d2.scoring.vild_ensemble`.
             objectness_weight: see :func:`ovd_d2.scoring.mix_objectness`.
+            objectness: see :func:`ovd_d2.scoring.objectness_probabilities`.
             kwargs: of :class:`StandardROIHeads`.
         """
         super().__init__(**kwargs)
@@ -58,15 +61,22 @@ class OpenVocabularyROIHeads(StandardROIHeads):
         self.base_weight = base_weight
         self.novel_weight = novel_weight
         self.objectness_weight = objectness_weight
+        self.objectness = objectness
+        self._sync_num_classes()
         # A loaded state dict may bring a vocabulary of another length.
         self.register_load_state_dict_post_hook(lambda module, _: module._sync_num_classes())
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        box_head = cfg.MODEL.ROI_BOX_HEAD
+        # Here, before the base class builds its own predictor, which stops at an assertion.
+        refuse_sigmoid_losses(sigmoid_ce=box_head.USE_SIGMOID_CE, federated=box_head.USE_FED_LOSS)
         ret = super().from_config(cfg, input_shape)
         ret["base_weight"] = cfg.MODEL.OVD.BASE_WEIGHT
         ret["novel_weight"] = cfg.MODEL.OVD.NOVEL_WEIGHT
         ret["objectness_weight"] = cfg.MODEL.OVD.OBJECTNESS_WEIGHT
+        if cfg.MODEL.OVD.OBJECTNESS_WEIGHT > 0:
+            ret["objectness"] = objectness_kind(cfg)
         return ret
 
     @classmethod
@@ -150,7 +160,8 @@ class OpenVocabularyROIHeads(StandardROIHeads):
     def _mix_objectness(self, probs: Tensor, proposals: list[Instances]) -> Tensor:
         if self.objectness_weight == 0:
             return probs
-        objectness = torch.cat([x.objectness_logits for x in proposals]).sigmoid()
+        scores = torch.cat([x.objectness_logits for x in proposals])
+        objectness = scoring.objectness_probabilities(scores, self.objectness)
         return scoring.mix_objectness(probs, objectness, self.objectness_weight)
 
     def _scores(

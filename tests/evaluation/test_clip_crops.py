@@ -40,6 +40,7 @@ def make_model(teacher, objectness_weight=0.5, text_branch=False, heads="ViLDROI
         teacher=teacher,
         text_branch=text_branch,
         objectness_weight=objectness_weight,
+        objectness="logit",
         score_threshold=0.0,
         nms_threshold=0.6,
         detections_per_image=7,

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
@@ -115,6 +116,16 @@ def test_class_specific_boxes_are_refused():
     cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = False
     with pytest.raises(ValueError, match="CLS_AGNOSTIC_BBOX_REG"):
         OpenVocabularyOutputLayers(cfg, ShapeSpec(channels=32))
+
+
+@pytest.mark.parametrize("key", ["USE_SIGMOID_CE", "USE_FED_LOSS"])
+def test_losses_that_are_not_scored_by_softmax_are_refused(key):
+    cfg = tiny_config()
+    cfg.MODEL.ROI_BOX_HEAD[key] = True  # as in Detic's base yaml
+    with pytest.raises(ValueError, match=f"ROI_BOX_HEAD.{key} False"):
+        OpenVocabularyOutputLayers(cfg, ShapeSpec(channels=32))
+    with pytest.raises(ValueError, match=f"ROI_BOX_HEAD.{key} False"):
+        build_model(cfg)
 
 
 def test_detections_are_split_by_image_and_suppressed_by_class():

@@ -49,7 +49,10 @@ model.roi_heads.box_head = L(ViLDBoxHead)(
 model.roi_heads.box_predictor = L(OpenVocabularyOutputLayers)(
     input_shape=ShapeSpec(channels=1024),
     classifier=L(CLIPClassifier)(
-        embedding_dim=512, num_classes="${...num_classes}", temperature=0.01
+        embedding_dim=512,
+        num_classes="${...num_classes}",
+        temperature=0.01,
+        vocabulary="${vocabulary}",
     ),
     novel_training_logits="zero",
     num_classes="${..num_classes}",

@@ -15,7 +15,11 @@ from ovd_d2.data.augmentation import smallest_resize
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper, mapping_problems
 from ovd_d2.engine.data_checks import CheckedData, DataNeeds, category_problems, check_data
 from ovd_d2.engine.optimization import optimizer_problems
-from ovd_d2.engine.validation import missing_annotation_problems, selection_problems
+from ovd_d2.engine.validation import (
+    missing_annotation_problems,
+    selection_notices,
+    selection_problems,
+)
 from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
 from ovd_d2.evaluation.clip_crops import CLASSIFY_WITH
@@ -59,7 +63,7 @@ def check_setup(cfg: CfgNode, *, training: bool, progress: bool = True) -> list[
         problems += missing_annotation_problems(cfg)
     if problems:
         raise SetupError(problems)
-    return data.notices
+    return data.notices + (selection_notices(cfg) if training else [])
 
 
 def check_images(cfg: CfgNode, dataset: str, *, progress: bool = True) -> None:

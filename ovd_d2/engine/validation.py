@@ -165,6 +165,17 @@ def _metric_problems(cfg: CfgNode, metric: str) -> Iterable[str]:
         )
 
 
+def selection_notices(cfg: CfgNode) -> list[str]:
+    """A checkpoint that is chosen by what a zero-shot comparison must not look at."""
+    metric = cfg.TEST.OVD.BEST_CHECKPOINT
+    if "novel" not in metric and not metric.endswith("/APr"):
+        return []
+    return [
+        f"{BEST_KEY} '{metric}' selects by boxes of novel categories, which an open-vocabulary "
+        "detector must not have seen: choose AP50_base or a validation loss (docs/training.md)"
+    ]
+
+
 def missing_annotation_problems(cfg: CfgNode) -> Iterable[str]:
     """Test sets that losses cannot be computed over. Loads them."""
     for name in cfg.DATASETS.TEST if cfg.TEST.OVD.VALIDATION_LOSS else ():

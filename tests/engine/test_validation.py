@@ -12,7 +12,11 @@ from torch import nn
 from ovd_d2.engine.checkpoint import save_weights
 from ovd_d2.engine.checkpoint_files import find_last_good, write_checkpoint
 from ovd_d2.engine.hooks import BestCheckpoint
-from ovd_d2.engine.validation import selection_problems, validation_losses
+from ovd_d2.engine.validation import (
+    selection_notices,
+    selection_problems,
+    validation_losses,
+)
 from ovd_d2.errors import SetupError
 from tests.tiny import tiny_config, tiny_input, tiny_vocabulary
 
@@ -110,6 +114,14 @@ def test_selections_that_can_be_meant():
     losses = {"VALIDATION_LOSS": True, "BEST_CHECKPOINT": "val_loss/loss_cls"}
     assert list(selection_problems(config(**losses))) == []
     assert list(selection_problems(config(EVAL_PERIOD=0))) == []
+
+
+def test_selecting_by_novel_categories_is_noted():
+    for metric in ("bbox/AP50_novel", "segm/APr"):
+        (notice,) = selection_notices(config(BEST_CHECKPOINT=metric))
+        assert f"'{metric}' selects by boxes of novel categories" in notice
+    for metric in ("", "bbox/AP50_base", "val_loss/total_loss"):
+        assert selection_notices(config(BEST_CHECKPOINT=metric)) == []
 
 
 def test_selections_of_several_test_sets_and_of_none():

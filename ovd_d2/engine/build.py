@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -14,18 +15,27 @@ from detectron2.modeling import build_model
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
+from ovd_d2.clip.crops import embed_proposals
+from ovd_d2.clip.loading import configured_teacher
 from ovd_d2.data.base_only import drop_annotations
 from ovd_d2.data.categories import get_categories
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper, WithPassengers, passengers_of
+from ovd_d2.data.passengers import OriginalImage
 from ovd_d2.data.registration import register_data_sets
 from ovd_d2.data.train_loader import Mapper, build_resumable_train_loader
 from ovd_d2.engine.checkpoint import WHOLE_MODEL, SafeCheckpointer
 from ovd_d2.errors import SetupError
-from ovd_d2.modeling.open_vocabulary import open_vocabulary_part
+from ovd_d2.modeling.image_branches import CropBranch
+from ovd_d2.modeling.open_vocabulary import open_vocabulary_heads, open_vocabulary_part
+from ovd_d2.modeling.roi_heads import OpenVocabularyROIHeads
 from ovd_d2.systems import system_of
 from ovd_d2.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
+
+DETECTOR = "detector"
+# MODEL.OVD.CLASSIFY_WITH -> where the scores of the ROI heads come from.
+CLASSIFY_WITH = {DETECTOR: "", "clip_crops": "image", "text_and_clip_crops": "ensemble"}
 
 
 @contextmanager
@@ -166,8 +176,35 @@ def build_train_loader(
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
-    """Detectron2's test loader."""
-    register_data_sets([dataset_name])
+    """Detectron2's test loader; for the teacher on crops, with the original images."""
+    options = OpenVocabularyDatasetMapper.from_config(cfg, is_train=False)
+    if cfg.MODEL.OVD.CLASSIFY_WITH != DETECTOR:
+        options["passengers"] = [OriginalImage()]
     return build_detection_test_loader(
-        cfg, dataset_name, mapper=OpenVocabularyDatasetMapper(cfg, is_train=False)
+        cfg, dataset_name, mapper=OpenVocabularyDatasetMapper(**options)
     )
+
+
+def classify_crops(cfg: CfgNode, model: nn.Module) -> None:
+    """The teacher on crops becomes the model's image branch, as `MODEL.OVD.CLASSIFY_WITH` says.
+
+    "clip_crops": it alone scores the proposals. "text_and_clip_crops": it is the image branch
+    beside the text branch (the paper's ViLD-text + CLIP). "detector": nothing changes.
+
+    Raises:
+        SetupError: the model's heads take no image branch; the teacher cannot be had.
+    """
+    if cfg.MODEL.OVD.CLASSIFY_WITH == DETECTOR:
+        return
+    heads = getattr(model, "roi_heads", None)
+    if not isinstance(heads, OpenVocabularyROIHeads):
+        raise SetupError(
+            [
+                f"MODEL.OVD.CLASSIFY_WITH {cfg.MODEL.OVD.CLASSIFY_WITH}: "
+                f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME} takes no image branch; name one "
+                f"of {', '.join(open_vocabulary_heads())}"
+            ]
+        )
+    teacher = configured_teacher(cfg, device=cfg.MODEL.DEVICE)
+    branch = CropBranch(partial(embed_proposals, teacher=teacher))
+    heads.set_image_branch(branch, scores=CLASSIFY_WITH[cfg.MODEL.OVD.CLASSIFY_WITH])

@@ -19,7 +19,7 @@ from ovd_d2.data.images import image_problems
 from ovd_d2.data.problems import Problem
 from ovd_d2.data.registration import known_names, register_data_sets
 from ovd_d2.data.validation import DatasetUse, Report, validate_dataset
-from ovd_d2.evaluation.builder import EVALUATORS
+from ovd_d2.evaluation.builder import evaluator_factories
 from ovd_d2.vocabulary import Vocabulary
 
 SHOWN = 3  # names in a message
@@ -145,9 +145,10 @@ def _not_there(name: str) -> str | None:
 
 def _not_evaluated(name: str) -> str | None:
     evaluator_type = MetadataCatalog.get(name).get("evaluator_type", None)
-    if evaluator_type in EVALUATORS:
+    known_types = evaluator_factories()
+    if evaluator_type in known_types:
         return None
-    known = ", ".join(sorted(EVALUATORS))
+    known = ", ".join(sorted(known_types))
     return f"'{name}' has evaluator_type {evaluator_type!r}; evaluated are {known}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from torch.nn import functional as F
 
 from ovd_d2.errors import SetupError
 from ovd_d2.losses import suppress_novel_logits
-from ovd_d2.modeling.classifier import CLIPClassifier
+from ovd_d2.modeling.classifier import CLIPClassifier, Words
 from ovd_d2.modeling.detection import select_detections
+from ovd_d2.modeling.image_branches import ImageBranch, Regions
 from ovd_d2.modeling.layers import run_layers
 from ovd_d2.vocabulary import configured_vocabulary
 
@@ -107,7 +109,7 @@ class EmbeddingProjection(nn.Linear):
         return F.normalize(super().forward(x.flatten(1)).float(), dim=1)
 
 
-class RegionEmbeddingHead(nn.Module):
+class RegionEmbeddingHead(ImageBranch):
     """A trunk and a projection: pooled features (N, C, H, W) -> region embeddings (N, D).
 
     ViLD-ensemble's image branch, apart from the text branch.
@@ -120,6 +122,10 @@ class RegionEmbeddingHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         return self.projection(self.trunk(pooled))
+
+    def embed(self, regions: Regions) -> Tensor:
+        """See :class:`ImageBranch`."""
+        return self(regions.pooled)
 
 
 def refuse_sigmoid_losses(*, sigmoid_ce: bool, federated: bool) -> None:
@@ -200,8 +206,13 @@ class OpenVocabularyOutputLayers(FastRCNNOutputLayers):
         """Trunk features (N, ...) -> (N, D) unit region embeddings."""
         return self.projection(x)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.classifier(self.embed(x))
+    def forward(self, x: Tensor, words: Words | None = None) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            x: trunk features (N, ...).
+            words: what to look for in this call; None: the classifier's own.
+        """
+        logits = self.classifier(self.embed(x), words)
         if self.training:
             logits = suppress_novel_logits(
                 logits, self.classifier.is_novel, self.novel_training_logits
@@ -237,17 +248,17 @@ class OpenVocabularyOutputLayers(FastRCNNOutputLayers):
             )
 
     def select_detections(
-        self, probs: Tensor, deltas: Tensor, proposals: list[Instances]
+        self, probs: Tensor, boxes: Sequence[Tensor], proposals: list[Instances]
     ) -> list[Instances]:
-        """Box decoding, thresholding, per-class NMS and the cap on detections.
+        """Thresholding, per-class NMS and the cap on detections.
 
         Args:
             probs: (N, C) scores of all proposals of the batch.
-            deltas: (N, 4).
+            boxes: one (N_i, 4) per image, absolute XYXY.
             proposals: the batch's proposals, N in all.
         """
         return select_detections(
-            self.predict_boxes((probs, deltas), proposals),
+            boxes,
             probs.split([len(p) for p in proposals]),
             [p.image_size for p in proposals],
             score_threshold=self.test_score_thresh,

@@ -131,13 +131,13 @@ def test_losses_that_are_not_scored_by_softmax_are_refused(key):
 def test_detections_are_split_by_image_and_suppressed_by_class():
     predictor = make_predictor().eval()
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10.5]])
-    proposals = []
-    for rows in (boxes, boxes[:1], boxes[:0]):
+    proposals, images = [], (boxes, boxes[:1], boxes[:0])
+    for rows in images:
         instances = Instances((20, 20))
         instances.proposal_boxes = Boxes(rows)
         proposals.append(instances)
     probs = torch.tensor([[0.9, 0, 0, 0], [0.8, 0, 0, 0.7], [0, 0.6, 0, 0]])
-    found = predictor.select_detections(probs, torch.zeros(3, 4), proposals)
+    found = predictor.select_detections(probs, images, proposals)
     assert found[0].pred_classes.tolist() == [0, 3]  # the 0.8 duplicate is gone, the 0.7 is not
     assert found[0].scores.tolist() == pytest.approx([0.9, 0.7])
     assert found[1].pred_classes.tolist() == [1]

@@ -18,6 +18,7 @@ from ovd_d2.engine.optimization import (
     optimizer_problems,
     parameter_groups,
 )
+from ovd_d2.engine.trainer import OpenVocabularyTrainer
 from ovd_d2.errors import SetupError
 from tests.tiny import tiny_config, tiny_input, tiny_vocabulary, vit_config
 
@@ -170,6 +171,15 @@ def test_frozen_parts_keep_weights_and_statistics_while_the_rest_trains():
     )
     pyramid = [name for name in after if name.startswith("backbone.fpn") and "running" in name]
     assert pyramid and not all(torch.equal(before[name], after[name]) for name in pyramid)
+
+
+def test_the_trainer_freezes_what_the_config_says():
+    cfg = tiny_config(norm="BN")
+    cfg.MODEL.OVD.FREEZE = ["backbone.", "proposal_generator."]
+    model = OpenVocabularyTrainer.build_model(cfg)
+    trained = {name.partition(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"roi_heads"}
+    assert not any(isinstance(one, nn.BatchNorm2d) for one in model.backbone.modules())
 
 
 def test_a_frozen_model_loads_and_detects_as_before():

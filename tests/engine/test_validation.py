@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, get_event_storage
 from timm.layers import DropPath
 from torch import nn
@@ -18,6 +19,7 @@ from ovd_d2.engine.validation import (
     validation_losses,
 )
 from ovd_d2.errors import SetupError
+from tests.processes import run_ranks
 from tests.tiny import tiny_config, tiny_input, tiny_vocabulary
 
 
@@ -51,6 +53,17 @@ def test_means_over_images_in_the_mode_of_evaluation():
     assert storage.latest() == {}
     assert [one.training for one in model.modules()] == [False, False, False, True, False]
     assert model.layers[0].running_mean.item() == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Detectron2 takes NCCL where there is a GPU")
+def test_means_over_the_images_of_all_ranks():
+    def of_rank(rank):
+        comm.create_local_process_group(2)
+        losses = validation_losses(Fake(), batches(2, 2) if rank == 0 else batches(1))
+        # (1 + 2 + 3 + 4 + 1) / 5; loss_b is of four of the five images, none of them rank 1's
+        assert losses == pytest.approx({"loss_a": 2.2, "loss_b": 0.8, "total_loss": 3.0})
+
+    assert run_ranks(2, of_rank) == [0, 0]
 
 
 @pytest.mark.parametrize("variant", ["vild_text", "vild_image", "vild", "vild_ensemble"])

@@ -16,14 +16,14 @@ from tabulate import tabulate
 
 import ovd_d2  # noqa: F401 (registers the data sets)
 from ovd_d2.cache import CacheError, ProposalStore, verify_store
-from ovd_d2.cache.builder import BuildSummary, build_cache
-from ovd_d2.cache.convert import BOX_FORMATS, convert_cache, describe
-from ovd_d2.cache.foreign import DetProLayout, Layout, ObjectCentricLayout
+from ovd_d2.engine.cache_builder import BuildSummary, build_cache
+from cache_import.convert import BOX_FORMATS, convert_cache, describe
+from cache_import.layouts import DetProLayout, Layout, ObjectCentricLayout
 from ovd_d2.cache.identity import add_image_list
-from ovd_d2.cache.info import info_table, store_info
+from ovd_d2.analysis.cache_info import info_table, store_info
 from ovd_d2.cache.manifest import DTYPES
 from ovd_d2.cache.merge import merge_stores
-from ovd_d2.cache.sample import sample_ids, sample_records, sample_rows, sample_sheet
+from ovd_d2.analysis.cache_sample import sample_ids, sample_records, sample_rows, sample_sheet
 from ovd_d2.cache.store import open_store
 from ovd_d2.cache.writer import IMAGES_PER_SHARD
 from ovd_d2.clip.crops import RESIZE_CHOICES

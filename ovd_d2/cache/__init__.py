@@ -1,7 +1,6 @@
 """The offline store of proposals and their teacher embeddings.
 
-Building an embedding cache needs the teacher: import `ovd_d2.cache.builder` for it. The names
-below stay light, since every loader worker imports them.
+Every loader worker imports this package, so it stays light; `ovd_d2.engine.cache_builder` builds.
 """
 
 from ovd_d2.cache.identity import dataset_fingerprint

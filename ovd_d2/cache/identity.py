@@ -15,8 +15,6 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from detectron2.data import DatasetCatalog
-
 from ovd_d2.cache.manifest import CacheError, DamagedFileError, DatasetInfo, Manifest, local_folder
 from ovd_d2.files import atomic_write, read_bounded
 
@@ -102,13 +100,10 @@ def dataset_fingerprint(entries: Iterable[Mapping[str, Any]]) -> str:
     return _digest(_list_content(entries))
 
 
-def write_image_list(
-    folder: Path, dataset: DatasetInfo, entries: Collection[Mapping[str, Any]]
-) -> None:
-    """Write the list of a store's images, unless it is there.
+def image_list(dataset: DatasetInfo, entries: Collection[Mapping[str, Any]]) -> bytes:
+    """The content of a store's list of images.
 
     Args:
-        folder: of the store.
         dataset: from its manifest.
         entries: every image of this data set: file_name, image_id, height, width.
 
@@ -120,9 +115,14 @@ def write_image_list(
     found = _digest(content)
     if (found, len(entries)) != (dataset.fingerprint, dataset.num_images):
         raise CacheError(
-            f"these {len(entries)} images ({found}) are not those that {folder} was made for: data "
-            f"set '{dataset.name}' then had {dataset.num_images} ({dataset.fingerprint})"
+            f"these {len(entries)} images ({found}) are not those of the store, the "
+            f"{dataset.num_images} ({dataset.fingerprint}) of data set '{dataset.name}'"
         )
+    return content
+
+
+def save_image_list(folder: Path, content: bytes) -> None:
+    """Write the list of a store's images, unless it is there."""
     path = folder / IMAGES_FILE
     if not path.is_file() or path.read_bytes() != content:
         with atomic_write(path) as temporary:
@@ -167,7 +167,7 @@ def add_image_list(
         CacheError: no store, or they are other images than then.
     """
     folder = local_folder(path)
-    write_image_list(folder, Manifest.load(folder).dataset, entries)
+    save_image_list(folder, image_list(Manifest.load(folder).dataset, entries))
     return folder / IMAGES_FILE, len(entries)
 
 
@@ -188,11 +188,8 @@ def identity_problems(store: RecordStore, entries: Collection[Mapping[str, Any]]
         return [str(error)]
     asked = [entry for entry in entries if entry["image_id"] in store]
     if listed is None:
-        if dataset_fingerprint(asked) == dataset.fingerprint:
-            return []
-        listed = _registered_list(dataset)
-    if listed is None:
-        return [_unlisted(store)]
+        same = dataset_fingerprint(asked) == dataset.fingerprint
+        return [] if same else [_unlisted(store)]
     others = [one for one in asked if not _is_listed(one, listed)]
     if not others:
         return []
@@ -210,25 +207,13 @@ def _is_listed(entry: Mapping[str, Any], listed: ImageList) -> bool:
     return then is not None and ImageIdentity.of(entry).fits(then)
 
 
-def _registered_list(dataset: DatasetInfo) -> ImageList | None:
-    """The images of an older store's data set, where that is registered and still has them."""
-    if dataset.name not in DatasetCatalog:
-        return None
-    try:
-        content = _list_content(DatasetCatalog.get(dataset.name))
-        return _parse(content, dataset) if _digest(content) == dataset.fingerprint else None
-    except (OSError, KeyError, ValueError, CacheError):  # its annotation file is not there now
-        return None
-
-
 def _unlisted(store: RecordStore) -> str:
     dataset = store.manifest.dataset
     return (
         f"the {store.kind} in {store.path} do not say of which images they are (no {IMAGES_FILE}), "
-        f"and neither these images nor the registered '{dataset.name}' are the "
-        f"{dataset.num_images} that they were made for (fingerprint {dataset.fingerprint}). If you "
-        f"have the annotation file of then, register it and run python {ADD_COMMAND} {store.path} "
-        f"{_dataset_option(dataset)} once"
+        f"and these images are not the {dataset.num_images} that they were made for (data set "
+        f"'{dataset.name}', fingerprint {dataset.fingerprint}). To use them for a part of those, "
+        f"run python {ADD_COMMAND} {store.path} {_dataset_option(dataset)} once"
     )
 
 

@@ -128,6 +128,15 @@ def load_index(folder: Path, manifest: Manifest) -> Index:
     return index
 
 
+def has_sound_index(folder: Path, manifest: Manifest) -> bool:
+    """Whether a store is finished and its index can be read."""
+    try:
+        load_index(folder, manifest)
+    except DamagedFileError:
+        return False
+    return True
+
+
 def _read(path: Path, info: IndexInfo) -> bytes:
     content = read_bounded(path, info.bytes)
     if len(content) != info.bytes:

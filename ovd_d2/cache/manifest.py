@@ -11,7 +11,7 @@ import math
 import os
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ BUILD_COMMANDS = {"proposals": "tools/extract_proposals.py", "embeddings": "tool
 # What changes while a store is being written; everything else is the header.
 _PROGRESS_KEYS = ("shards", "index")
 # A store may come from elsewhere: no name may point out of its own folder.
-_SHARD_NAME = re.compile(r"shard-([a-z]\d{3,9})-(\d{5,9})\.safetensors")
+_SHARD_NAME = re.compile(r"shard-(?:([a-z])(\d{3,9})-)?\d{5,9}\.safetensors")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RECIPE_DEPTH = 8
 # The file's last bytes: 64 hexadecimal characters, then this.
@@ -231,18 +231,20 @@ class Manifest:
             ) from error
 
 
-def shard_name(writer: str, number: int) -> str:
-    """The file name of a writer's shard: "r003", 12 -> "shard-r003-00012.safetensors"."""
-    name = f"shard-{writer}-{number:05d}.safetensors"
-    if parse_shard_name(name) is None:
-        raise ValueError(f"writer {writer!r}: expected a small letter and three digits, as 'r003'")
-    return name
+def shard_name(images_per_shard: int, number: int) -> str:
+    """The name of the number-th shard: 64, 12 -> "shard-n064-00012.safetensors"."""
+    return f"shard-n{images_per_shard:03d}-{number:05d}.safetensors"
 
 
-def parse_shard_name(name: str) -> tuple[str, int] | None:
-    """(writer, number) of a shard's file name; None for any other name."""
+def is_shard_name(name: object) -> bool:
+    """A plain name: of `shard_name`, or of an older version (with a rank, or without)."""
+    return isinstance(name, str) and _SHARD_NAME.fullmatch(name) is not None
+
+
+def images_per_shard_of(name: str) -> int | None:
+    """What `shard_name` was given; None for a shard of an older version."""
     match = _SHARD_NAME.fullmatch(name)
-    return (match.group(1), int(match.group(2))) if match else None
+    return int(match.group(2)) if match and match.group(1) == "n" else None
 
 
 def local_folder(path: str | os.PathLike[str]) -> Path:
@@ -251,8 +253,7 @@ def local_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def _header_problems(manifest: Manifest) -> list[str]:
-    problems = _type_problems(manifest)
-    if problems:
+    if problems := _type_problems(manifest):
         return problems
     if manifest.kind not in KINDS:
         problems.append(f"kind is '{manifest.kind}', expected one of {', '.join(KINDS)}")
@@ -266,30 +267,22 @@ def _header_problems(manifest: Manifest) -> list[str]:
         problems.append("teacher is empty, expected the teacher's fingerprint")
     if manifest.kind == "proposals" and (manifest.embedding_dim or manifest.teacher):
         problems.append("a proposal store has no teacher and embedding_dim 0")
-    return problems or shard_problems(manifest.shards) or _index_problems(manifest.index)
+    return problems
 
 
 def _type_problems(manifest: Manifest) -> list[str]:
     """JSON may hold anything anywhere; nothing is computed before its type is known."""
-    dataset = manifest.dataset
-    strings = {
-        "kind": manifest.kind,
-        "proposals": manifest.proposals,
-        "teacher": manifest.teacher,
-        "dtype": manifest.dtype,
-        "dataset.name": dataset.name,
-        "dataset.fingerprint": dataset.fingerprint,
-    }
-    counts = {"embedding_dim": manifest.embedding_dim, "dataset.num_images": dataset.num_images}
+    flat = {**vars(manifest), **{f"dataset.{k}": v for k, v in vars(manifest.dataset).items()}}
+    strings = ("kind", "proposals", "teacher", "dtype", "dataset.name", "dataset.fingerprint")
     problems = [
-        f"{name} is {reprlib.repr(value)}, expected a text"
-        for name, value in strings.items()
-        if not isinstance(value, str)
+        f"{name} is {reprlib.repr(flat[name])}, expected a text"
+        for name in strings
+        if not isinstance(flat[name], str)
     ]
     problems += [
-        f"{name} is {reprlib.repr(value)}, expected a whole number"
-        for name, value in counts.items()
-        if not _is_count(value)
+        f"{name} is {reprlib.repr(flat[name])}, expected a whole number"
+        for name in ("embedding_dim", "dataset.num_images")
+        if not _is_count(flat[name])
     ]
     if not isinstance(manifest.recipe, dict) or not _is_plain(manifest.recipe, _RECIPE_DEPTH):
         problems.append(
@@ -299,31 +292,26 @@ def _type_problems(manifest: Manifest) -> list[str]:
     return problems
 
 
-def shard_problems(shards: Sequence[ShardInfo]) -> list[str]:
-    """What is wrong with entries of a manifest or a journal, which may hold anything anywhere."""
+def _file_problems(manifest: Manifest) -> list[str]:
+    """What is wrong with the entries of shards and index, which may hold anything anywhere."""
     problems = []
-    for shard in shards:
-        if not isinstance(shard.file, str) or parse_shard_name(shard.file) is None:
+    for shard in manifest.shards:
+        counts = (shard.images, shard.rows, shard.bytes)
+        if not is_shard_name(shard.file):
             problems.append(
                 f"shard file name {reprlib.repr(shard.file)} is not a plain name as "
-                f"{shard_name('r000', 0)}"
+                f"{shard_name(64, 0)}"
             )
-        elif not all(_is_count(value) for value in (shard.images, shard.rows, shard.bytes)):
-            problems.append(f"{shard.file}: images, rows and bytes must be whole numbers")
-        elif not _is_sha256(shard.sha256):
-            problems.append(f"{shard.file}: sha256 is {reprlib.repr(shard.sha256)}")
-    names = [shard.file for shard in shards]
-    if not problems and len(set(names)) < len(names):
+        elif not all(map(_is_count, counts)) or not _is_sha256(shard.sha256):
+            problems.append(f"the counts or the SHA-256 of {shard.file} are none")
+    if not problems and len({shard.file for shard in manifest.shards}) < len(manifest.shards):
         problems.append("a shard is listed twice")
-    return problems
-
-
-def _index_problems(index: IndexInfo | None) -> list[str]:
-    if index is None or (
+    index = manifest.index
+    if index is not None and not (
         _is_count(index.bytes) and _is_sha256(index.sha256) and _is_sha256(index.content)
     ):
-        return []
-    return [f"index is {reprlib.repr(asdict(index))}"]
+        problems.append(f"index is {reprlib.repr(asdict(index))}")
+    return problems
 
 
 def _is_plain(value: Any, depth: int) -> bool:
@@ -368,12 +356,15 @@ def _parse(data: bytes, path: Path) -> Manifest:
     _check_checksum(data)
     del content["checksum"]
     index = content.pop("index")
-    return Manifest(
+    manifest = Manifest(
         dataset=DatasetInfo(**content.pop("dataset")),
         shards=[ShardInfo(**shard) for shard in content.pop("shards")],
         index=None if index is None else IndexInfo(**index),
         **content,
     )
+    if problems := _file_problems(manifest):
+        raise ValueError("; ".join(problems))
+    return manifest
 
 
 def _refuse_constant(name: str) -> None:

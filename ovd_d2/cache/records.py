@@ -1,14 +1,9 @@
 """Records and the shard files that hold them.
 
-Format: safetensors files of a few hundred images each ("shards"). Why safetensors:
-  - no pickle: opening a file from elsewhere cannot run code;
-  - the header states type, shape and place of every tensor and is checked against the size of
-    the file, so truncation is found on opening instead of in training;
-  - a record is a run of rows in every tensor, so it is read at random without the rest;
-  - K varies from image to image without padding, which a plain array does not allow;
-  - one small dependency without further ones, readable from other languages.
-Shards instead of one file an image: LVIS would be 100,170 files; instead of one file: a crash or a
-bad sector then costs one shard and not the whole build.
+Why safetensors: opening a file cannot run code; its header is checked against its size, so
+truncation is found on opening; a record is a run of rows in every tensor, so it is read at random,
+and K may vary from image to image. Why shards: LVIS would be 100,170 files of one image, and of one
+file for all images a crash or a bad sector would cost everything.
 
 A shard of n images with R proposals in total holds
   image_ids  (n,)   int64  ascending
@@ -37,6 +32,7 @@ from safetensors.torch import save as serialize
 
 from ovd_d2.cache import quantization
 from ovd_d2.cache.manifest import DamagedFileError, FieldSpec, Manifest, ShardInfo
+from ovd_d2.files import sha256_file
 
 Record = dict[str, torch.Tensor]
 Arrays = dict[str, NDArray]
@@ -134,17 +130,12 @@ def record_checksum(image_id: int, fields: Iterable[NDArray]) -> int:
     return int.from_bytes(digest.digest(), "big", signed=True)
 
 
-def write_record(path: Path, image_id: int, record: Record) -> None:
-    """Write one encoded record as a shard of one image to `path` (no atomicity of its own)."""
-    path.write_bytes(pack_shard([(image_id, record)]))
-
-
 def pack_shard(records: Sequence[tuple[int, Record]]) -> bytes:
     """The bytes of a shard; the same records give the same bytes whatever their order.
 
     Args:
         records: at least one image id with its record, the fields in the order of
-            `Manifest.fields` (as `encode_record` and `read_pending` give them).
+            `Manifest.fields` (as `encode_record` and `RecordStore.raw` give them).
     """
     ordered = sorted(records, key=lambda item: item[0])
     counts = [record["boxes"].shape[0] for _, record in ordered]
@@ -272,6 +263,23 @@ def open_shard(path: Path, fields: Mapping[str, FieldSpec]) -> Record:
     return shard
 
 
+def read_back(path: Path, fields: Mapping[str, FieldSpec]) -> tuple[list[int], ShardInfo]:
+    """Read a whole shard, compare every record with its checksum; the ids and the listing.
+
+    Raises:
+        DamagedFileError: the file is missing, truncated, garbled or not a shard of this store.
+    """
+    shard = open_shard(path, fields)
+    if damaged := damaged_records(shard):
+        raise DamagedFileError(
+            f"{path} is damaged ({len(damaged)} records do not fit their checksums, first ids: "
+            f"{damaged[:5]})"
+        )
+    ids: list[int] = shard["image_ids"].tolist()
+    rows = len(shard["boxes"])
+    return ids, ShardInfo(path.name, len(ids), rows, path.stat().st_size, sha256_file(path))
+
+
 def damaged_records(shard: Record) -> list[int]:
     """The image ids of a shard whose records do not agree with their checksums."""
     arrays = {name: value.numpy() for name, value in shard.items()}
@@ -284,21 +292,6 @@ def damaged_records(shard: Record) -> list[int]:
         )
         if record_checksum(image_id, [value[start:stop] for value in arrays.values()]) != checksum
     ]
-
-
-def read_pending(path: Path, manifest: Manifest) -> tuple[int, Record]:
-    """Read back a pending file (a shard of one image) into memory.
-
-    Raises:
-        DamagedFileError: it is damaged or holds another image than its name says.
-    """
-    shard = open_shard(path, manifest.fields)
-    ids = shard["image_ids"].tolist()
-    if [str(image_id) for image_id in ids] != [path.stem]:
-        raise DamagedFileError(f"{path} is damaged (it holds the images {ids})")
-    if damaged_records(shard):
-        raise DamagedFileError(f"{path} is damaged (its record does not fit its checksum)")
-    return ids[0], {name: shard[name].clone() for name in manifest.fields}
 
 
 def _locate(path: Path) -> Layout:

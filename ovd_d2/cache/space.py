@@ -13,35 +13,22 @@ from ovd_d2.cache.records import data_bytes
 from ovd_d2.files import free_bytes, readable_bytes
 
 _INDEX_BYTES = 32  # an image's entry in the index of the store
-_BLOCK = 4096  # a pending file takes whole blocks of the disk, and its header one more
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def needed_bytes(manifest: Manifest, images: int, rows_per_image: float, in_flight: int) -> int:
-    """Room that so many more records need on the disk.
-
-    Args:
-        images: still to be stored.
-        rows_per_image: mean number of proposals of an image.
-        in_flight: images that lie in pending files while their shard is written, at most.
-    """
-    twice = min(images, in_flight)
-    return (
-        _stored_bytes(manifest, images, rows_per_image)
-        + _stored_bytes(manifest, twice, rows_per_image)
-        + 2 * twice * _BLOCK
-    )
+def needed_bytes(manifest: Manifest, images: int, rows_per_image: float) -> int:
+    """Room that so many more images, with this mean number of proposals, need on the disk."""
+    rows = math.ceil(images * rows_per_image)
+    return data_bytes(manifest.fields, images, rows) + _INDEX_BYTES * images
 
 
-def check_space(
-    folder: Path, manifest: Manifest, images: int, rows_per_image: float, in_flight: int
-) -> None:
+def check_space(folder: Path, manifest: Manifest, images: int, rows_per_image: float) -> None:
     """Refuse a build that the disk has no room for; arguments as for `needed_bytes`.
 
     Raises:
         CacheError: with the bytes needed and free.
     """
-    needed = needed_bytes(manifest, images, rows_per_image, in_flight)
+    needed = needed_bytes(manifest, images, rows_per_image)
     free = free_bytes(folder)
     if needed > free:
         raise CacheError(
@@ -50,12 +37,6 @@ def check_space(
             f"{readable_bytes(needed - free)}, take another disk, keep fewer proposals or a "
             f"smaller dtype (now {manifest.dtype})"
         )
-
-
-def _stored_bytes(manifest: Manifest, images: int, rows_per_image: float) -> int:
-    """In shards and index."""
-    rows = math.ceil(images * rows_per_image)
-    return data_bytes(manifest.fields, images, rows) + _INDEX_BYTES * images
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from ovd_d2.cache.records import (
     read_rows,
     record_checksum,
 )
+from ovd_d2.cache.shards import list_sealed_shards
 from ovd_d2.cache.verify import verify_store
 
 
@@ -72,7 +73,7 @@ class RecordStore:
 
     Args:
         path: the folder; `datasets://...` works, and `https://...` (see `fetch_store`).
-        allow_incomplete: also open a store that is still being built (its finished shards).
+        allow_incomplete: also open a store that is still being built, or a part: its shards.
 
     Raises:
         CacheError: no store there, unfinished, of the other kind, or a file is missing, truncated
@@ -85,12 +86,8 @@ class RecordStore:
         self.path: Path = fetch_store(path)
         self.manifest = Manifest.load(self.path)
         self._check_kind()
-        if not self.manifest.complete and not allow_incomplete:
-            raise CacheError(
-                f"{self.path} is unfinished: {self.manifest.num_images} of "
-                f"{self.manifest.dataset.num_images} images are in finished shards. Run "
-                f"{self.manifest.build_command} again with the same arguments to continue it"
-            )
+        if not self.manifest.complete:
+            self._open_incomplete(allow_incomplete)
         self._check_sizes()
         self._index = self._open_index()
         self._fields = tuple(self.manifest.fields)
@@ -187,6 +184,16 @@ class RecordStore:
             raise CacheError(
                 f"{self.path} holds {found}, expected {self.kind}; "
                 f"{BUILD_COMMANDS[self.kind]} writes {self.kind}"
+            )
+
+    def _open_incomplete(self, allowed: bool) -> None:
+        shards = list_sealed_shards(self.path, self.manifest)
+        self.manifest = replace(self.manifest, shards=shards)
+        if not allowed:
+            raise CacheError(
+                f"{self.path} is unfinished: {self.manifest.num_images} of "
+                f"{self.manifest.dataset.num_images} images are in its shards. Run "
+                f"{self.manifest.build_command} again with the same arguments to continue it"
             )
 
     def _check_sizes(self) -> None:

@@ -22,6 +22,7 @@ from ovd_d2.cache.records import (
     open_shard,
     value_problems,
 )
+from ovd_d2.cache.shards import shard_files
 from ovd_d2.files import sha256_file
 
 if TYPE_CHECKING:
@@ -43,12 +44,14 @@ def verify_store(path: str | os.PathLike[str], progress: bool = False) -> list[s
         return [str(error)]
     index, problems = _verify_index(folder, manifest)
     seen: Counter[int] = Counter()
-    total = sum(shard.bytes for shard in manifest.shards)
-    with tqdm(total=total, desc="verify", unit="B", unit_scale=True, disable=not progress) as bar:
-        for number, info in enumerate(manifest.shards):
-            found = _verify_shard(folder / info.file, number, manifest, index, seen)
-            problems += [f"{problem}. {manifest.shard_fix(info.file)}" for problem in found]
-            bar.update(info.bytes)
+    listed: list[ShardInfo | None] = [*manifest.shards]
+    files = [info.file for info in manifest.shards]
+    if not manifest.complete:
+        files = [path.name for path in shard_files(folder)]
+        listed = [None] * len(files)
+    for number, file in enumerate(tqdm(files, "verify", unit="shard", disable=not progress)):
+        found = _verify_shard(folder / file, number, listed[number], manifest, index, seen)
+        problems += [f"{problem}. {manifest.shard_fix(file)}" for problem in found]
     return problems + _verify_counts(folder, manifest, seen) + _verify_list(folder, manifest, seen)
 
 
@@ -149,21 +152,43 @@ def _verify_list(folder: Path, manifest: Manifest, seen: Counter[int]) -> list[s
 
 
 def _verify_shard(
-    path: Path, number: int, manifest: Manifest, index: Index | None, seen: Counter[int]
+    path: Path,
+    number: int,
+    info: ShardInfo | None,
+    manifest: Manifest,
+    index: Index | None,
+    seen: Counter[int],
 ) -> list[str]:
-    info = manifest.shards[number]
     try:
-        check_size(path, info)
+        if info is not None:
+            check_size(path, info)
         shard = open_shard(path, manifest.fields)
-        checksum = sha256_file(path)
+        problems = [] if info is None else _listing_problems(path, shard, info)
     except (CacheError, OSError) as error:
         return [str(error)]
-    problems = [] if index is None else _place_problems(shard, number, index)
-    if checksum != info.sha256:
-        problems.append(f"SHA-256 is {checksum}, the manifest says {info.sha256}")
-    problems += _content_problems(shard, info)
+    if index is not None:
+        problems += _place_problems(shard, number, index)
+    if damaged := damaged_records(shard):
+        problems.append(
+            f"{len(damaged)} of {len(shard['image_ids'])} records do not fit their checksums "
+            f"(first ids: {damaged[:5]})"
+        )
+    problems += value_problems(shard)
     seen.update(shard["image_ids"].tolist())
     return [f"{path}: {problem}" for problem in problems]
+
+
+def _listing_problems(path: Path, shard: Record, info: ShardInfo) -> list[str]:
+    """Does the manifest say of this shard what the file is?"""
+    problems = []
+    if (checksum := sha256_file(path)) != info.sha256:
+        problems.append(f"SHA-256 is {checksum}, the manifest says {info.sha256}")
+    images, rows = len(shard["image_ids"]), len(shard["boxes"])
+    if (images, rows) != (info.images, info.rows):
+        problems.append(
+            f"{images} images with {rows} rows, the manifest says {info.images} with {info.rows}"
+        )
+    return problems
 
 
 def _place_problems(shard: Record, number: int, index: Index) -> list[str]:
@@ -177,23 +202,6 @@ def _place_problems(shard: Record, number: int, index: Index) -> list[str]:
     ):
         return []
     return ["its ids, offsets or checksums are not those of the index"]
-
-
-def _content_problems(shard: Record, info: ShardInfo) -> list[str]:
-    problems = []
-    damaged = damaged_records(shard)
-    if damaged:
-        problems.append(
-            f"{len(damaged)} of {info.images} records do not fit their checksums "
-            f"(first ids: {damaged[:5]})"
-        )
-    problems += value_problems(shard)
-    images, rows = len(shard["image_ids"]), len(shard["boxes"])
-    if (images, rows) != (info.images, info.rows):
-        problems.append(
-            f"{images} images with {rows} rows, the manifest says {info.images} with {info.rows}"
-        )
-    return problems
 
 
 def _verify_counts(folder: Path, manifest: Manifest, seen: Counter[int]) -> list[str]:

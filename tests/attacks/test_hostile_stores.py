@@ -21,10 +21,10 @@ from safetensors.numpy import load, save
 
 from ovd_d2.benchmark.cache_reading import write_random_store
 from ovd_d2.cache import EmbeddingCache, Manifest, check_compatible, verify_store
-from ovd_d2.cache.convert import convert_cache
-from ovd_d2.cache.foreign import DetProLayout
+from cache_import.convert import convert_cache
+from cache_import.layouts import DetProLayout
 from ovd_d2.cache.index import finish_store
-from ovd_d2.cache.info import store_info
+from ovd_d2.analysis.cache_info import store_info
 from ovd_d2.cache.layout import delete_store
 from ovd_d2.cache.manifest import CacheError
 from ovd_d2.cache.records import open_shard, pack_shard, shard_info

@@ -30,7 +30,7 @@ from ovd_d2.cache import (
     records,
     writer,
 )
-from ovd_d2.cache.builder import build_cache
+from ovd_d2.engine.cache_builder import build_cache
 from ovd_d2.cache.identity import IMAGES_FILE
 from ovd_d2.cache.layout import LOCK_FILE
 from ovd_d2.clip.teacher import CLIPTeacher

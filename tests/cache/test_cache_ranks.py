@@ -21,7 +21,7 @@ from ovd_d2.cache import (
     RecordWriter,
     dataset_fingerprint,
 )
-from ovd_d2.cache.builder import build_cache
+from ovd_d2.engine.cache_builder import build_cache
 from ovd_d2.cache.layout import LOCK_FILE
 from ovd_d2.cache.ranks import Ranks
 from ovd_d2.clip.teacher import CLIPTeacher

@@ -9,7 +9,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
 from ovd_d2.cache import EmbeddingCache
-from ovd_d2.cache.builder import build_cache
+from ovd_d2.engine.cache_builder import build_cache
 from ovd_d2.clip import CLIPTeacher
 from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_TAG
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper, transform_cached_proposals

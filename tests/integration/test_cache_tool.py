@@ -73,7 +73,8 @@ def proposals(mini: MiniPictograms, tmp_path_factory: pytest.TempPathFactory) ->
     """The boxes of four objects an image, the larger the more objectness."""
     path, records = tmp_path_factory.mktemp("proposals"), DatasetCatalog.get(TRAIN)
     info = DatasetInfo(TRAIN, dataset_fingerprint(records), len(records))
-    with RecordWriter(path, Manifest(kind="proposals", dataset=info, proposals="boxes")) as writer:
+    manifest = Manifest(kind="proposals", dataset=info, proposals="boxes")
+    with RecordWriter(path, manifest, images=records) as writer:
         for record in records:
             objects = record["annotations"][:4]
             boxes = torch.tensor([one["bbox"] for one in objects]).reshape(-1, 4)

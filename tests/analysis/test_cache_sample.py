@@ -20,9 +20,9 @@ from ovd_d2.cache import (
     RecordWriter,
     dataset_fingerprint,
 )
-from ovd_d2.cache.info import info_table, store_info
+from ovd_d2.analysis.cache_info import info_table, store_info
 from ovd_d2.cache.manifest import DatasetInfo
-from ovd_d2.cache.sample import sample_ids, sample_records, sample_rows, sample_sheet
+from ovd_d2.analysis.cache_sample import sample_ids, sample_records, sample_rows, sample_sheet
 from ovd_d2.visualization import BASE_COLOR, NOVEL_COLOR
 from ovd_d2.vocabulary import Vocabulary
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from ovd_d2.cache import CacheError, EmbeddingCache
-from ovd_d2.cache.convert import convert_cache, describe
-from ovd_d2.cache.foreign import DetProLayout, ObjectCentricLayout
+from cache_import.convert import convert_cache, describe
+from cache_import.layouts import DetProLayout, ObjectCentricLayout
 
 DIM = 8
 TEACHER = "Toy-RN-0123"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from ovd_d2.cache.pipeline import (
+from ovd_d2.clip.pipeline import (
     ImageTask,
     LoadedImage,
     Piece,

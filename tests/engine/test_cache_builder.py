@@ -20,7 +20,7 @@ from ovd_d2.cache import (
     RecordWriter,
     dataset_fingerprint,
 )
-from ovd_d2.cache.builder import build_cache, load_image
+from ovd_d2.engine.cache_builder import build_cache, load_image
 from ovd_d2.cache.identity import ImageIdentity, load_image_list
 from ovd_d2.clip.crops import embed_proposals
 from ovd_d2.clip.teacher import CLIPTeacher

@@ -76,7 +76,7 @@ def load_pickle(path: str | os.PathLike[str]) -> Any:
     takes it out.
 
     Raises:
-        PickleFileError: the file is missing, damaged, or names anything else; nothing of it has run.
+        PickleFileError: the file is missing, damaged, or names anything else; nothing has run.
     """
     try:
         with Path(path).open("rb") as stream:

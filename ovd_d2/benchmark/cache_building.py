@@ -27,11 +27,11 @@ from tabulate import tabulate
 from ovd_d2.benchmark.cache_reading import LVIS_IMAGES, ROWS, make_manifest
 from ovd_d2.benchmark.speed import Row, ratio_of, take_turns
 from ovd_d2.cache import DatasetInfo, Manifest, ProposalStore, RecordWriter, dataset_fingerprint
-from ovd_d2.engine.cache_builder import build_cache, load_image
 from ovd_d2.clip.crops import DEFAULT_SCALES, average_scales, crop_windows, image_on_device
 from ovd_d2.clip.device_crops import resize_crops
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.clip.untrained import untrained_model
+from ovd_d2.engine.cache_builder import build_cache, load_image
 
 NAME = "made_up"
 SCALES = len(DEFAULT_SCALES)

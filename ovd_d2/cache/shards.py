@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,21 +177,21 @@ def shard_files(folder: Path) -> list[Path]:
     return sorted(one for one in folder.iterdir() if is_shard_name(one.name) and one.is_file())
 
 
-def remove_temporary_files(folder: Path) -> None:
-    """What killed processes left of files that they were writing."""
-    for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+def remove_leftovers(folder: Path, keep: Collection[str] = ()) -> None:
+    """Delete what killed processes left: half-written files, and shards not to be kept."""
+    shards = [path for path in shard_files(folder) if path.name not in keep]
+    for path in [*shards, *folder.glob(f".*{TEMPORARY_SUFFIX}")]:
         path.unlink(missing_ok=True)
 
 
 def delete_store(folder: Path) -> None:
     """Delete the files of a record store; anything else in the folder stays."""
     # The manifest goes last: until then the rest is still recognisable as a store.
-    for path in [*shard_files(folder), folder / IMAGES_FILE, folder / INDEX_FILE]:
-        path.unlink(missing_ok=True)
-    remove_temporary_files(folder)
+    remove_leftovers(folder)
+    for name in (IMAGES_FILE, INDEX_FILE, _OLD_LOCK):
+        (folder / name).unlink(missing_ok=True)
     for name in _OLD_FOLDERS:
         if (folder / name).exists():
             shutil.rmtree(folder / name)
-    (folder / _OLD_LOCK).unlink(missing_ok=True)
     (folder / MANIFEST_FILE).unlink(missing_ok=True)
     flush_folder(folder)

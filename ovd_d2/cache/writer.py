@@ -28,7 +28,7 @@ from ovd_d2.cache.shards import (
     delete_store,
     find_whole_shards,
     plan_store,
-    remove_temporary_files,
+    remove_leftovers,
     shard_files,
 )
 from ovd_d2.cache.space import check_space, full_disk_explained, needed_bytes
@@ -94,6 +94,11 @@ class RecordWriter:
         )
         self.ranks.gather(lambda: _check_sight(self.path, manifest))
         self._part = self._planned[part[0] - 1 :: part[1]]
+        if not self._part:
+            raise CacheError(
+                f"part {part[0]} of {part[1]} is empty: all images are in {len(self._planned)} "
+                "shards; take fewer parts, or a smaller --images-per-shard"
+            )
         self._listed = {info.file: info for info in self.manifest.shards}
         self._whole = self._find_whole(self._listed)
         missing = [shard for shard in self._part if shard.file not in self._whole]
@@ -221,7 +226,7 @@ class RecordWriter:
         if len(shards) == len(self._planned):
             with full_disk_explained(self.path, self._bytes_to_come):
                 manifest = finish_store(self.path, manifest)
-            remove_temporary_files(self.path)
+            remove_leftovers(self.path, {shard.file for shard in shards})
         return manifest
 
     def _bytes_to_come(self) -> int:

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from ovd_d2.cache import DatasetInfo, Manifest, RecordWriter, dataset_fingerprint
-from ovd_d2.cache.ranks import Ranks
 
 DIM = 8
 IDS = range(1, 6)
@@ -86,17 +85,16 @@ def open_writer(
         shard: int | None = 2,
         overwrite: bool = False,
         part: tuple[int, int] = (1, 1),
-        ranks: Ranks | None = None,
+        height: int = 41,
         **header: object,
     ) -> RecordWriter:
         return RecordWriter(
             path,
             make_manifest(kind, ids, **header),
-            images=make_images(ids),
+            images=make_images(ids, height=height),
             images_per_shard=shard,
             overwrite=overwrite,
             part=part,
-            ranks=ranks,
         )
 
     return run

@@ -18,7 +18,6 @@ from ovd_d2.cache import (
     EmbeddingCache,
     Manifest,
     ProposalStore,
-    RecordWriter,
     dataset_fingerprint,
 )
 from tests.processes import exit_code, fork
@@ -53,13 +52,8 @@ def test_an_image_without_proposals(tmp_path: Path, build: Callable) -> None:
     assert read.embeddings.shape == (0, 8)
 
 
-def test_a_store_of_nothing_but_empty_images(
-    tmp_path: Path, make_manifest: Callable, make_record: Callable
-) -> None:
-    with RecordWriter(tmp_path, make_manifest(num_images=2)) as writer:
-        for image_id in (4, 8):
-            writer.add(image_id, make_record(image_id))
-        writer.finish()
+def test_a_store_of_nothing_but_empty_images(tmp_path: Path, build: Callable) -> None:
+    build(tmp_path, [4, 8])
     assert [len(EmbeddingCache(tmp_path)[image_id]) for image_id in (4, 8)] == [0, 0]
     assert EmbeddingCache(tmp_path).verify() == []
 
@@ -104,12 +98,9 @@ def test_changing_a_read_record_changes_nothing_else(tmp_path: Path, build: Call
 
 
 def test_fp32_storage_is_exact_up_to_normalisation(
-    tmp_path: Path, make_manifest: Callable, make_record: Callable
+    tmp_path: Path, build: Callable, make_record: Callable
 ) -> None:
-    with RecordWriter(tmp_path, make_manifest(num_images=1, dtype="float32")) as writer:
-        writer.add(3, make_record(3))
-        writer.finish()
-    read = EmbeddingCache(tmp_path)[3].embeddings
+    read = EmbeddingCache(build(tmp_path, dtype="float32"))[3].embeddings
     torch.testing.assert_close(read, make_record(3)["embeddings"], atol=2e-7, rtol=0)
 
 
@@ -156,15 +147,14 @@ def test_a_spawned_process_reads(tmp_path: Path, build: Callable) -> None:
 
 
 def test_an_unfinished_store_is_refused_unless_asked_for(
-    tmp_path: Path, make_manifest: Callable, make_record: Callable
+    tmp_path: Path, open_writer: Callable, make_record: Callable
 ) -> None:
-    with RecordWriter(tmp_path, make_manifest(), images_per_shard=2) as writer:
-        for image_id in (1, 2, 3):
+    with open_writer(tmp_path) as writer:
+        for image_id in (1, 2, 5):
             writer.add(image_id, make_record(image_id))
-    RecordWriter(tmp_path, make_manifest()).close()  # lists what the first one has stored
     with pytest.raises(CacheError, match="unfinished: 3 of 5 images .*tools/cache.py build again"):
         EmbeddingCache(tmp_path)
-    assert list(EmbeddingCache(tmp_path, allow_incomplete=True)) == [1, 2, 3]
+    assert list(EmbeddingCache(tmp_path, allow_incomplete=True)) == [1, 2, 5]
 
 
 def test_the_other_kind_is_refused(tmp_path: Path, build: Callable) -> None:
@@ -182,26 +172,26 @@ def test_a_folder_without_a_store(tmp_path: Path) -> None:
 def test_a_truncated_shard_is_named_with_the_fix(
     tmp_path: Path, build: Callable, keep: int
 ) -> None:
-    path = build(tmp_path) / "shard-r000-00001.safetensors"
+    path = build(tmp_path) / "shard-n002-00001.safetensors"
     os.truncate(path, keep if keep >= 0 else path.stat().st_size + keep)
     with pytest.raises(
-        CacheError, match="shard-r000-00001.safetensors is damaged .*cache.py build"
+        CacheError, match="shard-n002-00001.safetensors is damaged .*cache.py build"
     ):
         EmbeddingCache(tmp_path)
 
 
 def test_a_missing_shard_is_named_with_the_fix(tmp_path: Path, build: Callable) -> None:
     cache = EmbeddingCache(build(tmp_path))
-    (tmp_path / "shard-r000-00001.safetensors").unlink()
-    with pytest.raises(CacheError, match="shard-r000-00001.safetensors is missing.*cache.py build"):
+    (tmp_path / "shard-n002-00001.safetensors").unlink()
+    with pytest.raises(CacheError, match="shard-n002-00001.safetensors is missing.*cache.py build"):
         EmbeddingCache(tmp_path)
-    with pytest.raises(CacheError, match="shard-r000-00001.safetensors is missing"):
+    with pytest.raises(CacheError, match="shard-n002-00001.safetensors is missing"):
         cache[3]  # opened before the loss
 
 
 def test_a_shard_of_another_size_is_found_on_opening(tmp_path: Path, build: Callable) -> None:
     build(tmp_path)
-    (tmp_path / "shard-r000-00002.safetensors").replace(tmp_path / "shard-r000-00001.safetensors")
+    (tmp_path / "shard-n002-00002.safetensors").replace(tmp_path / "shard-n002-00001.safetensors")
     with pytest.raises(CacheError, match="00001.safetensors is damaged .it has .* bytes, the mani"):
         EmbeddingCache(tmp_path)
 
@@ -251,16 +241,16 @@ def test_manifest_round_trip(tmp_path: Path, build: Callable) -> None:
     assert (manifest.num_images, manifest.num_rows) == (5, 7)
 
 
-def test_fingerprint_follows_the_content(
+def test_fingerprint_follows_the_content_alone(
     tmp_path: Path, build: Callable, make_manifest: Callable, make_record: Callable
 ) -> None:
     first = EmbeddingCache(build(tmp_path / "a")).fingerprint
-    assert EmbeddingCache(build(tmp_path / "b")).fingerprint == first
-    with RecordWriter(tmp_path / "c", make_manifest(), images_per_shard=2) as writer:
-        for image_id in range(1, 6):
-            writer.add(image_id, make_record(image_id, rows=2))
-        writer.finish()
-    assert EmbeddingCache(tmp_path / "c").fingerprint != first
+    for size in (1, 3, 64):
+        assert EmbeddingCache(build(tmp_path / f"b{size}", shard=size)).fingerprint == first
+    other = build(tmp_path / "c", record=lambda image_id, kind: make_record(image_id, rows=2))
+    assert EmbeddingCache(other).fingerprint != first
+    with pytest.raises(CacheError, match="unfinished .*no fingerprint yet"):
+        _ = make_manifest().fingerprint
 
 
 def test_paths_go_through_the_path_manager(

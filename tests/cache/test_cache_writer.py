@@ -13,6 +13,7 @@ import torch
 
 from ovd_d2.cache import CacheError, DatasetInfo, EmbeddingCache, Manifest, RecordWriter
 from tests.processes import CRASHED, die_at, exit_code, fork
+from tests.proposal_stores import files_of
 
 IDS = range(1, 6)
 FILES = [
@@ -25,15 +26,9 @@ FILES = [
 ]
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    """Every file of a store, by its path inside the folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
 def test_a_finished_store_has_shards_lists_and_manifest(tmp_path: Path, build: Callable) -> None:
     build(tmp_path)
-    assert list(content(tmp_path)) == FILES
+    assert list(files_of(tmp_path)) == FILES
     manifest = Manifest.load(tmp_path)
     assert manifest.complete
     assert [shard.images for shard in manifest.shards] == [2, 2, 1]
@@ -62,7 +57,7 @@ def test_a_crash_at_every_single_step_is_harmless(
 ) -> None:
     """In building, in finishing and, every third time, in continuing after the first crash."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # the machine itself stays up
-    whole = content(build(tmp_path / "whole"))
+    whole = files_of(build(tmp_path / "whole"))
     rng = random.Random(0)
 
     def build_and_die(folder: Path, step: int) -> int:
@@ -81,7 +76,7 @@ def test_a_crash_at_every_single_step_is_harmless(
         with open_writer(folder) as writer:  # nothing that was sealed is asked for again
             assert len(writer.waiting_ids) <= len(IDS) - 2 * len(sealed) + (FILES[5] in sealed)
         build(folder)
-        assert content(folder) == whole, f"crash at step {step}"
+        assert files_of(folder) == whole, f"crash at step {step}"
         if first == 0:
             break
         assert first == CRASHED
@@ -94,7 +89,7 @@ def test_a_crash_at_every_single_step_is_harmless(
 def test_a_lost_shard_is_built_again_alone(
     tmp_path: Path, build: Callable, open_writer: Callable, damage: str, name: str
 ) -> None:
-    expected = content(build(tmp_path))
+    expected = files_of(build(tmp_path))
     path, data = tmp_path / name, bytearray(expected[name])
     data[-1] ^= 1
     if damage == "delete":
@@ -104,7 +99,7 @@ def test_a_lost_shard_is_built_again_alone(
     with open_writer(tmp_path, shard=None) as writer:  # as many images as the other shards have
         assert len(writer.waiting_ids) == (1 if name == FILES[5] else 2)
     build(tmp_path, shard=None)
-    assert content(tmp_path) == expected
+    assert files_of(tmp_path) == expected
 
 
 def test_another_number_of_images_in_a_shard_is_refused(
@@ -193,13 +188,13 @@ def test_a_finished_store_is_left_as_it_is(tmp_path: Path, build: Callable) -> N
 
 
 def test_a_part_is_finished_without_being_complete(tmp_path: Path, build: Callable) -> None:
-    whole = content(build(tmp_path / "whole"))
+    whole = files_of(build(tmp_path / "whole"))
     for number, ids in ((1, [1, 2, 5]), (2, [3, 4])):
         path = build(tmp_path / f"part{number}", part=(number, 2))
         assert not Manifest.load(path).complete
         assert list(EmbeddingCache(path, allow_incomplete=True)) == ids
     build(tmp_path / "part1", part=(2, 2))  # the other part into the folder of the first
-    assert content(tmp_path / "part1") == whole
+    assert files_of(tmp_path / "part1") == whole
 
 
 def test_wrong_ids_and_values_are_refused(
@@ -241,21 +236,21 @@ def test_a_store_that_another_build_has_finished_is_not_changed(
 ) -> None:
     """Two at once: of a shard that both write either is valid; here they differ, as on a GPU."""
     with open_writer(tmp_path) as slow:
-        whole = content(build(tmp_path))
+        whole = files_of(build(tmp_path))
         for image_id in slow.waiting_ids:
             slow.add(image_id, make_record(image_id, rows=2))
         slow.finish()
-    assert content(tmp_path) == whole
+    assert files_of(tmp_path) == whole
 
 
 def test_two_builds_at_once_make_one_sound_store(tmp_path: Path, build: Callable) -> None:
-    whole = content(build(tmp_path / "whole"))
+    whole = files_of(build(tmp_path / "whole"))
+    path = tmp_path / "both"
     for _ in range(5):
-        path = tmp_path / "both"
         children = [fork(lambda: build(path)) for _ in range(3)]
         assert [exit_code(child) for child in children].count(0) >= 1
         build(path)
-        assert content(path) == whole
+        assert files_of(path) == whole
         build(path, overwrite=True)
 
 

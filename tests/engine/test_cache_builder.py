@@ -20,10 +20,10 @@ from ovd_d2.cache import (
     RecordWriter,
     dataset_fingerprint,
 )
-from ovd_d2.engine.cache_builder import build_cache, load_image
 from ovd_d2.cache.identity import ImageIdentity, load_image_list
 from ovd_d2.clip.crops import embed_proposals
 from ovd_d2.clip.teacher import CLIPTeacher
+from ovd_d2.engine.cache_builder import build_cache, load_image
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 NAME = "toy_train"
@@ -303,7 +303,8 @@ def test_extreme_pictures_and_boxes(tmp_path: Path, height: int, width: int) -> 
     entry = {"file_name": file_name, "image_id": 1, "height": height, "width": width}
     info = DatasetInfo(NAME, dataset_fingerprint([entry]), 1)
     whole, point = [0.0, 0, width, height], [width - 0.5, height - 0.5, width, height]
-    with RecordWriter(tmp_path / "proposals", Manifest("proposals", info, "rpn")) as writer:
+    manifest = Manifest("proposals", info, "rpn")
+    with RecordWriter(tmp_path / "proposals", manifest, images=[entry]) as writer:
         writer.add(1, {"boxes": torch.tensor([whole, point]), "objectness": torch.ones(2)})
         writer.finish()
     build_cache(
@@ -318,12 +319,13 @@ def test_extreme_pictures_and_boxes(tmp_path: Path, height: int, width: int) -> 
     torch.testing.assert_close(embeddings, torch.tensor([[0.0, 0, 1]] * 2), atol=1e-3, rtol=0)
 
 
-def test_parts_hold_every_nth_image_under_one_header(
+def test_parts_hold_every_nth_shard_under_one_header(
     tmp_path: Path, run: Callable[..., EmbeddingCache], dataset: list[dict[str, Any]]
 ) -> None:
     whole = run()
     proposals = ProposalStore(tmp_path / "proposals")
-    stores, options = [], {"dataset_name": NAME, "progress": False}
+    options = {"dataset_name": NAME, "progress": False, "images_per_shard": 1}
+    stores = []
     for number in (1, 2, 3):
         path = tmp_path / f"part{number}"
         for built in (len(dataset[number - 1 :: 3]), 0):  # the second run finds nothing to do
@@ -347,9 +349,11 @@ def test_parts_hold_every_nth_image_under_one_header(
     assert EmbeddingCache(tmp_path / "part1").fingerprint == whole.fingerprint
 
 
-@pytest.mark.parametrize("part", [(0, 2), (3, 2), (1, 0), (1, 5)])
+@pytest.mark.parametrize("part", [(0, 2), (3, 2), (1, 0), (5, 5)])
 def test_impossible_parts_are_refused(
     run: Callable[..., EmbeddingCache], part: tuple[int, int]
 ) -> None:
-    with pytest.raises(CacheError, match="part is|cannot be split into 5 parts, it has 4 images"):
+    with pytest.raises(
+        CacheError, match="part is|part 5 of 5 is empty: all images are in 2 shards"
+    ):
         run(part=part)

@@ -38,6 +38,7 @@ from tests.integration.conftest import TRAIN, VAL, MiniPictograms
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "cache.py"
 TEACHER = ("--architecture", "Pictogram-RN", "--pretrained", "shipped")
+SMALL_SHARDS = ("--images-per-shard", "5")  # six of them
 COMMANDS = ("build", "info", "verify", "merge", "convert", "sample", "add-image-list")
 Tool = Callable[..., str]
 
@@ -162,7 +163,7 @@ def test_parts_are_merged_into_the_cache_that_one_machine_builds(
 ) -> None:
     for number in (1, 2):
         part = tmp_path / f"part{number}"
-        printed = tool(*build_arguments(proposals, part, "--part", f"{number}/2"))
+        printed = tool(*build_arguments(proposals, part, "--part", f"{number}/2", *SMALL_SHARDS))
         assert facts(printed)["part"].startswith(f"{number} of 2: join all with tools/cache.py me")
     state = facts(tool("info", tmp_path / "part1"))["state"]
     assert state == "unfinished: 15 of 30 images (50.0%)"
@@ -182,7 +183,8 @@ def test_parts_that_are_missing_are_asked_for(
     proposals: Path, tmp_path: Path, tool: Tool, refused: Tool
 ) -> None:
     for number in (1, 2):
-        tool(*build_arguments(proposals, tmp_path / str(number), "--part", f"{number}/3"))
+        options = ("--part", f"{number}/3", *SMALL_SHARDS)
+        tool(*build_arguments(proposals, tmp_path / str(number), *options))
     message = refused("merge", tmp_path / "1", tmp_path / "2", "--output", tmp_path / "merged")
     assert "has 30 images" in message
     assert "hold 20 of them" in message

@@ -37,6 +37,7 @@ from ovd_d2.engine.launching import (
 )
 from ovd_d2.errors import exit_with_message
 from ovd_d2.files import readable_bytes
+from ovd_d2.ranks import RankError
 from ovd_d2.vocabulary import Vocabulary
 
 BUILD_EXAMPLE = """example:
@@ -261,7 +262,7 @@ def build(args: argparse.Namespace) -> None:
     launch_processes(build_in_process, args)
 
 
-@exit_with_message(CacheError, FileNotFoundError, ValueError)
+@exit_with_message(CacheError, RankError, FileNotFoundError, ValueError)
 def build_in_process(args: argparse.Namespace) -> None:
     """One of the processes of a build."""
     proposals = ProposalStore(args.proposals)  # cheapest to fail: before weights are loaded

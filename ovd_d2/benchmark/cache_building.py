@@ -158,8 +158,10 @@ def stage_shares(
         make_manifest("float16", count, teacher.embedding_dim),
         dataset=DatasetInfo(NAME, dataset_fingerprint(images), count),
     )
-    options = {"images": images, "images_per_shard": len(entries)}
-    with RecordWriter(folder, manifest, **options) as writer, _one_thread():
+    with (
+        RecordWriter(folder, manifest, images=images, images_per_shard=len(entries)) as writer,
+        _one_thread(),
+    ):
         stages = _Stages(teacher, entries, proposals, writer, work.batch_size)
         things = {name: getattr(stages, name) for name in STAGES}
         seconds = take_turns(things, work.rounds, f"stages, {work.name}")

@@ -1,8 +1,7 @@
 """Which image a record belongs to: ids are only numbers, and two data sets use the same ones.
 
 `images.json` in a store lists the images of its data set. It holds, byte for byte, the text whose
-hash is the data set's fingerprint in the manifest, so the manifest vouches for every line of it.
-The format is written down in docs/cache-format.md.
+hash is the data set's fingerprint in the manifest. docs/cache-format.md describes it.
 """
 
 from __future__ import annotations
@@ -13,13 +12,10 @@ import operator
 import os
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from ovd_d2.cache.manifest import CacheError, DamagedFileError, DatasetInfo, Manifest, local_folder
 from ovd_d2.files import atomic_write, read_bounded
-
-if TYPE_CHECKING:
-    from ovd_d2.cache.store import RecordStore
 
 IMAGES_FILE = "images.json"
 ID_RANGE = "whole numbers from 0 to 2**63 - 1"
@@ -49,11 +45,9 @@ class ImageIdentity(NamedTuple):
 
     def fits(self, other: ImageIdentity) -> bool:
         """The same image, as far as both say."""
-        if self == other:
-            return True
-        pairs = zip(self[1:], other[1:], strict=True)
         return self.file_name == other.file_name and all(
-            None in pair or pair[0] == pair[1] for pair in pairs
+            mine is None or theirs is None or mine == theirs
+            for mine, theirs in zip(self[1:], other[1:], strict=True)
         )
 
     def __str__(self) -> str:
@@ -66,12 +60,8 @@ ImageList = dict[int, ImageIdentity]
 
 def is_image_id(value: object) -> bool:
     """A whole number (Python's or NumPy's) that a store can hold."""
-    if type(value) is int:
-        return 0 <= value < 2**63
-    if isinstance(value, bool):
-        return False
     try:
-        return 0 <= operator.index(value) < 2**63  # type: ignore[arg-type]
+        return not isinstance(value, bool) and 0 <= operator.index(value) < 2**63  # type: ignore[arg-type]
     except TypeError:
         return False
 
@@ -111,7 +101,15 @@ def image_list(dataset: DatasetInfo, entries: Collection[Mapping[str, Any]]) -> 
         CacheError: an id twice, or these are not the images whose fingerprint `dataset` has.
     """
     content = _list_content(entries)
-    _refuse_double(entries)
+    names: dict[int, str] = {}
+    for entry in entries:
+        image_id, name = entry["image_id"], entry["file_name"]
+        if image_id in names:
+            raise CacheError(
+                f"image id {image_id} is there twice, as {names[image_id]} and as {name}: give "
+                "every image of the annotation file an id of its own"
+            )
+        names[image_id] = name
     found = _digest(content)
     if (found, len(entries)) != (dataset.fingerprint, dataset.num_images):
         raise CacheError(
@@ -137,13 +135,18 @@ def load_image_list(folder: Path, dataset: DatasetInfo) -> ImageList | None:
     """
     path = folder / IMAGES_FILE
     try:
-        return _parse(_read(path, dataset), dataset)
+        content = read_bounded(path, _MAX_IMAGE_BYTES * dataset.num_images)
+        if _digest(content) != dataset.fingerprint:
+            raise ValueError(
+                f"it is the list of {_digest(content)}, the manifest is of {dataset.fingerprint}"
+            )
+        return _parse(content, dataset)
     except FileNotFoundError:
         return None
     except (OSError, TypeError, ValueError, RecursionError) as error:
         raise DamagedFileError(
-            f"{path} is damaged ({error}). Delete it and run python {ADD_COMMAND} {folder} "
-            f"{_dataset_option(dataset)}: it is written anew"
+            f"{path} is damaged ({error}). Delete it and run python "
+            f"{add_list_command(folder, dataset)}: it is written anew"
         ) from error
 
 
@@ -171,66 +174,10 @@ def add_image_list(
     return folder / IMAGES_FILE, len(entries)
 
 
-def identity_problems(store: RecordStore, entries: Collection[Mapping[str, Any]]) -> list[str]:
-    """Whether the records of a store are of other images than those that have their ids now.
-
-    Args:
-        store: of proposals or embeddings.
-        entries: images that will be asked for, all or some: file_name, image_id, height, width.
-            Ids that the store lacks are not looked at.
-
-    Returns: at most one line, without what to do about it.
-    """
-    kind, dataset = store.kind, store.manifest.dataset
-    try:
-        listed = load_image_list(store.path, dataset)
-    except DamagedFileError as error:
-        return [str(error)]
-    asked = [entry for entry in entries if entry["image_id"] in store]
-    if listed is None:
-        same = dataset_fingerprint(asked) == dataset.fingerprint
-        return [] if same else [_unlisted(store)]
-    others = [one for one in asked if not _is_listed(one, listed)]
-    if not others:
-        return []
-    first = others[0]["image_id"]
-    return [
-        f"the {kind} in {store.path} were made for other images under these ids: {len(others)} of "
-        f"{len(entries)}, first: image {first} was {listed.get(first)}, is "
-        f"{ImageIdentity.of(others[0])} (height x width). They are of data set '{dataset.name}' as "
-        "it was then: use the annotation file of then"
-    ]
-
-
-def _is_listed(entry: Mapping[str, Any], listed: ImageList) -> bool:
-    then = listed.get(entry["image_id"])
-    return then is not None and ImageIdentity.of(entry).fits(then)
-
-
-def _unlisted(store: RecordStore) -> str:
-    dataset = store.manifest.dataset
-    return (
-        f"the {store.kind} in {store.path} do not say of which images they are (no {IMAGES_FILE}), "
-        f"and these images are not the {dataset.num_images} that they were made for (data set "
-        f"'{dataset.name}', fingerprint {dataset.fingerprint}). To use them for a part of those, "
-        f"run python {ADD_COMMAND} {store.path} {_dataset_option(dataset)} once"
-    )
-
-
-def _dataset_option(dataset: DatasetInfo) -> str:
-    return f"--dataset {dataset.name.replace('+', ' ')}"  # a merged store's name has a "+"
-
-
-def _refuse_double(entries: Iterable[Mapping[str, Any]]) -> None:
-    seen: dict[int, str] = {}
-    for entry in entries:
-        name = entry["file_name"]
-        if entry["image_id"] in seen:
-            raise CacheError(
-                f"image id {entry['image_id']} is there twice, as {seen[entry['image_id']]} and as "
-                f"{name}: give every image of the annotation file an id of its own"
-            )
-        seen[entry["image_id"]] = name
+def add_list_command(folder: Path, dataset: DatasetInfo) -> str:
+    """What a user runs to do so."""
+    names = dataset.name.replace("+", " ")  # a merged store's name has a "+"
+    return f"{ADD_COMMAND} {folder} --dataset {names}"
 
 
 def _list_content(entries: Iterable[Mapping[str, Any]]) -> bytes:
@@ -259,15 +206,6 @@ def _pixels(entry: Mapping[str, Any], key: str) -> int | None:
     raise CacheError(
         f"image {_short(entry['image_id'])}: {key} is {_short(value)}, expected a number of pixels"
     )
-
-
-def _read(path: Path, dataset: DatasetInfo) -> bytes:
-    content = read_bounded(path, _MAX_IMAGE_BYTES * dataset.num_images)
-    if _digest(content) != dataset.fingerprint:
-        raise ValueError(
-            f"it is the list of {_digest(content)}, the manifest is of {dataset.fingerprint}"
-        )
-    return content
 
 
 def _parse(content: bytes, dataset: DatasetInfo) -> ImageList:

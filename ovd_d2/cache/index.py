@@ -62,16 +62,9 @@ def finish_store(folder: Path, manifest: Manifest) -> Manifest:
     """Write the index of a store whose shards are all there, then the manifest that names it.
 
     Raises:
-        CacheError: a shard is damaged, or the records are not those of the data set.
+        CacheError: a shard is damaged, or two hold one image.
     """
-    index = build_index(folder, manifest)
-    expected, found = manifest.dataset.num_images, len(index.image_ids)
-    if found != expected:
-        raise CacheError(
-            f"{folder} holds {found} records, data set '{manifest.dataset.name}' has {expected} "
-            "images; run the build again to add what is missing"
-        )
-    return write_index(folder, manifest, index)
+    return write_index(folder, manifest, build_index(folder, manifest))
 
 
 def write_index(folder: Path, manifest: Manifest, index: Index) -> Manifest:
@@ -116,7 +109,9 @@ def load_index(folder: Path, manifest: Manifest) -> Index:
     try:
         if manifest.index is None:
             raise ValueError("the manifest names none")
-        index = _parse(_read(path, manifest.index), manifest)
+        index = _read(path, manifest.index)
+        if problem := _problem(index, manifest):
+            raise ValueError(problem)
         if index.content != manifest.index.content:
             raise ValueError("its ids or checksums are not those of the manifest")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
@@ -137,17 +132,13 @@ def has_sound_index(folder: Path, manifest: Manifest) -> bool:
     return True
 
 
-def _read(path: Path, info: IndexInfo) -> bytes:
+def _read(path: Path, info: IndexInfo) -> Index:
     content = read_bounded(path, info.bytes)
     if len(content) != info.bytes:
         raise ValueError(f"it has {len(content)} bytes, the manifest says {info.bytes}")
     checksum = hashlib.sha256(content).hexdigest()
     if checksum != info.sha256:
         raise ValueError(f"its SHA-256 is {checksum}, the manifest says {info.sha256}")
-    return content
-
-
-def _parse(content: bytes, manifest: Manifest) -> Index:
     tensors = deserialize(content)
     if set(tensors) != set(_TYPES):
         raise ValueError(f"it holds {sorted(tensors)}, expected {sorted(_TYPES)}")
@@ -155,11 +146,7 @@ def _parse(content: bytes, manifest: Manifest) -> Index:
         found, shape = tensors[name], (len(tensors["image_ids"]),)
         if found.dtype != np.dtype(dtype) or found.shape != shape:
             raise ValueError(f"{name} is {found.dtype} {found.shape}, expected {dtype} {shape}")
-    index = Index(**tensors)
-    problem = _problem(index, manifest)
-    if problem:
-        raise ValueError(problem)
-    return index
+    return Index(**tensors)
 
 
 def _problem(index: Index, manifest: Manifest) -> str:

@@ -12,7 +12,7 @@ import os
 import re
 import reprlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,6 @@ BUILD_COMMANDS = {"proposals": "tools/extract_proposals.py", "embeddings": "tool
 _PROGRESS_KEYS = ("shards", "index")
 # A store may come from elsewhere: no name may point out of its own folder.
 _SHARD_NAME = re.compile(r"shard-(?:([a-z])(\d{3,9})-)?\d{5,9}\.safetensors")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _RECIPE_DEPTH = 8
 # The file's last bytes: 64 hexadecimal characters, then this.
 _TAIL = b'"\n}\n'
@@ -75,7 +74,7 @@ class DatasetInfo:
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One finished shard: file name inside the folder, its counts, its size and its SHA-256."""
+    """One shard: file name in the folder, counts, size and SHA-256 ("" while being built)."""
 
     file: str
     images: int
@@ -86,13 +85,7 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class IndexInfo:
-    """The index of a finished store, see `ovd_d2.cache.index`.
-
-    Attributes:
-        bytes, sha256: of the index file.
-        content: SHA-256 over all image ids, then all record checksums, in the order of the ids: it
-            is the same however the records lie in shards.
-    """
+    """The index file of a finished store: its size, its SHA-256 and its `Index.content`."""
 
     bytes: int
     sha256: str
@@ -127,8 +120,7 @@ class Manifest:
     index: IndexInfo | None = None
 
     def __post_init__(self) -> None:
-        problems = _header_problems(self)
-        if problems:
+        if problems := _header_problems(self):
             raise ValueError("invalid manifest: " + "; ".join(problems))
 
     @property
@@ -253,7 +245,14 @@ def local_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def _header_problems(manifest: Manifest) -> list[str]:
-    if problems := _type_problems(manifest):
+    # JSON may hold anything anywhere; nothing is computed before its type is known.
+    problems = [*_type_problems(manifest), *_type_problems(manifest.dataset, "dataset.")]
+    if not isinstance(manifest.recipe, dict) or not _is_plain(manifest.recipe, _RECIPE_DEPTH):
+        problems.append(
+            f"recipe is {reprlib.repr(manifest.recipe)}, expected a JSON object of finite numbers, "
+            f"at most {_RECIPE_DEPTH} levels deep"
+        )
+    if problems:
         return problems
     if manifest.kind not in KINDS:
         problems.append(f"kind is '{manifest.kind}', expected one of {', '.join(KINDS)}")
@@ -270,47 +269,31 @@ def _header_problems(manifest: Manifest) -> list[str]:
     return problems
 
 
-def _type_problems(manifest: Manifest) -> list[str]:
-    """JSON may hold anything anywhere; nothing is computed before its type is known."""
-    flat = {**vars(manifest), **{f"dataset.{k}": v for k, v in vars(manifest.dataset).items()}}
-    strings = ("kind", "proposals", "teacher", "dtype", "dataset.name", "dataset.fingerprint")
-    problems = [
-        f"{name} is {reprlib.repr(flat[name])}, expected a text"
-        for name in strings
-        if not isinstance(flat[name], str)
-    ]
-    problems += [
-        f"{name} is {reprlib.repr(flat[name])}, expected a whole number"
-        for name in ("embedding_dim", "dataset.num_images")
-        if not _is_count(flat[name])
-    ]
-    if not isinstance(manifest.recipe, dict) or not _is_plain(manifest.recipe, _RECIPE_DEPTH):
-        problems.append(
-            f"recipe is {reprlib.repr(manifest.recipe)}, expected a JSON object of finite numbers, "
-            f"at most {_RECIPE_DEPTH} levels deep"
-        )
-    return problems
-
-
 def _file_problems(manifest: Manifest) -> list[str]:
-    """What is wrong with the entries of shards and index, which may hold anything anywhere."""
-    problems = []
+    """What is wrong with the entries of shards and index that were read from a file."""
+    problems = [] if manifest.index is None else _type_problems(manifest.index, "index.")
     for shard in manifest.shards:
-        counts = (shard.images, shard.rows, shard.bytes)
-        if not is_shard_name(shard.file):
+        if is_shard_name(shard.file):
+            problems += _type_problems(shard, f"{shard.file}: ")
+        else:
             problems.append(
                 f"shard file name {reprlib.repr(shard.file)} is not a plain name as "
                 f"{shard_name(64, 0)}"
             )
-        elif not all(map(_is_count, counts)) or not _is_sha256(shard.sha256):
-            problems.append(f"the counts or the SHA-256 of {shard.file} are none")
     if not problems and len({shard.file for shard in manifest.shards}) < len(manifest.shards):
         problems.append("a shard is listed twice")
-    index = manifest.index
-    if index is not None and not (
-        _is_count(index.bytes) and _is_sha256(index.sha256) and _is_sha256(index.content)
-    ):
-        problems.append(f"index is {reprlib.repr(asdict(index))}")
+    return problems
+
+
+def _type_problems(record: Any, prefix: str = "") -> list[str]:
+    """What is neither a text nor a number that an index can hold, where a dataclass has one."""
+    problems = []
+    for one in fields(record):
+        value = getattr(record, one.name)
+        if one.type == "str" and not isinstance(value, str):
+            problems.append(f"{prefix}{one.name} is {reprlib.repr(value)}, expected a text")
+        if one.type == "int" and not (type(value) is int and 0 <= value < 2**63):
+            problems.append(f"{prefix}{one.name} is {reprlib.repr(value)}, expected a whole number")
     return problems
 
 
@@ -321,14 +304,6 @@ def _is_plain(value: Any, depth: int) -> bool:
         inner = value.values() if isinstance(value, Mapping) else value
         return depth > 0 and all(_is_plain(one, depth - 1) for one in inner)
     return True
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63  # what the index stores them as
-
-
-def _is_sha256(value: Any) -> bool:
-    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -342,7 +317,7 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _parse(data: bytes, path: Path) -> Manifest:
-    content = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+    content = json.loads(data.decode("utf-8"))
     if not isinstance(content, dict) or "schema_version" not in content:
         raise CacheError(
             f"{path} is not the manifest of an ovd_d2 record store: restore it from a copy or "
@@ -365,10 +340,6 @@ def _parse(data: bytes, path: Path) -> Manifest:
     if problems := _file_problems(manifest):
         raise ValueError("; ".join(problems))
     return manifest
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
 
 
 def _check_checksum(data: bytes) -> None:

@@ -64,6 +64,9 @@ class TensorPlace:
 Layout = Mapping[str, TensorPlace]  # what a shard's header says
 
 
+# Writing ------------------------------------------------------------------------------------------
+
+
 def encode_record(manifest: Manifest, image_id: int, tensors: Mapping[str, torch.Tensor]) -> Record:
     """Check a record and return it in the stored types, on the CPU.
 
@@ -76,9 +79,15 @@ def encode_record(manifest: Manifest, image_id: int, tensors: Mapping[str, torch
         raise ValueError(
             f"image {image_id}: record has fields {sorted(tensors)}, expected {sorted(fields)}"
         )
-    _check_shapes(image_id, tensors, fields)
-    problems = value_problems(tensors)
-    if problems:
+    rows = tensors["boxes"].shape[0] if tensors["boxes"].ndim else -1
+    for name, spec in fields.items():
+        expected, found = (rows, *spec.shape), tuple(tensors[name].shape)
+        if found != expected:
+            raise ValueError(
+                f"image {image_id}: {name} has shape {found}, expected {expected} "
+                "(as many rows as boxes)"
+            )
+    if problems := value_problems(tensors):
         raise ValueError(f"image {image_id}: refused: {'; '.join(problems)}")
     record = {name: tensors[name].detach().to("cpu", torch.float32).contiguous() for name in fields}
     if "embeddings" in record:
@@ -92,10 +101,12 @@ def value_problems(tensors: Mapping[str, torch.Tensor]) -> list[str]:
     Args:
         tensors: before encoding, or as stored.
     """
+    floats = {name: value for name, value in sorted(tensors.items()) if value.is_floating_point()}
     not_finite = [
-        f"{_count(~torch.isfinite(value).flatten(1).all(1))} rows of {name} are NaN or infinite"
-        for name, value in _rows(tensors)
-        if not torch.isfinite(value).all()
+        f"{_count(~value.reshape(len(value), -1).isfinite().all(1))} rows of {name} are NaN or "
+        "infinite"
+        for name, value in floats.items()
+        if not value.isfinite().all()
     ]
     if not_finite:
         return not_finite
@@ -151,31 +162,17 @@ def pack_shard(records: Sequence[tuple[int, Record]]) -> bytes:
 
 
 def shard_info(file: str, records: Sequence[tuple[int, Record]], content: bytes) -> ShardInfo:
-    """The manifest's entry of a shard.
-
-    Args:
-        file: its name.
-        records: what it holds.
-        content: its bytes as they are meant to be written, so that `verify` also finds a disk
-            that lies.
-    """
-    return ShardInfo(
-        file=file,
-        images=len(records),
-        rows=sum(len(record["boxes"]) for _, record in records),
-        bytes=len(content),
-        sha256=hashlib.sha256(content).hexdigest(),
-    )
+    """The manifest's entry of a shard: its name, what it holds, its bytes."""
+    rows = sum(len(record["boxes"]) for _, record in records)
+    return ShardInfo(file, len(records), rows, len(content), hashlib.sha256(content).hexdigest())
 
 
 def data_bytes(fields: Mapping[str, FieldSpec], images: int, rows: int) -> int:
-    """Bytes of all tensors of a shard (or of all shards of a store), without the headers.
-
-    Args:
-        fields: `Manifest.fields`.
-        images, rows: in the shard.
-    """
+    """Bytes of all tensors of a shard (or of all shards of a store), without the headers."""
     return rows * sum(spec.row_bytes for spec in fields.values()) + 8 * (3 * images + 1)
+
+
+# Reading ------------------------------------------------------------------------------------------
 
 
 def check_size(path: Path, info: ShardInfo) -> None:
@@ -200,20 +197,18 @@ def read_layout(path: Path, fields: Mapping[str, FieldSpec]) -> Layout:
     Raises:
         DamagedFileError: the file is missing, truncated or not a shard of this store.
     """
-    expected = {*fields, *_INDEX_TENSORS}
     try:
         # safetensors checks that the tensors fill the file without gaps.
         with safe_open(path, framework="pt") as handle:
             names = set(handle.keys())
-        if names != expected:
+        if names != {*fields, *_INDEX_TENSORS}:
             raise DamagedFileError(f"{path} holds {sorted(names)}: not a shard of this store")
         layout = _locate(path)
     except FileNotFoundError:
         raise DamagedFileError(f"{path} is missing") from None
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedFileError(f"{path} is damaged ({error})") from error
-    problem = _layout_problem(layout, fields)
-    if problem:
+    if problem := _layout_problem(layout, fields):
         raise DamagedFileError(f"{path} is damaged ({problem})")
     return layout
 
@@ -257,27 +252,17 @@ def open_shard(path: Path, fields: Mapping[str, FieldSpec]) -> Record:
     # The mapping outlives the handle, so no file descriptor stays open for a shard.
     with safe_open(path, framework="pt") as handle:
         shard = {name: handle.get_tensor(name) for name in (*fields, *_INDEX_TENSORS)}
-    problem = _index_problem(shard["image_ids"], shard["offsets"], len(shard["boxes"]))
+    ids, offsets, rows = shard["image_ids"], shard["offsets"], len(shard["boxes"])
+    problem = ""
+    if offsets[0] != 0 or (offsets.diff() < 0).any():
+        problem = "offsets do not ascend from 0"
+    elif offsets[-1] != rows:
+        problem = f"offsets end at {int(offsets[-1])}, the fields have {rows} rows"
+    elif (ids < 0).any() or (ids.diff() <= 0).any():
+        problem = "image_ids do not ascend from 0"
     if problem:
         raise DamagedFileError(f"{path} is damaged ({problem})")
     return shard
-
-
-def read_back(path: Path, fields: Mapping[str, FieldSpec]) -> tuple[list[int], ShardInfo]:
-    """Read a whole shard, compare every record with its checksum; the ids and the listing.
-
-    Raises:
-        DamagedFileError: the file is missing, truncated, garbled or not a shard of this store.
-    """
-    shard = open_shard(path, fields)
-    if damaged := damaged_records(shard):
-        raise DamagedFileError(
-            f"{path} is damaged ({len(damaged)} records do not fit their checksums, first ids: "
-            f"{damaged[:5]})"
-        )
-    ids: list[int] = shard["image_ids"].tolist()
-    rows = len(shard["boxes"])
-    return ids, ShardInfo(path.name, len(ids), rows, path.stat().st_size, sha256_file(path))
 
 
 def damaged_records(shard: Record) -> list[int]:
@@ -292,6 +277,23 @@ def damaged_records(shard: Record) -> list[int]:
         )
         if record_checksum(image_id, [value[start:stop] for value in arrays.values()]) != checksum
     ]
+
+
+def read_back(path: Path, fields: Mapping[str, FieldSpec]) -> tuple[list[int], ShardInfo]:
+    """The image ids and the listing of a shard, of which every record fits its checksum.
+
+    Raises:
+        DamagedFileError: the file is missing, truncated, garbled or not a shard of this store.
+    """
+    shard = open_shard(path, fields)
+    if damaged := damaged_records(shard):
+        raise DamagedFileError(
+            f"{path} is damaged ({len(damaged)} records do not fit their checksums, first ids: "
+            f"{damaged[:5]})"
+        )
+    ids: list[int] = shard["image_ids"].tolist()
+    rows = len(shard["boxes"])
+    return ids, ShardInfo(path.name, len(ids), rows, path.stat().st_size, sha256_file(path))
 
 
 def _locate(path: Path) -> Layout:
@@ -311,22 +313,8 @@ def _locate(path: Path) -> Layout:
     return places
 
 
-def _check_shapes(
-    image_id: int, tensors: Mapping[str, torch.Tensor], fields: Mapping[str, FieldSpec]
-) -> None:
-    rows = tensors["boxes"].shape[0] if tensors["boxes"].ndim else -1
-    for name, spec in fields.items():
-        expected, found = (rows, *spec.shape), tuple(tensors[name].shape)
-        if found != expected:
-            raise ValueError(
-                f"image {image_id}: {name} has shape {found}, expected {expected} "
-                "(as many rows as boxes)"
-            )
-
-
 def _layout_problem(layout: Layout, fields: Mapping[str, FieldSpec]) -> str:
-    images = layout["image_ids"].shape[:1]
-    rows = layout["boxes"].shape[:1]
+    images, rows = layout["image_ids"].shape[:1], layout["boxes"].shape[:1]
     expected = {name: (spec.dtype, (*rows, *spec.shape)) for name, spec in fields.items()}
     expected |= {name: (dtype, images) for name, dtype in _INDEX_TENSORS.items()}
     expected["offsets"] = (torch.int64, tuple(count + 1 for count in images))
@@ -336,25 +324,6 @@ def _layout_problem(layout: Layout, fields: Mapping[str, FieldSpec]) -> str:
         if types[place.dtype] != dtype or place.shape != shape:
             return f"{name} is {types[place.dtype]} {place.shape}, expected {dtype} {shape}"
     return ""
-
-
-def _index_problem(ids: torch.Tensor, offsets: torch.Tensor, rows: int) -> str:
-    if offsets[0] != 0 or (offsets.diff() < 0).any():
-        return "offsets do not ascend from 0"
-    if offsets[-1] != rows:
-        return f"offsets end at {int(offsets[-1])}, the fields have {rows} rows"
-    if (ids < 0).any() or (ids.diff() <= 0).any():
-        return "image_ids do not ascend from 0"
-    return ""
-
-
-def _rows(tensors: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
-    """The floating fields as (R, -1), so that one test fits vectors and scalars."""
-    return [
-        (name, value.unsqueeze(1) if value.ndim == 1 else value)
-        for name, value in sorted(tensors.items())
-        if value.is_floating_point()
-    ]
 
 
 def _count(flags: torch.Tensor) -> str:

@@ -72,15 +72,14 @@ def choose_images_per_shard(folder: Path, asked: int | None) -> int:
     Raises:
         CacheError: the folder has shards of another size than `asked`.
     """
-    found = {images_per_shard_of(path.name) for path in shard_files(folder)} - {None, asked}
-    if asked is None:
-        asked = found.pop() if found else IMAGES_PER_SHARD
-    if found:
+    sizes = [images_per_shard_of(path.name) for path in shard_files(folder)]
+    found = next((size for size in sizes if size is not None), asked or IMAGES_PER_SHARD)
+    if found != (asked or found):
         raise CacheError(
-            f"{folder} has shards of {found.pop()} images, {asked} are asked for; leave "
+            f"{folder} has shards of {found} images, {asked} are asked for; leave "
             "--images-per-shard out, take another folder or --overwrite"
         )
-    return asked
+    return found
 
 
 def plan_store(

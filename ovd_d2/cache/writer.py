@@ -7,20 +7,13 @@ import socket
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from ovd_d2.cache.identity import ID_RANGE, image_list, is_image_id, save_image_list
 from ovd_d2.cache.index import finish_store, has_sound_index
-from ovd_d2.cache.manifest import (
-    MANIFEST_FILE,
-    CacheError,
-    Manifest,
-    ShardInfo,
-    local_folder,
-)
-from ovd_d2.cache.ranks import Ranks
+from ovd_d2.cache.manifest import MANIFEST_FILE, CacheError, Manifest, ShardInfo, local_folder
 from ovd_d2.cache.records import Record, encode_record, pack_shard
 from ovd_d2.cache.shards import (
     PlannedShard,
@@ -33,13 +26,7 @@ from ovd_d2.cache.shards import (
 )
 from ovd_d2.cache.space import check_space, full_disk_explained, needed_bytes
 from ovd_d2.files import atomic_write, flush_folder
-
-
-class _Opened(NamedTuple):
-    """What rank 0 has found or made in the folder."""
-
-    manifest: Manifest
-    planned: list[PlannedShard]
+from ovd_d2.ranks import Ranks
 
 
 class RecordWriter:
@@ -182,7 +169,8 @@ class RecordWriter:
         images: Collection[Mapping[str, Any]],
         images_per_shard: int | None,
         overwrite: bool,
-    ) -> _Opened:
+    ) -> tuple[Manifest, list[PlannedShard]]:
+        """Rank 0: the manifest in the folder, and all shards that the store must have."""
         content = image_list(wanted.dataset, images)
         self.path.mkdir(parents=True, exist_ok=True)
         flush_folder(self.path.parent)
@@ -193,7 +181,7 @@ class RecordWriter:
             manifest = _open_manifest(self.path, wanted)
             save_image_list(self.path, content)
         ids = sorted(int(entry["image_id"]) for entry in images)
-        return _Opened(manifest, plan_store(self.path, manifest, ids, images_per_shard))
+        return manifest, plan_store(self.path, manifest, ids, images_per_shard)
 
     def _find_whole(self, listed: Mapping[str, ShardInfo]) -> dict[str, ShardInfo]:
         """Every rank reads a share of the shards, each gets what all have found."""

@@ -23,13 +23,14 @@ from ovd_d2.cache import (
     ProposalStore,
     RecordWriter,
     dataset_fingerprint,
+    id_problems,
+    identity_problems,
 )
-from ovd_d2.cache.identity import id_problems, identity_problems
-from ovd_d2.cache.ranks import Ranks
 from ovd_d2.clip.crops import crop_recipe
 from ovd_d2.clip.pipeline import ImageTask, Settings, embed_images
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.data.images import ImageError, image_problems, load_image
+from ovd_d2.ranks import Ranks
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
-from ovd_d2.cache import ProposalStore
-from ovd_d2.cache.verify import coverage_problems
+from ovd_d2.cache import ProposalStore, coverage_problems
 from ovd_d2.clip.crops import embed_proposals
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.data.online import Embed

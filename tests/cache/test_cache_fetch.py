@@ -13,8 +13,7 @@ import torch
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 
-from ovd_d2.cache import CacheError, EmbeddingCache, verify_store
-from ovd_d2.cache.identity import identity_problems
+from ovd_d2.cache import CacheError, EmbeddingCache, identity_problems, verify_store
 
 PREFIX = "far://"
 

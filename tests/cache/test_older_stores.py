@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ovd_d2.cache import CacheError, Manifest
-from ovd_d2.cache.identity import add_image_list, identity_problems
+from ovd_d2.cache import CacheError, Manifest, identity_problems
+from ovd_d2.cache.identity import add_image_list
 from ovd_d2.cache.merge import merge_stores
 from ovd_d2.cache.store import open_store
 from tests.proposal_stores import files_of

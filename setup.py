@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 
 setup(
     name="ovd_d2",
-    version="0.1.0",
+    version="0.2.0",
     description="Open-vocabulary object detection for Detectron2",
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",

@@ -1,12 +1,14 @@
-"""Every config key of ovd_d2, its default (the paper's) and what it does."""
+"""The config keys that all systems share, their defaults and what they do."""
 
 from __future__ import annotations
 
 from detectron2.config import CfgNode
 
+from ovd_d2.systems import systems
+
 
 def add_ovd_config(cfg: CfgNode) -> None:
-    """Adds the keys of open-vocabulary detection to a Detectron2 config.
+    """Adds the keys of open-vocabulary detection to a Detectron2 config, every system's included.
 
     >>> from detectron2.config import get_cfg
     >>> cfg = get_cfg()
@@ -26,15 +28,13 @@ def add_ovd_config(cfg: CfgNode) -> None:
     # ADAMW: learning rate of the backbone (its pyramid apart) relative to the rest; below 1 for
     # pretrained ones.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    for system in systems():
+        system.add_config(cfg)
 
 
 def _add_model_keys(cfg: CfgNode) -> None:
     ovd = cfg.MODEL.OVD = CfgNode()
 
-    # Which ViLD: "vild_text" (text branch alone), "vild_image" (distillation alone), "vild" (one
-    # head learns both), "vild_ensemble" (two heads, their scores mixed at test time).
-    # All but vild_text need DISTILLATION.CACHE or DISTILLATION.ONLINE for training.
-    ovd.VARIANT = "vild_text"
     # The category names and their text embeddings: a file made by tools/build_vocabulary.py.
     # Its order is the data set's; ROI_HEADS.NUM_CLASSES must equal its length.
     ovd.VOCABULARY = ""
@@ -49,12 +49,13 @@ def _add_model_keys(cfg: CfgNode) -> None:
     ovd.BACKGROUND = "learned"
     # Logits of novel categories in training: "zero" (as the official code) or "exclude" (-inf).
     ovd.NOVEL_TRAINING_LOGITS = "zero"
-    # vild_ensemble at test time: weights of the text branch for base and for novel categories, the
-    # rest is the image branch's. Equal: one weight for all (transfer to other data sets).
+    # Ensemble of a text and an image branch at test time: weights of the text branch for base and
+    # for novel categories, the rest is the image branch's. Equal: one weight for all (transfer to
+    # other data sets).
     ovd.BASE_WEIGHT = 2 / 3
     ovd.NOVEL_WEIGHT = 1 / 3
     # At test time scores are p^(1-w) * objectness^w. 0: objectness takes no part (the paper).
-    # vild_image has no background class, so it needs some: its configs say 0.5.
+    # ViLD-image has no background class, so it needs some: its configs say 0.5.
     ovd.OBJECTNESS_WEIGHT = 0.0
     # Where test scores come from: "detector"; "clip_crops": the teacher on crops of the detector's
     # proposals (slow; the upper line in the paper's table); "text_and_clip_crops": the ensemble of
@@ -66,31 +67,12 @@ def _add_model_keys(cfg: CfgNode) -> None:
     ovd.COMPILE_BACKBONE = False
 
     # The frozen CLIP: an open_clip architecture with a pretrained tag or a local checkpoint file.
-    # Training loads it with DISTILLATION.ONLINE alone; names given at test time and "clip_crops"
-    # load it at test time.
+    # Names given at test time and "clip_crops" load it; training, where it embeds online.
     ovd.TEACHER = CfgNode()
     ovd.TEACHER.ARCHITECTURE = "ViT-B-32-quickgelu"
     ovd.TEACHER.PRETRAINED = "openai"
     # Prompt family for names given at test time (ovd_d2/clip/prompts.py).
     ovd.TEACHER.PROMPTS = "vild63"
-
-    ovd.DISTILLATION = CfgNode()
-    # The proposal-embedding cache of the training set: a folder made by tools/cache.py build.
-    ovd.DISTILLATION.CACHE = ""
-    # w of the paper: 0.5 for ResNet-50.
-    ovd.DISTILLATION.WEIGHT = 0.5
-    # The first K cached proposals of an image take part (they are sorted by objectness).
-    ovd.DISTILLATION.PROPOSALS_PER_IMAGE = 300
-
-    # Training without a cache, for want of disk: the teacher runs inside training, on
-    # MODEL.DEVICE, and embeds each image's proposals whenever the image comes up (docs/online.md).
-    online = ovd.DISTILLATION.ONLINE = CfgNode()
-    # The proposals of the training set: a folder made by tools/extract_proposals.py. "": off.
-    online.PROPOSALS = ""
-    # How a crop becomes the teacher's input; the cache builder's --resize.
-    online.RESIZE = "open_clip"
-    # Crops in one pass of the teacher: fewer need less memory; the result does not depend on it.
-    online.BATCH_SIZE = 256
 
 
 def _add_head_keys(cfg: CfgNode) -> None:

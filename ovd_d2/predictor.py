@@ -19,10 +19,11 @@ from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.clip.vocabulary_builder import build_vocabulary, prompt_family
 from ovd_d2.data.augmentation import Resize, build_augmentations, smallest_resize
 from ovd_d2.data.image_faults import ImageError, thin_fault
-from ovd_d2.engine.build import build_open_vocabulary_model, is_open_vocabulary
+from ovd_d2.engine.build import build_open_vocabulary_model
 from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
-from ovd_d2.vocabulary import Vocabulary
+from ovd_d2.modeling.open_vocabulary import open_vocabulary_part
+from ovd_d2.vocabulary import Vocabulary, configured_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -79,13 +80,14 @@ class OpenVocabularyPredictor:
                     "evaluation only (tools/train_net.py --eval-only); set it to 'detector'"
                 ]
             )
-        self._configured = _configured_vocabulary(self.cfg)
+        self._configured = configured_vocabulary(self.cfg)
         if model is None:
             if problems := weights_problems(cfg.MODEL.WEIGHTS, needed=True):
                 raise SetupError(problems)
             model = build_open_vocabulary_model(self.cfg)
             if self._configured is None:  # a checkpoint brings the one it was trained with
-                self._configured = getattr(model, "vocabulary", None)
+                part = open_vocabulary_part(model)
+                self._configured = None if part is None else part.vocabulary
         self.model = model.eval()
         self._teacher = teacher
         self._distractors = distractors
@@ -152,8 +154,9 @@ class OpenVocabularyPredictor:
             vocabulary, reported = self._configured, len(self._configured)
         else:
             vocabulary, reported = self._vocabulary_of(_checked_names(names)), len(names)
-        if vocabulary is not self._active and is_open_vocabulary(self.model):
-            self.model.set_vocabulary(vocabulary)  # type: ignore[operator]
+        part = open_vocabulary_part(self.model)
+        if vocabulary is not self._active and part is not None:
+            part.set_vocabulary(vocabulary)
         self._active = vocabulary
         self._report_on(vocabulary, reported)
 
@@ -171,11 +174,11 @@ class OpenVocabularyPredictor:
         return self._cache[names]
 
     def _embed(self, names: tuple[str, ...]) -> Vocabulary:
-        if not is_open_vocabulary(self.model):
+        if open_vocabulary_part(self.model) is None:
             raise SetupError(
                 [
                     f"MODEL.META_ARCHITECTURE {self.cfg.MODEL.META_ARCHITECTURE} has a fixed list "
-                    "of categories; names need OpenVocabularyRCNN"
+                    "of categories; names need an open-vocabulary detector"
                 ]
             )
         self._check_teacher()
@@ -220,15 +223,6 @@ class OpenVocabularyPredictor:
             for k, words in enumerate(configured)
             if not any(words <= wanted or wanted <= words for wanted in given)
         ]
-
-
-def _configured_vocabulary(cfg: CfgNode) -> Vocabulary | None:
-    if not cfg.MODEL.OVD.VOCABULARY:
-        return None
-    try:
-        return Vocabulary.load(cfg.MODEL.OVD.VOCABULARY)
-    except (OSError, ValueError) as error:
-        raise SetupError([f"MODEL.OVD.VOCABULARY: {error}"]) from error
 
 
 def _check_image(image: np.ndarray, resize: Resize | None) -> None:

@@ -8,11 +8,13 @@ import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import safetensors.torch
 import torch
+from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 
+from ovd_d2.errors import SetupError
 from ovd_d2.files import atomic_write
 
 SCHEMA = "ovd_d2.vocabulary/1"
@@ -98,6 +100,11 @@ class Vocabulary:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one safetensors file, atomically; prefixes as for `load`."""
+        with atomic_write(PathManager.get_local_path(os.fspath(path))) as temporary:
+            temporary.write_bytes(self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The content of a file that `save` writes."""
         tensors = {"embeddings": self.embeddings.contiguous(), "novel": self.novel.contiguous()}
         if self.background is not None:
             tensors["background"] = self.background.contiguous()
@@ -107,8 +114,7 @@ class Vocabulary:
             "teacher": self.teacher,
             "prompts": self.prompts,
         }
-        with atomic_write(PathManager.get_local_path(os.fspath(path))) as temporary:
-            save_file(tensors, str(temporary), metadata=metadata)
+        return safetensors.torch.save(tensors, metadata=metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Vocabulary:
@@ -123,25 +129,33 @@ class Vocabulary:
             raise FileNotFoundError(
                 f"vocabulary not found: {path} (make one with tools/build_vocabulary.py)"
             )
-        try:
-            return cls._read(local)
-        except SafetensorError as error:
-            raise ValueError(
-                f"{local}: damaged or not a safetensors file ({error}); "
-                "make it again with tools/build_vocabulary.py"
-            ) from error
+        return cls.from_bytes(local.read_bytes(), source=str(local))
 
     @classmethod
-    def _read(cls, path: Path) -> Vocabulary:
-        with safe_open(str(path), framework="pt") as handle:
-            metadata = handle.metadata() or {}
-            schema = metadata.get("schema")
-            if schema != SCHEMA:
-                raise ValueError(
-                    f"{path}: not a vocabulary of this version (schema: expected '{SCHEMA}', found "
-                    f"{schema!r}); make one with tools/build_vocabulary.py"
-                )
-            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (it cannot be iterated)
+    def from_bytes(cls, content: bytes, *, source: str = "vocabulary") -> Vocabulary:
+        """The vocabulary that `to_bytes` packed.
+
+        Args:
+            content: of a file or of an entry of a checkpoint.
+            source: where it comes from, for messages.
+
+        Raises:
+            ValueError: it is damaged, or no vocabulary.
+        """
+        try:
+            tensors = safetensors.torch.load(content)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{source}: damaged or not a safetensors file ({error}); "
+                "make it again with tools/build_vocabulary.py"
+            ) from error
+        metadata = _metadata_of(content)
+        schema = metadata.get("schema")
+        if schema != SCHEMA:
+            raise ValueError(
+                f"{source}: not a vocabulary of this version (schema: expected '{SCHEMA}', found "
+                f"{schema!r}); make one with tools/build_vocabulary.py"
+            )
         try:
             return cls(
                 json.loads(metadata["names"]),
@@ -152,7 +166,28 @@ class Vocabulary:
                 background=tensors.get("background"),
             )
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{path}: not a vocabulary ({error}); make it again") from error
+            raise ValueError(f"{source}: not a vocabulary ({error}); make it again") from error
+
+
+def configured_vocabulary(cfg: CfgNode) -> Vocabulary | None:
+    """`MODEL.OVD.VOCABULARY`; None where the key is empty.
+
+    Raises:
+        SetupError: no such file, or no vocabulary.
+    """
+    path = cfg.MODEL.OVD.VOCABULARY
+    if not path:
+        return None
+    try:
+        return Vocabulary.load(path)
+    except (OSError, ValueError) as error:
+        raise SetupError([f"MODEL.OVD.VOCABULARY: {error}"]) from error
+
+
+def _metadata_of(content: bytes) -> dict[str, str]:
+    """Of sound safetensors: a little-endian length of 8 bytes, then a JSON header."""
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length]).get("__metadata__") or {}
 
 
 def _checked_names(names: Sequence[str]) -> list[str]:

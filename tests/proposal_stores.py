@@ -12,6 +12,8 @@ from detectron2.data.detection_utils import read_image
 from ovd_d2.cache import DatasetInfo, Manifest, ProposalStore, RecordWriter, dataset_fingerprint
 from ovd_d2.clip.crops import embed_proposals
 from ovd_d2.clip.teacher import CLIPTeacher
+from ovd_d2.data.online import Embed
+from ovd_d2.vild.online_teacher import OnlineTeacher
 
 DATASET = "toy_train"
 
@@ -77,3 +79,8 @@ def write_cache(
             writer.add(entry["image_id"], {**tensors, "embeddings": embeddings})
         writer.finish()
     return path
+
+
+def embedder(teacher: CLIPTeacher, **options: Any) -> Embed:
+    """What the teacher inside training does with an image and its boxes."""
+    return OnlineTeacher(teacher, **options).embed

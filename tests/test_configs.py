@@ -12,9 +12,10 @@ from ovd_d2 import add_ovd_config
 from ovd_d2.engine.config_keys import flatten
 from ovd_d2.engine.run import load_config
 from ovd_d2.errors import SetupError
-from ovd_d2.modeling.roi_heads import get_variant
+from ovd_d2.vild import get_variant
 
 ROOT = Path(__file__).parents[1]
+NO_VOCABULARY = ("MODEL.OVD.VOCABULARY", "")  # its file is not here
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml"))
 
 
@@ -26,7 +27,7 @@ def config(name, *opts):
 def test_config_builds(path):
     # On "meta" there are shapes only, no weights: fast. A ViT reads values when it is built.
     device = "cpu" if "vit" in Path(path).stem else "meta"
-    cfg = load_config(str(ROOT / path), ["MODEL.DEVICE", device])
+    cfg = load_config(str(ROOT / path), ["MODEL.DEVICE", device, *NO_VOCABULARY])
     with torch.device(device):
         model = build_model(cfg)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) > 1e6
@@ -77,8 +78,11 @@ def _numbers(module: torch.nn.Module) -> dict:
 
 @pytest.mark.parametrize("path", LAZY_CONFIGS)
 def test_lazy_config_builds_the_model_of_its_yaml_config(path):
-    lazy = instantiate(LazyConfig.load(str(ROOT / path)).model)
-    yaml = build_model(load_config(str(ROOT / LAZY_CONFIGS[path]), ["MODEL.DEVICE", "cpu"]))
+    config = LazyConfig.load(str(ROOT / path))
+    config.model.roi_heads.box_predictor.classifier.vocabulary = None
+    lazy = instantiate(config.model)
+    options = ["MODEL.DEVICE", "cpu", *NO_VOCABULARY]
+    yaml = build_model(load_config(str(ROOT / LAZY_CONFIGS[path]), options))
     shapes = ({k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (lazy, yaml))
     assert next(shapes) == next(shapes)
     assert _numbers(lazy) == _numbers(yaml)
@@ -100,7 +104,9 @@ def test_the_lazy_recipe_is_the_yaml_recipe():
     for done, expected in ((0, 0.01), (1000, 1.0), (161999, 1.0), (162001, 0.1), (179999, 0.001)):
         assert rate(done / solver.MAX_ITER) == pytest.approx(expected)
     assert lazy.vocabulary.path == cfg.MODEL.OVD.VOCABULARY
-    assert lazy.dataloader.train.mapper.cache.path == cfg.MODEL.OVD.DISTILLATION.CACHE
+    assert (
+        lazy.dataloader.train.mapper.passengers[0].cache.path == cfg.MODEL.VILD.DISTILLATION.CACHE
+    )
 
 
 def test_every_lazy_config_is_compared():
@@ -116,7 +122,7 @@ def test_there_are_configs():
 @pytest.mark.parametrize("name", ["vild_text", "vild_image", "vild", "vild_ensemble"])
 def test_variant_configs_say_their_variant(name):
     for path in (f"{name}_r50.yaml", f"{name}_r50_short.yaml", f"pictograms/{name}.yaml"):
-        variant = config(path).MODEL.OVD.VARIANT
+        variant = config(path).MODEL.VILD.VARIANT
         assert variant == name
 
 
@@ -125,7 +131,7 @@ def test_resnet_152_has_the_papers_distillation_weights(suffix):
     for name, weight in (("vild", 1.0), ("vild_ensemble", 2.0)):
         cfg = config(f"{name}_r152{suffix}.yaml")
         assert cfg.MODEL.RESNETS.DEPTH == 152
-        found = (cfg.MODEL.OVD.VARIANT, cfg.MODEL.OVD.DISTILLATION.WEIGHT)
+        found = (cfg.MODEL.VILD.VARIANT, cfg.MODEL.VILD.DISTILLATION.WEIGHT)
         assert found == (name, weight)
 
 
@@ -135,7 +141,7 @@ def test_supervised_baselines_differ_in_the_annotations(suffix):
     everything = config(f"supervised_rfs_r50{suffix}.yaml")
     for cfg in (base, everything):
         assert cfg.MODEL.META_ARCHITECTURE == "BatchInvariantRCNN"
-        distils = get_variant(cfg.MODEL.OVD.VARIANT).distils
+        distils = get_variant(cfg.MODEL.VILD.VARIANT).distils
         assert not distils  # no cache is opened
     assert base.DATASETS.TRAIN == ("lvis_v1_train_norare",)
     assert base.DATALOADER.FILTER_NOVEL_ANNOTATIONS
@@ -168,7 +174,7 @@ def test_pixels_fit_the_initial_weights(path):
 @pytest.mark.parametrize("name", ["vild_text", "vild", "vild_ensemble"])
 def test_ov_coco_is_generalised(name):
     cfg = config(f"ov_coco_{name}_r50.yaml")
-    found = (cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.OVD.VARIANT)
+    found = (cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.VILD.VARIANT)
     assert found == (65, name)
     assert cfg.DATASETS.TEST == ("coco_generalized_zeroshot_val",)
 
@@ -184,7 +190,7 @@ def test_the_full_recipe_is_the_published_one():
         2.0,
         1024,
     )
-    assert (cfg.MODEL.OVD.TEMPERATURE, cfg.MODEL.OVD.DISTILLATION.WEIGHT) == (0.01, 0.5)
+    assert (cfg.MODEL.OVD.TEMPERATURE, cfg.MODEL.VILD.DISTILLATION.WEIGHT) == (0.01, 0.5)
     assert (solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM, solver.WEIGHT_DECAY_BIAS) == (4e-5, 0, 0)
     norms = (cfg.MODEL.RESNETS, cfg.MODEL.FPN, cfg.MODEL.RPN)
     norms += (cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD)
@@ -218,7 +224,7 @@ def test_the_online_config_differs_from_its_base_in_where_embeddings_come_from()
         dict(flatten(config(f"pictograms/{n}.yaml"))) for n in ("vild_online", "vild")
     )
     changed = {key for key, value in online.items() if value != cached[key]}
-    part = "MODEL.OVD.DISTILLATION"
+    part = "MODEL.VILD.DISTILLATION"
     assert changed == {f"{part}.CACHE", f"{part}.ONLINE.PROPOSALS", "OUTPUT_DIR"}
     assert online[f"{part}.CACHE"] == ""
 

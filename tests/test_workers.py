@@ -29,7 +29,7 @@ assert cv2.getNumThreads() == 4
 @pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
 def test_forked_workers_do_not_wait_for_opencv_threads_of_the_parent():
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
 

@@ -11,6 +11,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch.nn import functional as F
 
 from ovd_d2 import add_ovd_config
+from ovd_d2.structures import attach_cached_proposals
 from ovd_d2.vocabulary import Vocabulary
 
 DIM = 8
@@ -35,7 +36,7 @@ def tiny_config(variant: str = "vild_text", norm: str = "") -> CfgNode:
     cfg.MODEL.ROI_BOX_HEAD.NORM = cfg.MODEL.ROI_BOX_HEAD.FC_NORM = norm
     cfg.MODEL.ROI_MASK_HEAD.NORM = norm
     cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 8
-    cfg.MODEL.OVD.VARIANT = variant
+    cfg.MODEL.VILD.VARIANT = variant
     cfg.MODEL.OVD.EMBEDDING_DIM = DIM
     cfg.MODEL.OVD.VOCABULARY = ""
     return cfg
@@ -107,5 +108,5 @@ def tiny_input(
         corners = torch.rand(cached, 2, generator=generator) * size / 2
         proposals.proposal_boxes = Boxes(torch.cat([corners, corners + size / 4], dim=1))
         proposals.teacher_embeddings = random_units(cached, seed)
-        record["cached_proposals"] = proposals
+        attach_cached_proposals(record, proposals)
     return record

@@ -41,7 +41,7 @@ def measure(
         }
         mappers = {"none": _mapper("vild_text_r50", [])}
         for dtype, path in caches.items():
-            options = ["MODEL.OVD.DISTILLATION.CACHE", str(path)]
+            options = ["MODEL.VILD.DISTILLATION.CACHE", str(path)]
             mappers[dtype] = _mapper("vild_r50", options)
         things = {key: partial(_load, mapper, entries) for key, mapper in mappers.items()}
         seconds = take_turns(things, rounds, "loading")

@@ -6,6 +6,7 @@ import math
 import statistics
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import open_clip
 import torch
@@ -14,6 +15,12 @@ from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
+from ovd_d2.benchmark.probe import (
+    on_cpu,
+    probe_input,
+    set_meaningless_vocabulary,
+    training_pixels,
+)
 from ovd_d2.benchmark.speed import Ratio, Row, Timed, operations_of, ratio_of, take_turns
 from ovd_d2.clip.crops import DEFAULT_SCALES
 from ovd_d2.clip.loading import configured_teacher
@@ -21,8 +28,8 @@ from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.clip.untrained import untrained_model
 from ovd_d2.demo.pictograms import Run
 from ovd_d2.engine.build import build_open_vocabulary_model, build_optimizer, build_train_loader
-from ovd_d2.engine.estimates import give_any_vocabulary, on_cpu, probe_input, training_pixels
 from ovd_d2.engine.run import load_config
+from ovd_d2.structures import cached_proposals_of
 
 ROUNDS = 12
 SEED = 0  # of the samplers: all see the same images in the same order
@@ -61,8 +68,8 @@ class OnlineCost:
 def pictograms_online_cost(run: Run) -> OnlineCost:
     """Of ViLD on Pictograms, with the proposals and the cache of `run`."""
     fixed = ["MODEL.WEIGHTS", str(run.start_weights), "DATALOADER.NUM_WORKERS", "0"]
-    cache = ["MODEL.OVD.DISTILLATION.CACHE", str(run.cache)]
-    proposals = ["MODEL.OVD.DISTILLATION.ONLINE.PROPOSALS", str(run.output("proposals"))]
+    cache = ["MODEL.VILD.DISTILLATION.CACHE", str(run.cache)]
+    proposals = ["MODEL.VILD.DISTILLATION.ONLINE.PROPOSALS", str(run.output("proposals"))]
     return online_cost(
         load_config("configs/pictograms/vild.yaml", [*fixed, *cache]),
         load_config("configs/pictograms/vild_online.yaml", [*fixed, *proposals]),
@@ -109,7 +116,7 @@ def predicted_ratio(cfg: CfgNode) -> float:
     """
     cfg = on_cpu(cfg)
     model = build_model(cfg).train()
-    give_any_vocabulary(model, cfg)
+    set_meaningless_vocabulary(model, cfg)
     inputs = [probe_input(cfg, round(math.sqrt(training_pixels(cfg))))]
     with torch.no_grad(), EventStorage():
         step = 3 * operations_of(lambda: model(inputs))
@@ -119,7 +126,7 @@ def predicted_ratio(cfg: CfgNode) -> float:
     pixels = torch.zeros(1, 3, *((size, size) if isinstance(size, int) else size))
     with torch.no_grad():
         crop = operations_of(lambda: clip.encode_image(pixels))
-    crops = len(DEFAULT_SCALES) * cfg.MODEL.OVD.DISTILLATION.PROPOSALS_PER_IMAGE
+    crops = len(DEFAULT_SCALES) * cfg.MODEL.VILD.DISTILLATION.PROPOSALS_PER_IMAGE
     return (step + crops * crop) / step
 
 
@@ -127,7 +134,12 @@ def _crops_of_batches(cfg: CfgNode, count: int) -> list[int]:
     """Crops the teacher must see for each of the first batches (flips do not change it)."""
     seed_all_rng(SEED)
     batches = islice(build_train_loader(cfg), count)
-    return [sum(len(DEFAULT_SCALES) * len(x["cached_proposals"]) for x in b) for b in batches]
+    return [sum(len(DEFAULT_SCALES) * _proposals_in(x) for x in b) for b in batches]
+
+
+def _proposals_in(record: dict[str, Any]) -> int:
+    cached = cached_proposals_of(record["instances"])
+    return 0 if cached is None else len(cached)
 
 
 def _iteration(cfg: CfgNode) -> Timed:
@@ -150,7 +162,7 @@ def _iteration(cfg: CfgNode) -> Timed:
 def _teacher_pass(cfg: CfgNode, crops: list[int]) -> Timed:
     """The teacher's forward pass on noise, in full batches: nothing is cut, resized or copied."""
     teacher: CLIPTeacher = configured_teacher(cfg, device=cfg.MODEL.DEVICE)
-    size = cfg.MODEL.OVD.DISTILLATION.ONLINE.BATCH_SIZE
+    size = cfg.MODEL.VILD.DISTILLATION.ONLINE.BATCH_SIZE
     pixels = torch.rand(size, 3, *teacher.image_size, device=cfg.MODEL.DEVICE)
 
     def encode(number: int) -> None:

@@ -162,7 +162,7 @@ def training_ratios(run: Run, device: str) -> list[Ratio]:
 
 def training_config(run: Run, method: str, device: str = "cpu") -> CfgNode:
     """The method's config as the demo trains it, but loading in this process."""
-    options = ["MODEL.OVD.DISTILLATION.CACHE", str(run.cache), "DATALOADER.NUM_WORKERS", "0"]
+    options = ["MODEL.VILD.DISTILLATION.CACHE", str(run.cache), "DATALOADER.NUM_WORKERS", "0"]
     return load_config(f"configs/pictograms/{method}.yaml", [*options, "MODEL.DEVICE", device])
 
 

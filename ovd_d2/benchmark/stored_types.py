@@ -36,7 +36,7 @@ def stored_type_steps(folder: Path, seeds: Sequence[int]) -> list[Step]:
             METHOD,
             f"Train {METHOD} from an int8 cache, seed {run.seed}",
             name=RUNS["int8"],
-            options=("MODEL.OVD.DISTILLATION.CACHE", str(cache.folder)),
+            options=("MODEL.VILD.DISTILLATION.CACHE", str(cache.folder)),
             needs=(cache.name,),
         )
         steps += [cache, trained]

@@ -69,14 +69,14 @@ SWEEPS = (
     Sweep(
         "distillation_weight",
         "distillation weight w",
-        _points("MODEL.OVD.DISTILLATION.WEIGHT", "0.1", "0.5", "1.0", "2.0"),
+        _points("MODEL.VILD.DISTILLATION.WEIGHT", "0.1", "0.5", "1.0", "2.0"),
         default="0.5",
         trains=True,
     ),
     Sweep(
         "proposals",
         "proposals an image, K",
-        _points("MODEL.OVD.DISTILLATION.PROPOSALS_PER_IMAGE", "5", "12", "25"),
+        _points("MODEL.VILD.DISTILLATION.PROPOSALS_PER_IMAGE", "5", "12", "25"),
         default="25",
         trains=True,
     ),

@@ -1,4 +1,4 @@
-"""Where stored proposals meet training: one augmentation for everything in the image."""
+"""From a Detectron2 dict to the model's input: one augmentation for everything in the image."""
 
 from __future__ import annotations
 
@@ -11,69 +11,11 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
-from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
-from numpy.typing import NDArray
+from detectron2.structures import BitMasks, Instances, PolygonMasks
 
-from ovd_d2.cache import EmbeddingCache, ProposalStore
 from ovd_d2.data.augmentation import build_augmentations
-from ovd_d2.modeling.roi_heads import get_variant
-
-MIN_PROPOSAL_SIDE = 1.0  # pixels left after augmentation, below which there is nothing to pool
-
-
-def transform_cached_proposals(
-    stored: Mapping[str, NDArray], transforms: T.Transform, image_size: tuple[int, int], top_k: int
-) -> Instances:
-    """Carries cached proposals through the image's augmentation.
-
-    A proposal that leaves the image takes its embedding with it; the order stays. (Detectron2's
-    own `transform_proposals` re-sorts and truncates boxes that come without embeddings.)
-    Proposals that have no embedding yet take along where they are in the original image.
-
-    Args:
-        stored: fields of a record (:meth:`ovd_d2.cache.EmbeddingCache.raw`), the best of the K
-            proposals first: `boxes` in the original image, `embeddings` unless from a proposal
-            store; others are not looked at.
-        transforms: what the image went through.
-        image_size: (height, width) after it.
-        top_k: only the first K' = top_k take part.
-
-    Returns:
-        `Instances` of the K'' that are left, with `proposal_boxes` and `teacher_embeddings`
-        (K'', D), of the type and length that they have in `stored`; of a proposal store
-        `original_boxes` (`Boxes`) in place of the embeddings.
-    """
-    original = stored["boxes"][:top_k]
-    boxes, kept = _transform_boxes(original, transforms, image_size)
-    result = Instances(image_size, proposal_boxes=Boxes(torch.from_numpy(boxes)))
-    if "embeddings" in stored:
-        result.teacher_embeddings = torch.from_numpy(stored["embeddings"][:top_k][kept])
-    else:
-        result.original_boxes = Boxes(torch.from_numpy(original[kept]))
-    return result
-
-
-def _transform_boxes(
-    boxes: NDArray[np.float32], transforms: T.Transform, image_size: tuple[int, int]
-) -> tuple[NDArray[np.float32], NDArray[np.intp] | slice]:
-    """The boxes that are still visible, (K'', 4), and which of the K they are.
-
-    In NumPy: on a few hundred boxes each call of torch costs more than its arithmetic. All corners
-    go through all transforms at once; `Transform.apply_box` gives the same, but comes back from
-    corners to boxes after every single transform, which takes ten times as long.
-    """
-    x1y1, x2y2, x2y1, x1y2 = boxes[:, :2], boxes[:, 2:], boxes[:, 2:0:-1], boxes[:, ::3]
-    corners = np.concatenate([x1y1, x2y2, x2y1, x1y2])
-    points = transforms.apply_coords(corners).reshape(4, len(boxes), 2)
-    moved = np.concatenate([points.min(axis=0), points.max(axis=0)], axis=1, dtype=np.float32)
-    height, width = image_size
-    limits = np.array([width, height, width, height], np.float32)
-    np.minimum(np.maximum(moved, 0, out=moved), limits, out=moved)
-    sides = moved[:, 2:] - moved[:, :2]
-    kept = np.flatnonzero((sides > MIN_PROPOSAL_SIDE).all(axis=1))
-    if len(kept) == len(boxes):
-        return moved, slice(None)  # spares a copy of the embeddings
-    return moved.take(kept, axis=0), kept
+from ovd_d2.data.passengers import MappedImage, Passenger
+from ovd_d2.systems import system_of
 
 
 def objects_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -101,57 +43,32 @@ def no_objects(image_size: tuple[int, int], mask_format: str | None) -> Instance
 
 
 class OpenVocabularyDatasetMapper(DatasetMapper):
-    """Detectron2's mapper plus `cached_proposals`, read from an :class:`EmbeddingCache`.
+    """Detectron2's mapper with passengers: what else goes through the image's augmentation.
 
-    Image, boxes, masks and cached proposals go through one augmentation. From a
-    :class:`ProposalStore` they come without embeddings, and with them comes `original_image`,
-    (H, W, 3) uint8 RGB before the augmentation: what
-    :class:`ovd_d2.data.online.OnlineTeacherLoader` needs to add the embeddings. Without either it
-    is :class:`DatasetMapper` with large-scale jitter as an option.
+    Large-scale jitter is an option, and images without objects are training images, too.
     """
 
     @configurable
     def __init__(
-        self,
-        is_train: bool,
-        *,
-        cache: EmbeddingCache | None = None,
-        proposals: ProposalStore | None = None,
-        proposals_per_image: int = 300,
-        **kwargs: Any,
+        self, is_train: bool, *, passengers: Sequence[Passenger] = (), **kwargs: Any
     ) -> None:
         """
         Args:
-            is_train: training adds annotations and cached proposals.
-            cache: embeddings of every training image; None where the model does not distil.
-            proposals: boxes of every training image, for a teacher that runs inside training; in
-                place of `cache`.
-            proposals_per_image: at most so many cached proposals an image.
+            is_train: training adds annotations.
+            passengers: called in this order once everything else of the output is there.
             kwargs: of :class:`DatasetMapper`.
         """
         super().__init__(is_train, **kwargs)
-        if cache is not None and proposals is not None:
-            raise ValueError(
-                f"both a cache ({cache.path}) and proposals to embed online ({proposals.path}): "
-                "give one"
-            )
-        self.cache = cache
-        self.proposals = proposals
-        self.proposals_per_image = proposals_per_image
+        self.passengers = list(passengers)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """Passengers are those of the system that the config is of."""
         ret = super().from_config(cfg, is_train)
         ret["augmentations"] = build_augmentations(cfg, is_train)
         crops = cfg.INPUT.LSJ.ENABLED or cfg.INPUT.CROP.ENABLED
         ret["recompute_boxes"] = is_train and crops and cfg.MODEL.MASK_ON
-        if is_train and get_variant(cfg.MODEL.OVD.VARIANT).distils:
-            distillation = cfg.MODEL.OVD.DISTILLATION
-            if distillation.ONLINE.PROPOSALS:
-                ret["proposals"] = ProposalStore(distillation.ONLINE.PROPOSALS)
-            else:
-                ret["cache"] = EmbeddingCache(distillation.CACHE)
-            ret["proposals_per_image"] = distillation.PROPOSALS_PER_IMAGE
+        ret["passengers"] = passengers_of(cfg) if is_train else ()
         return ret
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -164,17 +81,13 @@ class OpenVocabularyDatasetMapper(DatasetMapper):
         dataset_dict["image"] = torch.as_tensor(
             np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))
         )
-        if not self.is_train:
+        if self.is_train:
+            self._transform_annotations(dataset_dict, transforms, image_size)
+        else:
             dataset_dict.pop("annotations", None)
-            return dataset_dict
-        self._transform_annotations(dataset_dict, transforms, image_size)
-        stored = self._read_stored(dataset_dict["image_id"])
-        if stored is not None:
-            dataset_dict["cached_proposals"] = transform_cached_proposals(
-                stored, transforms, image_size, self.proposals_per_image
-            )
-        if self.proposals is not None:
-            dataset_dict["original_image"] = self._rgb(image, dataset_dict["file_name"])
+        mapped = MappedImage(dataset_dict, image, self.image_format, transforms, image_size)
+        for passenger in self.passengers:
+            passenger(mapped)
         return dataset_dict
 
     def _transform_annotations(
@@ -203,25 +116,74 @@ class OpenVocabularyDatasetMapper(DatasetMapper):
         dataset_dict["annotations"] = [{**one, "iscrowd": 0} for one in objects]
         super()._transform_annotations(dataset_dict, transforms, image_shape)
 
-    def _read_stored(self, image_id: int) -> dict[str, NDArray] | None:
-        """The embeddings stay as stored, whatever their length: the loss normalises them."""
-        if self.proposals is not None:
-            return _best_first(self.proposals.raw(image_id))
-        return None if self.cache is None else self.cache.raw(image_id)
 
-    def _rgb(self, image: NDArray[np.uint8], file_name: str) -> torch.Tensor:
-        """The picture as the teacher sees it, (H, W, 3) uint8 RGB, whatever the detector sees."""
-        if self.image_format == "BGR":
-            image = image[:, :, ::-1]
-        elif self.image_format != "RGB":  # grey, YUV: colours or rounding are lost
-            image = detection_utils.read_image(file_name, format="RGB")
-        return torch.from_numpy(image.copy())
+class WithPassengers:
+    """Gives any mapper its passengers: a project's own keeps its augmentation and its keys.
+
+    The mapper must keep its augmentations as Detectron2's :class:`DatasetMapper` does: in an
+    attribute `augmentations`, called once per image. A training mapper must return `instances`.
+    """
+
+    def __init__(self, mapper: Any, passengers: Sequence[Passenger]) -> None:
+        """
+        Args:
+            mapper: is copied, not changed.
+            passengers: see :class:`OpenVocabularyDatasetMapper`.
+
+        Raises:
+            TypeError: it has no `augmentations`.
+        """
+        if not hasattr(mapper, "augmentations"):
+            raise TypeError(
+                f"{type(mapper).__name__} has no attribute 'augmentations', by which proposals "
+                "could follow its image: derive it from detectron2.data.DatasetMapper, or call the "
+                "passengers in it (ovd_d2.data.passengers)"
+            )
+        self.mapper = copy.copy(mapper)
+        self.passengers = list(passengers)
+        self._recorder = self.mapper.augmentations = _Recorder(mapper.augmentations)
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any] | None:
+        """What the mapper returns, with the passengers; None where it drops the image."""
+        record = self.mapper(dataset_dict)
+        pixels, transforms = self._recorder.take()
+        if record is None:
+            return None
+        image_format = getattr(self.mapper, "image_format", None) or "BGR"
+        size = tuple(record["image"].shape[-2:])
+        mapped = MappedImage(record, pixels, image_format, transforms, size)
+        for passenger in self.passengers:
+            passenger(mapped)
+        return record
 
 
-def _best_first(proposals: dict[str, NDArray]) -> dict[str, NDArray]:
-    """In the order in which the cache builder keeps them, so that the first K are the same."""
-    order = np.argsort(-proposals["objectness"], kind="stable")
-    return {name: values[order] for name, values in proposals.items()}
+class _Recorder:
+    """Augmentations that remember what they were given and what they did, once."""
+
+    def __init__(self, augmentations: Any) -> None:
+        is_list = isinstance(augmentations, (list, tuple))
+        self._augment = T.AugmentationList(augmentations) if is_list else augmentations
+        self._last: tuple[Any, T.Transform] | None = None
+
+    def __call__(self, aug_input: T.AugInput) -> T.Transform:
+        pixels = aug_input.image
+        transforms = self._augment(aug_input)
+        self._last = pixels, transforms
+        return transforms
+
+    def take(self) -> tuple[Any, T.Transform]:
+        if self._last is None:
+            raise RuntimeError(
+                "the mapper did not call its 'augmentations': proposals cannot follow its image"
+            )
+        last, self._last = self._last, None
+        return last
+
+
+def passengers_of(cfg: CfgNode) -> Sequence[Passenger]:
+    """The passengers of the system that a config is of; none without a system."""
+    system = system_of(cfg)
+    return () if system is None else system.passengers(cfg)
 
 
 def _check_masks(objects: Sequence[Mapping[str, Any]], file_name: str) -> None:

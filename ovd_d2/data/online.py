@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ovd_d2.data.passengers import ORIGINAL_IMAGE
+from ovd_d2.structures import cached_proposals_of
+
 Embed = Callable[[NDArray[np.uint8], torch.Tensor], torch.Tensor]
 Batch = list[dict[str, Any]]
 
@@ -37,8 +40,8 @@ class OnlineTeacherLoader:
     def __init__(self, loader: Iterable[Batch], embed: Embed) -> None:
         """
         Args:
-            loader: batches of an :class:`ovd_d2.data.mapper.OpenVocabularyDatasetMapper` with a
-                proposal store.
+            loader: batches of a mapper with the passenger
+                :class:`ovd_d2.data.passengers.ProposalsToEmbed`.
             embed: (H, W, 3) uint8 RGB and (K, 4) float32 boxes in its pixels -> (K, D) float32
                 unit rows, e.g. :func:`ovd_d2.clip.crops.embed_proposals` of a teacher.
         """
@@ -71,7 +74,9 @@ def add_embeddings(record: dict[str, Any], embed: Embed) -> None:
     Raises:
         FloatingPointError: the teacher returned NaN or infinity; the image is named.
     """
-    image, proposals = record.pop("original_image"), record["cached_proposals"]
+    image, proposals = record.pop(ORIGINAL_IMAGE), cached_proposals_of(record["instances"])
+    if proposals is None:
+        raise ValueError(f"image {record['image_id']}: the mapper gave it no proposals to embed")
     embeddings = embed(image.numpy(), proposals.original_boxes.tensor)
     if not torch.isfinite(embeddings).all():
         raise FloatingPointError(

@@ -196,7 +196,7 @@ def train_step(
         product = run.start_weights
     else:
         fixed += ["MODEL.WEIGHTS", str(run.start_weights)]
-        fixed += ["MODEL.OVD.DISTILLATION.CACHE", str(run.cache)]
+        fixed += ["MODEL.VILD.DISTILLATION.CACHE", str(run.cache)]
         before = (f"{'cache' if method in DISTILLING else 'start'}_seed{run.seed}",)
     return Step(
         f"{name or method}_seed{run.seed}",

@@ -15,40 +15,23 @@ from detectron2.data import build_detection_test_loader, get_detection_dataset_d
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.modeling import build_model
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
-from ovd_d2.clip.loading import configured_teacher
 from ovd_d2.data.base_only import drop_annotations
 from ovd_d2.data.categories import get_categories
-from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
-from ovd_d2.data.online import OnlineTeacherLoader
+from ovd_d2.data.mapper import OpenVocabularyDatasetMapper, WithPassengers, passengers_of
 from ovd_d2.data.own import check_own_data_sets
-from ovd_d2.data.train_loader import build_resumable_train_loader
+from ovd_d2.data.train_loader import Mapper, build_resumable_train_loader
 from ovd_d2.engine.checkpoint import WHOLE_MODEL, SafeCheckpointer
-from ovd_d2.engine.online import embedder
 from ovd_d2.errors import SetupError
+from ovd_d2.modeling.open_vocabulary import open_vocabulary_part
+from ovd_d2.systems import system_of
 from ovd_d2.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
 # What Detectron2's FPN and its SimpleFeaturePyramid call the network below them.
 BELOW_PYRAMID = ("backbone.bottom_up.", "backbone.net.")
-
-
-def is_open_vocabulary(model: nn.Module) -> bool:
-    """Whether the model takes a vocabulary (a supervised baseline does not)."""
-    return hasattr(model, "set_vocabulary")
-
-
-def apply_vocabulary(cfg: CfgNode, model: nn.Module) -> None:
-    """Gives the model the configured vocabulary, if there is one.
-
-    To be called after weights are loaded, too: a checkpoint brings the vocabulary it was trained
-    with, and the one the config names must win.
-    """
-    detector = unwrapped(model)
-    if cfg.MODEL.OVD.VOCABULARY and is_open_vocabulary(detector):
-        detector.set_vocabulary(Vocabulary.load(cfg.MODEL.OVD.VOCABULARY))  # type: ignore[operator]
 
 
 @contextmanager
@@ -61,21 +44,16 @@ def vocabulary_of(test_set: str, model: nn.Module) -> Iterator[None]:
     Raises:
         SetupError: the data set has a category that the vocabulary does not name.
     """
-    detector = unwrapped(model)
-    whole = getattr(detector, "vocabulary", None)
-    if whole is None:
+    part = open_vocabulary_part(model)
+    whole = None if part is None else part.vocabulary
+    if part is None or whole is None:
         yield
         return
-    detector.set_vocabulary(in_order_of(test_set, whole))  # type: ignore[operator]
+    part.set_vocabulary(in_order_of(test_set, whole))
     try:
         yield
     finally:
-        detector.set_vocabulary(whole)  # type: ignore[operator]
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The detector inside `DistributedDataParallel`, or the model itself."""
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        part.set_vocabulary(whole)
 
 
 def in_order_of(test_set: str, vocabulary: Vocabulary) -> Vocabulary:
@@ -109,7 +87,6 @@ def build_open_vocabulary_model(
     """
     model = build_model(cfg)
     SafeCheckpointer(model, required=required).load(cfg.MODEL.WEIGHTS)
-    apply_vocabulary(cfg, model)
     return model.eval()
 
 
@@ -174,20 +151,28 @@ def get_base_dataset_dicts(
     return dataset_dicts
 
 
-def build_train_loader(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
-    """A loader that can be resumed, over base annotations and cached proposals.
+def build_train_loader(
+    cfg: CfgNode, *, mapper: Mapper | None = None, sampler: Sampler | None = None
+) -> Iterable[list[dict[str, Any]]]:
+    """A loader that can be resumed, over base annotations and what the system adds to them.
 
-    Samplers see what the model sees: repeat factors are those of the base annotations. Without a
-    cache the teacher embeds the proposals of each batch.
+    Args:
+        cfg: the complete config.
+        mapper: a project's own, with its augmentations; None: `OpenVocabularyDatasetMapper`. What
+            the system needs rides along with either (:mod:`ovd_d2.data.passengers`).
+        sampler: a project's own; None: that of the config. Samplers see what the model sees:
+            repeat factors are those of the base annotations.
     """
-    mapper = OpenVocabularyDatasetMapper(cfg, is_train=True)
-    loader = build_resumable_train_loader(cfg, mapper=mapper, dataset=load_training_dicts(cfg))
-    if mapper.proposals is None:
-        return loader
-    online = cfg.MODEL.OVD.DISTILLATION.ONLINE
-    teacher = configured_teacher(cfg, device=cfg.MODEL.DEVICE)
-    embed = embedder(teacher, batch_size=online.BATCH_SIZE, resize=online.RESIZE)
-    return OnlineTeacherLoader(loader, embed)
+    if mapper is None:
+        mapper = OpenVocabularyDatasetMapper(cfg, is_train=True)
+    elif passengers := passengers_of(cfg):
+        mapper = WithPassengers(mapper, passengers)
+    options = {} if sampler is None else {"sampler": sampler}
+    loader = build_resumable_train_loader(
+        cfg, mapper=mapper, dataset=load_training_dicts(cfg), **options
+    )
+    system = system_of(cfg)
+    return loader if system is None else system.wrap_loader(cfg, loader)
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:

@@ -30,7 +30,6 @@ from ovd_d2.engine.weights import (
 )
 from ovd_d2.errors import SetupError
 from ovd_d2.modeling.classifier import CLIPClassifier
-from ovd_d2.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +37,10 @@ logger = logging.getLogger(__name__)
 WHOLE_MODEL = ("",)
 FIRST_STAGE = ("backbone.", "proposal_generator.")
 
-# Evaluation does without these. The vocabulary comes from MODEL.OVD.VOCABULARY; mean and deviation
-# of the pixels from the config; anchors are computed; the count of batches serves training alone.
-_NOT_NEEDED = ("text_embeddings", "is_novel", "pixel_mean", "pixel_std", "num_batches_tracked")
+# Evaluation does without these. The vocabulary may come from MODEL.OVD.VOCABULARY, mean and
+# deviation of the pixels do from the config; the count of batches serves training alone.
+_NOT_NEEDED = ("vocabulary", "pixel_mean", "pixel_std", "num_batches_tracked")
 _COMPUTED = "anchor_generator.cell_anchors"
-_VOCABULARY = "vocabulary"
 
 
 class SafeCheckpointer(DetectionCheckpointer):
@@ -50,9 +48,8 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     A checkpoint is written whole or not at all, with its SHA-256 beside it; resuming verifies it
     and falls back to the last good one (:mod:`ovd_d2.engine.checkpoint_files`). Nothing that a file
-    names is run (:func:`ovd_d2.engine.weights.read_checkpoint`). The model's vocabulary travels in
-    the checkpoint, names included, and is back after loading; one the config names must be set
-    after that.
+    names is run (:func:`ovd_d2.engine.weights.read_checkpoint`). A vocabulary that a
+    checkpoint brought gives way to that of the next; one that the config names stays.
 
     Attributes:
         resumed_from: the checkpoint that :meth:`resume_or_load` went on from, or None.
@@ -88,8 +85,6 @@ class SafeCheckpointer(DetectionCheckpointer):
             return
         content = {"model": self.model.state_dict()}
         content.update({key: one.state_dict() for key, one in self.checkpointables.items()})
-        if (vocabulary := _vocabulary_of(self.model)) is not None:
-            content[_VOCABULARY] = _vocabulary_state(vocabulary)
         path = self._folder / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", path)
         remove_leftovers(self._folder)
@@ -165,7 +160,9 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> _IncompatibleKeys:
         self._report_missing_states(checkpoint)
-        _restore_vocabulary(self.model, checkpoint)
+        for module in self.model.modules():
+            if isinstance(module, CLIPClassifier):
+                module.forget_loaded_vocabulary()
         try:
             incompatible = super()._load_model(checkpoint)
         except ValueError as error:  # values that are no arrays, names that match twice
@@ -207,51 +204,10 @@ class SafeCheckpointer(DetectionCheckpointer):
 
 
 def _needed(model: nn.Module, beginnings: Sequence[str]) -> list[str]:
-    parameters = {name for name, _ in model.named_parameters()}
     return [
         name
         for name in model.state_dict()
         if name.startswith(tuple(beginnings))
         and name.rpartition(".")[2] not in _NOT_NEEDED
         and _COMPUTED not in name
-        # The word "background" is part of the vocabulary; where it is learned it is a parameter.
-        and (name in parameters or not name.endswith("classifier.background"))
     ]
-
-
-def _classifiers(model: nn.Module) -> list[CLIPClassifier]:
-    return [module for module in model.modules() if isinstance(module, CLIPClassifier)]
-
-
-def _vocabulary_of(model: nn.Module) -> Vocabulary | None:
-    return next((one.vocabulary for one in _classifiers(model)), None)
-
-
-def _vocabulary_state(vocabulary: Vocabulary) -> dict[str, Any]:
-    return {
-        "names": list(vocabulary.names),
-        "embeddings": vocabulary.embeddings,
-        "novel": vocabulary.novel,
-        "teacher": vocabulary.teacher,
-        "prompts": vocabulary.prompts,
-        "background": vocabulary.background,
-    }
-
-
-def _restore_vocabulary(model: nn.Module, checkpoint: dict[str, Any]) -> None:
-    """Makes room for the vocabulary of the checkpoint, whatever its length, and brings its names.
-
-    Its embeddings and flags are in the state dict, too, for those who read it without this class
-    (and are all that older checkpoints have). Detectron2 skips tensors of another shape than the
-    model's, so the model's must go first.
-    """
-    stored = checkpoint.pop(_VOCABULARY, None)
-    has_buffers = any(name.endswith(".text_embeddings") for name in checkpoint["model"])
-    for classifier in _classifiers(model) if has_buffers else ():
-        classifier.forget_vocabulary()
-        if not isinstance(stored, dict):
-            continue
-        try:
-            classifier.set_vocabulary(Vocabulary(**stored))
-        except (TypeError, ValueError) as error:
-            logger.warning("The vocabulary of the checkpoint is left out: %s", error)

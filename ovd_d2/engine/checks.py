@@ -10,13 +10,10 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from ovd_d2.cache import CacheError, EmbeddingCache, ProposalStore, check_compatible
-from ovd_d2.clip.crops import RESIZE_CHOICES
 from ovd_d2.clip.loading import configured_teacher, teacher_problems
 from ovd_d2.data.augmentation import smallest_resize
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper, mapping_problems
 from ovd_d2.engine.data_checks import CheckedData, DataNeeds, category_problems, check_data
-from ovd_d2.engine.online import online_problems
 from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
 from ovd_d2.evaluation.clip_crops import CLASSIFY_WITH
@@ -24,8 +21,9 @@ from ovd_d2.evaluation.engines import build_engine
 from ovd_d2.evaluation.protocols import fixed_ap_problems, lvis_protocol
 from ovd_d2.losses import NOVEL_LOGIT_MODES
 from ovd_d2.modeling.classifier import BACKGROUNDS
-from ovd_d2.modeling.roi_heads import VARIANTS
-from ovd_d2.vocabulary import Vocabulary
+from ovd_d2.modeling.open_vocabulary import architecture_problems, takes_vocabulary
+from ovd_d2.systems import SetupContext, system_of
+from ovd_d2.vocabulary import Vocabulary, configured_vocabulary
 
 
 def check_setup(cfg: CfgNode, *, training: bool, progress: bool = True) -> list[str]:
@@ -44,15 +42,14 @@ def check_setup(cfg: CfgNode, *, training: bool, progress: bool = True) -> list[
     """
     problems = list(config_problems(cfg, training))
     vocabulary = None
-    if cfg.MODEL.META_ARCHITECTURE == "OpenVocabularyRCNN":
+    if takes_vocabulary(cfg):
         vocabulary, found = _load_vocabulary(cfg, training)
         problems += found
     data = check_data(_data_needs(cfg, training), decode=not problems, progress=progress)
     problems += data.problems
     problems += _category_problems(cfg, vocabulary, data)
-    if training:
-        problems += _store_problems(cfg, vocabulary, data)
-    elif cfg.MODEL.OVD.CLASSIFY_WITH != "detector":
+    problems += _system_problems(cfg, vocabulary, data, training)
+    if not training and cfg.MODEL.OVD.CLASSIFY_WITH != "detector":
         problems += _crop_teacher_problems(cfg, vocabulary)
     if training and not problems:
         mapper = OpenVocabularyDatasetMapper(cfg, is_train=True)
@@ -89,8 +86,11 @@ def check_images(cfg: CfgNode, dataset: str, *, progress: bool = True) -> None:
 
 def config_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
     """Keys whose values cannot be meant, alone or together; no data set is opened."""
-    if cfg.MODEL.META_ARCHITECTURE == "OpenVocabularyRCNN":
+    yield from architecture_problems(cfg)
+    if takes_vocabulary(cfg):
         yield from _choice_problems(cfg)
+    if system := system_of(cfg):
+        yield from system.key_problems(cfg)
     if cfg.SOLVER.OPTIMIZER not in ("SGD", "ADAMW"):
         yield f"SOLVER.OPTIMIZER: '{cfg.SOLVER.OPTIMIZER}' is neither SGD nor ADAMW"
     yield from evaluation_problems(cfg)
@@ -200,14 +200,13 @@ def _data_needs(cfg: CfgNode, training: bool) -> DataNeeds:
 
 
 def _load_vocabulary(cfg: CfgNode, training: bool) -> tuple[Vocabulary | None, list[str]]:
-    path = cfg.MODEL.OVD.VOCABULARY
-    if not path:
+    try:
+        vocabulary = configured_vocabulary(cfg)
+    except SetupError as error:
+        return None, error.problems
+    if vocabulary is None:
         empty = "MODEL.OVD.VOCABULARY is empty: make one with tools/build_vocabulary.py"
         return None, [empty] if training else []
-    try:
-        vocabulary = Vocabulary.load(path)
-    except (OSError, ValueError) as error:
-        return None, [f"MODEL.OVD.VOCABULARY: {error}"]
     return vocabulary, list(_vocabulary_problems(cfg, vocabulary))
 
 
@@ -220,7 +219,7 @@ def _category_problems(
                 f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but '{name}' "
                 f"has {len(report.table)} categories: set it to {len(report.table)}"
             )
-    is_open = cfg.MODEL.META_ARCHITECTURE == "OpenVocabularyRCNN"
+    is_open = takes_vocabulary(cfg)
     if vocabulary is not None or not is_open:
         yield from category_problems(vocabulary, cfg.MODEL.OVD.VOCABULARY, data, by_name=is_open)
 
@@ -236,14 +235,19 @@ def _crop_teacher_problems(cfg: CfgNode, vocabulary: Vocabulary | None) -> list[
     return [f"{key}: {problem}" for problem in found]
 
 
-def _store_problems(
-    cfg: CfgNode, vocabulary: Vocabulary | None, data: CheckedData
+def _system_problems(
+    cfg: CfgNode, vocabulary: Vocabulary | None, data: CheckedData, training: bool
 ) -> Iterable[str]:
-    variant = VARIANTS.get(cfg.MODEL.OVD.VARIANT)
-    if cfg.MODEL.META_ARCHITECTURE != "OpenVocabularyRCNN" or variant is None:
+    system = system_of(cfg)
+    if system is None:
         return
-    if variant.distils:
-        yield from _distillation_problems(cfg, vocabulary, _training_images(cfg, data))
+    context = SetupContext(
+        training=training,
+        embedding_dim=cfg.MODEL.OVD.EMBEDDING_DIM,
+        teacher=None if vocabulary is None else vocabulary.teacher,
+        training_images=_training_images(cfg, data) if training else (),
+    )
+    yield from system.problems(cfg, context)
 
 
 def _training_images(cfg: CfgNode, data: CheckedData) -> list[dict[str, Any]]:
@@ -253,7 +257,6 @@ def _training_images(cfg: CfgNode, data: CheckedData) -> list[dict[str, Any]]:
 def _choice_problems(cfg: CfgNode) -> Iterable[str]:
     ovd = cfg.MODEL.OVD
     choices = {
-        "VARIANT": tuple(VARIANTS),
         "NOVEL_TRAINING_LOGITS": NOVEL_LOGIT_MODES,
         "BACKGROUND": BACKGROUNDS,
         "CLASSIFY_WITH": CLASSIFY_WITH,
@@ -295,68 +298,3 @@ def _vocabulary_problems(cfg: CfgNode, vocabulary: Vocabulary) -> Iterable[str]:
             f'MODEL.OVD.BACKGROUND is "text", but {path} has no embedding of "background": '
             "build it again with tools/build_vocabulary.py"
         )
-
-
-def _distillation_problems(
-    cfg: CfgNode, vocabulary: Vocabulary | None, images: list[dict[str, Any]]
-) -> Iterable[str]:
-    """The teacher's embeddings come from a cache or from the teacher: one of them, and sound."""
-    keys = "MODEL.OVD.DISTILLATION"
-    distillation = cfg.MODEL.OVD.DISTILLATION
-    if not distillation.CACHE and not distillation.ONLINE.PROPOSALS:
-        yield (
-            f"{keys}.CACHE is empty: make one with tools/cache.py build, or name the proposals as "
-            f"{keys}.ONLINE.PROPOSALS to train without a cache"
-        )
-    if distillation.CACHE and distillation.ONLINE.PROPOSALS:
-        yield (
-            f"{keys}.CACHE is '{distillation.CACHE}' and {keys}.ONLINE.PROPOSALS "
-            f"'{distillation.ONLINE.PROPOSALS}': empty the one that is not meant"
-        )
-    if distillation.CACHE:
-        yield from _cache_problems(cfg, vocabulary, images)
-    if distillation.ONLINE.PROPOSALS:
-        yield from _online_problems(cfg, vocabulary, images)
-
-
-def _online_problems(
-    cfg: CfgNode, vocabulary: Vocabulary | None, images: list[dict[str, Any]]
-) -> Iterable[str]:
-    online, key = cfg.MODEL.OVD.DISTILLATION.ONLINE, "MODEL.OVD.DISTILLATION.ONLINE"
-    if online.RESIZE not in RESIZE_CHOICES:
-        yield f"{key}.RESIZE: '{online.RESIZE}' is not one of {', '.join(RESIZE_CHOICES)}"
-    if online.BATCH_SIZE < 1:
-        yield f"{key}.BATCH_SIZE: {online.BATCH_SIZE} crops in one pass, expected at least 1"
-    proposals = teacher = None
-    try:
-        proposals = ProposalStore(online.PROPOSALS)
-    except (OSError, CacheError) as error:
-        yield f"{key}.PROPOSALS: {error}"
-    try:
-        teacher = configured_teacher(cfg, device="cpu")
-    except SetupError as error:
-        yield from (f"{problem} ({key} needs it)" for problem in error.problems)
-    yield from online_problems(
-        proposals,
-        teacher,
-        teacher_fingerprint=None if vocabulary is None else vocabulary.teacher,
-        embedding_dim=cfg.MODEL.OVD.EMBEDDING_DIM,
-        images=images,
-    )
-
-
-def _cache_problems(
-    cfg: CfgNode, vocabulary: Vocabulary | None, images: list[dict[str, Any]]
-) -> Iterable[str]:
-    try:
-        cache = EmbeddingCache(cfg.MODEL.OVD.DISTILLATION.CACHE)
-    except (OSError, CacheError) as error:
-        yield f"MODEL.OVD.DISTILLATION.CACHE: {error}"
-        return
-    teacher = vocabulary.teacher if vocabulary is not None else cache.manifest.teacher
-    yield from check_compatible(
-        cache,
-        teacher_fingerprint=teacher,
-        embedding_dim=cfg.MODEL.OVD.EMBEDDING_DIM,
-        images=images,
-    )

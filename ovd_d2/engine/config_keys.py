@@ -11,7 +11,8 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.point_rend import add_pointrend_config
 
 from ovd_d2.config import add_ovd_config
-from ovd_d2.modeling.roi_heads import VARIANTS
+from ovd_d2.modeling.open_vocabulary import takes_vocabulary
+from ovd_d2.systems import IdleKeys, System, systems
 
 _MOST_KEYS = 10_000  # aliases of aliases could make millions of a short yaml file
 
@@ -25,7 +26,7 @@ def default_config() -> CfgNode:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """`("MODEL.OVD.VARIANT", "vild")` ... for every leaf of nested mappings."""
+    """`("MODEL.VILD.VARIANT", "vild")` ... for every leaf of nested mappings."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
@@ -70,20 +71,12 @@ def idle_key_notices(cfg: CfgNode) -> list[str]:
     return notices
 
 
-def _idle(cfg: CfgNode) -> Iterable[tuple[tuple[str, ...], str]]:
+def _idle(cfg: CfgNode) -> Iterable[IdleKeys]:
     """Groups of keys nobody reads under this config, and why."""
-    ovd = cfg.MODEL.OVD
-    variant = VARIANTS.get(ovd.VARIANT)
-    ensembles = ovd.CLASSIFY_WITH == "text_and_clip_crops" or (
-        variant is not None and variant.scores == "ensemble"
-    )
-    if variant is not None and not variant.distils:
-        distillation = ("CACHE", "WEIGHT", "PROPOSALS_PER_IMAGE", "ONLINE.PROPOSALS")
-        yield (
-            tuple(f"MODEL.OVD.DISTILLATION.{key}" for key in distillation),
-            f"MODEL.OVD.VARIANT {ovd.VARIANT} does not distil",
-        )
-    if cfg.MODEL.META_ARCHITECTURE != "OpenVocabularyRCNN":
+    if takes_vocabulary(cfg):
+        for system in systems():
+            yield from system.idle_keys(cfg) if system.is_configured(cfg) else _node(cfg, system)
+    else:
         yield (
             ("MODEL.OVD.COMPILE_BACKBONE",),
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} does not read it",
@@ -92,16 +85,6 @@ def _idle(cfg: CfgNode) -> Iterable[tuple[tuple[str, ...], str]]:
         yield (
             ("MODEL.RPN.BBOX_REG_LOSS_TYPE",),
             "MODEL.PROPOSAL_GENERATOR.NAME LevelMeanRPN has a box loss of its own",
-        )
-    if not ovd.DISTILLATION.ONLINE.PROPOSALS:
-        yield (
-            tuple(f"MODEL.OVD.DISTILLATION.ONLINE.{key}" for key in ("RESIZE", "BATCH_SIZE")),
-            "MODEL.OVD.DISTILLATION.ONLINE.PROPOSALS is empty",
-        )
-    if not ensembles:
-        yield (
-            ("MODEL.OVD.BASE_WEIGHT", "MODEL.OVD.NOVEL_WEIGHT"),
-            f"MODEL.OVD.VARIANT {ovd.VARIANT} mixes no scores",
         )
     if cfg.SOLVER.OPTIMIZER == "SGD":
         yield ("SOLVER.BACKBONE_MULTIPLIER",), "SOLVER.OPTIMIZER SGD has one rate for all"
@@ -113,3 +96,9 @@ def _idle(cfg: CfgNode) -> Iterable[tuple[tuple[str, ...], str]]:
     if not cfg.INPUT.LSJ.ENABLED:
         keys = ("MIN_SCALE", "MAX_SCALE", "SIZE")
         yield tuple(f"INPUT.LSJ.{key}" for key in keys), "INPUT.LSJ.ENABLED is False"
+
+
+def _node(cfg: CfgNode, system: System) -> Iterable[IdleKeys]:
+    """All keys of a system that the config is not of."""
+    keys = tuple(key for key, _ in flatten(cfg) if key.startswith(f"{system.node}."))
+    yield keys, f"this is no config of {system.name}"

@@ -1,9 +1,10 @@
 """What tools/lazyconfig_train_net.py runs in each process: Detectron2's LazyConfigs with words.
 
 A config has what Detectron2's `new_baselines` have (`model`, `optimizer`, `lr_multiplier`, `train`,
-`dataloader`), and `vocabulary`: a LazyCall that gives a :class:`ovd_d2.vocabulary.Vocabulary`.
-Where the mapper has `proposals` in place of a cache, `teacher` gives the
-:class:`ovd_d2.clip.teacher.CLIPTeacher` that embeds them inside training.
+`dataloader`), and `vocabulary`: a LazyCall that gives a :class:`ovd_d2.vocabulary.Vocabulary`, to
+which the model's classifier refers ("${vocabulary}").
+Where it has `wrap_loader`, a LazyCall that gives a function of the training loader, batches go
+through that on their way to the model (configs/pictograms/lazy_vild_online.py).
 """
 
 from __future__ import annotations
@@ -27,19 +28,17 @@ from detectron2.engine import (
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from omegaconf import DictConfig
+from torch import nn
 
-from ovd_d2.data.online import OnlineTeacherLoader
 from ovd_d2.engine.build import vocabulary_of
 from ovd_d2.engine.checkpoint import WHOLE_MODEL, SafeCheckpointer
 from ovd_d2.engine.hooks import ProgressBar, SeedIterations
 from ovd_d2.engine.launching import available_device, on_main_process
-from ovd_d2.engine.lazy_checks import WEIGHTS_KEY, check_lazy_setup
-from ovd_d2.engine.online import embedder
+from ovd_d2.engine.lazy_checks import NO_VOCABULARY, WEIGHTS_KEY, check_lazy_setup
 from ovd_d2.engine.scalars import defined, write_scalars
 from ovd_d2.engine.trainer import finish, loader_states, write_results
 from ovd_d2.errors import SetupError
-from ovd_d2.modeling import OpenVocabularyRCNN
-from ovd_d2.vocabulary import Vocabulary
+from ovd_d2.modeling.open_vocabulary import open_vocabulary_part
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +48,10 @@ def train(cfg: DictConfig, args: argparse.Namespace) -> None:
     _check(cfg, args, training=True)
     if not cfg.train.device.startswith("cuda"):
         cfg.train.ddp.device_ids = None  # else Detectron2 asks for a GPU for each process
-    vocabulary = instantiate(cfg.vocabulary)
-    model = _build_model(cfg, vocabulary)
-    mapper = instantiate(cfg.dataloader.train.mapper)
-    loader = instantiate({**cfg.dataloader.train, "mapper": mapper})
-    if mapper.proposals is not None:
-        loader = OnlineTeacherLoader(loader, embedder(instantiate(cfg.teacher)))
+    model = _build_model(cfg)
+    loader = instantiate(cfg.dataloader.train)
+    if "wrap_loader" in cfg:
+        loader = instantiate(cfg.wrap_loader)(loader)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     wrapped = create_ddp_model(model, **cfg.train.ddp)
@@ -67,25 +64,23 @@ def train(cfg: DictConfig, args: argparse.Namespace) -> None:
         trainer=trainer,
         **loader_states(loader),
     )
-    trainer.register_hooks(_build_hooks(cfg, model, vocabulary, checkpointer))
+    trainer.register_hooks(_build_hooks(cfg, model, checkpointer))
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
     start = trainer.iter + 1 if checkpointer.resumed_from else 0
     if start >= cfg.train.max_iter:
         finish(checkpointer, start, "train.max_iter", cfg.train.max_iter)
         return
-    model.set_vocabulary(vocabulary)  # after loading: it wins over the checkpoint's
     trainer.train(start, cfg.train.max_iter)
 
 
 def evaluate(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
     """Evaluates `train.init_checkpoint` (`args.resume`: the last checkpoint)."""
     _check(cfg, args, training=False)
-    vocabulary = instantiate(cfg.vocabulary)
-    model = _build_model(cfg, vocabulary)
+    model = _build_model(cfg)
     checkpoint = SafeCheckpointer(
         model, cfg.train.output_dir, required=WHOLE_MODEL, key=WEIGHTS_KEY
     ).resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
-    results = _test(cfg, model, vocabulary)
+    results = _test(cfg, model)
     if comm.is_main_process():
         write_scalars(results, cfg.train.output_dir, iteration=checkpoint.get("iteration", 0))
     return results
@@ -100,10 +95,9 @@ def _check(cfg: DictConfig, args: argparse.Namespace, *, training: bool) -> None
         logger.warning("%s", notice)
 
 
-def _test(cfg: DictConfig, model: OpenVocabularyRCNN, vocabulary: Vocabulary) -> dict[str, Any]:
+def _test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
     """With the vocabulary in the order of the test set."""
     evaluator = instantiate(cfg.dataloader.evaluator)
-    model.set_vocabulary(vocabulary)
     with vocabulary_of(evaluator.description["dataset"], model):
         results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
@@ -115,8 +109,7 @@ def _test(cfg: DictConfig, model: OpenVocabularyRCNN, vocabulary: Vocabulary) ->
 
 def _build_hooks(
     cfg: DictConfig,
-    model: OpenVocabularyRCNN,
-    vocabulary: Vocabulary,
+    model: nn.Module,
     checkpointer: SafeCheckpointer,
 ) -> list[HookBase]:
     built = [
@@ -127,9 +120,7 @@ def _build_hooks(
     if comm.is_main_process():
         built.append(hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer))
     # undefined numbers have no place in the event storage
-    built.append(
-        hooks.EvalHook(cfg.train.eval_period, lambda: defined(_test(cfg, model, vocabulary)))
-    )
+    built.append(hooks.EvalHook(cfg.train.eval_period, lambda: defined(_test(cfg, model))))
     if comm.is_main_process():
         writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
         built.append(hooks.PeriodicWriter(writers, period=cfg.train.log_period))
@@ -137,16 +128,13 @@ def _build_hooks(
     return built
 
 
-def _build_model(cfg: DictConfig, vocabulary: Vocabulary) -> OpenVocabularyRCNN:
-    model = instantiate(cfg.model).to(cfg.train.device)
-    wanted = model.roi_heads.classifier.embedding_dim
-    if vocabulary.embedding_dim != wanted:
-        raise SetupError(
-            [
-                f"model.roi_heads.box_predictor.classifier.embedding_dim is {wanted}, but the "
-                f"vocabulary's embeddings are {vocabulary.embedding_dim} wide: use one teacher "
-                "for both"
-            ]
-        )
-    model.set_vocabulary(vocabulary)
-    return model
+def _build_model(cfg: DictConfig) -> nn.Module:
+    """With the config's vocabulary, which the config gives to the classifier."""
+    try:
+        model = instantiate(cfg.model)
+    except ValueError as error:
+        raise SetupError([f"model: {error}"]) from error
+    part = open_vocabulary_part(model)
+    if part is None or part.vocabulary is None:
+        raise SetupError([NO_VOCABULARY])
+    return model.to(cfg.train.device)

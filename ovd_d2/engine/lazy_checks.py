@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 
-from ovd_d2.cache import CacheError, EmbeddingCache, ProposalStore, check_compatible
-from ovd_d2.clip.teacher import CLIPTeacher
+from ovd_d2.cache import CacheError
 from ovd_d2.data.augmentation import Resize, smallest_of
 from ovd_d2.data.mapper import mapping_problems
+from ovd_d2.data.passengers import Passenger, ProposalsToEmbed
 from ovd_d2.engine.checks import output_problems, precision_problems
 from ovd_d2.engine.data_checks import CheckedData, DataNeeds, category_problems, check_data
-from ovd_d2.engine.online import online_problems
 from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
 from ovd_d2.evaluation import OpenVocabularyLVISEvaluator
 from ovd_d2.evaluation.builder import EVALUATORS
 from ovd_d2.evaluation.protocols import fixed_ap_problems
+from ovd_d2.systems import SetupContext, systems
 from ovd_d2.vocabulary import Vocabulary
 
 WEIGHTS_KEY = "train.init_checkpoint"
 
-_NO_VOCABULARY = 'the config has no vocabulary: add vocabulary = L(Vocabulary.load)(path="...")'
-_NO_CACHE = (
-    "dataloader.train.mapper has no cache, but this variant distils: add "
-    'cache=L(EmbeddingCache)(path="...")'
+NO_VOCABULARY = (
+    'the config has no vocabulary: add vocabulary = L(Vocabulary.load)(path="...") and '
+    'model.roi_heads.box_predictor.classifier.vocabulary = "${vocabulary}"'
 )
 _NO_TEACHER = (
-    "dataloader.train.mapper has proposals in place of a cache, but the config has no teacher to "
-    'embed them: add teacher = L(CLIPTeacher.from_open_clip)(architecture="...", pretrained="...", '
-    'device="...")'
+    "dataloader.train.mapper brings proposals to embed, but the config has no wrap_loader that "
+    "embeds them: add wrap_loader = L(OnlineTeacher)(teacher=L(CLIPTeacher.from_open_clip)(...))"
 )
 
 
@@ -133,7 +130,7 @@ def _rules_problems(cfg: DictConfig, name: str) -> Iterable[str]:
 
 def _load_vocabulary(cfg: DictConfig) -> tuple[Vocabulary | None, list[str]]:
     if "vocabulary" not in cfg:
-        return None, [_NO_VOCABULARY]
+        return None, [NO_VOCABULARY]
     try:
         return instantiate(cfg.vocabulary), []
     except (OSError, ValueError) as error:
@@ -143,47 +140,42 @@ def _load_vocabulary(cfg: DictConfig) -> tuple[Vocabulary | None, list[str]]:
 def _mapper_problems(
     cfg: DictConfig, vocabulary: Vocabulary | None, data: CheckedData
 ) -> Iterable[str]:
-    """The mapper's stores, and the teacher where it embeds inside training."""
+    """What rides with the images, and what happens to the batches on their way to the model."""
     try:
         mapper = instantiate(cfg.dataloader.train.mapper)
     except (OSError, KeyError, ValueError, CacheError) as error:
         yield f"dataloader.train.mapper: {error}"
         return
-    cache, proposals = getattr(mapper, "cache", None), getattr(mapper, "proposals", None)
-    if instantiate(cfg.model.roi_heads.variant).distils and cache is None and proposals is None:
-        yield _NO_CACHE
     filtered = bool(cfg.dataloader.train.dataset.get("filter_empty", False))
     images = data.training_images(filter_empty=filtered)
+    passengers = getattr(mapper, "passengers", ())
+    for system in systems():
+        yield from system.lazy_problems(cfg, passengers)
     if vocabulary is not None:
-        yield from _store_problems(cfg, vocabulary, cache, proposals, images)
+        context = SetupContext(
+            training=True,
+            embedding_dim=vocabulary.embedding_dim,
+            teacher=vocabulary.teacher,
+            training_images=images,
+        )
+        for passenger in passengers:
+            yield from passenger.problems(context)
+        yield from _wrapper_problems(cfg, context, passengers)
     if not data.problems:
         yield from mapping_problems(mapper, images[:1])
 
 
-def _store_problems(
-    cfg: DictConfig,
-    vocabulary: Vocabulary,
-    cache: EmbeddingCache | None,
-    proposals: ProposalStore | None,
-    images: list[dict[str, Any]],
+def _wrapper_problems(
+    cfg: DictConfig, context: SetupContext, passengers: Sequence[Passenger]
 ) -> Iterable[str]:
-    needs: dict[str, Any] = {
-        "teacher_fingerprint": vocabulary.teacher,
-        "embedding_dim": vocabulary.embedding_dim,
-        "images": images,
-    }
-    if cache is not None:
-        yield from check_compatible(cache, **needs)
-    if proposals is not None:
-        teacher, problems = _load_teacher(cfg)
-        yield from problems
-        yield from online_problems(proposals, teacher, **needs)
-
-
-def _load_teacher(cfg: DictConfig) -> tuple[CLIPTeacher | None, list[str]]:
-    if "teacher" not in cfg:
-        return None, [_NO_TEACHER]
+    if "wrap_loader" not in cfg:
+        if any(isinstance(one, ProposalsToEmbed) for one in passengers):
+            yield _NO_TEACHER
+        return
     try:
-        return instantiate(cfg.teacher), []
+        wrap = instantiate(cfg.wrap_loader)
     except (OSError, ValueError, ImportError) as error:
-        return None, [f"teacher: {error}"]
+        yield f"wrap_loader: {error}"
+        return
+    if hasattr(wrap, "problems"):
+        yield from wrap.problems(context)

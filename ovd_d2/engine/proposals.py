@@ -17,7 +17,6 @@ from tqdm import tqdm
 from ovd_d2.cache import DatasetInfo, Manifest, RecordWriter, dataset_fingerprint
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.files import fingerprint_json, sha256_file
-from ovd_d2.modeling import OpenVocabularyRCNN
 
 
 def proposal_manifest(
@@ -56,16 +55,18 @@ def extract_proposals(
     Raises:
         TypeError: the model has no first stage that can be asked alone.
     """
-    if not isinstance(model, OpenVocabularyRCNN):
+    predict_proposals: Any = getattr(model, "predict_proposals", None)
+    if predict_proposals is None:
         raise TypeError(
-            f"proposals need MODEL.META_ARCHITECTURE OpenVocabularyRCNN, got {type(model).__name__}"
+            f"{type(model).__name__} has no method predict_proposals: proposals need "
+            "MODEL.META_ARCHITECTURE OpenVocabularyRCNN"
         )
     by_id = {record["image_id"]: record for record in dataset_dicts}
     todo = [by_id[image_id] for image_id in writer.waiting_ids]
     writer.check_space(cfg.MODEL.RPN.POST_NMS_TOPK_TEST)
     model.eval()
     for batch in tqdm(_batches(cfg, todo), "proposals", unit="img", disable=writer.ranks.rank > 0):
-        for record, proposals in zip(batch, model.predict_proposals(batch), strict=True):
+        for record, proposals in zip(batch, predict_proposals(batch), strict=True):
             boxes, objectness = to_original_image(proposals, record["height"], record["width"])
             writer.add(record["image_id"], {"boxes": boxes, "objectness": objectness})
     return writer.finish()

@@ -17,7 +17,6 @@ from detectron2.utils.logger import setup_logger
 from yaml import YAMLError
 
 from ovd_d2.data.own import check_own_data_sets
-from ovd_d2.engine.build import apply_vocabulary
 from ovd_d2.engine.checkpoint import FIRST_STAGE, WHOLE_MODEL, SafeCheckpointer
 from ovd_d2.engine.checks import check_setup
 from ovd_d2.engine.config_keys import default_config, unknown_key_problems
@@ -63,7 +62,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
 def train(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Checks the set-up, then trains (`args.resume`: from the last checkpoint)."""
     check_and_set_up(cfg, args, training=True)
-    trainer = OpenVocabularyTrainer(cfg)
+    trainer = OpenVocabularyTrainer(cfg, check=False)
     trainer.resume_or_load(resume=args.resume)
     trainer.train()
 
@@ -80,7 +79,6 @@ def evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     checkpoint = SafeCheckpointer(
         model, cfg.OUTPUT_DIR, required=FIRST_STAGE if crops_alone else WHOLE_MODEL
     ).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-    apply_vocabulary(cfg, model)
     if cfg.MODEL.OVD.CLASSIFY_WITH != "detector":
         model = with_crop_classifier(cfg, model)
     results = OpenVocabularyTrainer.test(cfg, model)

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,14 @@ from torch.utils.data import DataLoader
 from ovd_d2.data.online import is_resumable
 from ovd_d2.engine import build
 from ovd_d2.engine.checkpoint import SafeCheckpointer
+from ovd_d2.engine.checks import check_setup
 from ovd_d2.engine.hooks import ProgressBar, SeedIterations
+from ovd_d2.engine.launching import on_main_process
 from ovd_d2.engine.scalars import defined
 from ovd_d2.evaluation import build_evaluator
 from ovd_d2.files import atomic_write_json
 from ovd_d2.modeling import OpenVocabularyRCNNWithTTA
+from ovd_d2.seeding import kept_generators
 
 logger = logging.getLogger(__name__)
 
@@ -87,20 +91,26 @@ class OpenVocabularyTrainer(DefaultTrainer):
 
     checkpointer: SafeCheckpointer
 
-    @classmethod
-    def build_model(cls, cfg: CfgNode) -> nn.Module:
-        model = super().build_model(cfg)
-        build.apply_vocabulary(cfg, model)
-        return model
+    def __init__(self, cfg: CfgNode, *, check: bool = True) -> None:
+        """
+        Args:
+            cfg: the complete config.
+            check: look at the whole set-up first (:func:`ovd_d2.engine.checks.check_setup`); False
+                where that has been done.
+
+        Raises:
+            SetupError: lists everything that does not fit.
+        """
+        if check:
+            with kept_generators():
+                notices = on_main_process(partial(check_setup, cfg, training=True))
+            for notice in notices:
+                logger.warning("%s", notice)
+        super().__init__(cfg)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return build.build_optimizer(cfg, model)
-
-    def resume_or_load(self, resume: bool = True) -> None:
-        """As Detectron2's, from the last good checkpoint (:class:`SafeCheckpointer`)."""
-        super().resume_or_load(resume)
-        build.apply_vocabulary(self.cfg, self.model)
 
     def train(self) -> dict[str, Any] | None:
         """As Detectron2's; a run that was resumed after its last iteration has nothing to do."""
@@ -111,6 +121,7 @@ class OpenVocabularyTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+        """See :func:`ovd_d2.engine.build.build_train_loader`: a project's mapper goes in there."""
         return build.build_train_loader(cfg)
 
     @classmethod
@@ -154,7 +165,6 @@ class OpenVocabularyTrainer(DefaultTrainer):
             cfg, model, evaluators: as of `test`.
             wrap: what is evaluated in place of the model, made anew for every vocabulary.
         """
-        build.apply_vocabulary(cfg, model)
         results: dict[str, Any] = {}
         for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True):
             one_set = cfg.clone()

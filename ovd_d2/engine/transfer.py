@@ -17,6 +17,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
+from torch import nn
 
 from ovd_d2.clip.loading import configured_teacher, teacher_problems
 from ovd_d2.clip.teacher import CLIPTeacher
@@ -33,6 +34,7 @@ from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
 from ovd_d2.evaluation import build_evaluator
 from ovd_d2.files import atomic_write_json
+from ovd_d2.modeling.open_vocabulary import open_vocabulary_part, takes_vocabulary
 from ovd_d2.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -76,10 +78,12 @@ def evaluate_transfer(
     cfg = cfg.clone()
     cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "transfer")  # the training's files stay
     set_up(cfg, args)
-    model = build_model(cfg)
+    prompts = prompt_family(_training_vocabulary(cfg), cfg.MODEL.OVD.TEACHER.PROMPTS)
+    model = _build_model(cfg)
+    part = open_vocabulary_part(model)
+    assert part is not None  # the checks refuse others
     SafeCheckpointer(model, required=WHOLE_MODEL).load(cfg.MODEL.WEIGHTS)
     folder = Path(cfg.OUTPUT_DIR)
-    prompts = prompt_family(_training_vocabulary(cfg), cfg.MODEL.OVD.TEACHER.PROMPTS)
     report: dict[str, Any] = {
         "weights": cfg.MODEL.WEIGHTS,
         "teacher": teacher.fingerprint,
@@ -88,7 +92,7 @@ def evaluate_transfer(
     }
     for test_set in test_sets:
         evaluator = build_evaluator(cfg, test_set.name, str(folder / test_set.name))
-        model.set_vocabulary(_vocabulary_of(test_set, teacher, prompts))
+        part.set_vocabulary(_vocabulary_of(test_set, teacher, prompts))
         loader = build_test_loader(cfg, test_set.name)
         results = inference_on_dataset(model, loader, evaluator)
         if comm.is_main_process():
@@ -120,6 +124,14 @@ def transfer_table(report: dict[str, Any]) -> str:
 
 def _cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
+
+
+def _build_model(cfg: CfgNode) -> nn.Module:
+    """Without the training's vocabulary, which need not be at hand: each test set has its own."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.OVD.VOCABULARY = ""
+    return build_model(cfg)
 
 
 def _vocabulary_of(test_set: TransferSet, teacher: CLIPTeacher, prompts: str) -> Vocabulary:
@@ -161,10 +173,11 @@ def _checked(cfg: CfgNode, names: Sequence[str]) -> list[TransferSet]:
 
 
 def _config_problems(cfg: CfgNode) -> Iterable[str]:
-    if cfg.MODEL.META_ARCHITECTURE != "OpenVocabularyRCNN":
+    if not takes_vocabulary(cfg):
         yield (
-            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has a fixed list of "
-            "categories; transfer needs OpenVocabularyRCNN"
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} with MODEL.ROI_HEADS.NAME "
+            f"{cfg.MODEL.ROI_HEADS.NAME} has a fixed list of categories; transfer needs an "
+            "open-vocabulary detector"
         )
     if cfg.MODEL.OVD.CLASSIFY_WITH != "detector":
         yield f"MODEL.OVD.CLASSIFY_WITH is {cfg.MODEL.OVD.CLASSIFY_WITH}: transfer needs 'detector'"

@@ -11,32 +11,25 @@ from ovd_d2.modeling.box_head import (
     RegionEmbeddingHead,
     ViLDBoxHead,
 )
-from ovd_d2.modeling.cascade import ViLDCascadeROIHeads
 from ovd_d2.modeling.classifier import CLIPClassifier
 from ovd_d2.modeling.mask_head import ClassAgnosticPointRendMaskHead, ViLDMaskHead
 from ovd_d2.modeling.meta_arch import BatchInvariantRCNN, OpenVocabularyRCNN
-from ovd_d2.modeling.roi_heads import VARIANTS, Variant, ViLDROIHeads
-from ovd_d2.modeling.rpn import LevelMeanRPN, NormRPNHead
+from ovd_d2.modeling.roi_heads import OpenVocabularyROIHeads
 from ovd_d2.modeling.tta import OpenVocabularyRCNNWithTTA
 
 __all__ = [
-    "VARIANTS",
     "BatchInvariantRCNN",
     "CLIPClassifier",
     "ClassAgnosticPointRendMaskHead",
     "EmbeddingProjection",
-    "LevelMeanRPN",
-    "NormRPNHead",
     "OpenVocabularyOutputLayers",
     "OpenVocabularyRCNN",
     "OpenVocabularyRCNNWithTTA",
+    "OpenVocabularyROIHeads",
     "RegionEmbeddingHead",
     "TimmBackbone",
-    "Variant",
     "ViLDBoxHead",
-    "ViLDCascadeROIHeads",
     "ViLDMaskHead",
-    "ViLDROIHeads",
     "build_timm_fpn_backbone",
     "build_vit_fpn_backbone",
 ]

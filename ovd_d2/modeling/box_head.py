@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY, FastRCNNConvFCHead
@@ -17,6 +18,7 @@ from ovd_d2.losses import suppress_novel_logits
 from ovd_d2.modeling.classifier import CLIPClassifier
 from ovd_d2.modeling.detection import select_detections
 from ovd_d2.modeling.layers import run_layers
+from ovd_d2.vocabulary import configured_vocabulary
 
 
 class _NormedLinear(nn.Linear):
@@ -151,6 +153,7 @@ class OpenVocabularyOutputLayers(FastRCNNOutputLayers):
         del self.cls_score  # its rows would be tied to the training categories
         self.projection = EmbeddingProjection(input_shape, classifier.embedding_dim)
         self.classifier = classifier
+        self.num_classes = classifier.num_classes
         self.novel_training_logits = novel_training_logits
 
     @classmethod
@@ -163,6 +166,7 @@ class OpenVocabularyOutputLayers(FastRCNNOutputLayers):
             temperature=cfg.MODEL.OVD.TEMPERATURE,
             test_temperature=cfg.MODEL.OVD.TEST_TEMPERATURE or None,
             background=cfg.MODEL.OVD.BACKGROUND,
+            vocabulary=configured_vocabulary(cfg),
         )
         return ret
 
@@ -177,6 +181,34 @@ class OpenVocabularyOutputLayers(FastRCNNOutputLayers):
                 logits, self.classifier.is_novel, self.novel_training_logits
             )
         return logits, self.bbox_pred(x.flatten(1))
+
+    def losses(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> dict[str, Tensor]:
+        """See :meth:`FastRCNNOutputLayers.losses`.
+
+        Raises:
+            ValueError: an object of a novel category is among the ground truth.
+        """
+        self._refuse_novel_objects(proposals)
+        return super().losses(predictions, proposals)
+
+    def _refuse_novel_objects(self, proposals: list[Instances]) -> None:
+        """A loader that is not this package's may give the model what it must not learn from."""
+        if not proposals:
+            return
+        classes = torch.cat([one.gt_classes for one in proposals])
+        novel = F.pad(self.classifier.is_novel, (0, 1))  # background is not novel
+        if novel[classes].any():
+            first = int(classes[novel[classes]][0])
+            known = self.classifier.vocabulary
+            name = f"category {first}" if known is None else f"'{known.names[first]}'"
+            raise ValueError(
+                f"the training annotations hold objects of the novel category {name}: a detector "
+                "of an open vocabulary learns from base annotations alone. Build the loader with "
+                "ovd_d2.engine.build.build_train_loader, or the data set with "
+                "ovd_d2.engine.build.get_base_dataset_dicts"
+            )
 
     def select_detections(
         self, probs: Tensor, deltas: Tensor, proposals: list[Instances]

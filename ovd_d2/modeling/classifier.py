@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -10,24 +11,23 @@ from torch.nn import functional as F
 
 from ovd_d2.vocabulary import Vocabulary
 
+logger = logging.getLogger(__name__)
+
 BACKGROUNDS = ("learned", "text")
-_VOCABULARY_BUFFERS = ("text_embeddings", "is_novel")
+_VOCABULARY = "vocabulary"  # key of the state dict
 
 
 class CLIPClassifier(nn.Module):
     """Cosine similarity to frozen text embeddings and to one background embedding.
 
     ViLD, section 3.2 (ViLD-text). The text embeddings are buffers, never parameters: no optimizer
-    sees them. They and the novel flags are part of the state dict once there is a vocabulary, and
-    loading a state dict brings the vocabulary it was saved with, whatever its length.
-
-    Detectron2's own checkpointer leaves out tensors of another shape than the model's. So it loads
-    a vocabulary of any length into a model that has none yet, and into one that has keeps the
-    model's if the lengths differ. It does not know the names: these travel in the checkpoints of
-    :class:`ovd_d2.engine.checkpoint.SafeCheckpointer`, which loads any length into any model.
+    sees them. The vocabulary travels whole, names included, as one entry of the state dict. A state
+    dict brings it to a classifier that has none; one that was given with `vocabulary` or
+    :meth:`set_vocabulary` stays, so the names that a config asks for win over a checkpoint's, with
+    Detectron2's own checkpointer, too.
 
     Attributes:
-        vocabulary: names and all, as set; None before, or where a state dict brought another.
+        vocabulary: names and all; None where none was given or loaded.
         text_embeddings: (C, D) float32 unit rows.
         is_novel: (C,) bool.
         background: (D,), normalised in use; a parameter where it is learned.
@@ -45,15 +45,17 @@ class CLIPClassifier(nn.Module):
         temperature: float,
         test_temperature: float | None = None,
         background: str = "learned",
+        vocabulary: Vocabulary | None = None,
     ) -> None:
         """
         Args:
             embedding_dim: D, the teacher's width.
-            num_classes: C, until `set_vocabulary` brings another.
+            num_classes: C while there is no vocabulary.
             temperature: divides the cosine similarity.
             test_temperature: takes its place in eval mode; None: the same.
             background: "learned" (the paper), or "text": the vocabulary's frozen embedding of the
                 word "background".
+            vocabulary: what to look for; None: `set_vocabulary` or a state dict brings it.
         """
         super().__init__()
         if test_temperature is None:
@@ -70,11 +72,15 @@ class CLIPClassifier(nn.Module):
         if background == "learned":
             self.background = nn.Parameter(initial)
         else:
-            self.register_buffer("background", initial)
-        self.register_buffer("text_embeddings", torch.zeros(num_classes, embedding_dim))
-        self.register_buffer("is_novel", torch.zeros(num_classes, dtype=torch.bool))
-        self._has_vocabulary = False
+            self.register_buffer("background", initial, persistent=False)
+        embeddings = torch.zeros(num_classes, embedding_dim)
+        self.register_buffer("text_embeddings", embeddings, persistent=False)
+        flags = torch.zeros(num_classes, dtype=torch.bool)
+        self.register_buffer("is_novel", flags, persistent=False)
         self.vocabulary: Vocabulary | None = None
+        self._was_given = False
+        if vocabulary is not None:
+            self.set_vocabulary(vocabulary)
 
     @property
     def temperature(self) -> float:
@@ -91,24 +97,27 @@ class CLIPClassifier(nn.Module):
 
     def set_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Takes the names' embeddings and novel flags, on the device the classifier is on."""
+        self._take(vocabulary)
+        self._was_given = True
+
+    def _take(self, vocabulary: Vocabulary) -> None:
         if vocabulary.embedding_dim != self.embedding_dim:
             raise ValueError(
                 f"the vocabulary's embeddings are {vocabulary.embedding_dim} wide, the model's "
-                f"MODEL.OVD.EMBEDDING_DIM is {self.embedding_dim}: build the vocabulary with the "
-                "model's teacher, or set the key"
+                f"MODEL.OVD.EMBEDDING_DIM (LazyConfig: embedding_dim) is {self.embedding_dim}: use "
+                "one teacher for both"
             )
         if not self.learns_background:
             self.background.copy_(_background_of(vocabulary))
         self._resize(len(vocabulary))
         self.text_embeddings.copy_(vocabulary.embeddings)
         self.is_novel.copy_(vocabulary.novel)
-        self._has_vocabulary = True
         self.vocabulary = vocabulary
 
-    def forget_vocabulary(self) -> None:
-        """Makes room for the vocabulary of a state dict; a learned background stays."""
-        self._has_vocabulary = False
-        self.vocabulary = None
+    def forget_loaded_vocabulary(self) -> None:
+        """Makes room for that of another state dict; one that was given stays."""
+        if not self._was_given:
+            self.vocabulary = None
 
     def forward(self, region_embeddings: Tensor) -> Tensor:
         """
@@ -122,7 +131,7 @@ class CLIPClassifier(nn.Module):
         Raises:
             RuntimeError: no vocabulary has been set or loaded.
         """
-        if not self._has_vocabulary:
+        if self.vocabulary is None:
             raise RuntimeError(
                 "the classifier has no vocabulary yet: set MODEL.OVD.VOCABULARY, load a "
                 "checkpoint, or call model.set_vocabulary(vocabulary)"
@@ -143,40 +152,19 @@ class CLIPClassifier(nn.Module):
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if not self._has_vocabulary:  # zeros of a length that says nothing
-            for name in _VOCABULARY_BUFFERS:
-                del destination[prefix + name]
+        if self.vocabulary is not None:
+            content = bytearray(self.vocabulary.to_bytes())
+            destination[prefix + _VOCABULARY] = torch.frombuffer(content, dtype=torch.uint8)
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        *args: Any,
-    ) -> None:
-        keys = [prefix + name for name in _VOCABULARY_BUFFERS]
-        stored = [state_dict[key] for key in keys if key in state_dict]
-        if len({len(tensor) for tensor in stored}) == 1 and len(stored) == len(keys):
-            self._make_room_for(stored[0])
-        else:  # embeddings without a flag each are no vocabulary
-            for key in keys:
-                state_dict.pop(key, None)
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, *args
-        )
-        # A state dict without a vocabulary leaves the one there is.
-        missing_keys[:] = [key for key in missing_keys if key not in keys]
-
-    def _make_room_for(self, stored: Tensor) -> None:
-        if stored.shape[1:] != self.text_embeddings.shape[1:]:
-            return  # the base class says so
-        self._resize(len(stored))
-        self._has_vocabulary = bool(stored.any())
-        known = self.vocabulary
-        if known is not None and not torch.equal(known.embeddings, stored.cpu().float()):
-            self.vocabulary = None
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        stored = state_dict.pop(prefix + _VOCABULARY, None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if stored is None or self._was_given:
+            return
+        try:
+            self._take(Vocabulary.from_bytes(stored.cpu().numpy().tobytes()))
+        except (TypeError, ValueError, AttributeError) as error:
+            logger.warning("The vocabulary of the checkpoint is left out: %s", error)
 
 
 def _background_of(vocabulary: Vocabulary) -> Tensor:

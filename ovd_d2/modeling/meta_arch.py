@@ -1,4 +1,4 @@
-"""Meta-architectures: detections that do not depend on the batch, and cached proposals."""
+"""Meta-architectures: detections that do not depend on the batch, of any vocabulary."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.structures import Instances
-from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from ovd_d2.vocabulary import Vocabulary
@@ -49,9 +48,9 @@ class BatchInvariantRCNN(GeneralizedRCNN):
 class OpenVocabularyRCNN(BatchInvariantRCNN):
     """A two-stage detector of anything that can be named.
 
-    In training each input may carry `cached_proposals` (see
-    :class:`ovd_d2.data.mapper.OpenVocabularyDatasetMapper`); they go to the ROI heads beside the
-    RPN's own proposals. Inference is :class:`BatchInvariantRCNN`'s.
+    Its ROI heads take a vocabulary (:class:`ovd_d2.modeling.roi_heads.OpenVocabularyROIHeads`).
+    Training is Detectron2's: what else the heads learn from rides on the `instances` of an input
+    (:class:`ovd_d2.structures.PerImage`). Inference is :class:`BatchInvariantRCNN`'s.
     """
 
     @configurable
@@ -76,45 +75,11 @@ class OpenVocabularyRCNN(BatchInvariantRCNN):
     @property
     def vocabulary(self) -> Vocabulary | None:
         """What it looks for; None where none was set, or a checkpoint brought no names."""
-        return self.roi_heads.classifier.vocabulary
+        return self.roi_heads.vocabulary
 
     def set_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Makes the detector look for these names from now on; no weight changes."""
         self.roi_heads.set_vocabulary(vocabulary)
-
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """
-        Args:
-            batched_inputs: one dict per image: `image` (C, H, W); in training `instances` and,
-                where the heads distil, `cached_proposals`.
-
-        Returns:
-            In training a dict of scalar losses; else one `{"instances": Instances}` per image.
-        """
-        if not self.training:
-            return self.inference(batched_inputs)
-        images = self.preprocess_image(batched_inputs)
-        targets = self._collect(batched_inputs, "instances")
-        features = self.backbone(images.tensor)
-        if self.proposal_generator is not None:
-            proposals, losses = self.proposal_generator(images, features, targets)
-        else:
-            proposals, losses = self._collect(batched_inputs, "proposals"), {}
-        _, head_losses = self.roi_heads(
-            images,
-            features,
-            proposals,
-            targets,
-            cached_proposals=self._collect(batched_inputs, "cached_proposals"),
-        )
-        if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
-            self.visualize_training(batched_inputs, proposals)
-        return {**head_losses, **losses}
-
-    def _collect(self, batched_inputs: list[dict[str, Any]], key: str) -> list[Instances] | None:
-        if key not in batched_inputs[0]:
-            return None
-        return [x[key].to(self.device) for x in batched_inputs]
 
     def predict_proposals(self, batched_inputs: list[dict[str, Any]]) -> list[Instances]:
         """The first stage alone, of images of any sizes.

@@ -24,6 +24,7 @@ from ovd_d2.benchmark.cache_building import (
     write_proposals,
 )
 from ovd_d2.engine.cache_builder import load_image
+from ovd_d2.structures import cached_proposals_of
 
 TINY = Workload("Pictogram-RN", "shipped", (48, 64), 2, 3, 8, 1)
 
@@ -110,14 +111,14 @@ def test_both_mappers_see_the_same_image_and_one_brings_proposals(tmp_path: Path
     (entry,) = [cache_loading.with_annotations(e) for e in write_pictures(tmp_path / "p", work)]
     cache = cache_loading.write_random_store(tmp_path / "c", "int8", images=1, rows=300, dim=8)
     without = cache_loading._mapper("vild_text_r50", [])
-    distils = cache_loading._mapper("vild_r50", ["MODEL.OVD.DISTILLATION.CACHE", str(cache)])
+    distils = cache_loading._mapper("vild_r50", ["MODEL.VILD.DISTILLATION.CACHE", str(cache)])
     outputs = []
     for mapper in (without, distils):
         np.random.seed(3)
         outputs.append(mapper(entry))
     assert torch.equal(outputs[0]["image"], outputs[1]["image"])
-    assert "cached_proposals" not in outputs[0]
-    assert len(outputs[1]["cached_proposals"]) > 0
+    assert cached_proposals_of(outputs[0]["instances"]) is None
+    assert len(cached_proposals_of(outputs[1]["instances"])) > 0
 
 
 def test_page_holds_all_parts() -> None:

@@ -45,10 +45,10 @@ def configs(tmp_path, monkeypatch):
     cached, online = config(), config()
     for cfg in (cached, online):
         cfg.MODEL.OVD.VOCABULARY = str(tmp_path / "vocabulary.safetensors")
-    online.MODEL.OVD.DISTILLATION.CACHE = ""
-    online.MODEL.OVD.DISTILLATION.ONLINE.PROPOSALS = str(proposals.path)
+    online.MODEL.VILD.DISTILLATION.CACHE = ""
+    online.MODEL.VILD.DISTILLATION.ONLINE.PROPOSALS = str(proposals.path)
     teacher = configured_teacher(online, device="cpu")
-    cached.MODEL.OVD.DISTILLATION.CACHE = str(
+    cached.MODEL.VILD.DISTILLATION.CACHE = str(
         write_cache(tmp_path / "cache", dicts, proposals, teacher)
     )
     monkeypatch.setattr(build, "load_training_dicts", lambda _: dicts)
@@ -77,7 +77,7 @@ def test_all_take_turns_and_the_floor_is_the_cached_iteration_and_the_teacher(co
 
 def test_the_teacher_alone_encodes_as_many_crops(configs, monkeypatch):
     _, online = configs
-    online.MODEL.OVD.DISTILLATION.ONLINE.BATCH_SIZE = 8
+    online.MODEL.VILD.DISTILLATION.ONLINE.BATCH_SIZE = 8
     seen = []
     teacher = configured_teacher(online, device="cpu")
     monkeypatch.setattr(measured, "configured_teacher", lambda *_, **__: teacher)
@@ -106,7 +106,7 @@ def test_predicted_ratio_grows_with_the_proposals_and_not_without():
     cfg = config()
     few, many = 5, 25
     ratios = []
-    for cfg.MODEL.OVD.DISTILLATION.PROPOSALS_PER_IMAGE in (few, many):
+    for cfg.MODEL.VILD.DISTILLATION.PROPOSALS_PER_IMAGE in (few, many):
         ratios.append(measured.predicted_ratio(cfg))
     # Linear but for the student's own share: five times the crops, five times what comes on top.
     assert 3 < (ratios[1] - 1) / (ratios[0] - 1) <= 5

@@ -15,8 +15,8 @@ def test_the_default_of_each_sweep_is_the_configs_own_value():
     cfg = load_config(str(repository_root() / "configs/pictograms/vild_ensemble.yaml"))
     ovd = cfg.MODEL.OVD
     own = {
-        "distillation_weight": str(ovd.DISTILLATION.WEIGHT),
-        "proposals": str(ovd.DISTILLATION.PROPOSALS_PER_IMAGE),
+        "distillation_weight": str(cfg.MODEL.VILD.DISTILLATION.WEIGHT),
+        "proposals": str(cfg.MODEL.VILD.DISTILLATION.PROPOSALS_PER_IMAGE),
         "prompts": ovd.TEACHER.PROMPTS,
         "ensemble_weight": f"{ovd.BASE_WEIGHT:.3f}",
         "temperature": str(ovd.TEMPERATURE),

@@ -16,8 +16,9 @@ from pycocotools import mask as coco_mask
 from ovd_d2.data.mapper import (
     OpenVocabularyDatasetMapper,
     mapping_problems,
-    transform_cached_proposals,
 )
+from ovd_d2.data.passengers import CachedProposals, transform_cached_proposals
+from ovd_d2.structures import cached_proposals_of
 from tests.tiny import tiny_config
 
 HEIGHT, WIDTH = 60, 80
@@ -80,7 +81,8 @@ def jitter_mapper(cache, size=64, mask_format="polygon", **jitter):
     for key, value in jitter.items():
         cfg.INPUT.LSJ[key.upper()] = value
     options = OpenVocabularyDatasetMapper.from_config(cfg, is_train=True)
-    return OpenVocabularyDatasetMapper(**{**options, "cache": cache, "proposals_per_image": 50})
+    options["passengers"] = [] if cache is None else [CachedProposals(cache, per_image=50)]
+    return OpenVocabularyDatasetMapper(**options)
 
 
 def test_identity_keeps_everything_in_order():
@@ -165,7 +167,7 @@ def test_proposals_follow_the_image_and_its_annotations(record, seed):
     np.random.seed(seed)
     mapped = jitter_mapper(cache, min_scale=0.5, max_scale=2.0)(record)
     assert mapped["image"].shape == (3, 64, 64)
-    proposals = mapped["cached_proposals"]
+    proposals = cached_proposals_of(mapped["instances"])
     own = (proposals.teacher_embeddings == box).all(dim=1)
     if len(mapped["instances"]):
         torch.testing.assert_close(
@@ -181,14 +183,14 @@ def test_the_mapper_does_not_change_its_input(record):
     before = record["annotations"][0]["bbox"].copy()
     jitter_mapper(cache)(record)
     assert record["annotations"][0]["bbox"] == before
-    assert "cached_proposals" not in record
+    assert "instances" not in record
 
 
 def test_testing_reads_no_cache_and_no_annotations(record):
     mapper = OpenVocabularyDatasetMapper(tiny_config("vild"), is_train=False)
     mapped = mapper(record)
-    assert mapper.cache is None
-    assert "annotations" not in mapped and "cached_proposals" not in mapped
+    assert mapper.passengers == []
+    assert "annotations" not in mapped and "instances" not in mapped
 
 
 MASKS = {"polygon": PolygonMasks, "bitmask": BitMasks}

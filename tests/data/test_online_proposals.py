@@ -11,11 +11,16 @@ from detectron2.structures import BoxMode
 from ovd_d2.cache import EmbeddingCache
 from ovd_d2.clip import CLIPTeacher
 from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_TAG
-from ovd_d2.data.mapper import OpenVocabularyDatasetMapper, transform_cached_proposals
+from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.data.online import OnlineTeacherLoader, add_embeddings
+from ovd_d2.data.passengers import (
+    CachedProposals,
+    ProposalsToEmbed,
+    transform_cached_proposals,
+)
 from ovd_d2.engine.cache_builder import build_cache
-from ovd_d2.engine.online import embedder
-from tests.proposal_stores import random_proposals, write_cache, write_proposals
+from ovd_d2.structures import cached_proposals_of
+from tests.proposal_stores import embedder, random_proposals, write_cache, write_proposals
 from tests.tiny import tiny_config
 
 HEIGHT, WIDTH = 60, 80
@@ -78,12 +83,16 @@ def cropped(cfg):
     cfg.INPUT.CROP.TYPE = "relative"
 
 
-def mapper_of(change, image_format="RGB", **source):
+def mapper_of(change, image_format="RGB", *, cache=None, proposals=None, per_image=300):
     cfg = tiny_config("vild_text")  # vild_text opens no store of its own
     cfg.INPUT.FORMAT = image_format
     change(cfg)
     options = OpenVocabularyDatasetMapper.from_config(cfg, is_train=True)
-    return OpenVocabularyDatasetMapper(**{**options, **source})
+    if cache is not None:
+        options["passengers"] = [CachedProposals(cache, per_image=per_image)]
+    if proposals is not None:
+        options["passengers"] = [ProposalsToEmbed(proposals, per_image=per_image)]
+    return OpenVocabularyDatasetMapper(**options)
 
 
 def draw(mapper, dicts, draws):
@@ -96,7 +105,10 @@ def draw(mapper, dicts, draws):
 def assert_same(online, cached, atol):
     assert online.keys() == cached.keys()
     assert torch.equal(online["image"], cached["image"])
-    found, expected = online["cached_proposals"], cached["cached_proposals"]
+    found, expected = (
+        cached_proposals_of(online["instances"]),
+        cached_proposals_of(cached["instances"]),
+    )
     assert found.image_size == expected.image_size
     assert found.get_fields().keys() == expected.get_fields().keys()
     assert torch.equal(found.proposal_boxes.tensor, expected.proposal_boxes.tensor)
@@ -108,14 +120,14 @@ def assert_same(online, cached, atol):
 @pytest.mark.parametrize("top_k", [4, 300])
 @pytest.mark.parametrize("change", [lsj, resized_and_flipped, cropped])
 def test_online_equals_a_float32_cache(change, top_k, dicts, proposals, cache, teacher):
-    from_cache = mapper_of(change, cache=cache, proposals_per_image=top_k)
-    waiting = mapper_of(change, proposals=proposals, proposals_per_image=top_k)
+    from_cache = mapper_of(change, cache=cache, per_image=top_k)
+    waiting = mapper_of(change, proposals=proposals, per_image=top_k)
     online = OnlineTeacherLoader(draw(waiting, dicts, 8), embedder(teacher))
     kept = []
     for found, expected in zip(online, draw(from_cache, dicts, 8), strict=True):
         for one, other in zip(found, expected, strict=True):
             assert_same(one, other, atol=1e-5)
-            kept.append(len(one["cached_proposals"]))
+            kept.append(len(cached_proposals_of(one["instances"])))
     everything = {min(top_k, count) for count in COUNTS.values()}
     if change is resized_and_flipped:
         assert set(kept) == everything
@@ -161,7 +173,7 @@ def test_the_first_k_are_the_builders_whatever_the_order_of_the_store(dicts, tea
         dicts, worst_first, teacher, path, dataset_name="toy_train", top_k=4, progress=False
     )
     from_cache = mapper_of(resized_and_flipped, cache=EmbeddingCache(path))
-    waiting = mapper_of(resized_and_flipped, proposals=worst_first, proposals_per_image=4)
+    waiting = mapper_of(resized_and_flipped, proposals=worst_first, per_image=4)
     online = OnlineTeacherLoader(draw(waiting, dicts, 2), embedder(teacher))
     for found, expected in zip(online, draw(from_cache, dicts, 2), strict=True):
         for one, other in zip(found, expected, strict=True):
@@ -170,7 +182,10 @@ def test_the_first_k_are_the_builders_whatever_the_order_of_the_store(dicts, tea
 
 def test_the_resize_matters(dicts, proposals, teacher):
     (batch,) = draw(mapper_of(resized_and_flipped, proposals=proposals), dicts[:1], 1)
-    image, boxes = batch[0]["original_image"].numpy(), batch[0]["cached_proposals"].original_boxes
+    image, boxes = (
+        batch[0]["original_image"].numpy(),
+        cached_proposals_of(batch[0]["instances"]).original_boxes,
+    )
     first = embedder(teacher, resize="open_clip")(image, boxes.tensor)
     second = embedder(teacher, resize="squash")(image, boxes.tensor)
     assert (first - second).abs().max() > 0.01
@@ -198,7 +213,7 @@ def test_what_only_the_teacher_needs_does_not_reach_the_model(dicts, proposals):
     assert seen[1][2] == (0, 4)  # an image without proposals
     for record in batch:
         assert "original_image" not in record
-        fields = record["cached_proposals"].get_fields()
+        fields = cached_proposals_of(record["instances"]).get_fields()
         assert set(fields) == {"proposal_boxes", "teacher_embeddings"}
 
 
@@ -208,15 +223,10 @@ def test_nan_from_the_teacher_names_the_picture(dicts, proposals):
         add_embeddings(batch[0], lambda image, boxes: torch.full((len(boxes), 8), torch.nan))
 
 
-def test_a_cache_and_proposals_together_are_refused(proposals, cache):
-    with pytest.raises(ValueError, match="both a cache"):
-        mapper_of(lsj, cache=cache, proposals=proposals)
-
-
 def test_the_pictures_of_testing_stay_small(dicts):
     cfg = tiny_config("vild")
-    cfg.MODEL.OVD.DISTILLATION.CACHE = ""
-    cfg.MODEL.OVD.DISTILLATION.ONLINE.PROPOSALS = "nowhere"
+    cfg.MODEL.VILD.DISTILLATION.CACHE = ""
+    cfg.MODEL.VILD.DISTILLATION.ONLINE.PROPOSALS = "nowhere"
     mapper = OpenVocabularyDatasetMapper(cfg, is_train=False)
-    assert mapper.proposals is None
-    assert {"original_image", "cached_proposals"}.isdisjoint(mapper(dicts[0]))
+    assert mapper.passengers == []
+    assert {"original_image", "instances"}.isdisjoint(mapper(dicts[0]))

@@ -1,5 +1,6 @@
 """What is loaded is the model's, whole, with its vocabulary; and what is not is refused."""
 
+import logging
 import pickle
 
 import pytest
@@ -11,7 +12,7 @@ from ovd_d2.engine import build
 from ovd_d2.engine.checkpoint import FIRST_STAGE, WHOLE_MODEL, SafeCheckpointer
 from ovd_d2.errors import SetupError
 from ovd_d2.vocabulary import Vocabulary
-from tests.tiny import DIM, random_units, tiny_config, tiny_vocabulary
+from tests.tiny import random_units, tiny_config, tiny_vocabulary
 
 FIVE = ["dog", "cow", "bell", "rat", "hen"]
 
@@ -56,54 +57,36 @@ def same_vocabulary(found, expected):
     assert (found.teacher, found.prompts) == (expected.teacher, expected.prompts)
 
 
-@pytest.mark.parametrize("own", [None, "four names"])
-def test_the_vocabulary_travels_whole_whatever_its_length(five, own):
-    model = model_of(num_classes=80, vocabulary=tiny_vocabulary() if own else None)
-    SafeCheckpointer(model, required=WHOLE_MODEL).load(five)
+CHECKPOINTERS = [DetectionCheckpointer, SafeCheckpointer]
+
+
+@pytest.mark.parametrize("checkpointer", CHECKPOINTERS)
+def test_the_vocabulary_travels_whole_whatever_its_length(five, checkpointer):
+    model = model_of(num_classes=80)
+    checkpointer(model).load(five)
     same_vocabulary(classifier_of(model).vocabulary, five_names())
     assert torch.equal(classifier_of(model).text_embeddings, five_names().embeddings)
     assert classifier_of(model).is_novel.tolist() == [True, False, False, False, True]
     assert model.roi_heads.num_classes == model.roi_heads.box_predictor.num_classes == 5
-
-
-def test_detectron2s_own_checkpointer_brings_any_length_without_names(five):
-    model = model_of(num_classes=80)
-    DetectionCheckpointer(model).load(five)
-    assert classifier_of(model).vocabulary is None
-    assert torch.equal(classifier_of(model).text_embeddings, five_names().embeddings)
-    assert model.roi_heads.num_classes == 5
     assert classifier_of(model)(random_units(2)).shape == (2, 6)  # it detects
 
 
-def test_detectron2s_own_checkpointer_keeps_a_vocabulary_of_another_length(five):
-    model = model_of(vocabulary=tiny_vocabulary())
-    DetectionCheckpointer(model).load(five)
-    assert classifier_of(model).vocabulary.names == tiny_vocabulary().names
-    assert torch.equal(classifier_of(model).text_embeddings, tiny_vocabulary().embeddings)
+@pytest.mark.parametrize("checkpointer", CHECKPOINTERS)
+@pytest.mark.parametrize("count", [4, 5])
+def test_a_vocabulary_that_was_given_stays(five, checkpointer, count):
+    own = tiny_vocabulary([f"name {k}" for k in range(count)])
+    model = model_of(vocabulary=own)
+    checkpointer(model).load(five)
+    assert classifier_of(model).vocabulary.names == own.names
+    assert torch.equal(classifier_of(model).text_embeddings, own.embeddings)
 
 
-@pytest.mark.parametrize("own", [None, "four names"])
-def test_checkpoints_without_names_still_bring_their_vocabulary(tmp_path, own):
-    """Version 0.1's: the buffers alone."""
-    DetectionCheckpointer(model_of(vocabulary=five_names()), str(tmp_path)).save("old")
-    model = model_of(num_classes=80, vocabulary=tiny_vocabulary() if own else None)
-    SafeCheckpointer(model, required=WHOLE_MODEL).load(str(tmp_path / "old.pth"))
-    assert torch.equal(classifier_of(model).text_embeddings, five_names().embeddings)
-    assert classifier_of(model).vocabulary is None
-    assert model.roi_heads.num_classes == 5
-
-
-def test_zeros_of_a_model_that_never_had_names_are_no_vocabulary(tmp_path):
-    """Version 0.1 wrote them."""
-    weights = model_of().state_dict()
-    classifier = "roi_heads.box_predictor.classifier"
-    weights[f"{classifier}.text_embeddings"] = torch.zeros(4, DIM)
-    weights[f"{classifier}.is_novel"] = torch.zeros(4, dtype=torch.bool)
-    torch.save({"model": weights}, tmp_path / "zeros.pth")
+def test_the_vocabulary_of_the_last_checkpoint_counts(five, tmp_path):
+    SafeCheckpointer(model_of(vocabulary=tiny_vocabulary()), str(tmp_path)).save("four")
     model = model_of()
-    SafeCheckpointer(model, required=WHOLE_MODEL).load(str(tmp_path / "zeros.pth"))
-    with pytest.raises(RuntimeError, match="set_vocabulary"):
-        classifier_of(model)(random_units(1))
+    for name, count in (("four", 4), ("five", 5)):
+        SafeCheckpointer(model, required=WHOLE_MODEL).load(str(tmp_path / f"{name}.pth"))
+        assert len(classifier_of(model).vocabulary) == model.roi_heads.num_classes == count
 
 
 def test_every_stage_of_a_cascade_gets_it(tmp_path):
@@ -113,21 +96,23 @@ def test_every_stage_of_a_cascade_gets_it(tmp_path):
     }
     trained = model_of(vocabulary=five_names(), **cascade)
     SafeCheckpointer(trained, str(tmp_path)).save("five")
-    model = model_of(vocabulary=tiny_vocabulary(), **cascade)
+    model = model_of(**cascade)
     SafeCheckpointer(model, required=WHOLE_MODEL).load(str(tmp_path / "five.pth"))
     for predictor in model.roi_heads.predictors:
         same_vocabulary(predictor.classifier.vocabulary, five_names())
         assert predictor.num_classes == 5
 
 
-def test_another_vocabulary_of_the_state_dict_has_no_names(five):
-    model = model_of(vocabulary=five_names())
-    other = model_of(vocabulary=Vocabulary(FIVE, random_units(5, seed=8)))
-    model.load_state_dict(other.state_dict())
+def test_a_damaged_vocabulary_is_left_out(five, tmp_path, caplog):
+    content = torch.load(five, weights_only=True)
+    (key,) = [name for name in content["model"] if name.endswith("classifier.vocabulary")]
+    content["model"][key] = content["model"][key][:100]
+    torch.save(content, tmp_path / "damaged.pth")
+    model = model_of()
+    with caplog.at_level(logging.WARNING):
+        DetectionCheckpointer(model).load(str(tmp_path / "damaged.pth"))
     assert classifier_of(model).vocabulary is None
-    model.set_vocabulary(five_names())
-    model.load_state_dict(model.state_dict())
-    same_vocabulary(classifier_of(model).vocabulary, five_names())
+    assert "vocabulary of the checkpoint is left out" in caplog.text
 
 
 def refusal(model, path, required=WHOLE_MODEL):

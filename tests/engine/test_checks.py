@@ -20,7 +20,7 @@ from tests.proposal_stores import random_proposals, write_proposals
 from tests.tiny import BASE_NAMES, DIM, NOVEL_NAMES, tiny_config
 
 NAMES = BASE_NAMES + NOVEL_NAMES
-ONLINE = "MODEL.OVD.DISTILLATION.ONLINE"
+ONLINE = "MODEL.VILD.DISTILLATION.ONLINE"
 BOX = {"bbox": [1.0, 2.0, 3.0, 3.0], "category_id": 0, "segmentation": [[1, 2, 4, 2, 4, 5, 1, 5]]}
 DICTS = [
     {
@@ -105,7 +105,7 @@ def cfg(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("tests_checks",)
     cfg.MODEL.OVD.VOCABULARY = str(tmp_path / "vocabulary.safetensors")
-    cfg.MODEL.OVD.DISTILLATION.CACHE = str(tmp_path / "cache")
+    cfg.MODEL.VILD.DISTILLATION.CACHE = str(tmp_path / "cache")
     yield cfg
     DatasetCatalog.remove("tests_checks")
     MetadataCatalog.remove("tests_checks")
@@ -143,17 +143,17 @@ def test_cache_and_vocabulary_of_another_width(cfg, tmp_path):
 
 def test_unfinished_and_missing_cache(cfg, tmp_path):
     write_cache(tmp_path / "other", finish=False)
-    cfg.MODEL.OVD.DISTILLATION.CACHE = str(tmp_path / "other")
+    cfg.MODEL.VILD.DISTILLATION.CACHE = str(tmp_path / "other")
     assert "unfinished" in problems_of(cfg)[0]
-    cfg.MODEL.OVD.DISTILLATION.CACHE = str(tmp_path / "nowhere")
+    cfg.MODEL.VILD.DISTILLATION.CACHE = str(tmp_path / "nowhere")
     assert "nowhere" in problems_of(cfg)[0]
-    cfg.MODEL.OVD.DISTILLATION.CACHE = ""
+    cfg.MODEL.VILD.DISTILLATION.CACHE = ""
     assert "tools/cache.py build" in problems_of(cfg)[0]
 
 
 def test_vild_text_needs_no_cache(cfg):
-    cfg.MODEL.OVD.VARIANT = "vild_text"
-    cfg.MODEL.OVD.DISTILLATION.CACHE = ""
+    cfg.MODEL.VILD.VARIANT = "vild_text"
+    cfg.MODEL.VILD.DISTILLATION.CACHE = ""
     check_setup(cfg, training=True)
 
 
@@ -174,7 +174,7 @@ def test_number_of_classes(cfg):
 
 def test_every_problem_is_listed_at_once(cfg, tmp_path):
     cfg.DATASETS.TEST = ("no_such_set",)
-    cfg.MODEL.OVD.VARIANT = "vild_all"
+    cfg.MODEL.VILD.VARIANT = "vild_all"
     cfg.MODEL.OVD.NOVEL_TRAINING_LOGITS = "none"
     cfg.MODEL.OVD.CLASSIFY_WITH = "hope"
     cfg.MODEL.OVD.VOCABULARY = str(tmp_path / "gone.safetensors")
@@ -240,6 +240,7 @@ def test_mixed_precision_without_a_gpu_is_refused_in_training_alone(cfg):
 
 def test_a_closed_vocabulary_cannot_be_classified_by_the_teacher(cfg):
     cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
     cfg.MODEL.OVD.CLASSIFY_WITH = "clip_crops"
     (problem,) = problems_of(cfg, training=False)
     assert "needs MODEL.META_ARCHITECTURE OpenVocabularyRCNN" in problem
@@ -315,8 +316,8 @@ def online(cfg, fingerprint, tmp_path):
     tensors = {entry["image_id"]: random_proposals(2, 6, 8, seed=0) for entry in DICTS}
     write_proposals(tmp_path / "proposals", DICTS, tensors, dataset="tests_checks")
     cfg.MODEL.OVD.EMBEDDING_DIM = 64
-    cfg.MODEL.OVD.DISTILLATION.CACHE = ""
-    cfg.MODEL.OVD.DISTILLATION.ONLINE.PROPOSALS = str(tmp_path / "proposals")
+    cfg.MODEL.VILD.DISTILLATION.CACHE = ""
+    cfg.MODEL.VILD.DISTILLATION.ONLINE.PROPOSALS = str(tmp_path / "proposals")
     return cfg
 
 
@@ -327,24 +328,24 @@ def test_a_sound_online_setup_passes(online):
 
 
 def test_neither_names_both_ways(online):
-    online.MODEL.OVD.DISTILLATION.ONLINE.PROPOSALS = ""
+    online.MODEL.VILD.DISTILLATION.ONLINE.PROPOSALS = ""
     (problem,) = problems_of(online)
     assert "DISTILLATION.CACHE is empty" in problem and f"{ONLINE}.PROPOSALS" in problem
 
 
 def test_cache_and_online_together(online, fingerprint, tmp_path):
     write_cache(tmp_path / "other", teacher=fingerprint, dim=64)
-    online.MODEL.OVD.DISTILLATION.CACHE = str(tmp_path / "other")
+    online.MODEL.VILD.DISTILLATION.CACHE = str(tmp_path / "other")
     (problem,) = problems_of(online)
     assert "empty the one that is not meant" in problem
     assert str(tmp_path / "other") in problem and str(tmp_path / "proposals") in problem
 
 
 def test_missing_proposals_and_a_store_of_another_kind(online, tmp_path):
-    online.MODEL.OVD.DISTILLATION.ONLINE.PROPOSALS = str(tmp_path / "nowhere")
+    online.MODEL.VILD.DISTILLATION.ONLINE.PROPOSALS = str(tmp_path / "nowhere")
     (problem,) = problems_of(online)
     assert problem.startswith(f"{ONLINE}.PROPOSALS: ") and "nowhere" in problem
-    online.MODEL.OVD.DISTILLATION.ONLINE.PROPOSALS = str(tmp_path / "cache")
+    online.MODEL.VILD.DISTILLATION.ONLINE.PROPOSALS = str(tmp_path / "cache")
     (problem,) = problems_of(online)
     assert "holds embeddings, expected proposals" in problem
 
@@ -377,11 +378,11 @@ def test_a_teacher_that_is_not_there(online, architecture, pretrained, message):
 
 
 def test_every_problem_of_an_online_setup_is_listed_at_once(online, tmp_path):
-    online.MODEL.OVD.DISTILLATION.ONLINE.PROPOSALS = str(tmp_path / "nowhere")
-    online.MODEL.OVD.DISTILLATION.ONLINE.RESIZE = "stretch"
-    online.MODEL.OVD.DISTILLATION.ONLINE.BATCH_SIZE = 0
+    online.MODEL.VILD.DISTILLATION.ONLINE.PROPOSALS = str(tmp_path / "nowhere")
+    online.MODEL.VILD.DISTILLATION.ONLINE.RESIZE = "stretch"
+    online.MODEL.VILD.DISTILLATION.ONLINE.BATCH_SIZE = 0
     online.MODEL.OVD.TEACHER.PRETRAINED = "shiped"
-    online.MODEL.OVD.DISTILLATION.CACHE = str(tmp_path / "gone")
+    online.MODEL.VILD.DISTILLATION.CACHE = str(tmp_path / "gone")
     words = ["not meant", "gone", "nowhere", "'stretch' is not one of", "BATCH_SIZE: 0", "shiped"]
     problems = problems_of(online)
     assert len(problems) == len(words)

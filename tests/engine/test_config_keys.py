@@ -21,7 +21,7 @@ def test_unknown_keys_of_the_file_its_base_and_the_options_all_at_once(config_fi
     assert len(problems) == 4
     for word in ("MODEL.OVD.VARIENT; did", "SOLVER.MAX_ITERS; did", "TYPO", "options: there"):
         assert any(word in problem for problem in problems)
-    assert any("did you mean MODEL.OVD.VARIANT?" in problem for problem in problems)
+    assert any("did you mean MODEL.VILD.VARIANT?" in problem for problem in problems)
 
 
 def test_an_option_without_value(config_file):
@@ -49,10 +49,25 @@ def test_broken_yaml_and_a_value_of_another_type(tmp_path):
         load_config(str(path))
 
 
-def test_idle_keys_are_noted_only_where_they_were_changed():
+def vild_config():
     cfg = default_config()
+    cfg.MODEL.META_ARCHITECTURE = "OpenVocabularyRCNN"
+    cfg.MODEL.ROI_HEADS.NAME = "ViLDROIHeads"
+    return cfg
+
+
+def test_keys_of_a_system_that_the_config_is_not_of():
+    cfg = vild_config()
+    cfg.MODEL.ROI_HEADS.NAME = "OpenVocabularyROIHeads"
+    cfg.MODEL.VILD.VARIANT = "vild"
+    (notice,) = idle_key_notices(cfg)
+    assert notice == "MODEL.VILD.VARIANT 'vild' has no effect: this is no config of ViLD"
+
+
+def test_idle_keys_are_noted_only_where_they_were_changed():
+    cfg = vild_config()
     assert idle_key_notices(cfg) == []
-    cfg.MODEL.OVD.DISTILLATION.WEIGHT = 2.0
+    cfg.MODEL.VILD.DISTILLATION.WEIGHT = 2.0
     cfg.MODEL.OVD.BASE_WEIGHT = 0.5
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
     cfg.INPUT.LSJ.SIZE = 512
@@ -60,10 +75,10 @@ def test_idle_keys_are_noted_only_where_they_were_changed():
     notices = idle_key_notices(cfg)
     assert len(notices) == 5
     assert (
-        "MODEL.OVD.DISTILLATION.WEIGHT 2.0 has no effect: MODEL.OVD.VARIANT vild_text"
+        "MODEL.VILD.DISTILLATION.WEIGHT 2.0 has no effect: MODEL.VILD.VARIANT vild_text"
         in (notices[0])
     )
-    cfg.MODEL.OVD.VARIANT = "vild_ensemble"
+    cfg.MODEL.VILD.VARIANT = "vild_ensemble"
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     cfg.INPUT.LSJ.ENABLED = True
     cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"
@@ -88,12 +103,12 @@ def test_a_closed_vocabulary_model_is_not_compiled():
 
 
 def test_idle_online_keys_are_noted():
-    cfg, online = default_config(), "MODEL.OVD.DISTILLATION.ONLINE"
-    cfg.MODEL.OVD.VARIANT = "vild"
-    cfg.MODEL.OVD.DISTILLATION.ONLINE.RESIZE = "squash"
+    cfg, online = vild_config(), "MODEL.VILD.DISTILLATION.ONLINE"
+    cfg.MODEL.VILD.VARIANT = "vild"
+    cfg.MODEL.VILD.DISTILLATION.ONLINE.RESIZE = "squash"
     (notice,) = idle_key_notices(cfg)
     assert f"{online}.RESIZE 'squash' has no effect: {online}.PROPOSALS is empty" in notice
-    cfg.MODEL.OVD.DISTILLATION.ONLINE.PROPOSALS = "somewhere"
+    cfg.MODEL.VILD.DISTILLATION.ONLINE.PROPOSALS = "somewhere"
     assert idle_key_notices(cfg) == []
-    cfg.MODEL.OVD.VARIANT = "vild_text"
+    cfg.MODEL.VILD.VARIANT = "vild_text"
     assert any("does not distil" in notice for notice in idle_key_notices(cfg))

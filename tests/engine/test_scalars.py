@@ -112,8 +112,7 @@ def test_eval_only_writes_events_at_the_iteration_of_the_checkpoint(cfg, tmp_pat
         def resume_or_load(self, *_, **__):
             return {"iteration": 41}
 
-    for name in ("check_and_set_up", "apply_vocabulary"):
-        monkeypatch.setattr(run, name, lambda *_, **__: None)
+    monkeypatch.setattr(run, "check_and_set_up", lambda *_, **__: None)
     monkeypatch.setattr(OpenVocabularyTrainer, "build_model", classmethod(lambda *_: None))
     monkeypatch.setattr(run, "SafeCheckpointer", Loaded)
 

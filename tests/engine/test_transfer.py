@@ -84,6 +84,7 @@ def test_all_problems_of_all_data_sets_are_listed(register, tmp_path):
 def test_a_closed_vocabulary_model_and_missing_weights(register):
     cfg = tiny_config()
     cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
     architecture, weights = problems_of(cfg, [])
     assert "OpenVocabularyRCNN" in architecture
     assert "MODEL.WEIGHTS is empty" in weights

@@ -30,7 +30,7 @@ def refusal(case, *options):
         *("--config-file", "configs/pictograms/lazy_vild.py"),
         "dataloader.train.dataset.names=my_train",
         "dataloader.test.dataset.names=my_val",
-        "dataloader.train.mapper.cache=null",
+        "dataloader.train.mapper.passengers=[]",
         "model.roi_heads.variant.name=vild_text",
         f"vocabulary.path={case.vocabulary}",
         f"train.output_dir={case.folder / 'out'}",

@@ -49,9 +49,9 @@ OPTIONS = {
     "width": (["MODEL.OVD.EMBEDDING_DIM", "32"], r"EMBEDDING_DIM is 32.*64 wide"),
     "no vocabulary": (["MODEL.OVD.VOCABULARY", ""], r"VOCABULARY is empty.*build_vocabulary"),
     "vocabulary missing": (["MODEL.OVD.VOCABULARY", "gone.safetensors"], r"gone\.safetensors"),
-    "no cache": (["MODEL.OVD.DISTILLATION.CACHE", ""], r"CACHE is empty"),
-    "cache missing": (["MODEL.OVD.DISTILLATION.CACHE", "gone"], r"CACHE: no record store in gone"),
-    "variant": (["MODEL.OVD.VARIANT", "vild_max"], r"VARIANT: 'vild_max' is not one of vild_text"),
+    "no cache": (["MODEL.VILD.DISTILLATION.CACHE", ""], r"CACHE is empty"),
+    "cache missing": (["MODEL.VILD.DISTILLATION.CACHE", "gone"], r"CACHE: no record store in gone"),
+    "variant": (["MODEL.VILD.VARIANT", "vild_max"], r"VARIANT: 'vild_max' is not one of vild_text"),
     "temperature": (["MODEL.OVD.TEMPERATURE", "0.0"], r"TEMPERATURE 0\.0 must be positive"),
     "base weight": (["MODEL.OVD.BASE_WEIGHT", "2.0"], r"BASE_WEIGHT: 2\.0 is not between 0 and 1"),
     "novel logits": (["MODEL.OVD.NOVEL_TRAINING_LOGITS", "drop"], r"'drop' is not one of"),
@@ -128,7 +128,7 @@ CACHES = {
 def test_a_damaged_cache(mini, tmp_path, damage, message):
     shutil.copytree(mini.cache, tmp_path / "cache")
     damage(tmp_path / "cache")
-    assert_found(message, check(["MODEL.OVD.DISTILLATION.CACHE", str(tmp_path / "cache")]))
+    assert_found(message, check(["MODEL.VILD.DISTILLATION.CACHE", str(tmp_path / "cache")]))
 
 
 @pytest.fixture

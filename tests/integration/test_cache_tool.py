@@ -30,7 +30,7 @@ from ovd_d2.cache import (
     dataset_fingerprint,
 )
 from ovd_d2.clip.teacher import CLIPTeacher
-from ovd_d2.data.mapper import transform_cached_proposals
+from ovd_d2.data.passengers import transform_cached_proposals
 from ovd_d2.engine.run import load_config, train
 from ovd_d2.vocabulary import Vocabulary
 from tests.integration.conftest import TRAIN, VAL, MiniPictograms
@@ -351,7 +351,7 @@ def trained(cache: Path, output: Path, arguments: Any, **options: Any) -> dict[s
         "DATALOADER.NUM_WORKERS": 0,
         "INPUT.MIN_SIZE_TRAIN": (96,),
         "MODEL.WEIGHTS": "",
-        "MODEL.OVD.DISTILLATION.CACHE": str(cache),
+        "MODEL.VILD.DISTILLATION.CACHE": str(cache),
         "SOLVER.IMS_PER_BATCH": 2,
         "SOLVER.MAX_ITER": 2,
         "SOLVER.STEPS": (),
@@ -395,8 +395,8 @@ def test_one_cache_serves_fewer_proposals(
         used_rows.append(len(proposals))
         return proposals
 
-    monkeypatch.setattr("ovd_d2.data.mapper.transform_cached_proposals", counted)
-    options = {"MODEL__OVD__DISTILLATION__PROPOSALS_PER_IMAGE": 2}
+    monkeypatch.setattr("ovd_d2.data.passengers.transform_cached_proposals", counted)
+    options = {"MODEL__VILD__DISTILLATION__PROPOSALS_PER_IMAGE": 2}
     metrics = trained(cache, tmp_path / "out", arguments, **options)
     assert max(stored_rows) > 2
     assert max(used_rows) == 2

@@ -19,7 +19,8 @@ from detectron2.layers import ShapeSpec
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper, mapping_problems
 from ovd_d2.engine import lazy, run
 from ovd_d2.engine.build import load_training_dicts
-from ovd_d2.modeling import VARIANTS, EmbeddingProjection, RegionEmbeddingHead
+from ovd_d2.modeling import EmbeddingProjection, RegionEmbeddingHead
+from ovd_d2.vild import VARIANTS
 from tests.mini_lvis import NAMES, TRAIN_IMAGES, WITHOUT_BASE, mini_lvis
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -42,7 +43,7 @@ QUICK = {
     "MODEL.ROI_BOX_HEAD.FC_DIM": HIDDEN,
     "MODEL.ROI_MASK_HEAD.CONV_DIM": WIDTH,
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
-    "MODEL.OVD.DISTILLATION.PROPOSALS_PER_IMAGE": 8,
+    "MODEL.VILD.DISTILLATION.PROPOSALS_PER_IMAGE": 8,
     "INPUT.LSJ.SIZE": SIZE,
     "INPUT.MIN_SIZE_TRAIN": (SIZE,),
     "INPUT.MAX_SIZE_TRAIN": 2 * SIZE,
@@ -123,7 +124,7 @@ def test_a_yaml_recipe_trains(name, place, mapped, tmp_path):
     run.train(cfg, args)
     losses = check_losses(name, tmp_path, mapped)
     assert {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"} <= losses
-    distils = VARIANTS[cfg.MODEL.OVD.VARIANT].distils
+    distils = VARIANTS[cfg.MODEL.VILD.VARIANT].distils
     assert ("loss_distillation" in losses) == distils
 
 
@@ -135,7 +136,7 @@ def quick_lazy_config(variant, output):
     part.update(total_batch_size=2, num_workers=0)
     part.mapper.augmentations[0].update(target_height=SIZE, target_width=SIZE)
     part.mapper.augmentations[1].crop_size = (SIZE, SIZE)
-    part.mapper.proposals_per_image = 8
+    part.mapper.passengers[0].per_image = 8
     cfg.dataloader.test.num_workers = 0
     cfg.dataloader.test.mapper.augmentations[0].update(short_edge_length=SIZE, max_size=SIZE)
     cfg.dataloader.evaluator.engine.name = "hotcoco"  # the numbers of the reference, sooner
@@ -144,7 +145,7 @@ def quick_lazy_config(variant, output):
     if VARIANTS[variant].separate_heads:
         add_image_head(cfg.model.roi_heads)
     if not VARIANTS[variant].distils:
-        part.mapper.cache = None
+        part.mapper.passengers = []
     return cfg
 
 

@@ -11,6 +11,7 @@ from ovd_d2.clip import CLIPTeacher
 from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_TAG
 from ovd_d2.engine.build import build_train_loader
 from ovd_d2.engine.run import train
+from ovd_d2.structures import cached_proposals_of
 from tests.integration.conftest import TRAIN
 from tests.integration.test_plugging_in_lazy import run as run_lazy
 from tests.integration.test_plugging_in_yaml import mini_config
@@ -51,7 +52,7 @@ def train_jittered(name, output, arguments, *options):
 
 def test_the_course_is_that_of_a_float32_cache(stores, tmp_path, arguments):
     train_jittered("vild_online", tmp_path / "online", arguments)
-    cache = ("MODEL.OVD.DISTILLATION.CACHE", str(stores))
+    cache = ("MODEL.VILD.DISTILLATION.CACHE", str(stores))
     train_jittered("vild", tmp_path / "cached", arguments, *cache)
     online, cached = losses_of(tmp_path / "online"), losses_of(tmp_path / "cached")
     assert len(online) == len(cached) > 0
@@ -67,9 +68,9 @@ def test_a_lazy_config_trains_and_refuses_another_teacher(stores, tmp_path):
     run_lazy("lazy_vild_online", tmp_path)
     assert losses_of(tmp_path)[0]["loss_distillation"] > 0
     with pytest.raises(SystemExit, match="share one teacher"):
-        run_lazy("lazy_vild_online", tmp_path, "teacher.pretrained=shipped-base")
-    with pytest.raises(SystemExit, match=r"teacher: .* neither a local file nor"):
-        run_lazy("lazy_vild_online", tmp_path, "teacher.pretrained=shiped")
+        run_lazy("lazy_vild_online", tmp_path, "wrap_loader.teacher.pretrained=shipped-base")
+    with pytest.raises(SystemExit, match=r"wrap_loader: .* neither a local file nor"):
+        run_lazy("lazy_vild_online", tmp_path, "wrap_loader.teacher.pretrained=shiped")
 
 
 def test_each_rank_embeds_its_own_images(stores, tmp_path, monkeypatch):
@@ -83,6 +84,6 @@ def test_each_rank_embeds_its_own_images(stores, tmp_path, monkeypatch):
         for record in next(iter(build_train_loader(cfg))):
             seen.append(record["image_id"])
             expected = cache[record["image_id"]].embeddings  # nothing is cropped away
-            found = record["cached_proposals"].teacher_embeddings
+            found = cached_proposals_of(record["instances"]).teacher_embeddings
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert len(seen) == len(set(seen)) == 12

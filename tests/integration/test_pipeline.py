@@ -43,7 +43,7 @@ class Workplace:
             *("--config-file", f"configs/pictograms/{method}.yaml", "--resume"),
             *("OUTPUT_DIR", self.folder / method, "DATASETS.TRAIN", f"('{TRAIN}',)"),
             *("DATASETS.TEST", f"('{VAL}',)", "MODEL.OVD.VOCABULARY", self.vocabulary),
-            *("MODEL.OVD.DISTILLATION.CACHE", self.folder / "cache", "SOLVER.MAX_ITER", 2),
+            *("MODEL.VILD.DISTILLATION.CACHE", self.folder / "cache", "SOLVER.MAX_ITER", 2),
             *("SOLVER.STEPS", "()", "DATALOADER.NUM_WORKERS", 0),
             *options,
             status=status,
@@ -107,8 +107,8 @@ def test_ensemble_trains_evaluates_and_resumes(workplace):
 
 def test_online_trains_without_a_cache_and_resumes(workplace):
     options = (
-        *("MODEL.WEIGHTS", workplace.start_weights, "MODEL.OVD.DISTILLATION.CACHE", ""),
-        *("MODEL.OVD.DISTILLATION.ONLINE.PROPOSALS", workplace.folder / "proposals"),
+        *("MODEL.WEIGHTS", workplace.start_weights, "MODEL.VILD.DISTILLATION.CACHE", ""),
+        *("MODEL.VILD.DISTILLATION.ONLINE.PROPOSALS", workplace.folder / "proposals"),
         *("DATASETS.TEST", "()", "DATALOADER.NUM_WORKERS", 1),
     )
     workplace.train("vild_online", *options)

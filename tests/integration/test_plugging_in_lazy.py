@@ -17,6 +17,7 @@ from ovd_d2.engine.run import load_config
 from ovd_d2.errors import SetupError
 from ovd_d2.vocabulary import Vocabulary
 from tests.integration.conftest import TRAIN, VAL, read_results
+from tests.integration.test_plugging_in_project import with_three_names
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs" / "pictograms"
@@ -76,9 +77,7 @@ def test_resume_goes_on_and_eval_only_evaluates_the_configured_names(mini, tmp_p
     run("lazy_vild", tmp_path)
     run("lazy_vild", tmp_path, "train.max_iter=3", resume=True)
     assert saved(tmp_path)["iteration"] == 2
-    key = "roi_heads.box_predictor.classifier.text_embeddings"
-    weights = saved(tmp_path)["model"]
-    torch.save({"model": {**weights, key: weights[key][:3]}}, tmp_path / "three.pth")
+    torch.save({"model": with_three_names(saved(tmp_path)["model"])}, tmp_path / "three.pth")
     found = tmp_path / "inference" / VAL / "lvis_instances_results.json"
     before = json.loads(found.read_text())
     run("lazy_vild", tmp_path, f"train.init_checkpoint={tmp_path / 'three.pth'}", eval_only=True)
@@ -148,7 +147,7 @@ def test_the_lazy_model_is_the_yaml_model(mini):
     ("options", "message"),
     [
         (["vocabulary.path=nothing.safetensors"], "vocabulary: "),
-        (["dataloader.train.mapper.cache.path=nowhere"], "dataloader.train.mapper: "),
+        (["dataloader.train.mapper.passengers.0.cache.path=nowhere"], "dataloader.train.mapper: "),
         (["dataloader.train.dataset.names=unknown_train"], "unknown_train"),
         (["dataloader.test.dataset.names=objects365_v2_val"], "zhiyuan_objv2_val.json (set DETEC"),
         (["dataloader.evaluator.engine.name=warm"], "dataloader.evaluator.engine: "),
@@ -166,7 +165,7 @@ def test_a_wrong_setup_is_refused_before_anything_is_written(options, message, m
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("dataloader.train.mapper.cache=null", "has no cache, but this variant distils"),
+        ("dataloader.train.mapper.passengers=[]", "has no passengers, but this variant distils"),
         ("model.roi_heads.box_predictor.classifier.embedding_dim=32", "use one teacher for both"),
     ],
 )

@@ -15,6 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ovd_d2.clip import CLIPTeacher
 from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_TAG
 from ovd_d2.clip.vocabulary_builder import build_vocabulary, novel_flags
+from ovd_d2.vocabulary import Vocabulary
 from tests.integration.conftest import SET, read_results
 
 FOLDER = Path(__file__).parents[2] / "docs" / "plugging_in"
@@ -75,6 +76,14 @@ def weights(output):
     return torch.load(output / "model_final.pth", weights_only=True)["model"]
 
 
+def with_three_names(state):
+    """A state dict whose vocabulary is cut to its first three names."""
+    key = "roi_heads.box_predictor.classifier.vocabulary"
+    vocabulary = Vocabulary.from_bytes(state[key].numpy().tobytes())
+    content = vocabulary.select(vocabulary.names[:3]).to_bytes()
+    return {**state, key: torch.frombuffer(bytearray(content), dtype=torch.uint8)}
+
+
 def test_five_lines_are_added():
     changes = list(difflib.ndiff(BEFORE.read_text().splitlines(), AFTER.read_text().splitlines()))
     added, removed = (
@@ -99,9 +108,9 @@ def test_the_project_learns_words_and_goes_on_from_its_own_weights(shop, tmp_pat
     before, after = weights(plain), weights(words)
     for name in ("backbone.bottom_up.res2.0.conv1.weight", "roi_heads.box_head.fc1.weight"):
         torch.testing.assert_close(before[name], after[name], rtol=0, atol=1e-6)
-    classifier = "roi_heads.box_predictor.classifier"
-    assert after[f"{classifier}.text_embeddings"].shape == (80, 64)
-    assert after[f"{classifier}.is_novel"].sum() == 2
+    stored = after["roi_heads.box_predictor.classifier.vocabulary"]
+    vocabulary = Vocabulary.from_bytes(stored.numpy().tobytes())
+    assert (len(vocabulary), vocabulary.embedding_dim, int(vocabulary.novel.sum())) == (80, 64, 2)
     assert {"AP", "AP50_base", "AP50_novel"} <= set(read_results(words)["bbox"])
 
 
@@ -118,9 +127,7 @@ def test_the_project_trains_and_evaluates_its_words(shop, tmp_path, caplog):
 
 def test_the_vocabulary_of_the_config_is_evaluated_not_that_of_the_checkpoint(shop, tmp_path):
     run(AFTER, tmp_path)
-    saved = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
-    key = "roi_heads.box_predictor.classifier.text_embeddings"
-    torch.save({"model": {**saved, key: saved[key][:3]}}, tmp_path / "three.pth")
+    torch.save({"model": with_three_names(weights(tmp_path))}, tmp_path / "three.pth")
     run(AFTER, tmp_path, "MODEL.WEIGHTS", str(tmp_path / "three.pth"), eval_only=True)
     found = tmp_path / "inference" / "shop_val" / "coco_instances_results.json"
     assert max(one["category_id"] for one in json.loads(found.read_text())) > 3

@@ -204,7 +204,7 @@ def test_corners_in_place_of_sides(case):
 def test_images_renumbered(case, made):
     """The stores of the first export do not fit the second, whose ids are the same numbers."""
     make_stores(case, made)
-    vild = ("MODEL.OVD.DISTILLATION.CACHE", case.folder / "cache")
+    vild = ("MODEL.VILD.DISTILLATION.CACHE", case.folder / "cache")
     assert SOUND in case.check(*vild, config="vild_ensemble").text
     for image in case.train["images"]:
         image["id"] = 5 - image["id"]

@@ -12,7 +12,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from torch import nn
 
-from ovd_d2.modeling import VARIANTS, BatchInvariantRCNN, OpenVocabularyRCNN
+from ovd_d2.modeling import BatchInvariantRCNN, OpenVocabularyRCNN
+from ovd_d2.vild import VARIANTS
 from tests.tiny import pointrend_config, tiny_config, tiny_vocabulary, vit_config
 
 # (height, width), padded to multiples of 32: some of them to the same size

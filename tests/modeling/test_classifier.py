@@ -98,31 +98,24 @@ def test_background_in_words_needs_one_in_the_vocabulary():
         make_classifier(background="noise")
 
 
-def test_state_dict_brings_its_own_vocabulary():
-    first = make_classifier()
+def test_a_state_dict_brings_its_vocabulary_to_a_classifier_without():
+    first, second = make_classifier(), make_classifier(num_classes=4)
     first.set_vocabulary(tiny_vocabulary(["dog", "cow"], seed=3))
-    second = make_classifier(num_classes=4)
-    second.set_vocabulary(tiny_vocabulary())
-    held = second.state_dict()["text_embeddings"]
     second.load_state_dict(first.state_dict())
+    assert second.vocabulary.names == ["dog", "cow"]
     assert second.num_classes == 2
     assert second.is_novel.tolist() == [True, False]
     torch.testing.assert_close(second(random_units(3)), first(random_units(3)))
-    assert held.shape == (4, DIM)  # a state dict handed out before is not changed
 
 
-def test_embeddings_without_a_flag_each_are_no_vocabulary():
-    first, second = make_classifier(), make_classifier()
-    first.set_vocabulary(tiny_vocabulary(seed=3))
-    second.set_vocabulary(tiny_vocabulary())
-    state = first.state_dict()
-    for damaged in (
-        {**state, "text_embeddings": state["text_embeddings"][:3]},
-        {name: value for name, value in state.items() if name != "text_embeddings"},
-    ):
-        second.load_state_dict(damaged)
-        assert torch.equal(second.text_embeddings, tiny_vocabulary().embeddings)
-        assert second.vocabulary.names == tiny_vocabulary().names
+def test_a_vocabulary_that_was_given_stays():
+    first = make_classifier()
+    first.set_vocabulary(tiny_vocabulary(["dog", "cow"], seed=3))
+    given = make_classifier(vocabulary=tiny_vocabulary())
+    held = given.state_dict()["vocabulary"]
+    given.load_state_dict(first.state_dict())
+    assert given.vocabulary.names == tiny_vocabulary().names
+    assert Vocabulary.from_bytes(held.numpy().tobytes()).names == tiny_vocabulary().names
 
 
 def test_one_name_is_enough():

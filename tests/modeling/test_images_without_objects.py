@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import PolygonMasks
 from detectron2.utils.events import EventStorage
 
-from ovd_d2.modeling import VARIANTS
+from ovd_d2.vild import VARIANTS
 from tests.modeling.test_mask_head import pointrend_config
 from tests.tiny import tiny_config, tiny_input, tiny_vocabulary
 

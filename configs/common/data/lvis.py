@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 from ovd_d2.cache import EmbeddingCache
 from ovd_d2.data.categories import get_novel_flags
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
+from ovd_d2.data.passengers import CachedProposals
 from ovd_d2.data.train_loader import build_resumable_train_loader
 from ovd_d2.engine.build import get_base_dataset_dicts
 from ovd_d2.evaluation import OpenVocabularyLVISEvaluator
@@ -29,8 +30,11 @@ dataloader.train = L(build_resumable_train_loader)(
         image_format="BGR",
         use_instance_mask=True,
         recompute_boxes=True,  # the crop cuts objects
-        cache=L(EmbeddingCache)(path="datasets://lvis/cache_vit_b32"),
-        proposals_per_image=300,
+        passengers=[
+            L(CachedProposals)(
+                cache=L(EmbeddingCache)(path="datasets://lvis/cache_vit_b32"), per_image=300
+            )
+        ],
     ),
     total_batch_size=256,
     num_workers=8,

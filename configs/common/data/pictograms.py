@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 from ovd_d2.cache import EmbeddingCache
 from ovd_d2.data.categories import get_novel_flags
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
+from ovd_d2.data.passengers import CachedProposals
 from ovd_d2.data.train_loader import build_resumable_train_loader
 from ovd_d2.engine.build import get_base_dataset_dicts
 from ovd_d2.evaluation import OpenVocabularyLVISEvaluator
@@ -27,8 +28,11 @@ dataloader.train = L(build_resumable_train_loader)(
         ],
         image_format="RGB",
         use_instance_mask=True,
-        cache=L(EmbeddingCache)(path="datasets://pictograms_v1/cache"),
-        proposals_per_image=25,
+        passengers=[
+            L(CachedProposals)(
+                cache=L(EmbeddingCache)(path="datasets://pictograms_v1/cache"), per_image=25
+            )
+        ],
     ),
     total_batch_size=4,
     num_workers=1,

@@ -7,15 +7,12 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 
 from ovd_d2.modeling import (
     CLIPClassifier,
-    LevelMeanRPN,
-    NormRPNHead,
     OpenVocabularyOutputLayers,
     OpenVocabularyRCNN,
     ViLDBoxHead,
     ViLDMaskHead,
-    ViLDROIHeads,
 )
-from ovd_d2.modeling.roi_heads import get_variant
+from ovd_d2.vild import LevelMeanRPN, NormRPNHead, ViLDROIHeads, get_variant
 
 model = model_zoo.get_config("common/models/mask_rcnn_fpn.py").model
 model._target_ = OpenVocabularyRCNN
@@ -52,7 +49,10 @@ model.roi_heads.box_head = L(ViLDBoxHead)(
 model.roi_heads.box_predictor = L(OpenVocabularyOutputLayers)(
     input_shape=ShapeSpec(channels=1024),
     classifier=L(CLIPClassifier)(
-        embedding_dim=512, num_classes="${...num_classes}", temperature=0.01
+        embedding_dim=512,
+        num_classes="${...num_classes}",
+        temperature=0.01,
+        vocabulary="${vocabulary}",
     ),
     novel_training_logits="zero",
     num_classes="${..num_classes}",

@@ -7,7 +7,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from ovd_d2.modeling import LevelMeanRPN
+from ovd_d2.vild import LevelMeanRPN
 from tests.tiny import tiny_config, tiny_input
 
 DELTA = 0.5

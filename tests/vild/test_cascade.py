@@ -6,8 +6,9 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from ovd_d2.losses import distillation_l1
-from ovd_d2.modeling import VARIANTS
 from ovd_d2.scoring import mix_objectness, text_probabilities
+from ovd_d2.structures import cached_proposals_of
+from ovd_d2.vild import VARIANTS
 from tests.tiny import tiny_config, tiny_input, tiny_vocabulary
 
 STAGES = 3
@@ -80,11 +81,10 @@ def test_features_see_the_mean_of_the_stages_distillation_gradients():
     heads = make_model("vild").roi_heads.train()
     features = {name: map.requires_grad_() for name, map in random_features().items()}
     record = tiny_input()
-    cached = record["cached_proposals"]
+    cached = cached_proposals_of(record["instances"])
     with EventStorage():
-        _, losses = heads(
-            None, features, [proposals_of([[4.0] * 4], [0.0])], [record["instances"]], [cached]
-        )
+        proposals = [proposals_of([[4.0] * 4], [0.0])]
+        _, losses = heads(None, features, proposals, [record["instances"]])
     for k, predictor in enumerate(heads.predictors):
         student = predictor.embed(heads.box_head[k](heads._pool(features, [cached])))
         plain = distillation_l1(student, cached.teacher_embeddings, heads.distillation_weight)
@@ -102,7 +102,7 @@ def test_a_shared_head_learns_to_classify_as_detectron2s_cascade_does():
     proposals, targets = [proposals_of([[4.0, 4.0, 36.0, 40.0]], [0.0])], [record["instances"]]
     torch.manual_seed(0)
     with EventStorage():
-        _, losses = heads(None, features, proposals, targets, [record["cached_proposals"]])
+        _, losses = heads(None, features, proposals, targets)
     torch.manual_seed(0)
     with EventStorage():
         _, expected = CascadeROIHeads.forward(heads, None, features, proposals, targets)

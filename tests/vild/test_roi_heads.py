@@ -5,8 +5,9 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from ovd_d2 import scoring
-from ovd_d2.modeling import VARIANTS
 from ovd_d2.scoring import image_probabilities, text_probabilities, vild_ensemble
+from ovd_d2.structures import cached_proposals_of
+from ovd_d2.vild import VARIANTS
 from tests.tiny import random_units, tiny_config, tiny_input, tiny_vocabulary
 
 
@@ -109,9 +110,7 @@ def test_masks_can_be_trained_on_predicted_boxes(variant):
     record = tiny_input(objects=0)
     features = model.backbone(model.preprocess_image([record]).tensor)
     with EventStorage():
-        heads.train()(
-            None, features, proposals, [record["instances"]], [record["cached_proposals"]]
-        )
+        heads.train()(None, features, proposals, [record["instances"]])
     assert regions[0].proposal_boxes.tensor.tolist() == [[12.0, 10.0, 32.0, 30.0]]
 
 
@@ -216,7 +215,7 @@ def test_teacher_rows_may_come_as_stored_also_under_autocast(stored):
     model, losses = make_model("vild"), []
     for kind in (torch.float32, stored):
         records = [tiny_input(seed=seed) for seed in (0, 1)]
-        for proposals in (record["cached_proposals"] for record in records):
+        for proposals in (cached_proposals_of(record["instances"]) for record in records):
             rows = proposals.teacher_embeddings
             proposals.teacher_embeddings = (100 * rows).to(kind)
         torch.manual_seed(0)
@@ -229,7 +228,7 @@ def test_student_matches_teacher_after_some_steps():
     model = make_model("vild_ensemble")
     optimizer = torch.optim.Adam(model.roi_heads.image_head.parameters(), lr=1e-2)
     record = tiny_input(cached=4)
-    record["cached_proposals"].teacher_embeddings = random_units(4, seed=9)
+    cached_proposals_of(record["instances"]).teacher_embeddings = random_units(4, seed=9)
     history = []
     for _ in range(15):
         loss = training_losses(model, record)["loss_distillation"]

@@ -14,10 +14,13 @@ from ovd_d2.clip.loading import configured_teacher
 from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_BASE_TAG, SHIPPED_TAG
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.data.online import OnlineTeacherLoader
+from ovd_d2.data.passengers import CachedProposals, ProposalsToEmbed
 from ovd_d2.engine import build
-from ovd_d2.engine.online import embedder, online_problems
+from ovd_d2.structures import cached_proposals_of
+from ovd_d2.systems import SetupContext
+from ovd_d2.vild.online_teacher import OnlineTeacher
 from ovd_d2.vocabulary import Vocabulary
-from tests.proposal_stores import random_proposals, write_cache, write_proposals
+from tests.proposal_stores import embedder, random_proposals, write_cache, write_proposals
 from tests.tiny import BASE_NAMES, NOVEL_NAMES, tiny_config
 
 SIZE = 64
@@ -68,8 +71,8 @@ def cache(dicts, proposals, teacher, tmp_path_factory):
 def cfg(dicts, proposals, monkeypatch):
     monkeypatch.setattr(build, "load_training_dicts", lambda _: dicts)
     cfg = online_config()
-    cfg.MODEL.OVD.DISTILLATION.CACHE = ""
-    cfg.MODEL.OVD.DISTILLATION.ONLINE.PROPOSALS = str(proposals.path)
+    cfg.MODEL.VILD.DISTILLATION.CACHE = ""
+    cfg.MODEL.VILD.DISTILLATION.ONLINE.PROPOSALS = str(proposals.path)
     return cfg
 
 
@@ -95,8 +98,8 @@ def first_step(cfg):
 
 def test_a_training_step_has_the_loss_it_has_with_a_cache(cfg, cache):
     online, gradient = first_step(cfg)
-    cfg.MODEL.OVD.DISTILLATION.ONLINE.PROPOSALS = ""
-    cfg.MODEL.OVD.DISTILLATION.CACHE = str(cache)
+    cfg.MODEL.VILD.DISTILLATION.ONLINE.PROPOSALS = ""
+    cfg.MODEL.VILD.DISTILLATION.CACHE = str(cache)
     cached, expected = first_step(cfg)
     assert online.keys() == cached.keys()
     assert cached["loss_distillation"] > 0
@@ -121,19 +124,21 @@ def test_the_teacher_is_frozen_and_in_evaluation_mode(cfg):
     batch = next(iter(loader))
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
-    assert not any(x["cached_proposals"].teacher_embeddings.requires_grad for x in batch)
+    assert not any(
+        cached_proposals_of(x["instances"]).teacher_embeddings.requires_grad for x in batch
+    )
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())  # BN, too
 
 
 def test_options_reach_the_teacher(cfg):
-    cfg.MODEL.OVD.DISTILLATION.ONLINE.RESIZE = "squash"
-    cfg.MODEL.OVD.DISTILLATION.ONLINE.BATCH_SIZE = 4
+    cfg.MODEL.VILD.DISTILLATION.ONLINE.RESIZE = "squash"
+    cfg.MODEL.VILD.DISTILLATION.ONLINE.BATCH_SIZE = 4
     options = build.build_train_loader(cfg).embed.keywords
     assert (options["resize"], options["batch_size"]) == ("squash", 4)
 
 
 def test_a_variant_that_does_not_distil_has_no_teacher(cfg):
-    cfg.MODEL.OVD.VARIANT = "vild_text"
+    cfg.MODEL.VILD.VARIANT = "vild_text"
     assert not isinstance(build.build_train_loader(cfg), OnlineTeacherLoader)
 
 
@@ -142,23 +147,25 @@ def test_workers_read_and_the_training_process_embeds(cfg, dicts, cache, teacher
     batch = next(iter(build.build_train_loader(cfg)))
     assert len(batch) == 2
     options = OpenVocabularyDatasetMapper.from_config(cfg, is_train=True)
-    options.update(cache=EmbeddingCache(cache), proposals=None)
+    options["passengers"] = [CachedProposals(EmbeddingCache(cache), per_image=300)]
     from_cache = OpenVocabularyDatasetMapper(**options)
     by_id = {entry["image_id"]: from_cache(entry) for entry in dicts}
     for record in batch:
-        expected = by_id[record["image_id"]]["cached_proposals"].teacher_embeddings
-        found = record["cached_proposals"].teacher_embeddings
+        expected = cached_proposals_of(by_id[record["image_id"]]["instances"]).teacher_embeddings
+        found = cached_proposals_of(record["instances"]).teacher_embeddings
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def problems_with(dicts, proposals, teacher, **changes):
-    needs = {"teacher_fingerprint": None, "embedding_dim": 64, "images": dicts}
-    return online_problems(proposals, teacher, **{**needs, **changes})
+def problems_with(dicts, proposals, online, **changes):
+    needs = {"training": True, "embedding_dim": 64, "training_images": dicts}
+    context = SetupContext(**{**needs, **changes})
+    store = ProposalsToEmbed(proposals, per_image=300)
+    return [*OnlineTeacher(online).problems(context), *store.problems(context)]
 
 
 def test_what_fits_has_no_problem(dicts, proposals, teacher):
-    assert problems_with(dicts, proposals, teacher, teacher_fingerprint=teacher.fingerprint) == []
-    assert problems_with(dicts, None, None, teacher_fingerprint="any", embedding_dim=1) == []
+    assert problems_with(dicts, proposals, teacher, teacher=teacher.fingerprint) == []
+    assert problems_with(dicts, proposals, teacher, teacher=None) == []
 
 
 def test_proposals_of_other_images_under_these_ids(dicts, proposals, teacher):
@@ -176,7 +183,7 @@ def test_another_teacher_another_width_and_missing_images_all_at_once(dicts, pro
     other = configured_teacher(online_config(tag=SHIPPED_BASE_TAG), device="cpu")
     shipped = configured_teacher(online_config(), device="cpu").fingerprint
     more = [*dicts, *({**dicts[0], "image_id": one} for one in (78, 77))]
-    problems = problems_with(more, proposals, other, teacher_fingerprint=shipped, embedding_dim=512)
+    problems = problems_with(more, proposals, other, teacher=shipped, embedding_dim=512)
     assert len(problems) == 3
     assert other.fingerprint in problems[0] and shipped in problems[0]
     assert "64 wide, expected 512" in problems[1]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ovd_d2 import scoring
 from ovd_d2.modeling.box_head import OpenVocabularyOutputLayers
-from ovd_d2.modeling.roi_heads import ViLDROIHeads, run_together
+from ovd_d2.vild.roi_heads import ViLDROIHeads, apply_jointly
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -64,7 +64,7 @@ class ViLDCascadeROIHeads(ViLDROIHeads, CascadeROIHeads):
         cached = self._pool_stage(features, cached_proposals)
         for k, (head, predictor) in enumerate(zip(self.box_head, self.predictors, strict=True)):
             pooled = self._pool_stage(features, proposals)
-            region, cached_region = run_together(head, pooled, cached)
+            region, cached_region = apply_jointly(head, pooled, cached)
             predictions = predictor(region)
             with get_event_storage().name_scope(f"stage{k}"):
                 stage = predictor.losses(predictions, proposals)

@@ -1,0 +1,84 @@
+"""Which detectors take a vocabulary: by their config, and once they are built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol, cast
+
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
+from fvcore.common.registry import Registry
+from torch import nn
+
+from ovd_d2.modeling.meta_arch import OpenVocabularyRCNN
+from ovd_d2.vocabulary import Vocabulary
+
+
+class OpenVocabularyModule(Protocol):
+    """A detector, or its ROI heads, whose categories are a vocabulary."""
+
+    @property
+    def vocabulary(self) -> Vocabulary | None: ...
+
+    def set_vocabulary(self, vocabulary: Vocabulary) -> None: ...
+
+
+def takes_vocabulary(cfg: CfgNode) -> bool:
+    """Whether the meta-architecture or the ROI heads of a config look for a vocabulary."""
+    return any(
+        hasattr(one, "set_vocabulary")
+        for one in (
+            _registered(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE),
+            _registered(ROI_HEADS_REGISTRY, cfg.MODEL.ROI_HEADS.NAME),
+        )
+    )
+
+
+def open_vocabulary_part(model: nn.Module) -> OpenVocabularyModule | None:
+    """What holds a detector's vocabulary: the detector, or its ROI heads in one of another project.
+
+    None for a detector with a fixed list of categories.
+    """
+    detector = unwrapped(model)
+    for part in (detector, getattr(detector, "roi_heads", None)):
+        if hasattr(part, "set_vocabulary"):
+            return cast(OpenVocabularyModule, part)
+    return None
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The detector inside `DistributedDataParallel`, or the model itself."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def architecture_problems(cfg: CfgNode) -> Iterable[str]:
+    """A meta-architecture or heads that are not registered, or do not fit each other."""
+    names = {
+        "MODEL.META_ARCHITECTURE": (META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE),
+        "MODEL.ROI_HEADS.NAME": (ROI_HEADS_REGISTRY, cfg.MODEL.ROI_HEADS.NAME),
+    }
+    found = {key: _registered(registry, name) for key, (registry, name) in names.items()}
+    for key, (registry, name) in names.items():
+        if found[key] is None:
+            yield (
+                f"{key}: nothing is registered as '{name}': import the module that defines it, or "
+                f"name one of {', '.join(sorted(name for name, _ in registry))}"
+            )
+    meta, heads = found.values()
+    is_ours = isinstance(meta, type) and issubclass(meta, OpenVocabularyRCNN)
+    if is_ours and heads is not None and not hasattr(heads, "set_vocabulary"):
+        yield (
+            f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME} has a fixed list of categories, but "
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} needs heads that take a "
+            f"vocabulary: name one of {', '.join(open_vocabulary_heads())}"
+        )
+
+
+def open_vocabulary_heads() -> list[str]:
+    """The names of all registered ROI heads that take a vocabulary."""
+    return sorted(name for name, heads in ROI_HEADS_REGISTRY if hasattr(heads, "set_vocabulary"))
+
+
+def _registered(registry: Registry, name: str) -> Any:
+    return dict(registry).get(name)

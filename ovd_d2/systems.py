@@ -1,0 +1,110 @@
+"""The plug of a system: what it adds to the shared code, which knows none of them by name.
+
+A system is a way to train and score an open-vocabulary detector (ViLD). It brings a config node,
+its checks, what rides through the mapper with the image, and what happens to the training loader.
+To add one: write a module with a :class:`System` called `SYSTEM` and name it in `SYSTEM_MODULES`,
+or, from outside this package, call :func:`register_system`. See projects/README.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from detectron2.config import CfgNode
+from omegaconf import DictConfig
+
+if TYPE_CHECKING:
+    from ovd_d2.data.passengers import Passenger
+
+# One line per system. Imported when first asked for: `import ovd_d2` stays quick.
+SYSTEM_MODULES = ("ovd_d2.vild.system",)
+
+Batches = Iterable[list[dict[str, Any]]]
+# Keys that nothing reads under a config, and why.
+IdleKeys = tuple[tuple[str, ...], str]
+
+
+@dataclass(frozen=True)
+class SetupContext:
+    """What the shared checks found, for those of a system.
+
+    Attributes:
+        training: False for an evaluation.
+        embedding_dim: width of the teacher's embeddings.
+        teacher: fingerprint of the one that embedded the vocabulary; None: not known.
+        training_images: Detectron2 dicts of every training image; empty in an evaluation.
+    """
+
+    training: bool
+    embedding_dim: int
+    teacher: str | None = None
+    training_images: Sequence[dict[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class System:
+    """What one system adds; each function gets the complete config.
+
+    Attributes:
+        name: for messages, e.g. "ViLD".
+        node: its keys are below this one, e.g. "MODEL.VILD".
+        is_configured: whether a config is one of this system.
+        add_config: adds the node with its defaults.
+        renamed_keys: old key -> the key that took its place, for configs of older versions.
+        key_problems: keys whose values cannot be meant; no file is opened.
+        problems: everything else that a run of the system needs, e.g. its stores.
+        lazy_problems: the same of a LazyConfig and its mapper's passengers; nothing where the
+            config is not one of this system.
+        idle_keys: keys that the config sets and nothing reads.
+        passengers: what the training mapper carries along with every image.
+        wrap_loader: changes the batches on their way from the loader to the model, in the
+            training process.
+    """
+
+    name: str
+    node: str
+    is_configured: Callable[[CfgNode], bool]
+    add_config: Callable[[CfgNode], None]
+    renamed_keys: Mapping[str, str] = field(default_factory=dict)
+    key_problems: Callable[[CfgNode], Iterable[str]] = lambda *_: ()
+    problems: Callable[[CfgNode, SetupContext], Iterable[str]] = lambda *_: ()
+    lazy_problems: Callable[[DictConfig, Sequence[Passenger]], Iterable[str]] = lambda *_: ()
+    idle_keys: Callable[[CfgNode], Iterable[IdleKeys]] = lambda *_: ()
+    passengers: Callable[[CfgNode], Sequence[Passenger]] = lambda *_: ()
+    wrap_loader: Callable[[CfgNode, Batches], Batches] = lambda cfg, loader: loader
+
+
+_registered: dict[str, System] = {}
+
+
+def register_system(system: System) -> None:
+    """Adds a system of another package, before its configs are read.
+
+    Raises:
+        ValueError: another system has its name.
+    """
+    if system.name in {one.name for one in systems()}:
+        raise ValueError(f"a system called '{system.name}' is registered already: rename one")
+    _registered[system.name] = system
+
+
+def systems() -> list[System]:
+    """All systems, those of this package first."""
+    own = [import_module(module).SYSTEM for module in SYSTEM_MODULES]
+    return [*own, *_registered.values()]
+
+
+def system_of(cfg: CfgNode) -> System | None:
+    """The system that a config is of; None for a detector that is of none, e.g. Mask R-CNN.
+
+    Raises:
+        ValueError: two systems take it for theirs.
+    """
+    found = [system for system in systems() if system.is_configured(cfg)]
+    if len(found) > 1:
+        names = " and ".join(system.name for system in found)
+        raise ValueError(f"this config is one of {names}: set the keys of one of them alone")
+    return found[0] if found else None

@@ -1,0 +1,40 @@
+"""ViLD's config keys, their defaults (the paper's) and what they do."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+
+def add_vild_config(cfg: CfgNode) -> None:
+    """Adds the node `MODEL.VILD`."""
+    vild = cfg.MODEL.VILD = CfgNode()
+
+    # Which ViLD: "vild_text" (text branch alone), "vild_image" (distillation alone), "vild" (one
+    # head learns both), "vild_ensemble" (two heads, their scores mixed at test time).
+    # All but vild_text need DISTILLATION.CACHE or DISTILLATION.ONLINE for training.
+    vild.VARIANT = "vild_text"
+
+    vild.DISTILLATION = CfgNode()
+    # The proposal-embedding cache of the training set: a folder made by tools/cache.py build.
+    vild.DISTILLATION.CACHE = ""
+    # w of the paper: 0.5 for ResNet-50.
+    vild.DISTILLATION.WEIGHT = 0.5
+    # The first K cached proposals of an image take part (they are sorted by objectness).
+    vild.DISTILLATION.PROPOSALS_PER_IMAGE = 300
+
+    # Training without a cache, for want of disk: the teacher runs inside training, on
+    # MODEL.DEVICE, and embeds each image's proposals whenever the image comes up (docs/online.md).
+    online = vild.DISTILLATION.ONLINE = CfgNode()
+    # The proposals of the training set: a folder made by tools/extract_proposals.py. "": off.
+    online.PROPOSALS = ""
+    # How a crop becomes the teacher's input; the cache builder's --resize.
+    online.RESIZE = "open_clip"
+    # Crops in one pass of the teacher: fewer need less memory; the result does not depend on it.
+    online.BATCH_SIZE = 256
+
+
+# Of version 0.1, in which ViLD's keys were among the shared ones.
+RENAMED_KEYS = {
+    "MODEL.OVD.VARIANT": "MODEL.VILD.VARIANT",
+    "MODEL.OVD.DISTILLATION": "MODEL.VILD.DISTILLATION",
+}

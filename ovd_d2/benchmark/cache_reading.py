@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from ovd_d2.benchmark.speed import Row
 from ovd_d2.cache import DatasetInfo, EmbeddingCache, Manifest
-from ovd_d2.cache.index import Index, finish_store, write_index
+from ovd_d2.cache.index import Index, build_index, write_index
 from ovd_d2.cache.manifest import DTYPES, ShardInfo, shard_name
-from ovd_d2.cache.records import data_bytes, encode_record, pack_shard, shard_info
+from ovd_d2.cache.records import data_bytes, encode_record, pack_shard, read_back
 from ovd_d2.cache.shards import IMAGES_PER_SHARD as DEFAULT_IMAGES_PER_SHARD
 
 LVIS_IMAGES = 100_170  # of LVIS v1 train
@@ -68,10 +68,10 @@ def write_random_store(
     for start in tqdm(starts, f"write {dtype}", unit="shard"):
         ids = range(start, min(start + images_per_shard, images))
         records = [(i, encode_record(manifest, i, _record(rows, dim, generator))) for i in ids]
-        content, file = pack_shard(records), shard_name(images_per_shard, len(manifest.shards))
-        (folder / file).write_bytes(content)
-        manifest.shards.append(shard_info(file, records, content))
-    finish_store(folder, manifest)
+        path = folder / shard_name(images_per_shard, len(manifest.shards))
+        path.write_bytes(pack_shard(records))
+        manifest.shards.append(read_back(path, manifest.fields)[1])
+    write_index(folder, manifest, build_index(folder, manifest))
     return folder
 
 

@@ -58,15 +58,6 @@ class Index:
         return digest.hexdigest()
 
 
-def finish_store(folder: Path, manifest: Manifest) -> Manifest:
-    """Write the index of a store whose shards are all there, then the manifest that names it.
-
-    Raises:
-        CacheError: a shard is damaged, or two hold one image.
-    """
-    return write_index(folder, manifest, build_index(folder, manifest))
-
-
 def write_index(folder: Path, manifest: Manifest, index: Index) -> Manifest:
     """Write an index and, after it, the manifest that names it; returns the new manifest."""
     tensors = {name: np.ascontiguousarray(getattr(index, name)) for name in _TYPES}

@@ -51,20 +51,11 @@ class FieldSpec:
     shape: tuple[int, ...]
     dtype: torch.dtype
 
-    @property
-    def row_bytes(self) -> int:
-        """Stored bytes of one row (one proposal)."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """The data set a store was made for.
-
-    Attributes:
-        name: its name in Detectron2's `DatasetCatalog`.
-        fingerprint: see `ovd_d2.cache.identity.dataset_fingerprint`.
-        num_images: a finished store holds exactly this many records.
+    """The data set a store was made for: its name in `DatasetCatalog`, `dataset_fingerprint` of its
+    images, and how many they are.
     """
 
     name: str
@@ -185,7 +176,7 @@ class Manifest:
         return {key: value for key, value in content.items() if key not in _PROGRESS_KEYS}
 
     def differences(self, other: Manifest) -> list[str]:
-        """Header keys in which `other` differs, in words: "teacher: this 'a', other 'b'"."""
+        """Header keys in which `other` differs, in words: "teacher: 'a' here, 'b' asked for"."""
         mine, theirs = _flatten(self.header()), _flatten(other.header())
         return [
             f"{key}: {mine.get(key)!r} here, {theirs.get(key)!r} asked for"
@@ -309,10 +300,8 @@ def _is_plain(value: Any, depth: int) -> bool:
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
+        nested = isinstance(value, Mapping) and value
+        flat |= _flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return flat
 
 
@@ -344,10 +333,6 @@ def _parse(data: bytes, path: Path) -> Manifest:
 
 def _check_checksum(data: bytes) -> None:
     """The last 68 bytes are the SHA-256 of everything before them, a quote, a brace, line ends."""
-    start = len(data) - len(_TAIL) - 64
-    body, found = data[: max(start, 0)], data[max(start, 0) : -len(_TAIL)]
-    expected = hashlib.sha256(body).hexdigest().encode()
-    if found != expected or not data.endswith(_TAIL):
-        raise ValueError(
-            f"its checksum is {expected.decode()}, it says {found.decode('ascii', 'replace')}"
-        )
+    expected = hashlib.sha256(data[:-68]).hexdigest()
+    if data[-68:] != expected.encode() + _TAIL:
+        raise ValueError(f"its checksum is {expected}, its end says {data[-68:-4]!r}")

@@ -79,7 +79,12 @@ def merge_stores(
     stores = _open_all(sources, local_folder(path))
     owners, problems = _owners(stores)
     listed, list_problems = _image_list(stores)
-    problems = [*_header_problems(stores), *problems, *_gaps(stores), *list_problems]
+    problems = [*_header_problems(stores), *problems, *list_problems]
+    if missing := sorted(listed.keys() - owners.keys()):
+        problems.append(
+            f"{len(missing)} of {len(listed)} images are in no source (first ids: "
+            f"{missing[:_SHOWN_IDS]}): is a part missing, or unfinished? Run its build again"
+        )
     if problems:
         shown = "\n".join(f"  {problem}" for problem in problems)
         raise CacheError(f"these stores cannot be merged; nothing was written:\n{shown}")
@@ -148,21 +153,6 @@ def _differences(what: str, stores: Sequence[RecordStore], key: str) -> str:
         return ""
     pairs = zip(stores, values, strict=True)
     return f"{what}: " + "; ".join(f"{value!r} in {store.path}" for store, value in pairs)
-
-
-def _gaps(stores: Sequence[RecordStore]) -> list[str]:
-    """Data sets of which images are missing in all sources."""
-    problems = []
-    for dataset in _datasets(stores):
-        members = _members(stores, dataset)
-        found = len(set().union(*members))
-        if found != dataset.num_images:
-            names = ", ".join(str(store.path) for store in members)
-            problems.append(
-                f"data set '{dataset.name}' has {dataset.num_images} images, {names} hold {found} "
-                "of them: is a part missing, or unfinished? Run its build again"
-            )
-    return problems
 
 
 def _image_list(stores: Sequence[RecordStore]) -> tuple[ImageList, list[str]]:

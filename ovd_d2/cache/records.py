@@ -14,7 +14,6 @@ A shard of n images with R proposals in total holds
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -161,15 +160,10 @@ def pack_shard(records: Sequence[tuple[int, Record]]) -> bytes:
     return serialize(tensors, _METADATA)
 
 
-def shard_info(file: str, records: Sequence[tuple[int, Record]], content: bytes) -> ShardInfo:
-    """The manifest's entry of a shard: its name, what it holds, its bytes."""
-    rows = sum(len(record["boxes"]) for _, record in records)
-    return ShardInfo(file, len(records), rows, len(content), hashlib.sha256(content).hexdigest())
-
-
 def data_bytes(fields: Mapping[str, FieldSpec], images: int, rows: int) -> int:
     """Bytes of all tensors of a shard (or of all shards of a store), without the headers."""
-    return rows * sum(spec.row_bytes for spec in fields.values()) + 8 * (3 * images + 1)
+    row = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in fields.values())
+    return rows * row + 8 * (3 * images + 1)
 
 
 # Reading ------------------------------------------------------------------------------------------
@@ -288,8 +282,8 @@ def read_back(path: Path, fields: Mapping[str, FieldSpec]) -> tuple[list[int], S
     shard = open_shard(path, fields)
     if damaged := damaged_records(shard):
         raise DamagedFileError(
-            f"{path} is damaged ({len(damaged)} records do not fit their checksums, first ids: "
-            f"{damaged[:5]})"
+            f"{path} is damaged: {len(damaged)} of {len(shard['image_ids'])} records do not fit "
+            f"their checksums (first ids: {damaged[:5]})"
         )
     ids: list[int] = shard["image_ids"].tolist()
     rows = len(shard["boxes"])

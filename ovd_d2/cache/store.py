@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -85,11 +86,19 @@ class RecordStore:
     def __init__(self, path: str | os.PathLike[str], *, allow_incomplete: bool = False) -> None:
         self.path: Path = fetch_store(path)
         self.manifest = Manifest.load(self.path)
-        self._check_kind()
-        if not self.manifest.complete:
+        if self.manifest.kind != self.kind:
+            raise CacheError(
+                f"{self.path} holds {self.manifest.kind}, expected {self.kind}; "
+                f"{BUILD_COMMANDS[self.kind]} writes {self.kind}"
+            )
+        if self.manifest.complete:
+            for info in self.manifest.shards:
+                with self._fix_named(info):
+                    check_size(self.path / info.file, info)
+            self._index = load_index(self.path, self.manifest)
+        else:
             self._open_incomplete(allow_incomplete)
-        self._check_sizes()
-        self._index = self._open_index()
+            self._index = build_index(self.path, self.manifest)
         self._fields = tuple(self.manifest.fields)
         self._paths = [str(self.path / info.file) for info in self.manifest.shards]
         self._layouts: dict[int, Layout] = {}
@@ -147,15 +156,13 @@ class RecordStore:
         if row is None:
             raise KeyError(f"image {image_id} is not in {self.path} ({len(self)} images)")
         shard, start, count = int(index.shard[row]), int(index.start[row]), int(index.rows[row])
-        try:
+        with self._fix_named(self.manifest.shards[shard]):
             fields = read_rows(self._paths[shard], self._layout(shard), self._fields, start, count)
             if record_checksum(image_id, fields.values()) != index.checksums[row]:
                 raise DamagedFileError(
                     f"{self._paths[shard]} is damaged: the record of image {image_id} does not "
                     "fit its checksum"
                 )
-        except DamagedFileError as error:
-            raise self._with_fix(error, self.manifest.shards[shard]) from error
         return fields
 
     def storage_order(self) -> list[int]:
@@ -178,14 +185,6 @@ class RecordStore:
         """Read everything back and return the problems found, in words; empty if it is sound."""
         return verify_store(self.path, progress=progress)
 
-    def _check_kind(self) -> None:
-        found = self.manifest.kind
-        if found != self.kind:
-            raise CacheError(
-                f"{self.path} holds {found}, expected {self.kind}; "
-                f"{BUILD_COMMANDS[self.kind]} writes {self.kind}"
-            )
-
     def _open_incomplete(self, allowed: bool) -> None:
         shards = list_sealed_shards(self.path, self.manifest)
         self.manifest = replace(self.manifest, shards=shards)
@@ -195,17 +194,6 @@ class RecordStore:
                 f"{self.manifest.dataset.num_images} images are in its shards. Run "
                 f"{self.manifest.build_command} again with the same arguments to continue it"
             )
-
-    def _check_sizes(self) -> None:
-        for info in self.manifest.shards:
-            try:
-                check_size(self.path / info.file, info)
-            except DamagedFileError as error:
-                raise self._with_fix(error, info) from error
-
-    def _open_index(self) -> Index:
-        complete = self.manifest.complete
-        return (load_index if complete else build_index)(self.path, self.manifest)
 
     def _layout(self, shard: int) -> Layout:
         """Where the fields of a shard lie; its header is read once in a process."""
@@ -219,8 +207,14 @@ class RecordStore:
             self._layouts[shard] = layout
         return layout
 
-    def _with_fix(self, error: DamagedFileError, info: ShardInfo) -> DamagedFileError:
-        return DamagedFileError(f"{error}. {self.manifest.shard_fix(info.file)}")
+    @contextlib.contextmanager
+    def _fix_named(self, info: ShardInfo) -> Iterator[None]:
+        """Add to the message of damage what to do about it."""
+        try:
+            yield
+        except DamagedFileError as error:
+            fix = self.manifest.shard_fix(info.file)
+            raise DamagedFileError(f"{error}. {fix}") from error
 
 
 def _has_sound_values(proposals: CachedProposals) -> bool:

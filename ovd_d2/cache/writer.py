@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ovd_d2.cache.identity import ID_RANGE, image_list, is_image_id, save_image_list
-from ovd_d2.cache.index import finish_store, has_sound_index
+from ovd_d2.cache.index import build_index, has_sound_index, write_index
 from ovd_d2.cache.manifest import MANIFEST_FILE, CacheError, Manifest, ShardInfo, local_folder
 from ovd_d2.cache.records import Record, encode_record, pack_shard
 from ovd_d2.cache.shards import (
@@ -213,7 +213,7 @@ class RecordWriter:
         manifest = replace(self.manifest, shards=shards, index=None)
         if len(shards) == len(self._planned):
             with full_disk_explained(self.path, self._bytes_to_come):
-                manifest = finish_store(self.path, manifest)
+                manifest = write_index(self.path, manifest, build_index(self.path, manifest))
             remove_leftovers(self.path, {shard.file for shard in shards})
         return manifest
 

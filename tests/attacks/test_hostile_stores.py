@@ -24,9 +24,9 @@ from safetensors.numpy import load, save
 from ovd_d2.analysis.cache_info import store_info
 from ovd_d2.benchmark.cache_reading import write_random_store
 from ovd_d2.cache import EmbeddingCache, Manifest, check_compatible, verify_store
-from ovd_d2.cache.index import finish_store
+from ovd_d2.cache.index import build_index, write_index
 from ovd_d2.cache.manifest import CacheError
-from ovd_d2.cache.records import open_shard, pack_shard, shard_info
+from ovd_d2.cache.records import open_shard, pack_shard, read_back
 from ovd_d2.cache.shards import delete_store
 from tests.attacks.hostile import (
     DEEP_JSON,
@@ -241,10 +241,10 @@ def test_values_that_would_become_a_loss_of_nan(folder: Path, field: str, value:
         for k, one in enumerate(ids)
     ]
     records[1][1][field].view(4, -1)[2, -1] = value
-    content = pack_shard(records)
-    (folder / FIRST).write_bytes(content)
-    shards = [shard_info(FIRST, records, content), *manifest.shards[1:]]
-    finish_store(folder, replace(manifest, shards=shards, index=None))
+    (folder / FIRST).write_bytes(pack_shard(records))
+    shards = [read_back(folder / FIRST, manifest.fields)[1], *manifest.shards[1:]]
+    manifest = replace(manifest, shards=shards, index=None)
+    write_index(folder, manifest, build_index(folder, manifest))
     refused_everywhere(folder, "the record of image 1 holds what no builder writes")
 
 

@@ -149,7 +149,7 @@ def test_every_reason_is_given_at_once_and_nothing_is_written(
     assert f"dtype: 'float16' in {a}; 'float32' in {b}" in message
     assert "recipe: {'scales': [1.0, 1.5]}" in message
     assert f"2 images have different content in {a} and {b} (first ids: [5, 6])" in message
-    assert f"data set 'second' has 4 images, {b} hold 2 of them" in message
+    assert "2 of 8 images are in no source (first ids: [7, 8])" in message
     assert not (tmp_path / "merged").exists()
 
 
@@ -169,7 +169,9 @@ def test_parts_from_other_proposals_are_refused(write: Write, tmp_path: Path) ->
 
 
 def test_a_missing_part_is_noticed(parts: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(CacheError, match="'toy_train' has 9 images, .* hold 7 of them: is a part"):
+    with pytest.raises(
+        CacheError, match="2 of 9 images are in no source .first ids: .5, 6..: is a part"
+    ):
         merge_stores(parts[:2], tmp_path / "merged", progress=False)
     assert not (tmp_path / "merged").exists()
 

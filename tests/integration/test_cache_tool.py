@@ -186,8 +186,7 @@ def test_parts_that_are_missing_are_asked_for(
         options = ("--part", f"{number}/3", *SMALL_SHARDS)
         tool(*build_arguments(proposals, tmp_path / str(number), *options))
     message = refused("merge", tmp_path / "1", tmp_path / "2", "--output", tmp_path / "merged")
-    assert "has 30 images" in message
-    assert "hold 20 of them" in message
+    assert "10 of 30 images are in no source" in message
     assert not (tmp_path / "merged").exists()
 
 

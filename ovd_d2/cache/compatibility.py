@@ -33,19 +33,18 @@ def check_compatible(
         images: every image the training will ask for (file_name, image_id, height, width); all of
             the data set that the cache was built for, or some.
     """
-    manifest = cache.manifest
-    problems = []
+    manifest, problems = cache.manifest, []
+    rebuild = _rebuild_command(cache, teacher_fingerprint)
     if manifest.teacher != teacher_fingerprint:
         problems.append(
             f"teacher of the cache {cache.path}: expected '{teacher_fingerprint}' (the "
             f"vocabulary's), found '{manifest.teacher}'. Student and text must share one teacher: "
-            f"{_rebuild_command(cache, teacher_fingerprint)}"
+            f"{rebuild}"
         )
     if manifest.embedding_dim != embedding_dim:
         problems.append(
             f"embedding width of the cache {cache.path}: expected {embedding_dim} (the "
-            f"vocabulary's), found {manifest.embedding_dim}: "
-            f"{_rebuild_command(cache, teacher_fingerprint)}"
+            f"vocabulary's), found {manifest.embedding_dim}: {rebuild}"
         )
     fix = (
         "extract proposals for the training data set (tools/extract_proposals.py) and build its "
@@ -60,7 +59,6 @@ def coverage_problems(
     """Why a training on these images cannot use a store: ids, other images, missing images.
 
     Args:
-        store: of proposals or embeddings.
         images: as for `check_compatible`.
         fix: what to do, for the message.
     """
@@ -82,9 +80,7 @@ def identity_problems(store: RecordStore, entries: Collection[Mapping[str, Any]]
     """Whether the records of a store are of other images than those that have their ids now.
 
     Args:
-        store: of proposals or embeddings.
-        entries: images that will be asked for, all or some: file_name, image_id, height, width.
-            Ids that the store lacks are not looked at.
+        entries: images that will be asked for; ids that the store lacks are not looked at.
 
     Returns: at most one line, without what to do about it.
     """

@@ -19,7 +19,6 @@ from ovd_d2.files import atomic_write, read_bounded
 
 IMAGES_FILE = "images.json"
 ID_RANGE = "whole numbers from 0 to 2**63 - 1"
-ADD_COMMAND = "tools/cache.py add-image-list"
 _MAX_IMAGE_BYTES = 4096  # of a line of the list; a file name has at most 255 characters
 _SIDES = (int, type(None))
 _ROW_TYPES = {(int, str, height, width) for height in _SIDES for width in _SIDES}
@@ -91,11 +90,7 @@ def dataset_fingerprint(entries: Iterable[Mapping[str, Any]]) -> str:
 
 
 def image_list(dataset: DatasetInfo, entries: Collection[Mapping[str, Any]]) -> bytes:
-    """The content of a store's list of images.
-
-    Args:
-        dataset: from its manifest.
-        entries: every image of this data set: file_name, image_id, height, width.
+    """The content of a store's list of images: `entries`, all of `dataset`.
 
     Raises:
         CacheError: an id twice, or these are not the images whose fingerprint `dataset` has.
@@ -158,11 +153,7 @@ def list_entries(listed: ImageList) -> list[dict[str, Any]]:
 def add_image_list(
     path: str | os.PathLike[str], entries: Collection[Mapping[str, Any]]
 ) -> tuple[Path, int]:
-    """Give an older store the list of its images.
-
-    Args:
-        path: folder of the store.
-        entries: every image of the data set that it was made for.
+    """Give an older store the list of its images: all of the data set that it was made for.
 
     Returns: the file, and how many images it lists.
 
@@ -177,7 +168,7 @@ def add_image_list(
 def add_list_command(folder: Path, dataset: DatasetInfo) -> str:
     """What a user runs to do so."""
     names = dataset.name.replace("+", " ")  # a merged store's name has a "+"
-    return f"{ADD_COMMAND} {folder} --dataset {names}"
+    return f"tools/cache.py add-image-list {folder} --dataset {names}"
 
 
 def _list_content(entries: Iterable[Mapping[str, Any]]) -> bytes:

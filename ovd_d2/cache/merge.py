@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from ovd_d2.cache.fetch import fetch_store
 from ovd_d2.cache.identity import (
-    ADD_COMMAND,
     ImageList,
+    add_list_command,
     dataset_fingerprint,
     list_entries,
     load_image_list,
@@ -61,9 +61,9 @@ def merge_stores(
 ) -> MergeSummary:
     """Write a new store with the records of all sources, which stay as they are.
 
-    Records are copied as they are stored, each compared with its checksum on the way. Stopped at
-    any point, the new store is an unfinished one: the same call continues it. A record that several
-    sources hold with equal content is written once.
+    Records are copied as they are stored, each compared with its checksum. Stopped at any point,
+    the new store is an unfinished one: the same call continues it. A record that several sources
+    hold with equal content is written once.
 
     Args:
         sources: at least two folders: parts of one build, which together must hold every image of
@@ -142,8 +142,8 @@ def _owners(stores: Sequence[RecordStore]) -> tuple[dict[int, RecordStore], list
 def _header_problems(stores: Sequence[RecordStore]) -> list[str]:
     problems = [_differences(key, stores, key) for key in _SHARED_KEYS]
     for dataset in _datasets(stores):
-        what = f"proposals of '{dataset.name}'"
-        problems.append(_differences(what, _members(stores, dataset), "proposals"))
+        members = [store for store in stores if store.manifest.dataset == dataset]
+        problems.append(_differences(f"proposals of '{dataset.name}'", members, "proposals"))
     return list(filter(None, problems))
 
 
@@ -160,13 +160,13 @@ def _image_list(stores: Sequence[RecordStore]) -> tuple[ImageList, list[str]]:
     merged: ImageList = {}
     problems = []
     # In the order of the fingerprints: the list must not depend on the order of the sources.
-    for dataset in sorted(_datasets(stores), key=lambda one: one.fingerprint):
-        lists = (load_image_list(store.path, dataset) for store in _members(stores, dataset))
-        listed = next((one for one in lists if one is not None), None)
+    for store in sorted(stores, key=lambda one: one.manifest.dataset.fingerprint):
+        dataset = store.manifest.dataset
+        listed = load_image_list(store.path, dataset)
         if listed is None:
             problems.append(
-                f"no store of data set '{dataset.name}' says of which images it is: run python "
-                f"{ADD_COMMAND} STORE --dataset {dataset.name}"
+                f"{store.path} does not say of which images it is: run python "
+                f"{add_list_command(store.path, dataset)}"
             )
             continue
         others = [one for one in listed if one in merged and not listed[one].fits(merged[one])]
@@ -182,10 +182,6 @@ def _image_list(stores: Sequence[RecordStore]) -> tuple[ImageList, list[str]]:
 
 def _datasets(stores: Sequence[RecordStore]) -> list[DatasetInfo]:
     return list(dict.fromkeys(store.manifest.dataset for store in stores))
-
-
-def _members(stores: Sequence[RecordStore], dataset: DatasetInfo) -> list[RecordStore]:
-    return [store for store in stores if store.manifest.dataset == dataset]
 
 
 def _merged_manifest(stores: Sequence[RecordStore], images: Sequence[dict[str, Any]]) -> Manifest:

@@ -63,9 +63,6 @@ class TensorPlace:
 Layout = Mapping[str, TensorPlace]  # what a shard's header says
 
 
-# Writing ------------------------------------------------------------------------------------------
-
-
 def encode_record(manifest: Manifest, image_id: int, tensors: Mapping[str, torch.Tensor]) -> Record:
     """Check a record and return it in the stored types, on the CPU.
 
@@ -95,11 +92,7 @@ def encode_record(manifest: Manifest, image_id: int, tensors: Mapping[str, torch
 
 
 def value_problems(tensors: Mapping[str, torch.Tensor]) -> list[str]:
-    """What is wrong with the values of a record (or of a whole shard), in words.
-
-    Args:
-        tensors: before encoding, or as stored.
-    """
+    """What is wrong with the values of a record or a shard, before encoding or as stored."""
     floats = {name: value for name, value in sorted(tensors.items()) if value.is_floating_point()}
     not_finite = [
         f"{_count(~value.reshape(len(value), -1).isfinite().all(1))} rows of {name} are NaN or "
@@ -166,15 +159,8 @@ def data_bytes(fields: Mapping[str, FieldSpec], images: int, rows: int) -> int:
     return rows * row + 8 * (3 * images + 1)
 
 
-# Reading ------------------------------------------------------------------------------------------
-
-
 def check_size(path: Path, info: ShardInfo) -> None:
-    """Does a shard exist with the size that the manifest says? Does not open it.
-
-    Raises:
-        DamagedFileError: it does not.
-    """
+    """Raise DamagedFileError unless a shard is there with its size; it is not opened."""
     try:
         status = path.stat()
     except OSError:
@@ -237,10 +223,9 @@ def read_rows(path: str, layout: Layout, names: Iterable[str], start: int, rows:
 def open_shard(path: Path, fields: Mapping[str, FieldSpec]) -> Record:
     """Map a shard into memory: every tensor is a view of the file, read when it is touched.
 
-    The header is checked against the file's size and `fields`; ids and offsets are checked too.
-
     Raises:
-        DamagedFileError: the file is missing, truncated or not a shard of this store.
+        DamagedFileError: the file is missing, truncated or not a shard of this store, or its ids
+            or offsets do not ascend.
     """
     read_layout(path, fields)
     # The mapping outlives the handle, so no file descriptor stays open for a shard.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,6 @@ from ovd_d2.cache.manifest import (
     MANIFEST_FILE,
     CacheError,
     DamagedFileError,
-    FieldSpec,
     Manifest,
     ShardInfo,
     images_per_shard_of,
@@ -101,27 +100,24 @@ def plan_store(
 
 
 def find_whole_shards(
-    folder: Path,
-    fields: Mapping[str, FieldSpec],
-    planned: Sequence[PlannedShard],
-    listed: Mapping[str, ShardInfo],
+    folder: Path, manifest: Manifest, planned: Sequence[PlannedShard]
 ) -> dict[str, ShardInfo]:
     """The planned shards that are in the folder and whole, by file name.
 
-    Every byte is read and compared with the checksums of the records and, of a listed shard, with
-    its SHA-256. Damaged shards are named in the log.
-
-    Args:
-        fields: `Manifest.fields`.
-        listed: what is known of shards, by file name.
+    Every byte is read and compared with the checksums of the records and, of a shard that the
+    manifest lists, with its SHA-256. Damaged shards are named in the log.
     """
+    listed = {info.file: info for info in manifest.shards}
+    # A network file system may go on denying a file that it was asked for before it was written;
+    # a list of the folder is up to date.
+    present = {path.name for path in shard_files(folder)}
 
     def read(shard: PlannedShard) -> ShardInfo | None:
         path = folder / shard.file
-        if not path.is_file():
+        if shard.file not in present:
             return None
         try:
-            ids, info = read_back(path, fields)
+            ids, info = read_back(path, manifest.fields)
             if ids != list(shard.image_ids) or listed.get(shard.file, info) != info:
                 raise DamagedFileError(f"{path} is damaged (it is not the shard that was written)")
         except (DamagedFileError, OSError) as error:

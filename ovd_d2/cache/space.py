@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from ovd_d2.cache.manifest import CacheError, Manifest
@@ -23,11 +23,7 @@ def needed_bytes(manifest: Manifest, images: int, rows_per_image: float) -> int:
 
 
 def check_space(folder: Path, manifest: Manifest, images: int, rows_per_image: float) -> None:
-    """Refuse a build that the disk has no room for; arguments as for `needed_bytes`.
-
-    Raises:
-        CacheError: with the bytes needed and free.
-    """
+    """Refuse a build that the disk has no room for, with the bytes needed and free."""
     needed = needed_bytes(manifest, images, rows_per_image)
     free = free_bytes(folder)
     if needed > free:
@@ -40,20 +36,15 @@ def check_space(folder: Path, manifest: Manifest, images: int, rows_per_image: f
 
 
 @contextlib.contextmanager
-def full_disk_explained(folder: Path, missing: Callable[[], int]) -> Iterator[None]:
-    """Turn "no space left on device" into a CacheError that says how much is needed and free.
-
-    Args:
-        missing: bytes that the images still to be stored need.
-    """
+def full_disk_explained(folder: Path) -> Iterator[None]:
+    """Turn "no space left on device" into a CacheError that says how much is free."""
     try:
         yield
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        free, needed = readable_bytes(free_bytes(folder)), readable_bytes(missing())
+        free = readable_bytes(free_bytes(folder))
         raise CacheError(
-            f"the disk of {folder} is full ({error.strerror}): {free} are free, what is still to "
-            f"be stored needs about {needed}. Free that much and run the same command again: what "
-            "is stored stays"
+            f"the disk of {folder} is full ({error.strerror}): {free} are free. Make room and run "
+            "the same command again: what is stored stays"
         ) from error

@@ -24,7 +24,7 @@ from ovd_d2.cache.shards import (
     remove_leftovers,
     shard_files,
 )
-from ovd_d2.cache.space import check_space, full_disk_explained, needed_bytes
+from ovd_d2.cache.space import check_space, full_disk_explained
 from ovd_d2.files import atomic_write, flush_folder
 from ovd_d2.ranks import Ranks
 
@@ -86,24 +86,20 @@ class RecordWriter:
                 f"part {part[0]} of {part[1]} is empty: all images are in {len(self._planned)} "
                 "shards; take fewer parts, or a smaller --images-per-shard"
             )
-        self._listed = {info.file: info for info in self.manifest.shards}
-        self._whole = self._find_whole(self._listed)
+        self._whole: dict[str, ShardInfo] = {}
+        self._find_whole(self.manifest)
         missing = [shard for shard in self._part if shard.file not in self._whole]
         mine = missing[self.ranks.rank :: self.ranks.count]
         self.waiting_ids = [image_id for shard in mine for image_id in shard.image_ids]
         self.missing = sum(len(shard.image_ids) for shard in missing)
         self._shard_of = {image_id: shard for shard in missing for image_id in shard.image_ids}
         self._records: dict[str, dict[int, Record]] = {}  # by file, of shards not yet written
-        self._rows = self._added = 0  # for the estimate of what is still needed
 
     def check_space(self, rows_per_image: float) -> None:
         """Refuse a build that the disk has no room for. All ranks call it.
 
         Args:
-            rows_per_image: mean number of proposals of an image.
-
-        Raises:
-            CacheError: with the bytes needed and free.
+            rows_per_image: mean number of proposals per image.
         """
         self.ranks.first(
             lambda: check_space(self.path, self.manifest, self.missing, rows_per_image)
@@ -135,13 +131,11 @@ class RecordWriter:
             )
         records = self._records.setdefault(shard.file, {})
         records[image_id] = record
-        self._added += 1
-        self._rows += len(record["boxes"])
         if len(records) == len(shard.image_ids):
             self._write(shard, [*self._records.pop(shard.file).items()])
 
     def finish(self) -> Manifest:
-        """Wait for all ranks, read every shard back, and write index and manifest.
+        """Wait for all ranks, read the new shards back, and write index and manifest.
 
         Returns:
             The manifest, in every rank; of a part it lists the shards and is not complete.
@@ -150,8 +144,8 @@ class RecordWriter:
             CacheError: images are missing, the disk is full, or another rank failed.
         """
         self.ranks.gather(lambda: None)  # no rank is still writing
-        if len(self._whole) < len(self._planned):
-            self._whole = self._find_whole(self._whole)
+        # On a GPU what is built again differs in its last bits from what the manifest lists.
+        self._find_whole(replace(self.manifest, shards=[], index=None))
         self.manifest = self.ranks.first(self._list)
         return self.manifest
 
@@ -177,25 +171,24 @@ class RecordWriter:
         if overwrite:
             delete_store(self.path)
         images_per_shard = choose_images_per_shard(self.path, images_per_shard)
-        with full_disk_explained(self.path, lambda: len(content)):
+        with full_disk_explained(self.path):
             manifest = _open_manifest(self.path, wanted)
             save_image_list(self.path, content)
         ids = sorted(int(entry["image_id"]) for entry in images)
         return manifest, plan_store(self.path, manifest, ids, images_per_shard)
 
-    def _find_whole(self, listed: Mapping[str, ShardInfo]) -> dict[str, ShardInfo]:
-        """Every rank reads a share of the shards, each gets what all have found."""
-        mine = self._planned[self.ranks.rank :: self.ranks.count]
-        found = self.ranks.gather(
-            lambda: find_whole_shards(self.path, self.manifest.fields, mine, listed)
-        )
-        return {file: info for share in found for file, info in share.items()}
+    def _find_whole(self, manifest: Manifest) -> None:
+        """Which further shards are whole: every rank reads a share, each gets what all found."""
+        left = [shard for shard in self._planned if shard.file not in self._whole]
+        mine = left[self.ranks.rank :: self.ranks.count]
+        for found in self.ranks.gather(lambda: find_whole_shards(self.path, manifest, mine)):
+            self._whole |= found
 
     def _write(self, shard: PlannedShard, records: list[tuple[int, Record]]) -> None:
         path = self.path / shard.file
-        if find_whole_shards(self.path, self.manifest.fields, [shard], self._listed):
+        if path.exists() and find_whole_shards(self.path, self.manifest, [shard]):
             return  # of another build, which may have finished the store with it
-        with full_disk_explained(self.path, self._bytes_to_come), atomic_write(path) as temporary:
+        with full_disk_explained(self.path), atomic_write(path) as temporary:
             temporary.write_bytes(pack_shard(records))
 
     def _list(self) -> Manifest:
@@ -212,15 +205,10 @@ class RecordWriter:
             return self.manifest
         manifest = replace(self.manifest, shards=shards, index=None)
         if len(shards) == len(self._planned):
-            with full_disk_explained(self.path, self._bytes_to_come):
+            with full_disk_explained(self.path):
                 manifest = write_index(self.path, manifest, build_index(self.path, manifest))
             remove_leftovers(self.path, {shard.file for shard in shards})
         return manifest
-
-    def _bytes_to_come(self) -> int:
-        """An estimate of what all ranks together have still to store."""
-        left = max(1, self.missing - self._added * self.ranks.count)
-        return needed_bytes(self.manifest, left, self._rows / max(1, self._added))
 
 
 def _open_manifest(folder: Path, wanted: Manifest) -> Manifest:

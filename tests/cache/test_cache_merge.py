@@ -109,7 +109,7 @@ def test_ids_that_mean_other_images_in_another_data_set_are_refused(
 def test_data_sets_that_do_not_name_their_images_are_refused(write: Write, tmp_path: Path) -> None:
     a, b = write("a", [4], of="first"), write("b", [8], of="second")
     (b / IMAGES_FILE).unlink()
-    with pytest.raises(CacheError, match="add-image-list STORE --dataset second"):
+    with pytest.raises(CacheError, match=f"{b} does not say .*add-image-list {b} --dataset second"):
         merge_stores([a, b], tmp_path / "merged", progress=False)
 
 
@@ -169,9 +169,8 @@ def test_parts_from_other_proposals_are_refused(write: Write, tmp_path: Path) ->
 
 
 def test_a_missing_part_is_noticed(parts: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(
-        CacheError, match="2 of 9 images are in no source .first ids: .5, 6..: is a part"
-    ):
+    message = r"2 of 9 images are in no source \(first ids: \[5, 6\]\): is a part missing"
+    with pytest.raises(CacheError, match=message):
         merge_stores(parts[:2], tmp_path / "merged", progress=False)
     assert not (tmp_path / "merged").exists()
 

@@ -110,9 +110,8 @@ def _unlisted(store: RecordStore) -> str:
     dataset = store.manifest.dataset
     return (
         f"the {store.kind} in {store.path} do not say of which images they are (no {IMAGES_FILE}), "
-        f"and these images are not the {dataset.num_images} that they were made for (data set "
-        f"'{dataset.name}', fingerprint {dataset.fingerprint}). To use them for a part of those, "
-        f"run python {add_list_command(store.path, dataset)} once"
+        f"and these are not the {dataset.num_images} of data set '{dataset.name}' that they were "
+        f"made for. To use them for a part, run python {add_list_command(store.path, dataset)} once"
     )
 
 

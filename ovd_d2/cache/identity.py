@@ -145,11 +145,6 @@ def load_image_list(folder: Path, dataset: DatasetInfo) -> ImageList | None:
         ) from error
 
 
-def list_entries(listed: ImageList) -> list[dict[str, Any]]:
-    """A list of images as image entries, for another store of the same images."""
-    return [{"image_id": image_id, **one._asdict()} for image_id, one in listed.items()]
-
-
 def add_image_list(
     path: str | os.PathLike[str], entries: Collection[Mapping[str, Any]]
 ) -> tuple[Path, int]:

@@ -32,10 +32,7 @@ _TYPES = {"image_ids": "<i8", "shard": "<i4", "start": "<i8", "rows": "<i4", "ch
 
 @dataclass(frozen=True)
 class Index:
-    """The places of N records; see the module for the arrays.
-
-    Plain arrays: reading them touches no reference counts, so forked workers share the pages.
-    """
+    """The places of N records; see the module. Plain arrays: forked workers share their pages."""
 
     image_ids: NDArray[np.int64]
     shard: NDArray[np.int32]

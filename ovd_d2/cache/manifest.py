@@ -95,8 +95,7 @@ class Manifest:
         teacher: fingerprint of the teacher, "" in a proposal store.
         embedding_dim: width D of the embeddings, 0 in a proposal store.
         dtype: stored type of the embeddings; boxes and objectness are always float32.
-        shards: the finished shards.
-        index: of a finished store; None while images of the data set are missing.
+        shards, index: of a finished store; empty and None while it is being built.
     """
 
     kind: str
@@ -151,9 +150,8 @@ class Manifest:
         """
         if self.index is None:
             raise CacheError(
-                f"the {self.kind} of '{self.dataset.name}' are unfinished ({self.num_images} of "
-                f"{self.dataset.num_images} images), so they have no fingerprint yet: run "
-                f"{self.build_command} again with the same arguments"
+                f"the {self.kind} of '{self.dataset.name}' are unfinished, so they have no "
+                f"fingerprint yet: run {self.build_command} again with the same arguments"
             )
         return fingerprint_json([self.header(), self.index.content])
 

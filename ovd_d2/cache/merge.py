@@ -13,13 +13,7 @@ import torch
 from tqdm import tqdm
 
 from ovd_d2.cache.fetch import fetch_store
-from ovd_d2.cache.identity import (
-    ImageList,
-    add_list_command,
-    dataset_fingerprint,
-    list_entries,
-    load_image_list,
-)
+from ovd_d2.cache.identity import ImageList, add_list_command, dataset_fingerprint, load_image_list
 from ovd_d2.cache.manifest import CacheError, DatasetInfo, Manifest, local_folder
 from ovd_d2.cache.store import RecordStore, open_store
 from ovd_d2.cache.writer import RecordWriter
@@ -88,7 +82,7 @@ def merge_stores(
     if problems:
         shown = "\n".join(f"  {problem}" for problem in problems)
         raise CacheError(f"these stores cannot be merged; nothing was written:\n{shown}")
-    images = list_entries(listed)
+    images = [{"image_id": image_id, **one._asdict()} for image_id, one in listed.items()]
     manifest = _merged_manifest(stores, images)
     with RecordWriter(
         path, manifest, images=images, images_per_shard=images_per_shard, overwrite=overwrite

@@ -50,19 +50,10 @@ class PlannedShard:
 
 
 def plan_shards(image_ids: Sequence[int], images_per_shard: int) -> list[PlannedShard]:
-    """All shards of a build, in order.
-
-    Args:
-        image_ids: ascending.
-    """
+    """All shards of a build, in order; `image_ids` ascend."""
     starts = range(0, len(image_ids), images_per_shard)
-    return [
-        PlannedShard(
-            shard_name(images_per_shard, number),
-            tuple(image_ids[start : start + images_per_shard]),
-        )
-        for number, start in enumerate(starts)
-    ]
+    parts = [tuple(image_ids[start : start + images_per_shard]) for start in starts]
+    return [PlannedShard(shard_name(images_per_shard, k), part) for k, part in enumerate(parts)]
 
 
 def choose_images_per_shard(folder: Path, asked: int | None) -> int:

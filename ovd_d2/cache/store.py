@@ -13,22 +13,9 @@ import torch
 
 from ovd_d2.cache.fetch import fetch_store
 from ovd_d2.cache.index import Index, build_index, load_index
-from ovd_d2.cache.manifest import (
-    BUILD_COMMANDS,
-    CacheError,
-    DamagedFileError,
-    Manifest,
-    ShardInfo,
-)
+from ovd_d2.cache.manifest import BUILD_COMMANDS, CacheError, DamagedFileError, Manifest, ShardInfo
 from ovd_d2.cache.quantization import decode
-from ovd_d2.cache.records import (
-    Arrays,
-    Layout,
-    check_size,
-    read_layout,
-    read_rows,
-    record_checksum,
-)
+from ovd_d2.cache.records import Arrays, Layout, check_size, read_layout, read_rows, record_checksum
 from ovd_d2.cache.shards import list_sealed_shards
 from ovd_d2.cache.verify import verify_store
 
@@ -76,12 +63,16 @@ class RecordStore:
         path: the folder; `datasets://...` works, and `https://...` (see `fetch_store`).
         allow_incomplete: also open a store that is still being built, or a part: its shards.
 
+    Attributes:
+        index: where every record lies, and its checksum.
+
     Raises:
         CacheError: no store there, unfinished, of the other kind, or a file is missing, truncated
             or does not agree with the manifest; the message names the file and the fix.
     """
 
     kind: str
+    index: Index
 
     def __init__(self, path: str | os.PathLike[str], *, allow_incomplete: bool = False) -> None:
         self.path: Path = fetch_store(path)
@@ -95,25 +86,25 @@ class RecordStore:
             for info in self.manifest.shards:
                 with self._fix_named(info):
                     check_size(self.path / info.file, info)
-            self._index = load_index(self.path, self.manifest)
+            self.index = load_index(self.path, self.manifest)
         else:
             self._open_incomplete(allow_incomplete)
-            self._index = build_index(self.path, self.manifest)
+            self.index = build_index(self.path, self.manifest)
         self._fields = tuple(self.manifest.fields)
         self._paths = [str(self.path / info.file) for info in self.manifest.shards]
         self._layouts: dict[int, Layout] = {}
 
     def __len__(self) -> int:
-        return len(self._index.image_ids)
+        return len(self.index.image_ids)
 
     def __contains__(self, image_id: object) -> bool:
         return (
-            isinstance(image_id, (int, np.integer)) and self._index.find(int(image_id)) is not None
+            isinstance(image_id, (int, np.integer)) and self.index.find(int(image_id)) is not None
         )
 
     def __iter__(self) -> Iterator[int]:
         """The image ids in ascending order."""
-        return iter(self._index.image_ids.tolist())
+        return iter(self.index.image_ids.tolist())
 
     def __getitem__(self, image_id: int) -> CachedProposals:
         """All proposals of one image, see `read`."""
@@ -151,7 +142,7 @@ class RecordStore:
         Raises:
             KeyError, DamagedFileError: as `read`.
         """
-        index, image_id = self._index, int(image_id)
+        index, image_id = self.index, int(image_id)
         row = index.find(image_id)
         if row is None:
             raise KeyError(f"image {image_id} is not in {self.path} ({len(self)} images)")
@@ -167,14 +158,9 @@ class RecordStore:
 
     def storage_order(self) -> list[int]:
         """The image ids in the order in which they lie on the disk, shard after shard."""
-        order = np.argsort(self._index.shard, kind="stable")  # ids ascend inside a shard
-        ids: list[int] = self._index.image_ids[order].tolist()
+        order = np.argsort(self.index.shard, kind="stable")  # ids ascend inside a shard
+        ids: list[int] = self.index.image_ids[order].tolist()
         return ids
-
-    @property
-    def index(self) -> Index:
-        """Where every record lies, and its checksum."""
-        return self._index
 
     @property
     def fingerprint(self) -> str:

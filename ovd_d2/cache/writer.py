@@ -32,14 +32,12 @@ from ovd_d2.ranks import Ranks
 class RecordWriter:
     """One process's share in writing the records of a data set into a folder.
 
-    Every rank of the process group has one; without a group there is one writer. Which images lie
-    in which shard is fixed (`ovd_d2.cache.shards`); a rank takes every n-th of the shards that are
-    missing. A shard is written once all of its images have been added, and is on the disk from then
-    on: a killed process loses the images of the shards that it has not finished. Opening the folder
-    again, with any number of ranks, continues the build. `finish` adds index and manifest, which
-    make it a store that can be read.
-
-    Construction, `check_space` and `finish` wait for all ranks, `add` for none.
+    Every rank of the process group has one. Which images lie in which shard is fixed
+    (`ovd_d2.cache.shards`); a rank takes every n-th of the shards that are missing. A shard is
+    written once all of its images have been added: a killed process loses those of the shards that
+    it has not finished. Opening the folder again, with any number of ranks, continues the build.
+    `finish` makes it a store that can be read. It, construction and `check_space` wait for all
+    ranks.
 
     Args:
         path: the folder; created if absent, the same for all ranks. `datasets://...` works.
@@ -47,8 +45,7 @@ class RecordWriter:
         images: every image of the manifest's data set (file_name, image_id, height, width).
         images_per_shard: None: as the shards in the folder, or `IMAGES_PER_SHARD`.
         overwrite: delete a store that is in the folder first.
-        part: (i, n) writes only every n-th shard, from the i-th: a part of the store, which
-            `ovd_d2.cache.merge` joins with the other parts.
+        part: (i, n) writes only every n-th shard, from the i-th; `ovd_d2.cache.merge` joins parts.
         ranks: the processes that build together; by default all of the process group.
 
     Attributes:
@@ -56,9 +53,8 @@ class RecordWriter:
         missing: how many images all ranks have to add.
 
     Raises:
-        CacheError: the folder holds a store with another header (the differing keys are named),
-            something else, a rank does not see it, or `images` are not those of the manifest's
-            data set.
+        CacheError: the folder holds a store with another header or something else, a rank does
+            not see it, or `images` are not those of the manifest's data set.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ from ovd_d2.cache import (
     ProposalStore,
     dataset_fingerprint,
 )
-from ovd_d2.cache.identity import IMAGES_FILE, list_entries, load_image_list
+from ovd_d2.cache.identity import IMAGES_FILE, load_image_list
 from ovd_d2.cache.merge import merge_stores
 from ovd_d2.cache.store import open_store
 from tests.processes import CRASHED, die_at, exit_code, fork
@@ -91,7 +91,8 @@ def test_stores_of_two_data_sets_become_one(write: Write, tmp_path: Path) -> Non
     assert content(merged.path) == {**content(a), **content(b)}
     listed = load_image_list(merged.path, merged.manifest.dataset)
     assert listed is not None and list(listed) == list(merged)
-    assert merged.manifest.dataset.fingerprint == dataset_fingerprint(list_entries(listed))
+    images = [{"image_id": image_id, **one._asdict()} for image_id, one in listed.items()]
+    assert merged.manifest.dataset.fingerprint == dataset_fingerprint(images)
     backwards = merge_stores([b, a], tmp_path / "backwards", progress=False)
     assert EmbeddingCache(backwards.path).fingerprint == merged.fingerprint
 

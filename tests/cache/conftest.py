@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -121,20 +119,5 @@ def build(
                 writer.add(image_id, record(image_id, kind))
             writer.finish()
         return path
-
-    return run
-
-
-@pytest.fixture
-def change_manifest() -> Callable[..., None]:
-    """`change_manifest(folder, change)`: `change(content)` edits the JSON; signed again."""
-
-    def run(folder: Path, change: Callable[[dict], object]) -> None:
-        content = json.loads((folder / "manifest.json").read_text())
-        del content["checksum"]  # stays the last key
-        change(content)
-        body = json.dumps({**content, "checksum": ""}, indent=2)[: -len('"\n}')]
-        checksum = hashlib.sha256(body.encode()).hexdigest()
-        (folder / "manifest.json").write_text(body + checksum + '"\n}\n')
 
     return run

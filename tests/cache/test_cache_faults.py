@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import random
 import shutil
@@ -196,26 +195,6 @@ def test_a_flipped_byte_anywhere_is_healed_or_refused(
             assert_same(path, whole, file.name)
 
 
-def test_the_clock_may_go_backwards(
-    tmp_path: Path,
-    build: Callable[..., None],
-    whole: EmbeddingCache,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def dying() -> None:
-        die_at(20)
-        build(tmp_path / "cache")
-
-    assert exit_code(fork(dying)) == CRASHED
-    rng = random.Random(0)
-    for path in (tmp_path / "cache").rglob("*"):
-        seconds = rng.choice([0, 10**9, 2**33])  # 1970, 2001, 2242
-        os.utime(path, (seconds, seconds))
-    monkeypatch.setattr(time, "time", lambda: 0.0)
-    build(tmp_path / "cache")
-    assert_same(tmp_path / "cache", whole)
-
-
 class FullDisk:
     """Writing fails, once so many bytes have been written."""
 
@@ -303,31 +282,6 @@ def test_a_disk_that_is_too_small_from_the_start(
     monkeypatch.setattr(space, "free_bytes", lambda folder: 500)
     with pytest.raises(CacheError, match=r"too small: 8 images with .* need .*, 500 bytes are fr"):
         build(tmp_path / "cache")
-
-
-def test_nan_of_the_teacher_names_the_image_and_stores_nothing_of_it(
-    tmp_path: Path,
-    build: Callable[..., None],
-    whole: EmbeddingCache,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    real, crops = ColourModel.encode_image, itertools.count()
-
-    def poisoned(self: ColourModel, batch: torch.Tensor) -> torch.Tensor:
-        found = real(self, batch)
-        for row in found:
-            if next(crops) == 20:
-                row.fill_(torch.nan)
-        return found
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ColourModel, "encode_image", poisoned)
-        with pytest.raises(ValueError, match=r"image \d+: refused: .*embeddings are NaN") as caught:
-            build(tmp_path / "cache")
-    named = int(str(caught.value).split()[1].rstrip(":"))
-    assert named not in EmbeddingCache(tmp_path / "cache", allow_incomplete=True)
-    build(tmp_path / "cache")
-    assert_same(tmp_path / "cache", whole)
 
 
 def test_no_file_handle_stays_open(tmp_path: Path, build: Callable[..., None]) -> None:

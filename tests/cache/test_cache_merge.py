@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import random
-import signal
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -154,15 +150,6 @@ def test_every_reason_is_given_at_once_and_nothing_is_written(
     assert not (tmp_path / "merged").exists()
 
 
-def test_a_conflict_among_equal_headers_is_found(
-    write: Write, tmp_path: Path, make_record: Callable[..., dict[str, torch.Tensor]]
-) -> None:
-    a = write("a", [1, 2, 3])
-    b = write("b", [1, 2, 3], record=lambda one, kind: make_record(one + 4 * (one > 1)))
-    with pytest.raises(CacheError, match=r"2 images have different content .*\[2, 3\]"):
-        merge_stores([a, b], tmp_path / "merged", progress=False)
-
-
 def test_parts_from_other_proposals_are_refused(write: Write, tmp_path: Path) -> None:
     a, b = (write(name, proposals=name, part=(k, 2)) for k, name in enumerate("xy", 1))
     with pytest.raises(CacheError, match="proposals of 'toy_train': 'x' in"):
@@ -232,20 +219,6 @@ def test_a_merge_that_dies_at_any_step_never_looks_finished(
     assert code == 0
     assert step > 20
     assert [files_of(part) for part in parts] == sources
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_a_merge_killed_at_a_random_moment_goes_on(
-    parts: list[Path], tmp_path: Path, seed: int
-) -> None:
-    target = tmp_path / "merged"
-    child = fork(lambda: merge_stores(parts, target, images_per_shard=1, progress=False))
-    time.sleep(random.Random(seed).uniform(0, 0.1))
-    os.kill(child, signal.SIGKILL)
-    exit_code(child)
-    merge_stores(parts, target, images_per_shard=1, progress=False)
-    assert EmbeddingCache(target).verify() == []
-    assert list(EmbeddingCache(target)) == list(IDS)
 
 
 def test_a_finished_merge_has_nothing_left_to_do(parts: list[Path], tmp_path: Path) -> None:

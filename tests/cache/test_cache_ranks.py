@@ -5,24 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from ovd_d2.cache import (
-    CacheError,
-    DatasetInfo,
-    EmbeddingCache,
-    Manifest,
-    ProposalStore,
-    RecordWriter,
-    dataset_fingerprint,
-)
-from ovd_d2.clip.teacher import CLIPTeacher
-from ovd_d2.engine.cache_builder import build_cache
+from ovd_d2.cache import CacheError, EmbeddingCache
 from ovd_d2.ranks import RankError
 from tests.processes import exit_code, kill, run_ranks, start_ranks
 from tests.proposal_stores import files_of
@@ -136,41 +122,3 @@ def test_a_living_rank_of_a_dead_build_does_no_harm(
     build(path, IDS)
     assert exit_code(children[1]) == 0
     assert files_of(path) == whole
-
-
-def test_the_real_teacher_gives_the_same_bits_in_any_number_of_processes(tmp_path: Path) -> None:
-    """On a CPU: batches have one size, and no row of a batch depends on its neighbours."""
-    entries, proposals = noise_pictures(tmp_path)
-    teacher = CLIPTeacher.from_open_clip("Pictogram-RN", "shipped")
-
-    def build(path: Path) -> None:
-        options = {"dataset_name": "noise", "batch_size": 8, "images_per_shard": 2}
-        build_cache(entries, ProposalStore(proposals), teacher, path, progress=False, **options)
-
-    build(tmp_path / "1")
-    one = EmbeddingCache(tmp_path / "1")
-    for count in (2, 4):
-        assert run_ranks(count, lambda rank, count=count: build(tmp_path / f"{count}")) == (
-            [0] * count
-        )
-        assert EmbeddingCache(tmp_path / f"{count}").fingerprint == one.fingerprint
-
-
-def noise_pictures(folder: Path) -> tuple[list[dict[str, Any]], Path]:
-    """Nine pictures with 0 to 6 boxes each, and the folder of the boxes."""
-    generator = np.random.default_rng(0)
-    entries = []
-    for image_id in range(9):
-        path = folder / f"{image_id}.png"
-        Image.fromarray(generator.integers(0, 255, (60, 80, 3), dtype=np.uint8)).save(path)
-        entry = {"file_name": str(path), "image_id": image_id, "height": 60, "width": 80}
-        entries.append(entry)
-    info = DatasetInfo("noise", dataset_fingerprint(entries), len(entries))
-    manifest = Manifest("proposals", info, "rpn")
-    with RecordWriter(folder / "proposals", manifest, images=entries) as writer:
-        for image_id in range(9):
-            corners = torch.from_numpy(generator.uniform(0, 40, (3 * image_id % 7, 2)))
-            boxes = torch.cat([corners, corners + 20], dim=1)
-            writer.add(image_id, {"boxes": boxes, "objectness": torch.ones(len(boxes))})
-        writer.finish()
-    return entries, folder / "proposals"

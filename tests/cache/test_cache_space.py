@@ -18,10 +18,6 @@ def test_bytes_of_the_lvis_setting(make_manifest: Callable) -> None:
     assert needed_bytes(manifest, images, 300) == expected
 
 
-def test_nothing_to_store_needs_next_to_nothing(make_manifest: Callable) -> None:
-    assert needed_bytes(make_manifest(), 0, 300) < 100
-
-
 def test_a_disk_with_just_enough_room(
     tmp_path: Path, make_manifest: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

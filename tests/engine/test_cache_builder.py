@@ -24,6 +24,7 @@ from ovd_d2.cache.identity import ImageIdentity, load_image_list
 from ovd_d2.clip.crops import embed_proposals
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.engine.cache_builder import build_cache, load_image
+from tests.processes import run_ranks
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 NAME = "toy_train"
@@ -357,3 +358,41 @@ def test_impossible_parts_are_refused(
         CacheError, match="part is|part 5 of 5 is empty: all images are in 2 shards"
     ):
         run(part=part)
+
+
+def test_the_real_teacher_gives_the_same_bits_in_any_number_of_processes(tmp_path: Path) -> None:
+    """On a CPU: batches have one size, and no row of a batch depends on its neighbours."""
+    entries, proposals = noise_pictures(tmp_path)
+    teacher = CLIPTeacher.from_open_clip("Pictogram-RN", "shipped")
+
+    def build(path: Path) -> None:
+        options = {"dataset_name": "noise", "batch_size": 8, "images_per_shard": 2}
+        build_cache(entries, ProposalStore(proposals), teacher, path, progress=False, **options)
+
+    build(tmp_path / "1")
+    one = EmbeddingCache(tmp_path / "1")
+    for count in (2, 4):
+        assert run_ranks(count, lambda rank, count=count: build(tmp_path / f"{count}")) == (
+            [0] * count
+        )
+        assert EmbeddingCache(tmp_path / f"{count}").fingerprint == one.fingerprint
+
+
+def noise_pictures(folder: Path) -> tuple[list[dict[str, Any]], Path]:
+    """Nine pictures with 0 to 6 boxes each, and the folder of the boxes."""
+    generator = np.random.default_rng(0)
+    entries = []
+    for image_id in range(9):
+        path = folder / f"{image_id}.png"
+        Image.fromarray(generator.integers(0, 255, (60, 80, 3), dtype=np.uint8)).save(path)
+        entry = {"file_name": str(path), "image_id": image_id, "height": 60, "width": 80}
+        entries.append(entry)
+    info = DatasetInfo("noise", dataset_fingerprint(entries), len(entries))
+    manifest = Manifest("proposals", info, "rpn")
+    with RecordWriter(folder / "proposals", manifest, images=entries) as writer:
+        for image_id in range(9):
+            corners = torch.from_numpy(generator.uniform(0, 40, (3 * image_id % 7, 2)))
+            boxes = torch.cat([corners, corners + 20], dim=1)
+            writer.add(image_id, {"boxes": boxes, "objectness": torch.ones(len(boxes))})
+        writer.finish()
+    return entries, folder / "proposals"

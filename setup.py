@@ -45,6 +45,14 @@ setup(
     ],
     extras_require={
         "opencv": ["opencv-python-headless>=4.10.0.84"],
-        "dev": ["ruff", "mypy", "pytest>=8", "pytest-xdist", "hypothesis>=6.100", "types-tqdm"],
+        "dev": [
+            "ruff",
+            "mypy",
+            "import-linter>=2.1",
+            "pytest>=8",
+            "pytest-xdist",
+            "hypothesis>=6.100",
+            "types-tqdm",
+        ],
     },
 )

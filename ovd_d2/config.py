@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from detectron2.config import CfgNode
 
 from ovd_d2.systems import systems
 
+# Old name -> new name of a key or of a node; systems have their own (`System.renamed_keys`).
+RENAMED_KEYS = {
+    "MODEL.VIT": "MODEL.OVD.VIT",
+    "MODEL.BACKBONE.TIMM_ARCHITECTURE": "MODEL.OVD.TIMM_ARCHITECTURE",
+}
+
 
 def add_ovd_config(cfg: CfgNode) -> None:
     """Adds the keys of open-vocabulary detection to a Detectron2 config, every system's included.
+
+    To be called before values are merged, before or after other projects' functions of this kind:
+    outside of `MODEL.OVD` and `TEST.OVD` a key that is there already keeps its value.
 
     >>> from detectron2.config import get_cfg
     >>> cfg = get_cfg()
@@ -17,23 +29,59 @@ def add_ovd_config(cfg: CfgNode) -> None:
     """
     _add_model_keys(cfg)
     _add_head_keys(cfg)
-    _add_vit_keys(cfg)
+    _add_backbone_keys(cfg.MODEL.OVD)
     _add_input_keys(cfg)
     _add_evaluation_keys(cfg)
     # Drop the annotations of novel categories from the training set; False for the supervised
     # upper line alone, which may see them.
-    cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS = True
-    # "SGD" (Detectron2's own) or "ADAMW", which converges sooner in short runs from scratch.
-    cfg.SOLVER.OPTIMIZER = "SGD"
+    _add(cfg.DATALOADER, "FILTER_NOVEL_ANNOTATIONS", True)
+    # "SGD" (Detectron2's own) or "ADAMW", which converges sooner in short runs from scratch; upper
+    # or lower case.
+    _add(cfg.SOLVER, "OPTIMIZER", "SGD")
     # ADAMW: learning rate of the backbone (its pyramid apart) relative to the rest; below 1 for
     # pretrained ones.
-    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    _add(cfg.SOLVER, "BACKBONE_MULTIPLIER", 1.0)
     for system in systems():
         system.add_config(cfg)
+    _refuse_old_names(cfg)
+
+
+def renamed_keys() -> dict[str, str]:
+    """Old name -> new name of every key or node that an older version had under another name."""
+    renamed = dict(RENAMED_KEYS)
+    for system in systems():
+        renamed |= system.renamed_keys
+    return renamed
+
+
+def _add(node: CfgNode, key: str, default: Any) -> Any:
+    """Adds a key where no other project has added one of this name; returns its value."""
+    if key not in node:
+        node[key] = default
+    return node[key]
+
+
+def _refuse_old_names(cfg: CfgNode) -> None:
+    """Makes merging a yaml file with an old key an error with the new name.
+
+    Where another project has a key of an old name, it is that project's: merging it is no error.
+    """
+    for old, new in renamed_keys().items():
+        if not _has(cfg, old):
+            cfg.register_renamed_key(old, new)
+
+
+def _has(cfg: CfgNode, key: str) -> bool:
+    node: Any = cfg
+    for part in key.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return False
+        node = node[part]
+    return True
 
 
 def _add_model_keys(cfg: CfgNode) -> None:
-    ovd = cfg.MODEL.OVD = CfgNode()
+    ovd = _add(cfg.MODEL, "OVD", CfgNode())
 
     # The category names and their text embeddings: a file made by tools/build_vocabulary.py.
     # Its order is the data set's; ROI_HEADS.NUM_CLASSES must equal its length.
@@ -57,6 +105,9 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # At test time scores are p^(1-w) * objectness^w. 0: objectness takes no part (the paper).
     # ViLD-image has no background class, so it needs some: its configs say 0.5.
     ovd.OBJECTNESS_WEIGHT = 0.0
+    # What the proposal generator's `objectness_logits` are: "logit" (Detectron2's RPN) or
+    # "probability" (CenterNet). "": by the generator's class; one that is no RPN must be told.
+    ovd.OBJECTNESS = ""
     # Where test scores come from: "detector"; "clip_crops": the teacher on crops of the detector's
     # proposals (slow; the upper line in the paper's table); "text_and_clip_crops": the ensemble of
     # the detector's text branch and the teacher on crops (ViLD-text + CLIP).
@@ -76,17 +127,18 @@ def _add_model_keys(cfg: CfgNode) -> None:
 
 
 def _add_head_keys(cfg: CfgNode) -> None:
-    # build_timm_fpn_backbone: timm's name of the network, e.g. that of a CLIP image tower.
-    cfg.MODEL.BACKBONE.TIMM_ARCHITECTURE = ""
     # Norm after each fc layer of ViLDBoxHead, e.g. "BN" or "SyncBN". "" for none.
-    cfg.MODEL.ROI_BOX_HEAD.FC_NORM = ""
+    _add(cfg.MODEL.ROI_BOX_HEAD, "FC_NORM", "")
     # Norm after each conv of NormRPNHead, e.g. "SyncBN". "" for none.
-    cfg.MODEL.RPN.NORM = ""
+    _add(cfg.MODEL.RPN, "NORM", "")
 
 
-def _add_vit_keys(cfg: CfgNode) -> None:
-    # build_vit_fpn_backbone; the defaults are ViTDet's ViT-B.
-    vit = cfg.MODEL.VIT = CfgNode()
+def _add_backbone_keys(ovd: CfgNode) -> None:
+    # build_ovd_timm_fpn_backbone: timm's name of the network, e.g. that of a CLIP image tower.
+    ovd.TIMM_ARCHITECTURE = ""
+
+    # build_ovd_vit_fpn_backbone; the defaults are ViTDet's ViT-B.
+    vit = ovd.VIT = CfgNode()
     # Side of the training image in pixels: relative positions have a table of this size, which
     # other sizes interpolate.
     vit.IMG_SIZE = 1024
@@ -112,15 +164,15 @@ def _add_vit_keys(cfg: CfgNode) -> None:
 def _add_input_keys(cfg: CfgNode) -> None:
     # Large-scale jitter: the image is scaled by a random factor of the square SIZE, then cropped
     # or padded to it. Replaces MIN_SIZE_TRAIN / MAX_SIZE_TRAIN where enabled.
-    cfg.INPUT.LSJ = CfgNode()
-    cfg.INPUT.LSJ.ENABLED = False
-    cfg.INPUT.LSJ.MIN_SCALE = 0.1
-    cfg.INPUT.LSJ.MAX_SCALE = 2.0
-    cfg.INPUT.LSJ.SIZE = 1024
+    jitter = _add(cfg.INPUT, "LSJ", CfgNode())
+    _add(jitter, "ENABLED", False)
+    _add(jitter, "MIN_SCALE", 0.1)
+    _add(jitter, "MAX_SCALE", 2.0)
+    _add(jitter, "SIZE", 1024)
 
 
 def _add_evaluation_keys(cfg: CfgNode) -> None:
-    test = cfg.TEST.OVD = CfgNode()
+    test = _add(cfg.TEST, "OVD", CfgNode())
     # What matches detections to ground truth: "reference" (the packages lvis and pycocotools) or
     # "hotcoco" (the same numbers, faster; tests/evaluation/test_engines.py holds them equal).
     test.ENGINE = "reference"

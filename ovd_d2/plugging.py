@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
+from ovd_d2.data.registration import register_data_sets
 from ovd_d2.errors import SetupError
 from ovd_d2.modeling.open_vocabulary import open_vocabulary_heads, takes_vocabulary
 from ovd_d2.vocabulary import configured_vocabulary
@@ -15,7 +16,8 @@ def plug(cfg: CfgNode) -> None:
     Number of categories and width of the embeddings are the vocabulary's; boxes and masks are
     class-agnostic, for novel names have no weights of their own. Detectron2's standard ROI heads
     become :class:`ovd_d2.modeling.roi_heads.OpenVocabularyROIHeads`; heads that take a vocabulary
-    already stay. The weights, the data and everything else are the project's.
+    already stay. Data sets of this package that the config names are registered, for loaders of
+    the project. The weights, the data and everything else are the project's.
 
     >>> cfg = get_cfg()
     >>> ovd_d2.add_ovd_config(cfg)
@@ -24,7 +26,7 @@ def plug(cfg: CfgNode) -> None:
 
     Raises:
         SetupError: there is no vocabulary, or no open-vocabulary heads take the place of the
-            config's.
+            config's; `OVD_DATASETS` could not be registered.
     """
     vocabulary = configured_vocabulary(cfg)
     if vocabulary is None:
@@ -40,6 +42,7 @@ def plug(cfg: CfgNode) -> None:
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(vocabulary)
     cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = True
     cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK = True
+    register_data_sets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
 
 
 def _open_heads(cfg: CfgNode) -> str:

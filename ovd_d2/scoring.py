@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 BLOCK = 2**20  # (region, name) pairs scored at once
+OBJECTNESS_KINDS = ("logit", "probability")
 
 
 def text_probabilities(logits: Tensor) -> Tensor:
@@ -93,6 +94,33 @@ def in_blocks(score: Callable[..., Tensor], *rows: Tensor, width: int) -> Tensor
         part = slice(start, start + step)
         result[part] = score(*(one[part] for one in rows))
     return result
+
+
+def objectness_probabilities(scores: Tensor, kind: str) -> Tensor:
+    """Objectness of proposals as probabilities, whatever the proposal generator gives.
+
+    Args:
+        scores: (N,) float, what Detectron2 calls `objectness_logits`.
+        kind: "logit" (Detectron2's RPN), or "probability" (CenterNet, under the same name).
+
+    Returns:
+        (N,) in [0, 1].
+
+    Raises:
+        ValueError: another kind; probabilities outside of [0, 1].
+    """
+    if kind == "logit":
+        return scores.sigmoid()
+    if kind != "probability":
+        raise ValueError(f"objectness must be one of {OBJECTNESS_KINDS}, got '{kind}'")
+    outside = scores[(scores < 0) | (scores > 1)]
+    if len(outside):
+        raise ValueError(
+            f"{len(outside)} of {len(scores)} objectness probabilities are outside of [0, 1], "
+            f"first {float(outside[0]):.4g}: the proposal generator gives logits, set "
+            'MODEL.OVD.OBJECTNESS to "logit"'
+        )
+    return scores
 
 
 def mix_objectness(probs: Tensor, objectness: Tensor, weight: float) -> Tensor:

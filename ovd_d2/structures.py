@@ -8,6 +8,7 @@ import torch
 from detectron2.structures import Instances
 
 CACHED_PROPOSALS = "cached_proposals"  # field of a training input's `instances`
+ORIGINAL_IMAGE = "original_image"  # key of an input, (H, W, 3) uint8 RGB before the augmentation
 
 
 class PerImage:

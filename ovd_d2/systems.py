@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from detectron2.config import CfgNode
+from detectron2.evaluation import DatasetEvaluator
 from omegaconf import DictConfig
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 SYSTEM_MODULES = ("ovd_d2.vild.system",)
 
 Batches = Iterable[list[dict[str, Any]]]
+# (cfg, data set, output folder) -> evaluator
+EvaluatorFactory = Callable[[CfgNode, str, str], DatasetEvaluator]
 # Keys that nothing reads under a config, and why.
 IdleKeys = tuple[tuple[str, ...], str]
 
@@ -60,6 +63,8 @@ class System:
             config is not one of this system.
         idle_keys: keys that the config sets and nothing reads.
         passengers: what the training mapper carries along with every image.
+        evaluators: evaluator_type of a data set's metadata -> what makes its evaluator, for types
+            that are not detection.
         wrap_loader: changes the batches on their way from the loader to the model, in the
             training process.
     """
@@ -74,6 +79,7 @@ class System:
     lazy_problems: Callable[[DictConfig, Sequence[Passenger]], Iterable[str]] = lambda *_: ()
     idle_keys: Callable[[CfgNode], Iterable[IdleKeys]] = lambda *_: ()
     passengers: Callable[[CfgNode], Sequence[Passenger]] = lambda *_: ()
+    evaluators: Mapping[str, EvaluatorFactory] = field(default_factory=dict)
     wrap_loader: Callable[[CfgNode, Batches], Batches] = lambda cfg, loader: loader
 
 

@@ -114,7 +114,7 @@ class Vocabulary:
             "teacher": self.teacher,
             "prompts": self.prompts,
         }
-        return safetensors.torch.save(tensors, metadata=metadata)
+        return _with_sorted_header(safetensors.torch.save(tensors, metadata=metadata))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Vocabulary:
@@ -182,6 +182,14 @@ def configured_vocabulary(cfg: CfgNode) -> Vocabulary | None:
         return Vocabulary.load(path)
     except (OSError, ValueError) as error:
         raise SetupError([f"MODEL.OVD.VOCABULARY: {error}"]) from error
+
+
+def _with_sorted_header(content: bytes) -> bytes:
+    """The library's metadata come in random order; equal vocabularies must have equal bytes."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)  # the tensors stay aligned
+    return len(header).to_bytes(8, "little") + header + content[8 + length :]
 
 
 def _metadata_of(content: bytes) -> dict[str, str]:

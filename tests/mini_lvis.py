@@ -19,15 +19,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.data.datasets.lvis import get_lvis_instances_meta, register_lvis_instances
 from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 
 from ovd_d2.cache import DatasetInfo, Manifest, RecordWriter, dataset_fingerprint
-from ovd_d2.data.builtin import register_lvis_base, register_lvis_minival
 from ovd_d2.data.categories import get_categories
 from ovd_d2.data.paths import datasets_root
+from ovd_d2.data.registration import register_data_sets
 from ovd_d2.vocabulary import Vocabulary
+from tests.catalog import forget
 from tests.proposal_stores import random_proposals
 from tests.tiny import random_units
 
@@ -63,6 +64,7 @@ def mini_lvis(folder: Path) -> Iterator[MiniLVIS]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(folder))
         _register_below(folder)
+        register_data_sets(NAMES)
         try:
             _vocabulary().save(place.vocabulary)
             _write_cache(place.cache)
@@ -72,14 +74,10 @@ def mini_lvis(folder: Path) -> Iterator[MiniLVIS]:
 
 
 def _register_below(root: Path) -> None:
-    for name in NAMES:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-    for name in NAMES[:2]:
+    forget(*NAMES)
+    for name in NAMES[:2]:  # Detectron2's own
         path = str(root / "lvis" / f"{name}.json")
         register_lvis_instances(name, get_lvis_instances_meta("lvis_v1"), path, f"{root}/coco/")
-    register_lvis_base(root)
-    register_lvis_minival(root)
 
 
 def write_files(root: Path) -> None:

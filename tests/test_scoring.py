@@ -8,6 +8,7 @@ from ovd_d2.scoring import (
     image_probabilities,
     in_blocks,
     mix_objectness,
+    objectness_probabilities,
     text_probabilities,
     vild_ensemble,
 )
@@ -71,6 +72,18 @@ def test_ensemble_weight_outside_the_unit_interval_is_refused():
         vild_ensemble(torch.zeros(1, 1), torch.zeros(1, 1), torch.tensor([True]), 1.5)
     with pytest.raises(ValueError, match="novel_weight must lie in .* got -0.1"):
         vild_ensemble(torch.zeros(1, 1), torch.zeros(1, 1), torch.tensor([True]), 0.5, -0.1)
+
+
+def test_objectness_as_probabilities():
+    logits = torch.tensor([-3.0, 0.0, 3.0])
+    probabilities = torch.tensor([0.0, 0.5, 1.0])
+    assert torch.equal(objectness_probabilities(logits, "logit"), logits.sigmoid())
+    assert torch.equal(objectness_probabilities(probabilities, "probability"), probabilities)
+    assert objectness_probabilities(logits[:0], "probability").shape == (0,)
+    with pytest.raises(ValueError, match=r"2 of 3 objectness prob.*first -3.*OBJECTNESS to \"log"):
+        objectness_probabilities(logits, "probability")
+    with pytest.raises(ValueError, match="one of .*got 'logits'"):
+        objectness_probabilities(logits, "logits")
 
 
 def test_objectness_half_is_the_geometric_mean():

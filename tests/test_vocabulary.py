@@ -139,3 +139,8 @@ def test_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monk
         Vocabulary(["x"], torch.tensor([[1.0]])).save(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_equal_vocabularies_have_equal_bytes() -> None:
+    assert len({make().to_bytes() for _ in range(20)}) == 1
+    assert Vocabulary.from_bytes(make().to_bytes()).names == make().names

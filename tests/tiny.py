@@ -45,9 +45,9 @@ def tiny_config(variant: str = "vild_text", norm: str = "") -> CfgNode:
 def vit_config(**changes: Any) -> CfgNode:
     """A ViT; not padded to a square (Detectron2 pads none by default)."""
     cfg = tiny_config("vild")
-    cfg.MODEL.BACKBONE.NAME = "build_vit_fpn_backbone"
+    cfg.MODEL.BACKBONE.NAME = "build_ovd_vit_fpn_backbone"
     cfg.MODEL.FPN.NORM = "LN"
-    cfg.MODEL.VIT.update(
+    cfg.MODEL.OVD.VIT.update(
         {
             "IMG_SIZE": 64,
             "EMBED_DIM": 16,

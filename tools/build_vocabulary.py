@@ -15,7 +15,7 @@ from ovd_d2.clip.teacher import SCHEMAS
 from ovd_d2.clip.vocabulary_builder import build_vocabulary, novel_flags, read_names
 from ovd_d2.data.builtin import PICTOGRAM_SETS
 from ovd_d2.data.categories import CategoryTable, get_categories
-from ovd_d2.data.own import check_own_data_sets
+from ovd_d2.data.registration import register_data_sets
 from ovd_d2.engine.launching import add_device_argument
 from ovd_d2.engine.run import load_config
 from ovd_d2.errors import exit_with_message
@@ -92,7 +92,7 @@ def choose_teacher(args: argparse.Namespace) -> tuple[str, str, str, str]:
 
 @exit_with_message(OSError, KeyError, ValueError)
 def categories(args: argparse.Namespace) -> CategoryTable:
-    check_own_data_sets()
+    register_data_sets()
     if not args.dataset:
         names = read_names(args.names_file)
         novel = novel_flags(names, read_names(args.novel_file) if args.novel_file else [])

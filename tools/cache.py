@@ -28,7 +28,7 @@ from ovd_d2.cache.store import open_store
 from ovd_d2.clip.crops import RESIZE_CHOICES
 from ovd_d2.clip.loading import load_teacher
 from ovd_d2.data.images import ImageError
-from ovd_d2.data.own import check_own_data_sets
+from ovd_d2.data.registration import register_data_sets
 from ovd_d2.engine.cache_builder import BuildSummary, build_cache
 from ovd_d2.engine.launching import (
     add_device_argument,
@@ -394,7 +394,7 @@ def open_layout(args: argparse.Namespace) -> Layout:
 
 @exit_with_message(FileNotFoundError, ValueError)
 def load_dataset(name: str) -> list[Mapping[str, Any]]:
-    check_own_data_sets()
+    register_data_sets()
     if name not in DatasetCatalog:
         raise CacheError(f"no data set '{name}' is registered (see datasets/README.md)")
     dataset_dicts: list[Mapping[str, Any]] = DatasetCatalog.get(name)

@@ -17,7 +17,7 @@ example:
   tools/convert_clip_backbone.py --architecture Pictogram-RN --pretrained shipped \\
       --output output/pictogram_backbone.pth
 then train with MODEL.WEIGHTS output/pictogram_backbone.pth and, in the config,
-MODEL.BACKBONE.NAME build_timm_fpn_backbone with the tower's TIMM_ARCHITECTURE.
+MODEL.BACKBONE.NAME build_ovd_timm_fpn_backbone with the tower's TIMM_ARCHITECTURE.
 """
 PREFIX = "backbone.bottom_up.body."  # of TimmBackbone under FPN in a Detectron2 checkpoint
 

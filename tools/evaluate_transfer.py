@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
+from ovd_d2.data.registration import register_data_sets
 from ovd_d2.engine.config_keys import default_config
 from ovd_d2.engine.launching import launch_processes
 from ovd_d2.engine.run import load_config
@@ -45,6 +46,7 @@ def split_datasets(words: list[str]) -> tuple[list[str], list[str]]:
 
 @exit_with_message(SetupError)
 def main(args: argparse.Namespace) -> None:
+    register_data_sets()
     names, opts = split_datasets(args.datasets)
     cfg = load_config(args.config_file, [*args.opts, *opts])
     report = evaluate_transfer(cfg, args, names)

@@ -9,7 +9,7 @@ from detectron2.config import LazyConfig
 from detectron2.engine import default_argument_parser
 from detectron2.utils.file_io import PathManager
 
-from ovd_d2.data.own import check_own_data_sets
+from ovd_d2.data.registration import register_data_sets
 from ovd_d2.engine.launching import launch_processes
 from ovd_d2.engine.lazy import evaluate, train
 from ovd_d2.errors import SetupError, exit_with_message
@@ -29,7 +29,7 @@ examples:
 
 @exit_with_message(SetupError)
 def main(args: argparse.Namespace) -> None:
-    check_own_data_sets()
+    register_data_sets()
     if not PathManager.isfile(args.config_file):
         raise SetupError([f"--config-file: no file at '{args.config_file}'"])
     cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)

@@ -16,9 +16,8 @@ from torch import nn
 
 from ovd_d2.demo.pictograms import VAL_SET, Run
 from ovd_d2.demo.report import read_results
-from ovd_d2.engine.build import build_open_vocabulary_model, build_test_loader
+from ovd_d2.engine.build import build_open_vocabulary_model, build_test_loader, classify_crops
 from ovd_d2.engine.run import load_config
-from ovd_d2.evaluation.clip_crops import with_crop_classifier
 
 # In the order of the paper's table. (A method whose weights another takes comes before it.)
 DEMO_METHODS = ("supervised_base", "clip_crops", "vild_text", "vild", "vild_ensemble")
@@ -69,8 +68,7 @@ def load_method(run: Run, method: str, device: str = "cpu") -> tuple[CfgNode, nn
     options = ["MODEL.WEIGHTS", str(run.weights(method)), "MODEL.DEVICE", device]
     cfg: CfgNode = load_config(f"configs/pictograms/{method}.yaml", options)
     model = build_open_vocabulary_model(cfg)
-    if cfg.MODEL.OVD.CLASSIFY_WITH != "detector":
-        model = with_crop_classifier(cfg, model).eval()
+    classify_crops(cfg, model)
     return cfg, model
 
 

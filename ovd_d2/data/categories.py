@@ -14,9 +14,10 @@ from detectron2.utils.file_io import PathManager
 
 from ovd_d2.data.findings import Findings
 from ovd_d2.data.json_stream import AnnotationFileError, file_problem, read_parts
-from ovd_d2.data.own import check_own_data_sets
 from ovd_d2.data.paths import datasets_root
 from ovd_d2.data.problems import Problem
+from ovd_d2.data.public_sets import dataset_field
+from ovd_d2.data.registration import known_names, register_data_sets
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ def get_categories(dataset_name: str) -> CategoryTable:
     """The category table of a registered data set, read from its annotation file.
 
     Novel are, in this order of precedence: the names that the metadata field `base_classes` does
-    not list; the rare categories (`frequency: r`) of an LVIS-format file (LVIS's own
-    open-vocabulary protocol); nothing otherwise. A data set without annotation file (PASCAL VOC)
-    has the names of its metadata. The metadata field `spellings` maps the data set's spelling of a
-    name to one that a text encoder knows ("pottedplant" to "potted plant").
+    not list (OV-COCO needs no such field); the rare categories (`frequency: r`) of an LVIS-format
+    file (LVIS's own open-vocabulary protocol); nothing otherwise. A data set without annotation
+    file (PASCAL VOC) has the names of its metadata. The metadata field `spellings` maps the data
+    set's spelling of a name to one that a text encoder knows ("pottedplant" to "potted plant").
 
     Raises:
         KeyError: the data set is not registered.
@@ -55,11 +56,10 @@ def get_categories(dataset_name: str) -> CategoryTable:
             `base_classes` holds a name the data set does not have; synonyms are no list.
         SetupError: `OVD_DATASETS` could not be registered.
     """
-    check_own_data_sets()
+    register_data_sets([dataset_name])
     if dataset_name not in DatasetCatalog:
         raise KeyError(
-            f"data set '{dataset_name}' is not registered; registered: "
-            f"{', '.join(sorted(DatasetCatalog.list()))}"
+            f"data set '{dataset_name}' is not registered; registered: {', '.join(known_names())}"
         )
     metadata = MetadataCatalog.get(dataset_name)
     if dataset_name.startswith("lvis_v1"):
@@ -81,14 +81,14 @@ def category_table(categories: Sequence[Mapping[str, Any]], dataset_name: str) -
     Raises:
         ValueError: `base_classes` holds a name that is not there; synonyms are no list.
     """
-    metadata = MetadataCatalog.get(dataset_name)
     categories = sorted(categories, key=lambda category: category["id"])
-    spellings = metadata.get("spellings", {})
+    spellings = dataset_field(dataset_name, "spellings", {})
     called = [_names_of(category, dataset_name) for category in categories]
     names = [group[0] for group in called]
     letters = [category.get("frequency") for category in categories]
     frequencies = [str(letter) for letter in letters] if all(letters) else None
-    novel = _novel_flags(dataset_name, names, frequencies, metadata.get("base_classes", None))
+    base = dataset_field(dataset_name, "base_classes")
+    novel = _novel_flags(dataset_name, names, frequencies, base)
     synonyms = [[spellings.get(name, name) for name in group] for group in called]
     return CategoryTable([group[0] for group in synonyms], novel, frequencies, synonyms)
 

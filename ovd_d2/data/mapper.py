@@ -12,6 +12,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Instances, PolygonMasks
+from numpy.typing import NDArray
 
 from ovd_d2.data.augmentation import build_augmentations
 from ovd_d2.data.passengers import MappedImage, Passenger
@@ -45,6 +46,7 @@ def no_objects(image_size: tuple[int, int], mask_format: str | None) -> Instance
 class OpenVocabularyDatasetMapper(DatasetMapper):
     """Detectron2's mapper with passengers: what else goes through the image's augmentation.
 
+    Image, boxes, masks, keypoints, `sem_seg` and Detectron2's stored `proposals` are as there.
     Large-scale jitter is an option, and images without objects are training images, too.
     """
 
@@ -75,12 +77,18 @@ class OpenVocabularyDatasetMapper(DatasetMapper):
         dataset_dict = copy.deepcopy(dataset_dict)  # changed below
         image = detection_utils.read_image(dataset_dict["file_name"], format=self.image_format)
         detection_utils.check_image_size(dataset_dict, image)
-        aug_input = T.AugInput(image)
+        aug_input = T.AugInput(image, sem_seg=_read_sem_seg(dataset_dict))
         transforms = self.augmentations(aug_input)
         image_size = aug_input.image.shape[:2]
         dataset_dict["image"] = torch.as_tensor(
             np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))
         )
+        if aug_input.sem_seg is not None:
+            dataset_dict["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype("long"))
+        if self.proposal_topk is not None:
+            detection_utils.transform_proposals(
+                dataset_dict, image_size, transforms, proposal_topk=self.proposal_topk
+            )
         if self.is_train:
             self._transform_annotations(dataset_dict, transforms, image_size)
         else:
@@ -115,6 +123,14 @@ class OpenVocabularyDatasetMapper(DatasetMapper):
         # Detectron2 takes "iscrowd": null for a crowd
         dataset_dict["annotations"] = [{**one, "iscrowd": 0} for one in objects]
         super()._transform_annotations(dataset_dict, transforms, image_shape)
+
+
+def _read_sem_seg(dataset_dict: dict[str, Any]) -> NDArray[np.uint8] | None:
+    """(H, W) uint8 category ids of the pixels, where the dict names a file of them."""
+    file_name = dataset_dict.pop("sem_seg_file_name", None)
+    if file_name is None:
+        return None
+    return detection_utils.read_image(file_name, "L").squeeze(2)
 
 
 class WithPassengers:

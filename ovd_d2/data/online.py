@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ovd_d2.data.passengers import ORIGINAL_IMAGE
-from ovd_d2.structures import cached_proposals_of
+from ovd_d2.structures import ORIGINAL_IMAGE, cached_proposals_of
 
 Embed = Callable[[NDArray[np.uint8], torch.Tensor], torch.Tensor]
 Batch = list[dict[str, Any]]

@@ -14,6 +14,9 @@ from tqdm import tqdm
 
 from ovd_d2.data.annotation_files import keep_annotations, read_annotations, write_annotations
 
+# The names of the field; Detic registers them, too, with other files.
+TRAIN_SET = "coco_zeroshot_train_oriorder"
+VAL_SET = "coco_generalized_zeroshot_val"
 FOLDER = "coco/zero-shot"
 TRAIN_FILE = "instances_train2017_seen_2.json"
 TRAIN_ALL_FILE = "instances_train2017_all_2.json"

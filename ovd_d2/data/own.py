@@ -27,7 +27,7 @@ EXPECTED = "'name: {json_file: ..., image_root: ...}' entries"
 _REPR = reprlib.Repr()
 _REPR.maxlevel = 2  # lists of lists of aliases could have a million words
 
-_failure: SetupError | None = None  # of OVD_DATASETS, kept for check_own_data_sets
+_registered_from: str | None = None  # the value of OVD_DATASETS that has been registered
 
 
 def register_own(path: str | os.PathLike[str]) -> list[str]:
@@ -57,27 +57,20 @@ def register_own(path: str | os.PathLike[str]) -> list[str]:
 
 
 def register_from_environment() -> None:
-    """Registers what the environment variable `OVD_DATASETS` names, if it is set.
+    """Registers what the environment variable `OVD_DATASETS` names, if it is set; once.
 
-    Called when the package is imported, where an error would be a traceback even for `--help`.
-    So a :class:`SetupError` is kept, and raised by :func:`check_own_data_sets`.
+    Raises:
+        SetupError: see :func:`register_own`.
     """
-    global _failure
-    _failure = None
-    if os.environ.get(VARIABLE):
-        try:
-            register_own(os.environ[VARIABLE])
-        except SetupError as error:
-            _failure = SetupError([f"{VARIABLE}: {problem}" for problem in error.problems])
-
-
-def check_own_data_sets() -> None:
-    """Raises the :class:`SetupError` of `OVD_DATASETS`, if its file could not be registered.
-
-    To be called where data sets begin to matter, before a name is looked up.
-    """
-    if _failure is not None:
-        raise _failure
+    global _registered_from
+    path = os.environ.get(VARIABLE)
+    if not path or path == _registered_from:
+        return
+    try:
+        register_own(path)
+    except SetupError as error:
+        raise SetupError([f"{VARIABLE}: {problem}" for problem in error.problems]) from error
+    _registered_from = path
 
 
 @dataclass(frozen=True)

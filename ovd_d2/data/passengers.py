@@ -15,11 +15,10 @@ from detectron2.structures import Boxes, Instances
 from numpy.typing import NDArray
 
 from ovd_d2.cache import EmbeddingCache, ProposalStore, check_compatible, coverage_problems
-from ovd_d2.structures import attach_cached_proposals
+from ovd_d2.structures import ORIGINAL_IMAGE, attach_cached_proposals
 from ovd_d2.systems import SetupContext
 
 MIN_PROPOSAL_SIDE = 1.0  # pixels left after augmentation, below which there is nothing to pool
-ORIGINAL_IMAGE = "original_image"  # key of an input, (H, W, 3) uint8 RGB before the augmentation
 
 
 @dataclass(frozen=True)
@@ -91,6 +90,13 @@ class CachedProposals(Passenger):
             embedding_dim=context.embedding_dim,
             images=context.training_images,
         )
+
+
+class OriginalImage(Passenger):
+    """The image before augmentation: `original_image`, (H, W, 3) uint8 RGB, of the input."""
+
+    def __call__(self, image: MappedImage) -> None:
+        image.record[ORIGINAL_IMAGE] = image.original_rgb()
 
 
 class ProposalsToEmbed(Passenger):

@@ -17,18 +17,27 @@ from detectron2.modeling import build_model
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
+from ovd_d2.clip.crops import embed_proposals
+from ovd_d2.clip.loading import configured_teacher
 from ovd_d2.data.base_only import drop_annotations
 from ovd_d2.data.categories import get_categories
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper, WithPassengers, passengers_of
-from ovd_d2.data.own import check_own_data_sets
+from ovd_d2.data.passengers import OriginalImage
+from ovd_d2.data.registration import register_data_sets
 from ovd_d2.data.train_loader import Mapper, build_resumable_train_loader
 from ovd_d2.engine.checkpoint import WHOLE_MODEL, SafeCheckpointer
 from ovd_d2.errors import SetupError
-from ovd_d2.modeling.open_vocabulary import open_vocabulary_part
+from ovd_d2.modeling.image_branches import CropBranch
+from ovd_d2.modeling.open_vocabulary import open_vocabulary_heads, open_vocabulary_part
+from ovd_d2.modeling.roi_heads import OpenVocabularyROIHeads
 from ovd_d2.systems import system_of
 from ovd_d2.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
+
+DETECTOR = "detector"
+# MODEL.OVD.CLASSIFY_WITH -> where the scores of the ROI heads come from.
+CLASSIFY_WITH = {DETECTOR: "", "clip_crops": "image", "text_and_clip_crops": "ensemble"}
 
 # What Detectron2's FPN and its SimpleFeaturePyramid call the network below them.
 BELOW_PYRAMID = ("backbone.bottom_up.", "backbone.net.")
@@ -101,7 +110,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     AdamW trains the backbone (its pyramid apart) at `SOLVER.BACKBONE_MULTIPLIER` times the rate;
     a ViT's table of positions is not decayed.
     """
-    if cfg.SOLVER.OPTIMIZER == "SGD":
+    if cfg.SOLVER.OPTIMIZER.upper() == "SGD":
         return solver.build_optimizer(cfg, model)
     parameters = solver.get_default_optimizer_params(
         model,
@@ -126,23 +135,45 @@ def load_training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
         cfg.DATASETS.TRAIN,
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         drop_novel=cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS,
+        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
     )
 
 
 def get_base_dataset_dicts(
-    names: str | Sequence[str], filter_empty: bool = False, drop_novel: bool = True
+    names: str | Sequence[str],
+    filter_empty: bool = False,
+    drop_novel: bool = True,
+    proposal_files: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Detectron2's `get_detection_dataset_dicts` without annotations of novel categories.
 
     Args:
         names: a registered data set, or several.
         filter_empty: leave out images without annotation (ViLD distils from them, so: no).
-        drop_novel: False keeps novel annotations, for the supervised upper line alone.
+        drop_novel: False keeps novel annotations: test sets, and the supervised upper line.
+        proposal_files: Detectron2's stored proposals, one file per data set.
+
+    Raises:
+        SetupError: another number of proposal files than of data sets.
     """
-    check_own_data_sets()
+    names = [names] if isinstance(names, str) else names
+    if proposal_files is not None and len(proposal_files) != len(names):
+        raise SetupError(
+            [
+                f"DATASETS.PROPOSAL_FILES_TRAIN has {len(proposal_files)} files for {len(names)} "
+                "data sets in DATASETS.TRAIN: name one per data set, or set MODEL.LOAD_PROPOSALS "
+                "False"
+            ]
+        )
     dataset_dicts: list[dict[str, Any]] = []
-    for name in [names] if isinstance(names, str) else names:
-        records = get_detection_dataset_dicts(name, filter_empty=False, check_consistency=False)
+    for k, name in enumerate(names):
+        register_data_sets([name])
+        records = get_detection_dataset_dicts(
+            name,
+            filter_empty=False,
+            proposal_files=None if proposal_files is None else [proposal_files[k]],
+            check_consistency=False,
+        )
         if drop_novel:
             records = drop_annotations(records, get_categories(name).is_novel)
         dataset_dicts += records
@@ -176,7 +207,35 @@ def build_train_loader(
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
-    """Detectron2's test loader."""
+    """Detectron2's test loader; for the teacher on crops, with the original images."""
+    options = OpenVocabularyDatasetMapper.from_config(cfg, is_train=False)
+    if cfg.MODEL.OVD.CLASSIFY_WITH != DETECTOR:
+        options["passengers"] = [OriginalImage()]
     return build_detection_test_loader(
-        cfg, dataset_name, mapper=OpenVocabularyDatasetMapper(cfg, is_train=False)
+        cfg, dataset_name, mapper=OpenVocabularyDatasetMapper(**options)
     )
+
+
+def classify_crops(cfg: CfgNode, model: nn.Module) -> None:
+    """The teacher on crops becomes the model's image branch, as `MODEL.OVD.CLASSIFY_WITH` says.
+
+    "clip_crops": it alone scores the proposals. "text_and_clip_crops": it is the image branch
+    beside the text branch (the paper's ViLD-text + CLIP). "detector": nothing changes.
+
+    Raises:
+        SetupError: the model's heads take no image branch; the teacher cannot be had.
+    """
+    if cfg.MODEL.OVD.CLASSIFY_WITH == DETECTOR:
+        return
+    heads = getattr(model, "roi_heads", None)
+    if not isinstance(heads, OpenVocabularyROIHeads):
+        raise SetupError(
+            [
+                f"MODEL.OVD.CLASSIFY_WITH {cfg.MODEL.OVD.CLASSIFY_WITH}: "
+                f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME} takes no image branch; name one "
+                f"of {', '.join(open_vocabulary_heads())}"
+            ]
+        )
+    teacher = configured_teacher(cfg, device=cfg.MODEL.DEVICE)
+    branch = CropBranch(partial(embed_proposals, teacher=teacher))
+    heads.set_image_branch(branch, scores=CLASSIFY_WITH[cfg.MODEL.OVD.CLASSIFY_WITH])

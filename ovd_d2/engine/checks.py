@@ -13,15 +13,20 @@ from detectron2.utils import comm
 from ovd_d2.clip.loading import configured_teacher, teacher_problems
 from ovd_d2.data.augmentation import smallest_resize
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper, mapping_problems
+from ovd_d2.engine.build import CLASSIFY_WITH, DETECTOR
 from ovd_d2.engine.data_checks import CheckedData, DataNeeds, category_problems, check_data
 from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
-from ovd_d2.evaluation.clip_crops import CLASSIFY_WITH
 from ovd_d2.evaluation.engines import build_engine
 from ovd_d2.evaluation.protocols import fixed_ap_problems, lvis_protocol
 from ovd_d2.losses import NOVEL_LOGIT_MODES
 from ovd_d2.modeling.classifier import BACKGROUNDS
-from ovd_d2.modeling.open_vocabulary import architecture_problems, takes_vocabulary
+from ovd_d2.modeling.open_vocabulary import (
+    architecture_problems,
+    open_vocabulary_heads,
+    takes_image_branch,
+    takes_vocabulary,
+)
 from ovd_d2.systems import SetupContext, system_of
 from ovd_d2.vocabulary import Vocabulary, configured_vocabulary
 
@@ -49,7 +54,7 @@ def check_setup(cfg: CfgNode, *, training: bool, progress: bool = True) -> list[
     problems += data.problems
     problems += _category_problems(cfg, vocabulary, data)
     problems += _system_problems(cfg, vocabulary, data, training)
-    if not training and cfg.MODEL.OVD.CLASSIFY_WITH != "detector":
+    if not training and cfg.MODEL.OVD.CLASSIFY_WITH != DETECTOR:
         problems += _crop_teacher_problems(cfg, vocabulary)
     if training and not problems:
         mapper = OpenVocabularyDatasetMapper(cfg, is_train=True)
@@ -91,7 +96,7 @@ def config_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
         yield from _choice_problems(cfg)
     if system := system_of(cfg):
         yield from system.key_problems(cfg)
-    if cfg.SOLVER.OPTIMIZER not in ("SGD", "ADAMW"):
+    if cfg.SOLVER.OPTIMIZER.upper() not in ("SGD", "ADAMW"):
         yield f"SOLVER.OPTIMIZER: '{cfg.SOLVER.OPTIMIZER}' is neither SGD nor ADAMW"
     yield from evaluation_problems(cfg)
     if training:
@@ -160,12 +165,13 @@ def output_problems(folder: str, key: str = "OUTPUT_DIR") -> list[str]:
 def classify_with_problems(cfg: CfgNode) -> list[str]:
     """Models that the teacher on crops cannot take the place of."""
     key = f"MODEL.OVD.CLASSIFY_WITH {cfg.MODEL.OVD.CLASSIFY_WITH}"
-    if cfg.MODEL.OVD.CLASSIFY_WITH == "detector":
+    if cfg.MODEL.OVD.CLASSIFY_WITH == DETECTOR:
         return []
-    if cfg.MODEL.META_ARCHITECTURE != "OpenVocabularyRCNN":
+    if not takes_image_branch(cfg):
         return [
             f"{key} needs MODEL.META_ARCHITECTURE OpenVocabularyRCNN, it is "
-            f"{cfg.MODEL.META_ARCHITECTURE}"
+            f"{cfg.MODEL.META_ARCHITECTURE}, with one of the heads "
+            f"{', '.join(open_vocabulary_heads())}, it has {cfg.MODEL.ROI_HEADS.NAME}"
         ]
     return []
 
@@ -174,7 +180,7 @@ def augmentation_problems(cfg: CfgNode) -> list[str]:
     """What Detectron2's test-time augmentation, which runs after training, would stop at."""
     refused = {
         f"MODEL.OVD.CLASSIFY_WITH {cfg.MODEL.OVD.CLASSIFY_WITH}": (
-            cfg.MODEL.OVD.CLASSIFY_WITH != "detector"
+            cfg.MODEL.OVD.CLASSIFY_WITH != DETECTOR
         ),
         "MODEL.KEYPOINT_ON True": cfg.MODEL.KEYPOINT_ON,
         "MODEL.LOAD_PROPOSALS True": cfg.MODEL.LOAD_PROPOSALS,
@@ -259,7 +265,7 @@ def _choice_problems(cfg: CfgNode) -> Iterable[str]:
     choices = {
         "NOVEL_TRAINING_LOGITS": NOVEL_LOGIT_MODES,
         "BACKGROUND": BACKGROUNDS,
-        "CLASSIFY_WITH": CLASSIFY_WITH,
+        "CLASSIFY_WITH": tuple(CLASSIFY_WITH),
     }
     for key, known in choices.items():
         if ovd[key] not in known:

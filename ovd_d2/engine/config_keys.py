@@ -10,7 +10,7 @@ from typing import Any
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.point_rend import add_pointrend_config
 
-from ovd_d2.config import add_ovd_config
+from ovd_d2.config import add_ovd_config, renamed_keys
 from ovd_d2.modeling.open_vocabulary import takes_vocabulary
 from ovd_d2.systems import IdleKeys, System, systems
 
@@ -52,12 +52,23 @@ def unknown_key_problems(config_file: str, opts: Sequence[str]) -> list[str]:
         for key in keys:
             if key in known or key in groups or any(key.startswith(f"{k}.") for k in known):
                 continue  # below a leaf: Detectron2 says what is wrong with the value
+            if new := _new_name(key):
+                problems.append(f"{source}: the key {key} was renamed to {new}")
+                continue
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             problems.append(f"{source}: there is no key {key}{hint}")
     if len(opts) % 2:
         problems.append(f"options: '{opts[-1]}' has no value; they are KEY VALUE pairs")
     return problems
+
+
+def _new_name(key: str) -> str | None:
+    """What a key of an older version is called now; None: there was no such key."""
+    for old, new in renamed_keys().items():
+        if key == old or key.startswith(f"{old}."):
+            return new + key.removeprefix(old)
+    return None
 
 
 def idle_key_notices(cfg: CfgNode) -> list[str]:
@@ -86,11 +97,11 @@ def _idle(cfg: CfgNode) -> Iterable[IdleKeys]:
             ("MODEL.RPN.BBOX_REG_LOSS_TYPE",),
             "MODEL.PROPOSAL_GENERATOR.NAME LevelMeanRPN has a box loss of its own",
         )
-    if cfg.SOLVER.OPTIMIZER == "SGD":
+    if cfg.SOLVER.OPTIMIZER.upper() == "SGD":
         yield ("SOLVER.BACKBONE_MULTIPLIER",), "SOLVER.OPTIMIZER SGD has one rate for all"
-    if cfg.MODEL.BACKBONE.NAME != "build_timm_fpn_backbone":
+    if cfg.MODEL.BACKBONE.NAME != "build_ovd_timm_fpn_backbone":
         yield (
-            ("MODEL.BACKBONE.TIMM_ARCHITECTURE",),
+            ("MODEL.OVD.TIMM_ARCHITECTURE",),
             f"MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME}",
         )
     if not cfg.INPUT.LSJ.ENABLED:

@@ -17,8 +17,9 @@ from ovd_d2.data.image_faults import KINDS
 from ovd_d2.data.image_memory import default_memory
 from ovd_d2.data.images import image_problems
 from ovd_d2.data.problems import Problem
+from ovd_d2.data.registration import known_names, register_data_sets
 from ovd_d2.data.validation import DatasetUse, Report, validate_dataset
-from ovd_d2.evaluation.builder import EVALUATORS
+from ovd_d2.evaluation.builder import evaluator_factories
 from ovd_d2.vocabulary import Vocabulary
 
 SHOWN = 3  # names in a message
@@ -135,17 +136,19 @@ def category_problems(
 
 
 def _not_there(name: str) -> str | None:
+    register_data_sets([name])
     if name not in DatasetCatalog:
-        known = ", ".join(sorted(DatasetCatalog.list()))
+        known = ", ".join(known_names())
         return f"'{name}' is not registered; registered: {known}"
     return missing_file_problem(name)
 
 
 def _not_evaluated(name: str) -> str | None:
     evaluator_type = MetadataCatalog.get(name).get("evaluator_type", None)
-    if evaluator_type in EVALUATORS:
+    known_types = evaluator_factories()
+    if evaluator_type in known_types:
         return None
-    known = ", ".join(sorted(EVALUATORS))
+    known = ", ".join(sorted(known_types))
     return f"'{name}' has evaluator_type {evaluator_type!r}; evaluated are {known}"
 
 

@@ -17,6 +17,8 @@ from tqdm import tqdm
 from ovd_d2.cache import DatasetInfo, Manifest, RecordWriter, dataset_fingerprint
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.files import fingerprint_json, sha256_file
+from ovd_d2.modeling.objectness import objectness_kind
+from ovd_d2.scoring import objectness_probabilities
 
 
 def proposal_manifest(
@@ -54,6 +56,7 @@ def extract_proposals(
 
     Raises:
         TypeError: the model has no first stage that can be asked alone.
+        SetupError: see :func:`objectness_kind`.
     """
     predict_proposals: Any = getattr(model, "predict_proposals", None)
     if predict_proposals is None:
@@ -61,13 +64,15 @@ def extract_proposals(
             f"{type(model).__name__} has no method predict_proposals: proposals need "
             "MODEL.META_ARCHITECTURE OpenVocabularyRCNN"
         )
+    kind = objectness_kind(cfg)
     by_id = {record["image_id"]: record for record in dataset_dicts}
     todo = [by_id[image_id] for image_id in writer.waiting_ids]
     writer.check_space(cfg.MODEL.RPN.POST_NMS_TOPK_TEST)
     model.eval()
     for batch in tqdm(_batches(cfg, todo), "proposals", unit="img", disable=writer.ranks.rank > 0):
         for record, proposals in zip(batch, predict_proposals(batch), strict=True):
-            boxes, objectness = to_original_image(proposals, record["height"], record["width"])
+            size = record["height"], record["width"]
+            boxes, objectness = to_original_image(proposals, *size, kind)
             writer.add(record["image_id"], {"boxes": boxes, "objectness": objectness})
     return writer.finish()
 
@@ -85,12 +90,15 @@ def _batches(cfg: CfgNode, records: list[dict[str, Any]]) -> Collection[list[dic
     return loader
 
 
-def to_original_image(proposals: Instances, height: int, width: int) -> tuple[Tensor, Tensor]:
+def to_original_image(
+    proposals: Instances, height: int, width: int, objectness: str
+) -> tuple[Tensor, Tensor]:
     """Proposals of the network's input in the coordinates of the original image.
 
     Args:
         proposals: with `proposal_boxes` and `objectness_logits`.
         height, width: of the original image, pixels.
+        objectness: see :func:`ovd_d2.scoring.objectness_probabilities`.
 
     Returns:
         (K, 4) float32 absolute XYXY inside the image, none empty; (K,) float32 probabilities.
@@ -99,4 +107,5 @@ def to_original_image(proposals: Instances, height: int, width: int) -> tuple[Te
     boxes.scale(width / proposals.image_size[1], height / proposals.image_size[0])
     boxes.clip((height, width))
     keep = boxes.nonempty()
-    return boxes.tensor[keep].float().cpu(), proposals.objectness_logits[keep].sigmoid().cpu()
+    probabilities = objectness_probabilities(proposals.objectness_logits[keep], objectness)
+    return boxes.tensor[keep].float().cpu(), probabilities.cpu()

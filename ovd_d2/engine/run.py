@@ -16,7 +16,8 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 from yaml import YAMLError
 
-from ovd_d2.data.own import check_own_data_sets
+from ovd_d2.data.registration import register_data_sets
+from ovd_d2.engine.build import classify_crops
 from ovd_d2.engine.checkpoint import FIRST_STAGE, WHOLE_MODEL, SafeCheckpointer
 from ovd_d2.engine.checks import check_setup
 from ovd_d2.engine.config_keys import default_config, unknown_key_problems
@@ -24,7 +25,6 @@ from ovd_d2.engine.launching import available_device, on_main_process
 from ovd_d2.engine.scalars import write_scalars
 from ovd_d2.engine.trainer import OpenVocabularyTrainer
 from ovd_d2.errors import SetupError
-from ovd_d2.evaluation.clip_crops import with_crop_classifier
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         SetupError: no such file, keys that do not exist (all are listed), values of a wrong type;
             `OVD_DATASETS` could not be registered.
     """
-    check_own_data_sets()
+    register_data_sets()
     cfg = default_config()
     opts = [one for one in opts if one != "--"]  # argparse leaves it in, where options begin
     if not PathManager.isfile(config_file):
@@ -79,8 +79,7 @@ def evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     checkpoint = SafeCheckpointer(
         model, cfg.OUTPUT_DIR, required=FIRST_STAGE if crops_alone else WHOLE_MODEL
     ).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-    if cfg.MODEL.OVD.CLASSIFY_WITH != "detector":
-        model = with_crop_classifier(cfg, model)
+    classify_crops(cfg, model)
     results = OpenVocabularyTrainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results = {**results, **OpenVocabularyTrainer.test_with_tta(cfg, model)}

@@ -143,10 +143,13 @@ class OpenVocabularyTrainer(DefaultTrainer):
         """Detectron2's evaluation, of the configured vocabulary whatever the checkpoint brought.
 
         The numbers also go to `OUTPUT_DIR/inference/results.json`, and beside them, under
-        "evaluation", data set, protocol and engine of each test set.
+        "evaluation", data set, protocol and engine of each test set; but not where `evaluators`
+        are given, as by the `test_with_TTA` of Detectron2's train_net.py: whoever gives them says
+        where the numbers go.
         """
-        if evaluators is None:
-            evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        if evaluators is not None:
+            return cls._test_each(cfg, model, evaluators)
+        evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         results = cls._test_each(cfg, model, evaluators)
         cls._write(results, cfg, evaluators, INFERENCE)
         return results
@@ -227,7 +230,9 @@ class OpenVocabularyTrainer(DefaultTrainer):
                 continue
             # Detectron2's own would put nan into the event storage
             hooks.append(EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate_for_storage))
-            if self.cfg.TEST.AUG.ENABLED:  # after training alone: it takes many passes an image
+            # After training alone: it takes many passes per image. A project that has a
+            # `test_with_TTA`, as Detectron2's train_net.py, registers a hook for it itself.
+            if self.cfg.TEST.AUG.ENABLED and not hasattr(self, "test_with_TTA"):
                 hooks.append(EvalHook(0, self._evaluate_with_tta_for_storage))
         if comm.is_main_process():
             hooks.append(ProgressBar(os.path.basename(self.cfg.OUTPUT_DIR) or "training"))

@@ -7,6 +7,7 @@ from typing import Any
 
 from detectron2.evaluation import COCOEvaluator
 
+from ovd_d2.data.registration import register_data_sets
 from ovd_d2.evaluation.engines import Engine
 from ovd_d2.evaluation.evaluator_mixin import EvaluatorMixin
 from ovd_d2.evaluation.protocols import COCO, Protocol
@@ -49,6 +50,7 @@ class OpenVocabularyCOCOEvaluator(EvaluatorMixin, COCOEvaluator):
         Raises:
             ValueError: the number of flags is not the number of categories.
         """
+        register_data_sets([dataset_name])
         super().__init__(
             dataset_name,
             tuple(tasks) if tasks is not None else None,

@@ -7,10 +7,12 @@ from typing import Any
 
 from detectron2.evaluation import LVISEvaluator
 
+from ovd_d2.data.registration import register_data_sets
 from ovd_d2.evaluation.engines import Engine
 from ovd_d2.evaluation.evaluator_mixin import EvaluatorMixin
 from ovd_d2.evaluation.protocols import FEDERATED, Protocol
 from ovd_d2.evaluation.reference_engine import ReferenceEngine
+from ovd_d2.lvis_compat import patch_lvis
 
 
 class OpenVocabularyLVISEvaluator(EvaluatorMixin, LVISEvaluator):
@@ -50,6 +52,8 @@ class OpenVocabularyLVISEvaluator(EvaluatorMixin, LVISEvaluator):
         Raises:
             ValueError: the number of flags is not the number of categories.
         """
+        register_data_sets([dataset_name])
+        patch_lvis()  # before the base class imports lvis
         super().__init__(
             dataset_name, tuple(tasks) if tasks is not None else None, distributed, output_dir
         )

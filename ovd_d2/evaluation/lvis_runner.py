@@ -10,7 +10,7 @@ import logging
 from typing import Any
 
 from ovd_d2.evaluation.ground_truth import GroundTruth
-from ovd_d2.evaluation.lvis_compat import patch_lvis
+from ovd_d2.lvis_compat import patch_lvis
 
 patch_lvis()  # before the first import of lvis anywhere
 

@@ -13,7 +13,6 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ovd_d2.evaluation.ground_truth import GroundTruth, for_iou_type
-from ovd_d2.evaluation.lvis_runner import run_lvis_eval
 from ovd_d2.evaluation.protocols import Detection, Rules
 
 LIBRARIES = {"lvis": "lvis", "coco": "pycocotools"}
@@ -27,6 +26,8 @@ class ReferenceEngine:
     ) -> np.ndarray:
         results = for_iou_type(detections, iou_type)
         if ground_truth.rules == "lvis":
+            from ovd_d2.evaluation.lvis_runner import run_lvis_eval  # lvis: 1 s of an import
+
             return run_lvis_eval(ground_truth, results, iou_type).eval["precision"]
         return _run_coco_eval(ground_truth, results, iou_type).eval["precision"][..., 0]
 

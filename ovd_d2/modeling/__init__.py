@@ -2,8 +2,8 @@
 
 from ovd_d2.modeling.backbone import (
     TimmBackbone,
-    build_timm_fpn_backbone,
-    build_vit_fpn_backbone,
+    build_ovd_timm_fpn_backbone,
+    build_ovd_vit_fpn_backbone,
 )
 from ovd_d2.modeling.box_head import (
     EmbeddingProjection,
@@ -30,6 +30,6 @@ __all__ = [
     "TimmBackbone",
     "ViLDBoxHead",
     "ViLDMaskHead",
-    "build_timm_fpn_backbone",
-    "build_vit_fpn_backbone",
+    "build_ovd_timm_fpn_backbone",
+    "build_ovd_vit_fpn_backbone",
 ]

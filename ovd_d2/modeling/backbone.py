@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import timm
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, SimpleFeaturePyramid, ViT
@@ -27,6 +26,8 @@ class TimmBackbone(Backbone):
             architecture: timm's name of the network; random weights, checkpoints bring others.
             out_features: among "res1" .. "res5", of stride 2 .. 32.
         """
+        import timm  # 0.6 s of an import, for this backbone alone
+
         super().__init__()
         self.body = timm.create_model(architecture, pretrained=False, features_only=True)
         info: Any = self.body.feature_info
@@ -46,13 +47,13 @@ class TimmBackbone(Backbone):
 
 
 @BACKBONE_REGISTRY.register()
-def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """The timm network `BACKBONE.TIMM_ARCHITECTURE` with Detectron2's FPN.
+def build_ovd_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """The timm network `MODEL.OVD.TIMM_ARCHITECTURE` with Detectron2's FPN.
 
     Its stages are called res2 .. res5 by stride, as Detectron2's ResNets'.
     """
     bottom_up = TimmBackbone(
-        architecture=cfg.MODEL.BACKBONE.TIMM_ARCHITECTURE,
+        architecture=cfg.MODEL.OVD.TIMM_ARCHITECTURE,
         out_features=list(cfg.MODEL.RESNETS.OUT_FEATURES),
     )
     return FPN(
@@ -66,14 +67,14 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 
 
 @BACKBONE_REGISTRY.register()
-def build_vit_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SimpleFeaturePyramid:
+def build_ovd_vit_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SimpleFeaturePyramid:
     """ViTDet (arXiv 2203.16527): Detectron2's plain ViT with its simple feature pyramid.
 
     Detectron2 builds both from LazyConfigs only; this is their way into yaml, by the keys of
-    `MODEL.VIT`, `FPN.OUT_CHANNELS` and `FPN.NORM`. Maps are called p<k> by stride 2^k, with one
+    `MODEL.OVD.VIT`, `FPN.OUT_CHANNELS` and `FPN.NORM`. Maps are called p<k> by stride 2^k, with one
     more level by pooling, as Detectron2's FPN's.
     """
-    vit = cfg.MODEL.VIT
+    vit = cfg.MODEL.OVD.VIT
     net = ViT(
         img_size=vit.IMG_SIZE,
         patch_size=vit.PATCH_SIZE,
@@ -104,7 +105,7 @@ def _window_blocks(depth: int, global_blocks: Sequence[int]) -> list[int]:
     unknown = sorted(set(global_blocks) - set(range(depth)))
     if unknown:
         raise ValueError(
-            f"MODEL.VIT.GLOBAL_ATTENTION_BLOCKS names {unknown}, but DEPTH {depth} has blocks 0 to "
-            f"{depth - 1} only"
+            f"MODEL.OVD.VIT.GLOBAL_ATTENTION_BLOCKS names {unknown}, but DEPTH {depth} has "
+            f"blocks 0 to {depth - 1} only"
         )
     return sorted(set(range(depth)) - set(global_blocks))

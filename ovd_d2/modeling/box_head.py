@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,9 +15,11 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovd_d2.errors import SetupError
 from ovd_d2.losses import suppress_novel_logits
-from ovd_d2.modeling.classifier import CLIPClassifier
+from ovd_d2.modeling.classifier import CLIPClassifier, Words
 from ovd_d2.modeling.detection import select_detections
+from ovd_d2.modeling.image_branches import ImageBranch, Regions
 from ovd_d2.modeling.layers import run_layers
 from ovd_d2.vocabulary import configured_vocabulary
 
@@ -106,7 +109,7 @@ class EmbeddingProjection(nn.Linear):
         return F.normalize(super().forward(x.flatten(1)).float(), dim=1)
 
 
-class RegionEmbeddingHead(nn.Module):
+class RegionEmbeddingHead(ImageBranch):
     """A trunk and a projection: pooled features (N, C, H, W) -> region embeddings (N, D).
 
     ViLD-ensemble's image branch, apart from the text branch.
@@ -119,6 +122,27 @@ class RegionEmbeddingHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         return self.projection(self.trunk(pooled))
+
+    def embed(self, regions: Regions) -> Tensor:
+        """See :class:`ImageBranch`."""
+        return self(regions.pooled)
+
+
+def refuse_sigmoid_losses(*, sigmoid_ce: bool, federated: bool) -> None:
+    """Detectron2's federated loss is a sigmoid cross-entropy, too.
+
+    Raises:
+        SetupError: either is switched on.
+    """
+    if sigmoid_ce or federated:
+        raise SetupError(
+            [
+                "an open vocabulary is trained and scored by softmax over the categories and "
+                "background: set MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE False and "
+                "MODEL.ROI_BOX_HEAD.USE_FED_LOSS False (LazyConfig: use_sigmoid_ce, use_fed_loss); "
+                "projects such as Detic set them True in their base yaml"
+            ]
+        )
 
 
 class OpenVocabularyOutputLayers(FastRCNNOutputLayers):
@@ -143,7 +167,15 @@ class OpenVocabularyOutputLayers(FastRCNNOutputLayers):
             classifier: similarity to the vocabulary.
             novel_training_logits: see :func:`ovd_d2.losses.suppress_novel_logits`.
             kwargs: of :class:`FastRCNNOutputLayers`.
+
+        Raises:
+            SetupError: sigmoid cross-entropy or the federated loss, which needs it.
+            ValueError: box regression per category.
         """
+        refuse_sigmoid_losses(
+            sigmoid_ce=kwargs.get("use_sigmoid_ce", False),
+            federated=kwargs.get("use_fed_loss", False),
+        )
         super().__init__(input_shape, **kwargs)
         if self.bbox_pred.out_features != 4:
             raise ValueError(
@@ -174,8 +206,13 @@ class OpenVocabularyOutputLayers(FastRCNNOutputLayers):
         """Trunk features (N, ...) -> (N, D) unit region embeddings."""
         return self.projection(x)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.classifier(self.embed(x))
+    def forward(self, x: Tensor, words: Words | None = None) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            x: trunk features (N, ...).
+            words: what to look for in this call; None: the classifier's own.
+        """
+        logits = self.classifier(self.embed(x), words)
         if self.training:
             logits = suppress_novel_logits(
                 logits, self.classifier.is_novel, self.novel_training_logits
@@ -211,17 +248,17 @@ class OpenVocabularyOutputLayers(FastRCNNOutputLayers):
             )
 
     def select_detections(
-        self, probs: Tensor, deltas: Tensor, proposals: list[Instances]
+        self, probs: Tensor, boxes: Sequence[Tensor], proposals: list[Instances]
     ) -> list[Instances]:
-        """Box decoding, thresholding, per-class NMS and the cap on detections.
+        """Thresholding, per-class NMS and the cap on detections.
 
         Args:
             probs: (N, C) scores of all proposals of the batch.
-            deltas: (N, 4).
+            boxes: one (N_i, 4) per image, absolute XYXY.
             proposals: the batch's proposals, N in all.
         """
         return select_detections(
-            self.predict_boxes((probs, deltas), proposals),
+            boxes,
             probs.split([len(p) for p in proposals]),
             [p.image_size for p in proposals],
             score_threshold=self.test_score_thresh,

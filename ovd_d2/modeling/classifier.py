@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,20 @@ logger = logging.getLogger(__name__)
 
 BACKGROUNDS = ("learned", "text")
 _VOCABULARY = "vocabulary"  # key of the state dict
+
+
+class Words(NamedTuple):
+    """A vocabulary as tensors on the device of a model.
+
+    Attributes:
+        embeddings: (C, D) float32 unit rows.
+        novel: (C,) bool.
+        background: (D,) float32; None where the classifier learns its own.
+    """
+
+    embeddings: Tensor
+    novel: Tensor
+    background: Tensor | None
 
 
 class CLIPClassifier(nn.Module):
@@ -100,13 +114,38 @@ class CLIPClassifier(nn.Module):
         self._take(vocabulary)
         self._was_given = True
 
-    def _take(self, vocabulary: Vocabulary) -> None:
+    @property
+    def words(self) -> Words:
+        """Of the vocabulary that the classifier holds.
+
+        Raises:
+            RuntimeError: none has been given or loaded.
+        """
+        if self.vocabulary is None:
+            raise RuntimeError(
+                "the classifier has no vocabulary yet: set MODEL.OVD.VOCABULARY, load a "
+                "checkpoint, or call model.set_vocabulary(vocabulary)"
+            )
+        background = None if self.learns_background else self.background
+        return Words(self.text_embeddings, self.is_novel, background)
+
+    def words_of(self, vocabulary: Vocabulary) -> Words:
+        """Of another vocabulary, for one call: what the classifier holds does not change."""
+        self._check_width(vocabulary)
+        device = self.text_embeddings.device
+        background = None if self.learns_background else _background_of(vocabulary).to(device)
+        return Words(vocabulary.embeddings.to(device), vocabulary.novel.to(device), background)
+
+    def _check_width(self, vocabulary: Vocabulary) -> None:
         if vocabulary.embedding_dim != self.embedding_dim:
             raise ValueError(
                 f"the vocabulary's embeddings are {vocabulary.embedding_dim} wide, the model's "
                 f"MODEL.OVD.EMBEDDING_DIM (LazyConfig: embedding_dim) is {self.embedding_dim}: use "
                 "one teacher for both"
             )
+
+    def _take(self, vocabulary: Vocabulary) -> None:
+        self._check_width(vocabulary)
         if not self.learns_background:
             self.background.copy_(_background_of(vocabulary))
         self._resize(len(vocabulary))
@@ -119,10 +158,11 @@ class CLIPClassifier(nn.Module):
         if not self._was_given:
             self.vocabulary = None
 
-    def forward(self, region_embeddings: Tensor) -> Tensor:
+    def forward(self, region_embeddings: Tensor, words: Words | None = None) -> Tensor:
         """
         Args:
             region_embeddings: (N, D) unit rows.
+            words: what to look for in this call; None: the classifier's own.
 
         Returns:
             (N, C + 1) float32 logits: cosine similarity over temperature, background last. Also
@@ -131,13 +171,9 @@ class CLIPClassifier(nn.Module):
         Raises:
             RuntimeError: no vocabulary has been set or loaded.
         """
-        if self.vocabulary is None:
-            raise RuntimeError(
-                "the classifier has no vocabulary yet: set MODEL.OVD.VOCABULARY, load a "
-                "checkpoint, or call model.set_vocabulary(vocabulary)"
-            )
-        background = F.normalize(self.background, dim=0)[None]  # (1, D)
-        weights = torch.cat([self.text_embeddings, background])  # (C + 1, D)
+        words = self.words if words is None else words
+        background = self.background if words.background is None else words.background
+        weights = torch.cat([words.embeddings, F.normalize(background, dim=0)[None]])  # (C + 1, D)
         with torch.autocast(weights.device.type, enabled=False):
             similarity = region_embeddings.to(weights) @ weights.t()  # (N, C + 1)
             return similarity.div_(self.temperature)  # in place: with 20,000 names 80 MB less

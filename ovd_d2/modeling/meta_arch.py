@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from torch import Tensor
 
+from ovd_d2.modeling.roi_heads import WORDS
+from ovd_d2.structures import ORIGINAL_IMAGE, PerImage
 from ovd_d2.vocabulary import Vocabulary
 
 
@@ -36,12 +38,15 @@ class BatchInvariantRCNN(GeneralizedRCNN):
         do_postprocess: bool = True,
     ) -> list[Any]:
         """See :meth:`GeneralizedRCNN.inference`."""
-        infer = super().inference
         known = [None] * len(batched_inputs) if detected_instances is None else detected_instances
         return [
-            infer([one], None if instances is None else [instances], do_postprocess)[0]
+            self._infer(one, instances, do_postprocess)
             for one, instances in zip(batched_inputs, known, strict=True)
         ]
+
+    def _infer(self, one: dict[str, Any], known: Instances | None, do_postprocess: bool) -> Any:
+        """:meth:`GeneralizedRCNN.inference` of one image."""
+        return super().inference([one], None if known is None else [known], do_postprocess)[0]
 
 
 @META_ARCH_REGISTRY.register()
@@ -50,7 +55,8 @@ class OpenVocabularyRCNN(BatchInvariantRCNN):
 
     Its ROI heads take a vocabulary (:class:`ovd_d2.modeling.roi_heads.OpenVocabularyROIHeads`).
     Training is Detectron2's: what else the heads learn from rides on the `instances` of an input
-    (:class:`ovd_d2.structures.PerImage`). Inference is :class:`BatchInvariantRCNN`'s.
+    (:class:`ovd_d2.structures.PerImage`). Inference is :class:`BatchInvariantRCNN`'s; an image that
+    comes with its `original_image` hands it to the ROI heads, riding on the proposals.
     """
 
     @configurable
@@ -81,6 +87,37 @@ class OpenVocabularyRCNN(BatchInvariantRCNN):
         """Makes the detector look for these names from now on; no weight changes."""
         self.roi_heads.set_vocabulary(vocabulary)
 
+    def forward(
+        self, batched_inputs: list[dict[str, Any]], vocabulary: Vocabulary | None = None
+    ) -> Any:
+        """
+        Args:
+            batched_inputs: as Detectron2's.
+            vocabulary: at test time, what to look for in this call; None: what the detector
+                holds. Nothing in the detector changes, so several callers can share it.
+
+        Raises:
+            ValueError: a vocabulary is given in training, where the names are the annotations'.
+        """
+        if vocabulary is None:
+            return super().forward(batched_inputs)
+        if self.training:
+            raise ValueError("training looks for the names of its annotations: set_vocabulary")
+        words = self.roi_heads.classifier.words_of(vocabulary)
+        return self.inference([{**one, WORDS: words} for one in batched_inputs])
+
+    def _infer(self, one: dict[str, Any], known: Instances | None, do_postprocess: bool) -> Any:
+        if known is not None or not (ORIGINAL_IMAGE in one or WORDS in one):
+            return super()._infer(one, known, do_postprocess)
+        features, proposals = self._propose(one)
+        for key in (ORIGINAL_IMAGE, WORDS):
+            if key in one:
+                proposals.set(key, PerImage(one[key], len(proposals)))
+        (found,), _ = self.roi_heads(None, features, [proposals], None)
+        if not do_postprocess:
+            return found
+        return {"instances": detector_postprocess(found, one["height"], one["width"])}
+
     def predict_proposals(self, batched_inputs: list[dict[str, Any]]) -> list[Instances]:
         """The first stage alone, of images of any sizes.
 
@@ -91,27 +128,10 @@ class OpenVocabularyRCNN(BatchInvariantRCNN):
         """
         return [self._propose(one)[1] for one in batched_inputs]
 
-    def propose(
-        self, batched_inputs: list[dict[str, Any]]
-    ) -> tuple[dict[str, Tensor], list[Instances]]:
-        """Feature maps, name -> (N, C, H, W), and what :meth:`predict_proposals` returns.
-
-        Raises:
-            ValueError: the images have feature maps of different sizes, which one tensor cannot
-                hold unchanged.
-        """
-        features, proposals = zip(*map(self._propose, batched_inputs), strict=True)
-        sizes = sorted({tuple(next(iter(maps.values())).shape[2:]) for maps in features})
-        if len(sizes) > 1:
-            raise ValueError(
-                f"the images have feature maps of {len(sizes)} sizes, expected one (found "
-                f"{sizes[0]} and {sizes[-1]}): give images of one size, or one at a time"
-            )
-        names = features[0]
-        return {name: torch.cat([maps[name] for maps in features]) for name in names}, [*proposals]
-
     def _propose(self, one: dict[str, Any]) -> tuple[dict[str, Tensor], Instances]:
         images = self.preprocess_image([one])
         features = self.backbone(images.tensor)
+        if self.proposal_generator is None:
+            return features, one["proposals"].to(self.device)
         proposals, _ = self.proposal_generator(images, features, None)
         return features, proposals[0]

@@ -35,6 +35,14 @@ def takes_vocabulary(cfg: CfgNode) -> bool:
     )
 
 
+def takes_image_branch(cfg: CfgNode) -> bool:
+    """Whether the teacher on crops can be the image branch of the configured detector."""
+    meta = _registered(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE)
+    heads = _registered(ROI_HEADS_REGISTRY, cfg.MODEL.ROI_HEADS.NAME)
+    hands_images_on = isinstance(meta, type) and issubclass(meta, OpenVocabularyRCNN)
+    return hands_images_on and hasattr(heads, "set_image_branch")
+
+
 def open_vocabulary_part(model: nn.Module) -> OpenVocabularyModule | None:
     """What holds a detector's vocabulary: the detector, or its ROI heads in one of another project.
 

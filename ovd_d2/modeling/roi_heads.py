@@ -11,14 +11,17 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.structures import Instances
-from torch import Tensor, nn
+from torch import Tensor
 
 from ovd_d2 import scoring
-from ovd_d2.modeling.box_head import OpenVocabularyOutputLayers
-from ovd_d2.modeling.classifier import CLIPClassifier
+from ovd_d2.modeling.box_head import OpenVocabularyOutputLayers, refuse_sigmoid_losses
+from ovd_d2.modeling.classifier import CLIPClassifier, Words
+from ovd_d2.modeling.image_branches import ImageBranch, Regions
+from ovd_d2.modeling.objectness import objectness_kind
 from ovd_d2.vocabulary import Vocabulary
 
 SCORES = ("text", "image", "ensemble")
+WORDS = "words"  # field of proposals: a PerImage of Words
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -34,20 +37,21 @@ class OpenVocabularyROIHeads(StandardROIHeads):
     def __init__(
         self,
         *,
-        image_head: nn.Module | None = None,
+        image_head: ImageBranch | None = None,
         scores: str = "text",
         base_weight: float,
         novel_weight: float,
         objectness_weight: float,
+        objectness: str = "logit",
         **kwargs: Any,
     ) -> None:
         """
         Args:
-            image_head: the image branch, pooled features (N, C, H, W) -> unit region embeddings
-                (N, D); None: the text branch's trunk and projection serve both.
+            image_head: the image branch; None: the text branch's trunk and projection serve both.
             scores: where test scores come from, "text", "image" or "ensemble".
             base_weight, novel_weight: see :func:`ovd_d2.scoring.vild_ensemble`.
             objectness_weight: see :func:`ovd_d2.scoring.mix_objectness`.
+            objectness: see :func:`ovd_d2.scoring.objectness_probabilities`.
             kwargs: of :class:`StandardROIHeads`.
         """
         super().__init__(**kwargs)
@@ -58,16 +62,22 @@ class OpenVocabularyROIHeads(StandardROIHeads):
         self.base_weight = base_weight
         self.novel_weight = novel_weight
         self.objectness_weight = objectness_weight
+        self.objectness = objectness
         self._sync_num_classes()
         # A loaded state dict may bring a vocabulary of another length.
         self.register_load_state_dict_post_hook(lambda module, _: module._sync_num_classes())
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        box_head = cfg.MODEL.ROI_BOX_HEAD
+        # Here, before the base class builds its own predictor, which stops at an assertion.
+        refuse_sigmoid_losses(sigmoid_ce=box_head.USE_SIGMOID_CE, federated=box_head.USE_FED_LOSS)
         ret = super().from_config(cfg, input_shape)
         ret["base_weight"] = cfg.MODEL.OVD.BASE_WEIGHT
         ret["novel_weight"] = cfg.MODEL.OVD.NOVEL_WEIGHT
         ret["objectness_weight"] = cfg.MODEL.OVD.OBJECTNESS_WEIGHT
+        if cfg.MODEL.OVD.OBJECTNESS_WEIGHT > 0:
+            ret["objectness"] = objectness_kind(cfg)
         return ret
 
     @classmethod
@@ -82,7 +92,9 @@ class OpenVocabularyROIHeads(StandardROIHeads):
         return {"box_predictor": OpenVocabularyOutputLayers(cfg, built["box_head"].output_shape)}
 
     @classmethod
-    def _init_image_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module | None:
+    def _init_image_head(
+        cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]
+    ) -> ImageBranch | None:
         """The image branch; a subclass that has one makes it here."""
         return None
 
@@ -107,6 +119,15 @@ class OpenVocabularyROIHeads(StandardROIHeads):
             predictor.classifier.set_vocabulary(vocabulary)
         self._sync_num_classes()
 
+    def set_image_branch(self, branch: ImageBranch, *, scores: str) -> None:
+        """Scores with another image branch from now on, e.g. the teacher on crops.
+
+        Args:
+            branch: takes the place of the one there is.
+            scores: "image" or "ensemble".
+        """
+        self.image_head, self.scores = branch, scores
+
     def _sync_num_classes(self) -> None:
         self.num_classes = self.classifier.num_classes
         for predictor in self.predictors:
@@ -126,63 +147,96 @@ class OpenVocabularyROIHeads(StandardROIHeads):
         """As Detectron2's: in training a dict of losses, else one `Instances` an image."""
         if self.training:
             return super()._forward_box(features, proposals)
-        probs, deltas = self._classify(features, proposals)  # the logits are gone by now
+        words = _words_on(proposals) or self.classifier.words
+        if self.image_head is not None and self.image_head.embeds_proposals:
+            probs, boxes = self._classify_proposals(self.image_head, features, proposals, words)
+        else:
+            probs, boxes = self._classify(features, proposals, words)  # the logits are gone by now
         probs = self._mix_objectness(probs, proposals)
-        return self.box_predictor.select_detections(probs, deltas, proposals)
+        return self.predictors[-1].select_detections(probs, boxes, proposals)
 
     def _classify(
-        self, features: dict[str, Tensor], proposals: list[Instances]
-    ) -> tuple[Tensor, Tensor]:
-        """(N, C) scores of the variant, before objectness, and (N, 4) box deltas."""
+        self, features: dict[str, Tensor], proposals: list[Instances], words: Words
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """(N, C) scores before objectness, and the boxes, one (N_i, 4) per image."""
         pooled = self._pool(features, proposals)  # both branches read the same pooled features
-        region = self.box_head(pooled)
-        logits, deltas = self.box_predictor(region)
-        return self._scores(self.box_predictor, logits, pooled, region), deltas
+        trunk = self.box_head(pooled)
+        predictions = self.box_predictor(trunk, words)
+        regions = Regions(features, proposals, pooled)
+        scores = self._scores(self.box_predictor, words, predictions[0], trunk, regions)
+        return scores, self.box_predictor.predict_boxes(predictions, proposals)
 
-    def predict_text(
-        self, features: dict[str, Tensor], proposals: list[Instances]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The text branch alone: (N, C) probabilities of N proposals, and the boxes it makes of
-        them, (K, 4) an image."""
-        predictions = self.box_predictor(self.box_head(self._pool(features, proposals)))
+    def _classify_proposals(
+        self,
+        branch: ImageBranch,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        words: Words,
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """`_classify` with an image branch that looks at the proposals as they came."""
+        embeddings = branch.embed(Regions(features, proposals, torch.empty(0)))
+        image_probs = self._image_probabilities(words, embeddings)
+        if self.scores == "image":
+            return image_probs, [one.proposal_boxes.tensor for one in proposals]
+        text_probs, boxes = self._classify_by_text(features, proposals, words)
+        return self._ensemble(words, text_probs, image_probs), boxes
+
+    def _classify_by_text(
+        self, features: dict[str, Tensor], proposals: list[Instances], words: Words
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """`_classify` by the text branch alone."""
+        predictions = self.box_predictor(self.box_head(self._pool(features, proposals)), words)
         boxes = self.box_predictor.predict_boxes(predictions, proposals)
-        return scoring.text_probabilities(predictions[0]), list(boxes)
+        return scoring.text_probabilities(predictions[0]), boxes
 
     def _mix_objectness(self, probs: Tensor, proposals: list[Instances]) -> Tensor:
         if self.objectness_weight == 0:
             return probs
-        objectness = torch.cat([x.objectness_logits for x in proposals]).sigmoid()
+        scores = torch.cat([x.objectness_logits for x in proposals])
+        objectness = scoring.objectness_probabilities(scores, self.objectness)
         return scoring.mix_objectness(probs, objectness, self.objectness_weight)
 
     def _scores(
-        self, predictor: OpenVocabularyOutputLayers, logits: Tensor, pooled: Tensor, region: Tensor
+        self,
+        predictor: OpenVocabularyOutputLayers,
+        words: Words,
+        logits: Tensor,
+        trunk: Tensor,
+        regions: Regions,
     ) -> Tensor:
-        """(N, C) scores of the variant, before objectness."""
+        """(N, C) scores of regions, before objectness.
+
+        Args:
+            predictor: of the text branch.
+            words: C names to choose from.
+            logits: (N, C + 1), the predictor's.
+            trunk: (N, F), what the predictor read.
+            regions: the same for the image branch.
+        """
         if self.scores == "text":
             return scoring.text_probabilities(logits)
-        embeddings = (
-            self.image_head(pooled) if self.image_head is not None else predictor.embed(region)
-        )
-        score = partial(self._image_scores, predictor.classifier)
-        return scoring.in_blocks(score, logits, embeddings, width=predictor.classifier.num_classes)
+        branch = self.image_head
+        embeddings = predictor.embed(trunk) if branch is None else branch.embed(regions)
+        score = partial(self._scores_of_block, words)
+        return scoring.in_blocks(score, logits, embeddings, width=len(words.embeddings))
 
-    def _image_scores(
-        self, classifier: CLIPClassifier, logits: Tensor, embeddings: Tensor
-    ) -> Tensor:
-        """`_scores` of a variant that has an image branch, whose embeddings are (N, D)."""
-        image_probs = scoring.image_probabilities(
-            embeddings, classifier.text_embeddings, classifier.temperature
-        )
+    def _scores_of_block(self, words: Words, logits: Tensor, embeddings: Tensor) -> Tensor:
+        image_probs = self._image_probabilities(words, embeddings)
         if self.scores == "image":
             return image_probs
-        return self.ensemble(scoring.text_probabilities(logits), image_probs)
+        return self._ensemble(words, scoring.text_probabilities(logits), image_probs)
 
-    def ensemble(self, text_probs: Tensor, image_probs: Tensor) -> Tensor:
-        """:func:`ovd_d2.scoring.vild_ensemble` with the weights and novel flags of these heads."""
-        return scoring.vild_ensemble(
-            text_probs,
-            image_probs,
-            self.classifier.is_novel,
-            self.base_weight,
-            self.novel_weight,
+    def _image_probabilities(self, words: Words, embeddings: Tensor) -> Tensor:
+        return scoring.image_probabilities(
+            embeddings, words.embeddings, self.classifier.temperature
         )
+
+    def _ensemble(self, words: Words, text_probs: Tensor, image_probs: Tensor) -> Tensor:
+        return scoring.vild_ensemble(
+            text_probs, image_probs, words.novel, self.base_weight, self.novel_weight
+        )
+
+
+def _words_on(proposals: list[Instances]) -> Words | None:
+    """What rides on the proposals of a call with a vocabulary of its own."""
+    return proposals[0].get(WORDS).value if proposals[0].has(WORDS) else None

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ovd_d2 import scoring
 from ovd_d2.modeling.box_head import OpenVocabularyOutputLayers
+from ovd_d2.modeling.classifier import Words
+from ovd_d2.modeling.image_branches import Regions
 from ovd_d2.vild.roi_heads import ViLDROIHeads, apply_jointly
 
 
@@ -99,33 +101,43 @@ class ViLDCascadeROIHeads(ViLDROIHeads, CascadeROIHeads):
     ) -> Any:
         if self.training:
             return CascadeROIHeads._forward_box(self, features, proposals, targets)
-        probs, deltas, regions = self._run_stages(features, proposals, self._scores)
-        probs = self._mix_objectness(probs, proposals)
-        return self.predictors[-1].select_detections(probs, deltas, regions)
+        return super()._forward_box(features, proposals, targets)
 
-    def predict_text(
-        self, features: dict[str, Tensor], proposals: list[Instances]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """See :meth:`ViLDROIHeads.predict_text`: the mean over the stages, the last one's boxes."""
-        probs, deltas, regions = self._run_stages(
-            features, proposals, lambda _, logits, *__: scoring.text_probabilities(logits)
-        )
-        return probs, list(self.predictors[-1].predict_boxes((probs, deltas), regions))
+    def _classify(
+        self, features: dict[str, Tensor], proposals: list[Instances], words: Words
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        return self._run_stages(features, proposals, words, self._scores)
+
+    def _classify_by_text(
+        self, features: dict[str, Tensor], proposals: list[Instances], words: Words
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        def score(
+            predictor: OpenVocabularyOutputLayers, words: Words, logits: Tensor, *_: Any
+        ) -> Tensor:
+            return scoring.text_probabilities(logits)
+
+        return self._run_stages(features, proposals, words, score)
 
     def _run_stages(
         self,
         features: dict[str, Tensor],
         regions: list[Instances],
-        score: Callable[[OpenVocabularyOutputLayers, Tensor, Tensor, Tensor], Tensor],
-    ) -> tuple[Tensor, Tensor, list[Instances]]:
-        """(N, C) mean scores; (N, 4) deltas and the regions of the last stage, N in all."""
-        summed, refined = None, regions
+        words: Words,
+        score: Callable[[OpenVocabularyOutputLayers, Words, Tensor, Tensor, Regions], Tensor],
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """(N, C) scores, the mean over the stages; boxes of the last one, (N_i, 4) per image."""
+        summed: Tensor | None = None
+        boxes: list[Tensor] = []
         for head, predictor in zip(self.box_head, self.predictors, strict=True):
-            regions = refined
+            if boxes:
+                sizes = [one.image_size for one in regions]
+                regions = self._create_proposals_from_boxes(boxes, sizes)
             pooled = self._pool(features, regions)
-            region = head(pooled)
-            logits, deltas = predictor(region)
-            scores = score(predictor, logits, pooled, region)
+            trunk = head(pooled)
+            predictions = predictor(trunk, words)
+            seen = Regions(features, regions, pooled)
+            scores = score(predictor, words, predictions[0], trunk, seen)
             summed = scores if summed is None else summed + scores
-            refined = self._refine(predictor, (logits, deltas), regions)
-        return summed / self.num_cascade_stages, deltas, regions
+            boxes = list(predictor.predict_boxes(predictions, regions))
+        assert summed is not None  # there are stages
+        return summed / self.num_cascade_stages, boxes

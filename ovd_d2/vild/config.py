@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 
 def add_vild_config(cfg: CfgNode) -> None:
     """Adds the node `MODEL.VILD`."""
-    vild = cfg.MODEL.VILD = CfgNode()
+    vild = cfg.MODEL.setdefault("VILD", CfgNode())  # keys that are there already stay
 
     # Which ViLD: "vild_text" (text branch alone), "vild_image" (distillation alone), "vild" (one
     # head learns both), "vild_ensemble" (two heads, their scores mixed at test time).

@@ -4,8 +4,10 @@ import json
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ovd_d2.data import builtin
+from ovd_d2.data import builtin, ov_coco
 from ovd_d2.data.categories import get_categories
+from ovd_d2.data.public_sets import VOC_SETS, dataset_field
+from ovd_d2.data.registration import register_data_sets
 
 
 def test_minival_has_no_masks_and_pictures_from_both_splits(tmp_path):
@@ -24,7 +26,7 @@ def test_minival_has_no_masks_and_pictures_from_both_splits(tmp_path):
     annotations = [{"id": 1, "image_id": 4, "category_id": 12, "bbox": [1, 2, 3, 4]}]
     path = tmp_path / "minival.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": []}))
-    first, second = builtin._load_lvis_boxes(str(path), "/coco")
+    first, second = builtin._load_lvis_boxes(str(path), "/coco", "minival")
     assert (first["image_id"], first["file_name"]) == (4, "/coco/val2017/4.jpg")
     assert (first["height"], first["width"]) == (30, 40)
     assert (first["neg_category_ids"], first["not_exhaustive_category_ids"]) == ([3], [7])
@@ -42,6 +44,7 @@ def test_minival_has_lvis_categories():
 
 
 def test_objects365_reads_official_names_and_shows_them_spelled_out(tmp_path, monkeypatch):
+    register_data_sets(["objects365_v2_val"])
     metadata = MetadataCatalog.get("objects365_v2_val")
     assert metadata.json_file.endswith("objects365/annotations/zhiyuan_objv2_val.json")
     assert metadata.image_root.endswith("objects365/val")
@@ -54,8 +57,31 @@ def test_objects365_reads_official_names_and_shows_them_spelled_out(tmp_path, mo
 
 
 def test_every_voc_set_is_an_open_vocabulary_test_set():
-    names = [name for name in DatasetCatalog.list() if name.startswith("voc_")]
-    assert {"voc_2007_test", "voc_2012_val"} <= set(names)
-    for name in names:
+    assert {name for name in DatasetCatalog.list() if name.startswith("voc_20")} == set(VOC_SETS)
+    for name in VOC_SETS:
+        assert MetadataCatalog.get(name).evaluator_type == "pascal_voc"
+        assert dataset_field(name, "boxes_only")
+        assert "potted plant" in get_categories(name).names
+        assert not MetadataCatalog.get(name).get("spellings", None)  # Detectron2's stay its own
+
+
+def test_ov_coco_has_its_base_categories(tmp_path, monkeypatch):
+    for name in (ov_coco.TRAIN_SET, ov_coco.VAL_SET):
+        register_data_sets([name])
         metadata = MetadataCatalog.get(name)
-        assert (metadata.evaluator_type, metadata.boxes_only) == ("pascal_voc", True)
+        assert "coco/zero-shot" in metadata.json_file
+        names = sorted([*ov_coco.BASE_CLASSES, *ov_coco.NOVEL_CLASSES])
+        categories = [{"id": k + 1, "name": name} for k, name in enumerate(names)]
+        path = tmp_path / "ov_coco.json"
+        path.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+        monkeypatch.setitem(vars(metadata), "json_file", str(path))
+        table = get_categories(name)
+        novel = {one for one, flag in zip(table.names, table.is_novel, strict=True) if flag}
+        assert novel == set(ov_coco.NOVEL_CLASSES)
+
+
+def test_what_the_metadata_says_comes_first(monkeypatch):
+    metadata = MetadataCatalog.get("voc_2007_test")
+    monkeypatch.setitem(vars(metadata), "boxes_only", False)
+    assert dataset_field("voc_2007_test", "boxes_only") is False
+    assert dataset_field("coco_2017_val", "boxes_only", "unknown") == "unknown"

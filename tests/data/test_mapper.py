@@ -255,6 +255,20 @@ def test_objects_that_are_all_cropped_away_leave_empty_ground_truth(record, mask
     check_no_objects(mapper(record), mask_format)
 
 
+def keypoint_mapper():
+    cfg = tiny_config("vild_text")
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.RANDOM_FLIP = (120,), "none"  # twice as large
+    options = OpenVocabularyDatasetMapper.from_config(cfg, is_train=True)
+    return OpenVocabularyDatasetMapper(**{**options, "use_keypoint": True})
+
+
+def test_keypoints_are_augmented_and_may_be_absent(record):
+    record["annotations"][0]["keypoints"] = [21.0, 16.0, 2, 49.0, 44.0, 1]
+    found = keypoint_mapper()(record)["instances"]
+    assert found.gt_keypoints.tensor.tolist() == [[[42, 32, 2], [98, 88, 1]]]
+    assert len(keypoint_mapper()(without_objects(record, "none"))["instances"]) == 0
+
+
 def test_masks_as_rle_are_cropped_as_bitmasks(record):
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
     mask[15:45, 20:50] = 1

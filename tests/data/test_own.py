@@ -9,7 +9,8 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ovd_d2.data.categories import get_categories
-from ovd_d2.data.own import check_own_data_sets, register_from_environment, register_own
+from ovd_d2.data.own import register_from_environment, register_own
+from ovd_d2.data.registration import register_data_sets
 from ovd_d2.engine.build import get_base_dataset_dicts
 from ovd_d2.engine.run import load_config
 from ovd_d2.errors import SetupError
@@ -222,29 +223,23 @@ b: {<<: *common, base: [bell]}
 def test_the_environment_names_the_file(folder, monkeypatch):
     text = "own_train: {json_file: train.json, image_root: pictures}"
     monkeypatch.setenv("OVD_DATASETS", str(write(folder, text)))
-    register_from_environment()
-    assert "own_train" in DatasetCatalog
-    check_own_data_sets()
+    assert get_categories("own_train").names == ["cat", "bell", "anchor"]
+    register_from_environment()  # nothing to do: the name is not registered twice
     monkeypatch.delenv("OVD_DATASETS")
-    register_from_environment()  # nothing to do, and the name is not registered twice
+    register_data_sets()
 
 
-def test_a_fault_of_the_environments_file_is_kept_for_the_first_use(folder, monkeypatch):
+def test_a_fault_of_the_environments_file_is_raised_at_every_use(folder, monkeypatch):
     monkeypatch.setenv("OVD_DATASETS", str(write(folder, "own: {json: a}")))
-    register_from_environment()
     uses = [
-        check_own_data_sets,
+        register_data_sets,
         lambda: get_categories("coco_2017_val"),
         lambda: get_base_dataset_dicts("own"),
         lambda: load_config("configs/pictograms/vild_text.yaml"),
     ]
-    try:
-        for use in uses:
-            with pytest.raises(SetupError, match=r"OVD_DATASETS: .*own\.yaml: own: unknown key"):
-                use()
-    finally:
-        monkeypatch.delenv("OVD_DATASETS")
-        register_from_environment()
+    for use in uses:
+        with pytest.raises(SetupError, match=r"OVD_DATASETS: .*own\.yaml: own: unknown key"):
+            use()
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--config-file", CONFIG, "--num-gpus", "1"]])

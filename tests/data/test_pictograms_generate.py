@@ -26,6 +26,7 @@ from ovd_d2.data.pictograms import (
     generate,
     prepare,
 )
+from ovd_d2.data.registration import register_data_sets
 from tests.tiny import tiny_config
 
 MINI = "pictograms_v1_mini"
@@ -206,9 +207,10 @@ def test_the_last_training_images_have_no_base_object(mini, splits):
 def test_training_sees_crowds_and_leaves_them_out(mini):
     name = f"{MINI}_train"
     file = str(mini / f"{name}.json")
+    register_data_sets([name])
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(vars(MetadataCatalog.get(name)), "json_file", file)
-        records = _load_pictograms(name, file, f"{mini}/")
+        records = _load_pictograms(file, f"{mini}/", name)
     assert [record["annotations"][0]["iscrowd"] for record in records[-2:]] == [1, 1]
     mapper = OpenVocabularyDatasetMapper(tiny_config("vild_text"), is_train=True)
     found = [len(mapper(record)["instances"]) for record in records]

@@ -71,7 +71,7 @@ def test_idle_keys_are_noted_only_where_they_were_changed():
     cfg.MODEL.OVD.BASE_WEIGHT = 0.5
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
     cfg.INPUT.LSJ.SIZE = 512
-    cfg.MODEL.BACKBONE.TIMM_ARCHITECTURE = "resnet18"
+    cfg.MODEL.OVD.TIMM_ARCHITECTURE = "resnet18"
     notices = idle_key_notices(cfg)
     assert len(notices) == 5
     assert (
@@ -81,7 +81,7 @@ def test_idle_keys_are_noted_only_where_they_were_changed():
     cfg.MODEL.VILD.VARIANT = "vild_ensemble"
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     cfg.INPUT.LSJ.ENABLED = True
-    cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"
+    cfg.MODEL.BACKBONE.NAME = "build_ovd_timm_fpn_backbone"
     assert idle_key_notices(cfg) == []
 
 

@@ -27,17 +27,23 @@ def make_proposals(boxes, size):
 
 def test_boxes_go_back_to_the_original_image():
     proposals = make_proposals([[10.0, 20, 30, 40], [90, 0, 120, 50]], (50, 100))
-    boxes, objectness = to_original_image(proposals, height=100, width=200)
+    boxes, objectness = to_original_image(proposals, 100, 200, "logit")
     assert boxes.tolist() == [[20, 40, 60, 80], [180, 0, 200, 100]]  # the second one is clipped
     torch.testing.assert_close(objectness, torch.tensor([2.0, -2.0]).sigmoid())
 
 
+def test_probabilities_stay_as_they_are():
+    proposals = make_proposals([[10.0, 20, 30, 40], [90, 0, 120, 50]], (50, 100))
+    proposals.objectness_logits = torch.tensor([0.75, 0.25])
+    assert to_original_image(proposals, 50, 100, "probability")[1].tolist() == [0.75, 0.25]
+
+
 def test_boxes_that_are_empty_there_are_dropped_and_none_is_fine():
     outside = make_proposals([[100.0, 0, 120, 50], [0, 0, 10, 10]], (50, 100))
-    boxes, objectness = to_original_image(outside, 50, 100)
+    boxes, objectness = to_original_image(outside, 50, 100, "logit")
     assert boxes.tolist() == [[0, 0, 10, 10]]
     assert objectness.shape == (1,)
-    assert to_original_image(make_proposals([], (50, 100)), 50, 100)[0].shape == (0, 4)
+    assert to_original_image(make_proposals([], (50, 100)), 50, 100, "logit")[0].shape == (0, 4)
 
 
 @pytest.fixture

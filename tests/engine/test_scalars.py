@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -103,6 +104,31 @@ def test_training_stores_the_defined_numbers(cfg):
         latest = trainer.storage.latest()
     assert latest == {"bbox/AP": (1.5, 9), "segm/APr": (0.0, 9)}
     assert math.isnan(trainer._last_eval_results["bbox"]["APl"])  # verify_results sees all
+
+
+class Fork(Untrained):
+    """`test_with_TTA` as in Detectron2's train_net.py, without the augmentation."""
+
+    @classmethod
+    def test_with_TTA(cls, cfg, model):
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, model, evaluators)
+        return {f"{key}_TTA": value for key, value in results.items()}
+
+
+def test_the_augmented_test_of_a_project_is_not_run_twice(cfg):
+    cfg.TEST.AUG.ENABLED = True
+    # A project's main registers a hook for its own.
+    assert sum(isinstance(one, EvalHook) for one in Fork(cfg).build_hooks()) == 1
+    assert sum(isinstance(one, EvalHook) for one in Untrained(cfg).build_hooks()) == 2
+
+
+def test_the_augmented_test_of_a_project_leaves_the_results_alone(cfg):
+    Fork.test(cfg, None)
+    before = results_path(cfg.OUTPUT_DIR).read_bytes()
+    assert Fork.test_with_TTA(cfg, None).keys() == {"bbox_TTA", "segm_TTA"}
+    assert results_path(cfg.OUTPUT_DIR).read_bytes() == before
 
 
 def test_eval_only_writes_events_at_the_iteration_of_the_checkpoint(cfg, tmp_path, monkeypatch):

@@ -27,9 +27,11 @@ def test_optimizer_is_detectron2s_sgd_unless_adamw_is_asked_for():
 
 def test_adamw_trains_a_vit_below_its_pyramid_more_slowly_and_keeps_its_positions():
     cfg = tiny_config()
-    cfg.MODEL.BACKBONE.NAME = "build_vit_fpn_backbone"
-    cfg.MODEL.VIT.update({"IMG_SIZE": 64, "EMBED_DIM": 16, "DEPTH": 3, "NUM_HEADS": 2})
-    cfg.MODEL.VIT.update({"GLOBAL_ATTENTION_BLOCKS": (1,), "SCALE_FACTORS": (4.0, 2.0, 1.0, 0.5)})
+    cfg.MODEL.BACKBONE.NAME = "build_ovd_vit_fpn_backbone"
+    cfg.MODEL.OVD.VIT.update({"IMG_SIZE": 64, "EMBED_DIM": 16, "DEPTH": 3, "NUM_HEADS": 2})
+    cfg.MODEL.OVD.VIT.update(
+        {"GLOBAL_ATTENTION_BLOCKS": (1,), "SCALE_FACTORS": (4.0, 2.0, 1.0, 0.5)}
+    )
     cfg.SOLVER.OPTIMIZER, cfg.SOLVER.BASE_LR, cfg.SOLVER.BACKBONE_MULTIPLIER = "ADAMW", 1.0, 0.25
     model = build_model(cfg)
     groups = {
@@ -180,7 +182,7 @@ def test_the_number_of_gpus_rescales_the_recipe(two_novel_images, monkeypatch, t
     monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: gpus)
     monkeypatch.setattr("detectron2.utils.comm.shared_random_seed", lambda: 0)
     monkeypatch.setattr("detectron2.engine.defaults.create_ddp_model", lambda model, **_: model)
-    trainer = OpenVocabularyTrainer(cfg)
+    trainer = OpenVocabularyTrainer(cfg, check=False)  # the images are made up
     factor = gpus / 8
     solver = trainer.cfg.SOLVER
     scaled = (solver.IMS_PER_BATCH, solver.MAX_ITER, solver.STEPS, solver.WARMUP_ITERS)

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 
 from ovd_d2.cache import DatasetInfo, Manifest, RecordWriter, dataset_fingerprint
 from ovd_d2.clip import CLIPTeacher
 from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_TAG
 from ovd_d2.clip.vocabulary_builder import build_vocabulary
-from ovd_d2.data.builtin import register_pictograms
 from ovd_d2.data.categories import get_categories
-from ovd_d2.data.paths import datasets_root
 from ovd_d2.data.pictograms import prepare
+from ovd_d2.data.registration import register_data_sets
 from ovd_d2.vocabulary import Vocabulary
+from tests.catalog import forget
 
 SET = "pictograms_v1_mini"
 TRAIN, VAL = f"{SET}_train", f"{SET}_val"
@@ -39,13 +39,6 @@ class MiniPictograms:
     @property
     def cache(self) -> Path:
         return self.folder / "pictograms_v1" / "cache"
-
-
-def _register_below(root: Path) -> None:
-    for split in ("train", "val"):
-        DatasetCatalog.remove(f"{SET}_{split}")
-        MetadataCatalog.remove(f"{SET}_{split}")
-        register_pictograms(SET, split, root)
 
 
 def _write_cache(path: Path, vocabulary: Vocabulary) -> None:
@@ -73,11 +66,12 @@ def _write_cache(path: Path, vocabulary: Vocabulary) -> None:
 
 @pytest.fixture(scope="module")
 def mini(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    home, place = datasets_root(), MiniPictograms(tmp_path_factory.mktemp("datasets"))
+    place = MiniPictograms(tmp_path_factory.mktemp("datasets"))
     prepare(place.folder, full=False, workers=1, progress=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(place.folder))
-        _register_below(place.folder)
+        forget(TRAIN, VAL)
+        register_data_sets([TRAIN, VAL])
         table = get_categories(TRAIN)
         teacher = CLIPTeacher.from_open_clip(ARCHITECTURE, SHIPPED_TAG)
         vocabulary = build_vocabulary(
@@ -86,7 +80,7 @@ def mini(tmp_path_factory: pytest.TempPathFactory) -> Any:
         vocabulary.save(place.vocabulary)
         _write_cache(place.cache, vocabulary)
         yield place
-    _register_below(home)
+    forget(TRAIN, VAL)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
 from torch import Tensor
 
@@ -15,9 +16,11 @@ from ovd_d2.engine.checks import check_setup
 from ovd_d2.engine.config_keys import idle_key_notices
 from ovd_d2.engine.run import load_config, train
 from ovd_d2.errors import SetupError
+from ovd_d2.evaluation import build_evaluator
 from ovd_d2.modeling.roi_heads import OpenVocabularyROIHeads
 from ovd_d2.structures import PerImage
 from ovd_d2.systems import System, register_system, system_of
+from tests.catalog import forget
 from tests.integration.conftest import read_results
 from tests.integration.test_plugging_in_yaml import ROOT, mini_config
 
@@ -82,6 +85,7 @@ TOY = System(
     key_problems=toy_key_problems,
     problems=toy_problems,
     passengers=lambda cfg: [Brightness()],
+    evaluators={"brightness": lambda cfg, name, folder: f"brightness of {name} in {folder}"},
     wrap_loader=watched,
 )
 
@@ -106,6 +110,16 @@ def test_it_trains_evaluates_and_is_found(toy, mini, tmp_path, arguments):
     assert {"loss_cls", "loss_mask"} <= {key for line in written for key in line}
     assert len(SEEN) >= 4
     assert "AP50_novel" in read_results(tmp_path)["bbox"]
+
+
+def test_its_data_sets_are_evaluated_its_way(toy, tmp_path):
+    DatasetCatalog.register("tests_bright", list)
+    MetadataCatalog.get("tests_bright").evaluator_type = "brightness"
+    try:
+        evaluator = build_evaluator(toy_config(tmp_path), "tests_bright", "out")
+    finally:
+        forget("tests_bright")
+    assert evaluator == "brightness of tests_bright in out"
 
 
 def test_its_problems_are_listed_with_all_others(toy, mini, tmp_path):

@@ -86,3 +86,10 @@ def test_an_example_is_evaluated_alone(mini, tmp_path, arguments):
         evaluate(mini_config("pointrend", tmp_path / "out", *wrong), arguments)
     found = tmp_path / "out" / "inference" / VAL / "lvis_instances_results.json"
     assert {"bbox", "segmentation", "score"} <= set(json.loads(found.read_text())[0])
+
+
+@pytest.mark.parametrize("name", ["clip_crops", "text_and_clip_crops"])
+def test_the_teacher_on_crops_is_evaluated(name, mini, tmp_path, arguments):
+    cfg = mini_config(name, tmp_path / "out", "MODEL.OVD.TEACHER.PROMPTS", "single")
+    save_start(cfg, tmp_path / "start.pth")
+    assert {"AP50_base", "AP50_novel"} <= set(evaluate(cfg, arguments)["segm"])

@@ -125,22 +125,6 @@ def test_proposals(make):
 
 
 @torch.no_grad()
-def test_features_of_one_size_are_those_of_each_image_alone():
-    model, records = build(tiny_config()), [inputs()[0], inputs()[1], inputs()[8]]
-    features, proposals = model.propose(records)
-    for k, record in enumerate(records):
-        alone, expected = model.propose([record])
-        assert all(torch.equal(maps[k], alone[name][0]) for name, maps in features.items())
-        assert_same(proposals[k], expected[0])
-
-
-@torch.no_grad()
-def test_features_of_several_sizes_are_refused():
-    with pytest.raises(ValueError, match=r"2 sizes, expected one .*one at a time"):
-        build(tiny_config()).propose([inputs()[0], inputs()[2]])
-
-
-@torch.no_grad()
 def test_masks_of_given_boxes():
     """The second half of test-time augmentation."""
     model, records = build(tiny_config("vild")), inputs()

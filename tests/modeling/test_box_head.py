@@ -1,6 +1,7 @@
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
@@ -117,16 +118,26 @@ def test_class_specific_boxes_are_refused():
         OpenVocabularyOutputLayers(cfg, ShapeSpec(channels=32))
 
 
+@pytest.mark.parametrize("key", ["USE_SIGMOID_CE", "USE_FED_LOSS"])
+def test_losses_that_are_not_scored_by_softmax_are_refused(key):
+    cfg = tiny_config()
+    cfg.MODEL.ROI_BOX_HEAD[key] = True  # as in Detic's base yaml
+    with pytest.raises(ValueError, match=f"ROI_BOX_HEAD.{key} False"):
+        OpenVocabularyOutputLayers(cfg, ShapeSpec(channels=32))
+    with pytest.raises(ValueError, match=f"ROI_BOX_HEAD.{key} False"):
+        build_model(cfg)
+
+
 def test_detections_are_split_by_image_and_suppressed_by_class():
     predictor = make_predictor().eval()
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10.5]])
-    proposals = []
-    for rows in (boxes, boxes[:1], boxes[:0]):
+    proposals, images = [], (boxes, boxes[:1], boxes[:0])
+    for rows in images:
         instances = Instances((20, 20))
         instances.proposal_boxes = Boxes(rows)
         proposals.append(instances)
     probs = torch.tensor([[0.9, 0, 0, 0], [0.8, 0, 0, 0.7], [0, 0.6, 0, 0]])
-    found = predictor.select_detections(probs, torch.zeros(3, 4), proposals)
+    found = predictor.select_detections(probs, images, proposals)
     assert found[0].pred_classes.tolist() == [0, 3]  # the 0.8 duplicate is gone, the 0.7 is not
     assert found[0].scores.tolist() == pytest.approx([0.9, 0.7])
     assert found[1].pred_classes.tolist() == [1]

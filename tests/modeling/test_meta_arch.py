@@ -1,5 +1,6 @@
 """The meta-architecture's own option: a compiled backbone under unchanged names."""
 
+import pytest
 import torch
 from detectron2.modeling import build_model
 
@@ -25,3 +26,33 @@ def test_the_compiled_backbone_is_run_and_the_state_dict_keeps_its_keys(monkeypa
         expected, found = (one([tiny_input()])[0]["instances"] for one in (plain, model))
     assert torch.equal(found.scores, expected.scores)
     assert len(runs) == 1
+
+
+@pytest.mark.parametrize("variant", ["vild_text", "vild_ensemble"])
+@pytest.mark.parametrize("heads", ["ViLDROIHeads", "ViLDCascadeROIHeads"])
+@torch.no_grad()
+def test_a_vocabulary_for_one_call_changes_nothing_in_the_model(heads, variant):
+    cfg = tiny_config(variant)
+    cfg.MODEL.ROI_HEADS.NAME = heads
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    own, other = tiny_vocabulary(), tiny_vocabulary(["dog", "cow", "hen", "rat", "fox"], seed=5)
+    model.set_vocabulary(own)
+    before = model([tiny_input()])[0]["instances"]
+    called = model([tiny_input()], vocabulary=other)[0]["instances"]
+    assert called.pred_classes.max() == 4
+    again = model([tiny_input()])[0]["instances"]
+    assert model.vocabulary is own
+    assert torch.equal(again.scores, before.scores)
+    model.set_vocabulary(other)
+    held = model([tiny_input()])[0]["instances"]
+    assert torch.equal(held.scores, called.scores)
+    assert torch.equal(held.pred_classes, called.pred_classes)
+    assert torch.equal(held.pred_masks, called.pred_masks)
+
+
+def test_training_takes_no_vocabulary_by_the_way():
+    model = build_model(tiny_config()).train()
+    with pytest.raises(ValueError, match="set_vocabulary"):
+        model([tiny_input()], vocabulary=tiny_vocabulary())

@@ -1,5 +1,5 @@
 from detectron2.config import LazyCall as L
-from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import build_detection_test_loader
 from detectron2.data import transforms as T
 from omegaconf import OmegaConf
 
@@ -39,7 +39,7 @@ dataloader.train = L(build_resumable_train_loader)(
 )
 
 dataloader.test = L(build_detection_test_loader)(
-    dataset=L(get_detection_dataset_dicts)(names="pictograms_v1_val", filter_empty=False),
+    dataset=L(get_base_dataset_dicts)(names="pictograms_v1_val", drop_novel=False),
     mapper=L(OpenVocabularyDatasetMapper)(
         is_train=False,
         augmentations=[L(T.ResizeShortestEdge)(short_edge_length=160, max_size=200)],

@@ -19,6 +19,8 @@ from ovd_d2.data.categories import (
     missing_file_problem,
 )
 from ovd_d2.data.json_stream import AnnotationFileError, file_problem
+from ovd_d2.data.public_sets import dataset_field
+from ovd_d2.data.registration import known_names, register_data_sets
 from ovd_d2.data.validation.records import record_problems
 from ovd_d2.data.validation.reports import (
     Report,
@@ -47,8 +49,9 @@ def validate_dataset(name: str, use: DatasetUse, *, progress: bool = True) -> Re
     Raises:
         KeyError: the data set is not registered.
     """
+    register_data_sets([name])
     if name not in DatasetCatalog:
-        known = ", ".join(sorted(DatasetCatalog.list()))
+        known = ", ".join(known_names())
         raise KeyError(f"data set '{name}' is not registered; registered: {known}")
     metadata = MetadataCatalog.get(name)
     if metadata.get("json_file", None) is None:
@@ -58,7 +61,7 @@ def validate_dataset(name: str, use: DatasetUse, *, progress: bool = True) -> Re
         missing = file_problem(path, "is not there", "an annotation file", "none", problem)
         return Report(str(path), [missing])
     path = Path(PathManager.get_local_path(metadata.json_file))
-    if metadata.get("boxes_only", False):
+    if _boxes_only(name):
         use = replace(use, masks=False)
     source = _source_of(name, str(path))
     return validate_file(
@@ -139,7 +142,7 @@ def _validate_records(name: str, use: DatasetUse, *, progress: bool) -> Report:
 
 
 def _boxes_only(name: str) -> bool:
-    return bool(MetadataCatalog.get(name).get("boxes_only", False))
+    return bool(dataset_field(name, "boxes_only", False))
 
 
 def _source_of(name: str, file: str) -> Source:

@@ -12,9 +12,10 @@ from detectron2.data.detection_utils import transform_instance_annotations
 from detectron2.data.transforms import TransformList
 from detectron2.structures import BoxMode
 
-from ovd_d2.data.builtin import register_pictograms
+from ovd_d2.data.builtin import pictograms
 from ovd_d2.data.own import register_own
 from ovd_d2.data.pictograms.generate import GENERATOR_VERSION
+from ovd_d2.data.registration import register
 from ovd_d2.data.validation import validate_dataset
 from tests.annotation_sets import (
     TEST,
@@ -135,7 +136,7 @@ def test_a_test_set_without_objects_of_a_part_of_the_split(tmp_path, word, ids):
 
 
 def test_pictograms_are_lvis(tmp_path):
-    register_pictograms("tests_pictograms", "val", tmp_path)
+    register(pictograms("tests_pictograms", "val"), tmp_path)
     folder = tmp_path / "tests_pictograms"
     folder.mkdir()
     dataset = {**lvis_set(), "info": {"arguments": {"generator_version": GENERATOR_VERSION}}}

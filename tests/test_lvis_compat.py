@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ovd_d2.evaluation import lvis_compat
+from ovd_d2 import lvis_compat
 
 IMAGES, CATEGORIES = (1, 2), (1, 2)
 BOX = [10.0, 10.0, 40.0, 40.0]

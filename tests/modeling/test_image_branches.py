@@ -1,4 +1,5 @@
-import cv2
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +7,12 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from ovd_d2.clip import CLIPTeacher
-from ovd_d2.evaluation.clip_crops import CropClassifier, with_crop_classifier
+from ovd_d2.clip.crops import embed_proposals
+from ovd_d2.engine.build import classify_crops
+from ovd_d2.errors import SetupError
+from ovd_d2.modeling.image_branches import CropBranch, Regions
+from ovd_d2.scoring import image_probabilities
+from ovd_d2.structures import PerImage
 from ovd_d2.vocabulary import Vocabulary
 from tests.tiny import tiny_config
 
@@ -17,13 +23,15 @@ def teacher():
 
 
 @pytest.fixture
-def record(tmp_path):
+def record():
     rng = np.random.default_rng(0)
-    image = rng.integers(0, 255, (64, 96, 3), dtype=np.uint8)
-    path = tmp_path / "scene.png"
-    cv2.imwrite(str(path), image[:, :, ::-1])
-    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-    return {"file_name": str(path), "image": pixels, "height": 64, "width": 96}
+    image = torch.from_numpy(rng.integers(0, 255, (64, 96, 3), dtype=np.uint8))
+    return {
+        "image": image.permute(2, 0, 1),
+        "original_image": image,
+        "height": 64,
+        "width": 96,
+    }
 
 
 def make_model(teacher, objectness_weight=0.5, text_branch=False, heads="ViLDROIHeads"):
@@ -35,15 +43,24 @@ def make_model(teacher, objectness_weight=0.5, text_branch=False, heads="ViLDROI
     names = ["anchor", "bell", "cat", "dog"]
     embeddings = teacher.encode_text(names)
     detector.set_vocabulary(Vocabulary(names, embeddings, torch.tensor([False] * 3 + [True])))
-    return CropClassifier(
-        detector=detector,
-        teacher=teacher,
-        text_branch=text_branch,
-        objectness_weight=objectness_weight,
-        score_threshold=0.0,
-        nms_threshold=0.6,
-        detections_per_image=7,
-    ).eval()
+    heads = detector.roi_heads
+    branch = CropBranch(partial(embed_proposals, teacher=teacher))
+    heads.set_image_branch(branch, scores="ensemble" if text_branch else "image")
+    heads.objectness_weight = objectness_weight
+    for predictor in heads.predictors:
+        predictor.test_nms_thresh, predictor.test_topk_per_image = 0.6, 7
+        predictor.test_score_thresh = 0.0
+    return detector
+
+
+def crop_probabilities(model, record):
+    """(K, C): the teacher's word alone on the crops of the first stage's proposals."""
+    features, proposals = model._propose(record)
+    proposals.original_image = PerImage(record["original_image"], len(proposals))
+    regions = Regions(features, [proposals], torch.empty(0))
+    classifier = model.roi_heads.classifier
+    embeddings = model.roi_heads.image_head.embed(regions)
+    return image_probabilities(embeddings, classifier.text_embeddings, classifier.temperature)
 
 
 def test_detections_have_boxes_masks_and_at_most_the_cap(teacher, record):
@@ -54,23 +71,30 @@ def test_detections_have_boxes_masks_and_at_most_the_cap(teacher, record):
     assert set(instances.pred_classes.tolist()) <= {0, 1, 2, 3}
 
 
+@torch.no_grad()
 def test_scores_are_the_teachers_on_the_original_pixels(teacher, record):
     model = make_model(teacher, objectness_weight=0.0)
-    proposals = model.detector.predict_proposals([record])[0]
-    probs = model._crop_probabilities(record, proposals)
-    torch.testing.assert_close(probs.sum(dim=1), torch.ones(len(proposals)))
-    shifted = {**record, "image": torch.zeros_like(record["image"])}
-    torch.testing.assert_close(model._crop_probabilities(shifted, proposals), probs)
+    probs = crop_probabilities(model, record)
+    torch.testing.assert_close(probs.sum(dim=1), torch.ones(len(probs)))
+    best = model([record])[0]["instances"]
+    assert best.scores[0] == probs.max()
+    _, proposals = model._propose(record)  # the boxes are the proposals'
+    winner = proposals.proposal_boxes.tensor[probs.max(dim=1).values.argmax()]
+    torch.testing.assert_close(best.pred_boxes.tensor[0], winner)
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("heads", ["ViLDROIHeads", "ViLDCascadeROIHeads"])
 def test_the_text_branch_gets_the_weight_of_the_ensemble(teacher, record, heads):
     model = make_model(teacher, objectness_weight=0.0, text_branch=True, heads=heads)
-    heads = model.detector.roi_heads
-    features, proposals = model.detector.propose([record])
-    crops = model._crop_probabilities(record, proposals[0])
-    text, regressed = heads.predict_text(features, proposals)
-    probs, boxes = model._with_text_branch(crops, features, proposals)
+    heads = model.roi_heads
+    crops = crop_probabilities(model, record)
+    features, proposals = model._propose(record)
+    proposals.original_image = PerImage(record["original_image"], len(proposals))
+    text, regressed = heads._classify_by_text(features, [proposals], heads.classifier.words)
+    probs, boxes = heads._classify_proposals(
+        heads.image_head, features, [proposals], heads.classifier.words
+    )
     expected = text[:, :3] ** (2 / 3) * crops[:, :3] ** (1 / 3)
     torch.testing.assert_close(probs[:, :3], expected)
     torch.testing.assert_close(probs[:, 3], text[:, 3] ** (1 / 3) * crops[:, 3] ** (2 / 3))
@@ -83,9 +107,9 @@ def test_several_images_and_none_without_proposals(teacher, record):
     one = model([record])[0]["instances"]
     both = model([record, record])
     torch.testing.assert_close(both[1]["instances"].scores, one.scores)
-    model.detector.proposal_generator.post_nms_topk = {True: 0, False: 0}
-    for text_branch in (False, True):
-        model.text_branch = text_branch
+    model.proposal_generator.post_nms_topk = {True: 0, False: 0}
+    for scores in ("image", "ensemble"):
+        model.roi_heads.scores = scores
         assert len(model([record])[0]["instances"]) == 0
 
 
@@ -93,7 +117,7 @@ def test_several_images_and_none_without_proposals(teacher, record):
 def test_what_an_image_gives_does_not_depend_on_its_neighbours(teacher, record, text_branch):
     model = make_model(teacher, text_branch=text_branch)
     larger = torch.from_numpy(np.random.default_rng(1).integers(0, 255, (3, 130, 170), np.uint8))
-    other = {**record, "image": larger}  # the crops are of the same file
+    other = {**record, "image": larger}  # the crops are of the same image
     alone = [model([one])[0]["instances"] for one in (record, other)]
     for order in ([0, 1], [1, 0]):
         together = model([(record, other)[k] for k in order])
@@ -106,6 +130,14 @@ def test_what_an_image_gives_does_not_depend_on_its_neighbours(teacher, record, 
             assert torch.equal(found["instances"].pred_masks, expected.pred_masks)
 
 
+def test_inputs_without_the_original_image_are_told_how_to_get_it(teacher, record):
+    del record["original_image"]
+    with pytest.raises(ValueError, match="OriginalImage"):
+        make_model(teacher)([record])
+
+
 def test_a_detector_without_vocabulary_is_refused():
-    with pytest.raises(TypeError, match="OpenVocabularyRCNN"):
-        with_crop_classifier(tiny_config(), nn.Identity())
+    cfg = tiny_config()
+    cfg.MODEL.OVD.CLASSIFY_WITH = "clip_crops"
+    with pytest.raises(SetupError, match="takes no image branch"):
+        classify_crops(cfg, nn.Identity())

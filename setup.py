@@ -4,7 +4,15 @@ Every lower bound has a wheel for each Python that is supported, and `make test-
 tests on all of them.
 """
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+# projects/NAME/name is the package ovd_d2.projects.name.
+PROJECTS = {
+    f"ovd_d2.projects.{path.parent.name}": str(path.parent)
+    for path in sorted(Path("projects").glob("*/*/__init__.py"))
+}
 
 setup(
     name="ovd_d2",
@@ -12,7 +20,8 @@ setup(
     description="Open-vocabulary object detection for Detectron2",
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
-    packages=find_packages(include=["ovd_d2", "ovd_d2.*"]),
+    packages=find_packages(include=["ovd_d2", "ovd_d2.*"]) + list(PROJECTS),
+    package_dir=PROJECTS,
     package_data={"ovd_d2": ["**/*.json", "pictograms/weights/*.safetensors"]},
     # detectron2 is needed too, but has no release on the package index: install it with
     # tools/install_detectron2.py. OpenCV is needed as well, under whichever of its names

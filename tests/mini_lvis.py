@@ -204,7 +204,7 @@ def _write_cache(path: Path) -> None:
         teacher=TEACHER,
         embedding_dim=DIM,
     )
-    with RecordWriter(path, manifest) as writer:
+    with RecordWriter(path, manifest, images=records) as writer:
         for one in records:
             seed = one["image_id"]
             found = random_proposals(PROPOSALS, one["height"], one["width"], seed)

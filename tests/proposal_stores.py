@@ -18,6 +18,12 @@ from ovd_d2.vild.online_teacher import OnlineTeacher
 DATASET = "toy_train"
 
 
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The content of every file in a folder, by its path inside the folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
 def random_proposals(
     count: int, height: int, width: int, seed: int, smallest: float = 4.0
 ) -> dict[str, torch.Tensor]:

@@ -10,25 +10,26 @@ import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from cache_import.convert import BOX_FORMATS, convert_cache, describe
+from cache_import.layouts import DetProLayout, Layout, ObjectCentricLayout
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from tabulate import tabulate
 
 import ovd_d2  # noqa: F401 (registers the data sets)
+from ovd_d2.analysis.cache_info import info_table, store_info
+from ovd_d2.analysis.cache_sample import sample_ids, sample_records, sample_rows, sample_sheet
 from ovd_d2.cache import CacheError, ProposalStore, verify_store
-from ovd_d2.cache.builder import BuildSummary, build_cache
-from ovd_d2.cache.convert import BOX_FORMATS, convert_cache, describe
-from ovd_d2.cache.foreign import DetProLayout, Layout, ObjectCentricLayout
 from ovd_d2.cache.identity import add_image_list
-from ovd_d2.cache.info import info_table, store_info
 from ovd_d2.cache.manifest import DTYPES
 from ovd_d2.cache.merge import merge_stores
-from ovd_d2.cache.sample import sample_ids, sample_records, sample_rows, sample_sheet
+from ovd_d2.cache.shards import IMAGES_PER_SHARD
 from ovd_d2.cache.store import open_store
-from ovd_d2.cache.writer import IMAGES_PER_SHARD
 from ovd_d2.clip.crops import RESIZE_CHOICES
 from ovd_d2.clip.loading import load_teacher
+from ovd_d2.data.images import ImageError
 from ovd_d2.data.registration import register_data_sets
+from ovd_d2.engine.cache_builder import BuildSummary, build_cache
 from ovd_d2.engine.launching import (
     add_device_argument,
     add_launch_arguments,
@@ -36,6 +37,7 @@ from ovd_d2.engine.launching import (
 )
 from ovd_d2.errors import exit_with_message
 from ovd_d2.files import readable_bytes
+from ovd_d2.ranks import RankError
 from ovd_d2.vocabulary import Vocabulary
 
 BUILD_EXAMPLE = """example:
@@ -148,7 +150,7 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
         type=part_of,
         default=(1, 1),
         metavar="I/N",
-        help="embed only the I-th of N parts, from 1 (default: 1/1, everything)",
+        help="embed only every N-th file from the I-th, from 1 (default: 1/1, everything)",
     )
     add_launch_arguments(parser)
 
@@ -240,8 +242,8 @@ def add_writing_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images-per-shard",
         type=int,
-        default=IMAGES_PER_SHARD,
-        help=f"images in one shard file (default: {IMAGES_PER_SHARD})",
+        help="images in one file, written at once: what a killed process has to do again "
+        f"(default: as in the folder, else {IMAGES_PER_SHARD})",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="delete a cache that is in the folder first"
@@ -260,7 +262,7 @@ def build(args: argparse.Namespace) -> None:
     launch_processes(build_in_process, args)
 
 
-@exit_with_message(CacheError, FileNotFoundError, ValueError)
+@exit_with_message(CacheError, RankError, FileNotFoundError, ValueError)
 def build_in_process(args: argparse.Namespace) -> None:
     """One of the processes of a build."""
     proposals = ProposalStore(args.proposals)  # cheapest to fail: before weights are loaded
@@ -419,7 +421,7 @@ COMMANDS = {
 }
 
 
-@exit_with_message(CacheError)
+@exit_with_message(CacheError, ImageError)
 def main(args: Sequence[str] | None = None) -> None:
     options = parse_args(args)
     COMMANDS[options.command](options)

@@ -17,6 +17,7 @@ from ovd_d2.engine.launching import add_launch_arguments, launch_processes, on_m
 from ovd_d2.engine.proposals import extract_proposals, proposal_manifest
 from ovd_d2.engine.run import load_config
 from ovd_d2.errors import SetupError, exit_with_message
+from ovd_d2.ranks import RankError
 
 EPILOG = """
 example (the config and the weights of a detector trained on base categories alone):
@@ -44,7 +45,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-@exit_with_message(SetupError, CacheError, TypeError)  # TypeError: no first stage to ask
+@exit_with_message(SetupError, CacheError, RankError, TypeError)  # TypeError: no first stage
 def main(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, args.opts)
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = args.top_k

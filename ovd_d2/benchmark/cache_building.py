@@ -27,11 +27,11 @@ from tabulate import tabulate
 from ovd_d2.benchmark.cache_reading import LVIS_IMAGES, ROWS, make_manifest
 from ovd_d2.benchmark.speed import Row, ratio_of, take_turns
 from ovd_d2.cache import DatasetInfo, Manifest, ProposalStore, RecordWriter, dataset_fingerprint
-from ovd_d2.cache.builder import build_cache, load_image
 from ovd_d2.clip.crops import DEFAULT_SCALES, average_scales, crop_windows, image_on_device
 from ovd_d2.clip.device_crops import resize_crops
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.clip.untrained import untrained_model
+from ovd_d2.engine.cache_builder import build_cache, load_image
 
 NAME = "made_up"
 SCALES = len(DEFAULT_SCALES)
@@ -152,8 +152,16 @@ def stage_shares(
     folder: Path,
 ) -> dict[str, float]:
     """Each stage alone, by one thread, on the same images: its part of their sum."""
-    manifest = make_manifest("float16", len(entries) * (work.rounds + 1), teacher.embedding_dim)
-    with RecordWriter(folder, manifest) as writer, _one_thread():
+    count = len(entries) * (work.rounds + 1)
+    images = [{"file_name": "", "image_id": number} for number in range(count)]
+    manifest = replace(
+        make_manifest("float16", count, teacher.embedding_dim),
+        dataset=DatasetInfo(NAME, dataset_fingerprint(images), count),
+    )
+    with (
+        RecordWriter(folder, manifest, images=images, images_per_shard=len(entries)) as writer,
+        _one_thread(),
+    ):
         stages = _Stages(teacher, entries, proposals, writer, work.batch_size)
         things = {name: getattr(stages, name) for name in STAGES}
         seconds = take_turns(things, work.rounds, f"stages, {work.name}")
@@ -259,7 +267,7 @@ def write_proposals(
     """Boxes of all sizes that anchors have on a picture: sides log-uniform, 1/40 to 5/6 of it."""
     rng = np.random.default_rng(seed)
     info = DatasetInfo(NAME, dataset_fingerprint(entries), len(entries))
-    with RecordWriter(folder, Manifest("proposals", info, "made-up")) as writer:
+    with RecordWriter(folder, Manifest("proposals", info, "made-up"), images=entries) as writer:
         for entry in entries:
             boxes = torch.from_numpy(make_boxes(entry["height"], entry["width"], count, rng))
             objectness = torch.linspace(1, 0, count)

@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 from ovd_d2.benchmark.speed import Row
 from ovd_d2.cache import DatasetInfo, EmbeddingCache, Manifest
-from ovd_d2.cache.index import Index, finish_store, write_index
+from ovd_d2.cache.index import Index, build_index, write_index
 from ovd_d2.cache.manifest import DTYPES, ShardInfo, shard_name
-from ovd_d2.cache.records import data_bytes, encode_record, pack_shard, shard_info
+from ovd_d2.cache.records import data_bytes, encode_record, pack_shard, read_back
+from ovd_d2.cache.shards import IMAGES_PER_SHARD as DEFAULT_IMAGES_PER_SHARD
 
 LVIS_IMAGES = 100_170  # of LVIS v1 train
 ROWS, DIM = 300, 512
@@ -67,10 +68,10 @@ def write_random_store(
     for start in tqdm(starts, f"write {dtype}", unit="shard"):
         ids = range(start, min(start + images_per_shard, images))
         records = [(i, encode_record(manifest, i, _record(rows, dim, generator))) for i in ids]
-        content, file = pack_shard(records), shard_name("r000", len(manifest.shards))
-        (folder / file).write_bytes(content)
-        manifest.shards.append(shard_info(file, records, content))
-    finish_store(folder, manifest)
+        path = folder / shard_name(images_per_shard, len(manifest.shards))
+        path.write_bytes(pack_shard(records))
+        manifest.shards.append(read_back(path, manifest.fields)[1])
+    write_index(folder, manifest, build_index(folder, manifest))
     return folder
 
 
@@ -81,7 +82,7 @@ def write_sparse_store(
     images: int = LVIS_IMAGES,
     rows: int = ROWS,
     dim: int = DIM,
-    images_per_shard: int = 256,
+    images_per_shard: int = DEFAULT_IMAGES_PER_SHARD,
 ) -> Path:
     """A store that takes no space and opens like one of full size: its shards are holes.
 
@@ -93,7 +94,7 @@ def write_sparse_store(
     folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, images, images_per_shard):
         count = min(images_per_shard, images - start)
-        file = shard_name("r000", len(manifest.shards))
+        file = shard_name(images_per_shard, len(manifest.shards))
         size = data_bytes(manifest.fields, count, count * rows)
         with (folder / file).open("wb") as stream:
             stream.truncate(size)

@@ -1,19 +1,13 @@
 """The offline store of proposals and their teacher embeddings.
 
-Building an embedding cache needs the teacher: import `ovd_d2.cache.builder` for it. The names
-below stay light, since every loader worker imports them.
+Every loader worker imports this package, so it stays light; `ovd_d2.engine.cache_builder` builds.
 """
 
-from ovd_d2.cache.identity import dataset_fingerprint
-from ovd_d2.cache.manifest import (
-    CacheError,
-    DamagedFileError,
-    DatasetInfo,
-    Manifest,
-    ShardInfo,
-)
+from ovd_d2.cache.compatibility import check_compatible, coverage_problems, identity_problems
+from ovd_d2.cache.identity import dataset_fingerprint, id_problems
+from ovd_d2.cache.manifest import CacheError, DamagedFileError, DatasetInfo, Manifest, ShardInfo
 from ovd_d2.cache.store import CachedProposals, EmbeddingCache, ProposalStore, RecordStore
-from ovd_d2.cache.verify import check_compatible, verify_store
+from ovd_d2.cache.verify import verify_store
 from ovd_d2.cache.writer import RecordWriter
 
 __all__ = [
@@ -28,6 +22,9 @@ __all__ = [
     "RecordWriter",
     "ShardInfo",
     "check_compatible",
+    "coverage_problems",
     "dataset_fingerprint",
+    "id_problems",
+    "identity_problems",
     "verify_store",
 ]

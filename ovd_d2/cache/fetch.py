@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import os
 from pathlib import Path
 
@@ -12,8 +12,6 @@ from tqdm import tqdm
 from ovd_d2.cache.identity import IMAGES_FILE
 from ovd_d2.cache.index import INDEX_FILE
 from ovd_d2.cache.manifest import MANIFEST_FILE, CacheError, Manifest, local_folder
-
-logger = logging.getLogger(__name__)
 
 
 def fetch_store(path: str | os.PathLike[str]) -> Path:
@@ -41,10 +39,8 @@ def fetch_store(path: str | os.PathLike[str]) -> Path:
                 f"the handler of {name} puts {file} into {local.parent} and {MANIFEST_FILE} into "
                 f"{folder}; copy the store into one local folder and name that"
             )
-    try:
+    with contextlib.suppress(CacheError):  # an older store has none; a training says so
         _fetch(name, IMAGES_FILE)
-    except CacheError as error:  # an older store has none, and a training says so if it needs it
-        logger.info("%s", error)
     return folder
 
 

@@ -1,8 +1,7 @@
 """Which image a record belongs to: ids are only numbers, and two data sets use the same ones.
 
 `images.json` in a store lists the images of its data set. It holds, byte for byte, the text whose
-hash is the data set's fingerprint in the manifest, so the manifest vouches for every line of it.
-The format is written down in docs/cache-format.md.
+hash is the data set's fingerprint in the manifest. docs/cache-format.md describes it.
 """
 
 from __future__ import annotations
@@ -13,19 +12,13 @@ import operator
 import os
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-from detectron2.data import DatasetCatalog
+from typing import Any, NamedTuple
 
 from ovd_d2.cache.manifest import CacheError, DamagedFileError, DatasetInfo, Manifest, local_folder
 from ovd_d2.files import atomic_write, read_bounded
 
-if TYPE_CHECKING:
-    from ovd_d2.cache.store import RecordStore
-
 IMAGES_FILE = "images.json"
 ID_RANGE = "whole numbers from 0 to 2**63 - 1"
-ADD_COMMAND = "tools/cache.py add-image-list"
 _MAX_IMAGE_BYTES = 4096  # of a line of the list; a file name has at most 255 characters
 _SIDES = (int, type(None))
 _ROW_TYPES = {(int, str, height, width) for height in _SIDES for width in _SIDES}
@@ -51,11 +44,9 @@ class ImageIdentity(NamedTuple):
 
     def fits(self, other: ImageIdentity) -> bool:
         """The same image, as far as both say."""
-        if self == other:
-            return True
-        pairs = zip(self[1:], other[1:], strict=True)
         return self.file_name == other.file_name and all(
-            None in pair or pair[0] == pair[1] for pair in pairs
+            mine is None or theirs is None or mine == theirs
+            for mine, theirs in zip(self[1:], other[1:], strict=True)
         )
 
     def __str__(self) -> str:
@@ -68,12 +59,8 @@ ImageList = dict[int, ImageIdentity]
 
 def is_image_id(value: object) -> bool:
     """A whole number (Python's or NumPy's) that a store can hold."""
-    if type(value) is int:
-        return 0 <= value < 2**63
-    if isinstance(value, bool):
-        return False
     try:
-        return 0 <= operator.index(value) < 2**63  # type: ignore[arg-type]
+        return not isinstance(value, bool) and 0 <= operator.index(value) < 2**63  # type: ignore[arg-type]
     except TypeError:
         return False
 
@@ -102,27 +89,33 @@ def dataset_fingerprint(entries: Iterable[Mapping[str, Any]]) -> str:
     return _digest(_list_content(entries))
 
 
-def write_image_list(
-    folder: Path, dataset: DatasetInfo, entries: Collection[Mapping[str, Any]]
-) -> None:
-    """Write the list of a store's images, unless it is there.
-
-    Args:
-        folder: of the store.
-        dataset: from its manifest.
-        entries: every image of this data set: file_name, image_id, height, width.
+def image_list(dataset: DatasetInfo, entries: Collection[Mapping[str, Any]]) -> bytes:
+    """The content of a store's list of images: `entries`, all of `dataset`.
 
     Raises:
         CacheError: an id twice, or these are not the images whose fingerprint `dataset` has.
     """
     content = _list_content(entries)
-    _refuse_double(entries)
+    names: dict[int, str] = {}
+    for entry in entries:
+        image_id, name = entry["image_id"], entry["file_name"]
+        if image_id in names:
+            raise CacheError(
+                f"image id {image_id} is there twice, as {names[image_id]} and as {name}: give "
+                "every image of the annotation file an id of its own"
+            )
+        names[image_id] = name
     found = _digest(content)
     if (found, len(entries)) != (dataset.fingerprint, dataset.num_images):
         raise CacheError(
-            f"these {len(entries)} images ({found}) are not those that {folder} was made for: data "
-            f"set '{dataset.name}' then had {dataset.num_images} ({dataset.fingerprint})"
+            f"these {len(entries)} images ({found}) are not those of the store, the "
+            f"{dataset.num_images} ({dataset.fingerprint}) of data set '{dataset.name}'"
         )
+    return content
+
+
+def save_image_list(folder: Path, content: bytes) -> None:
+    """Write the list of a store's images, unless it is there."""
     path = folder / IMAGES_FILE
     if not path.is_file() or path.read_bytes() != content:
         with atomic_write(path) as temporary:
@@ -137,29 +130,25 @@ def load_image_list(folder: Path, dataset: DatasetInfo) -> ImageList | None:
     """
     path = folder / IMAGES_FILE
     try:
-        return _parse(_read(path, dataset), dataset)
+        content = read_bounded(path, _MAX_IMAGE_BYTES * dataset.num_images)
+        if _digest(content) != dataset.fingerprint:
+            raise ValueError(
+                f"it is the list of {_digest(content)}, the manifest is of {dataset.fingerprint}"
+            )
+        return _parse(content, dataset)
     except FileNotFoundError:
         return None
     except (OSError, TypeError, ValueError, RecursionError) as error:
         raise DamagedFileError(
-            f"{path} is damaged ({error}). Delete it and run python {ADD_COMMAND} {folder} "
-            f"{_dataset_option(dataset)}: it is written anew"
+            f"{path} is damaged ({error}). Delete it and run python "
+            f"{add_list_command(folder, dataset)}: it is written anew"
         ) from error
-
-
-def list_entries(listed: ImageList) -> list[dict[str, Any]]:
-    """A list of images as image entries, for another store of the same images."""
-    return [{"image_id": image_id, **one._asdict()} for image_id, one in listed.items()]
 
 
 def add_image_list(
     path: str | os.PathLike[str], entries: Collection[Mapping[str, Any]]
 ) -> tuple[Path, int]:
-    """Give an older store the list of its images.
-
-    Args:
-        path: folder of the store.
-        entries: every image of the data set that it was made for.
+    """Give an older store the list of its images: all of the data set that it was made for.
 
     Returns: the file, and how many images it lists.
 
@@ -167,85 +156,14 @@ def add_image_list(
         CacheError: no store, or they are other images than then.
     """
     folder = local_folder(path)
-    write_image_list(folder, Manifest.load(folder).dataset, entries)
+    save_image_list(folder, image_list(Manifest.load(folder).dataset, entries))
     return folder / IMAGES_FILE, len(entries)
 
 
-def identity_problems(store: RecordStore, entries: Collection[Mapping[str, Any]]) -> list[str]:
-    """Whether the records of a store are of other images than those that have their ids now.
-
-    Args:
-        store: of proposals or embeddings.
-        entries: images that will be asked for, all or some: file_name, image_id, height, width.
-            Ids that the store lacks are not looked at.
-
-    Returns: at most one line, without what to do about it.
-    """
-    kind, dataset = store.kind, store.manifest.dataset
-    try:
-        listed = load_image_list(store.path, dataset)
-    except DamagedFileError as error:
-        return [str(error)]
-    asked = [entry for entry in entries if entry["image_id"] in store]
-    if listed is None:
-        if dataset_fingerprint(asked) == dataset.fingerprint:
-            return []
-        listed = _registered_list(dataset)
-    if listed is None:
-        return [_unlisted(store)]
-    others = [one for one in asked if not _is_listed(one, listed)]
-    if not others:
-        return []
-    first = others[0]["image_id"]
-    return [
-        f"the {kind} in {store.path} were made for other images under these ids: {len(others)} of "
-        f"{len(entries)}, first: image {first} was {listed.get(first)}, is "
-        f"{ImageIdentity.of(others[0])} (height x width). They are of data set '{dataset.name}' as "
-        "it was then: use the annotation file of then"
-    ]
-
-
-def _is_listed(entry: Mapping[str, Any], listed: ImageList) -> bool:
-    then = listed.get(entry["image_id"])
-    return then is not None and ImageIdentity.of(entry).fits(then)
-
-
-def _registered_list(dataset: DatasetInfo) -> ImageList | None:
-    """The images of an older store's data set, where that is registered and still has them."""
-    if dataset.name not in DatasetCatalog:
-        return None
-    try:
-        content = _list_content(DatasetCatalog.get(dataset.name))
-        return _parse(content, dataset) if _digest(content) == dataset.fingerprint else None
-    except (OSError, KeyError, ValueError, CacheError):  # its annotation file is not there now
-        return None
-
-
-def _unlisted(store: RecordStore) -> str:
-    dataset = store.manifest.dataset
-    return (
-        f"the {store.kind} in {store.path} do not say of which images they are (no {IMAGES_FILE}), "
-        f"and neither these images nor the registered '{dataset.name}' are the "
-        f"{dataset.num_images} that they were made for (fingerprint {dataset.fingerprint}). If you "
-        f"have the annotation file of then, register it and run python {ADD_COMMAND} {store.path} "
-        f"{_dataset_option(dataset)} once"
-    )
-
-
-def _dataset_option(dataset: DatasetInfo) -> str:
-    return f"--dataset {dataset.name.replace('+', ' ')}"  # a merged store's name has a "+"
-
-
-def _refuse_double(entries: Iterable[Mapping[str, Any]]) -> None:
-    seen: dict[int, str] = {}
-    for entry in entries:
-        name = entry["file_name"]
-        if entry["image_id"] in seen:
-            raise CacheError(
-                f"image id {entry['image_id']} is there twice, as {seen[entry['image_id']]} and as "
-                f"{name}: give every image of the annotation file an id of its own"
-            )
-        seen[entry["image_id"]] = name
+def add_list_command(folder: Path, dataset: DatasetInfo) -> str:
+    """What a user runs to do so."""
+    names = dataset.name.replace("+", " ")  # a merged store's name has a "+"
+    return f"tools/cache.py add-image-list {folder} --dataset {names}"
 
 
 def _list_content(entries: Iterable[Mapping[str, Any]]) -> bytes:
@@ -274,15 +192,6 @@ def _pixels(entry: Mapping[str, Any], key: str) -> int | None:
     raise CacheError(
         f"image {_short(entry['image_id'])}: {key} is {_short(value)}, expected a number of pixels"
     )
-
-
-def _read(path: Path, dataset: DatasetInfo) -> bytes:
-    content = read_bounded(path, _MAX_IMAGE_BYTES * dataset.num_images)
-    if _digest(content) != dataset.fingerprint:
-        raise ValueError(
-            f"it is the list of {_digest(content)}, the manifest is of {dataset.fingerprint}"
-        )
-    return content
 
 
 def _parse(content: bytes, dataset: DatasetInfo) -> ImageList:

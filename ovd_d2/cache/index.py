@@ -32,10 +32,7 @@ _TYPES = {"image_ids": "<i8", "shard": "<i4", "start": "<i8", "rows": "<i4", "ch
 
 @dataclass(frozen=True)
 class Index:
-    """The places of N records; see the module for the arrays.
-
-    Plain arrays: reading them touches no reference counts, so forked workers share the pages.
-    """
+    """The places of N records; see the module. Plain arrays: forked workers share their pages."""
 
     image_ids: NDArray[np.int64]
     shard: NDArray[np.int32]
@@ -58,22 +55,6 @@ class Index:
         return digest.hexdigest()
 
 
-def finish_store(folder: Path, manifest: Manifest) -> Manifest:
-    """Write the index of a store whose shards are all there, then the manifest that names it.
-
-    Raises:
-        CacheError: a shard is damaged, or the records are not those of the data set.
-    """
-    index = build_index(folder, manifest)
-    expected, found = manifest.dataset.num_images, len(index.image_ids)
-    if found != expected:
-        raise CacheError(
-            f"{folder} holds {found} records, data set '{manifest.dataset.name}' has {expected} "
-            "images; run the build again to add what is missing"
-        )
-    return write_index(folder, manifest, index)
-
-
 def write_index(folder: Path, manifest: Manifest, index: Index) -> Manifest:
     """Write an index and, after it, the manifest that names it; returns the new manifest."""
     tensors = {name: np.ascontiguousarray(getattr(index, name)) for name in _TYPES}
@@ -90,8 +71,7 @@ def build_index(folder: Path, manifest: Manifest) -> Index:
     """The index of the manifest's shards, from their own ids, offsets and checksums.
 
     Raises:
-        DamagedFileError: a shard is missing, damaged or does not agree with the manifest.
-        CacheError: two shards hold one image.
+        CacheError: a shard is missing or damaged, or two hold one image.
     """
     parts = [_part(folder, manifest, number) for number in range(len(manifest.shards))]
     joined = {
@@ -116,7 +96,9 @@ def load_index(folder: Path, manifest: Manifest) -> Index:
     try:
         if manifest.index is None:
             raise ValueError("the manifest names none")
-        index = _parse(_read(path, manifest.index), manifest)
+        index = _read(path, manifest.index)
+        if problem := _problem(index, manifest):
+            raise ValueError(problem)
         if index.content != manifest.index.content:
             raise ValueError("its ids or checksums are not those of the manifest")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
@@ -128,17 +110,22 @@ def load_index(folder: Path, manifest: Manifest) -> Index:
     return index
 
 
-def _read(path: Path, info: IndexInfo) -> bytes:
+def has_sound_index(folder: Path, manifest: Manifest) -> bool:
+    """Whether a store is finished and its index can be read."""
+    try:
+        load_index(folder, manifest)
+    except DamagedFileError:
+        return False
+    return True
+
+
+def _read(path: Path, info: IndexInfo) -> Index:
     content = read_bounded(path, info.bytes)
     if len(content) != info.bytes:
         raise ValueError(f"it has {len(content)} bytes, the manifest says {info.bytes}")
     checksum = hashlib.sha256(content).hexdigest()
     if checksum != info.sha256:
         raise ValueError(f"its SHA-256 is {checksum}, the manifest says {info.sha256}")
-    return content
-
-
-def _parse(content: bytes, manifest: Manifest) -> Index:
     tensors = deserialize(content)
     if set(tensors) != set(_TYPES):
         raise ValueError(f"it holds {sorted(tensors)}, expected {sorted(_TYPES)}")
@@ -146,11 +133,7 @@ def _parse(content: bytes, manifest: Manifest) -> Index:
         found, shape = tensors[name], (len(tensors["image_ids"]),)
         if found.dtype != np.dtype(dtype) or found.shape != shape:
             raise ValueError(f"{name} is {found.dtype} {found.shape}, expected {dtype} {shape}")
-    index = Index(**tensors)
-    problem = _problem(index, manifest)
-    if problem:
-        raise ValueError(problem)
-    return index
+    return Index(**tensors)
 
 
 def _problem(index: Index, manifest: Manifest) -> str:
@@ -175,19 +158,12 @@ def _problem(index: Index, manifest: Manifest) -> str:
 
 
 def _part(folder: Path, manifest: Manifest, number: int) -> dict[str, NDArray]:
-    info = manifest.shards[number]
-    shard = open_shard(folder / info.file, manifest.fields)
-    offsets = shard["offsets"].numpy()
-    images, rows = len(shard["image_ids"]), int(offsets[-1])
-    if (images, rows) != (info.images, info.rows):
-        raise DamagedFileError(
-            f"{folder / info.file} holds {images} images with {rows} rows, the manifest says "
-            f"{info.images} with {info.rows}. {manifest.shard_fix(info.file)}"
-        )
+    shard = open_shard(folder / manifest.shards[number].file, manifest.fields)
+    arrays = {name: shard[name].numpy() for name in ("image_ids", "offsets", "checksums")}
     return {
-        "image_ids": shard["image_ids"].numpy().copy(),
-        "shard": np.full(images, number),
-        "start": offsets[:-1].copy(),
-        "rows": np.diff(offsets),
-        "checksums": shard["checksums"].numpy().copy(),
+        "image_ids": arrays["image_ids"].copy(),
+        "shard": np.full(len(arrays["image_ids"]), number),
+        "start": arrays["offsets"][:-1].copy(),
+        "rows": np.diff(arrays["offsets"]),
+        "checksums": arrays["checksums"].copy(),
     }

@@ -11,8 +11,8 @@ import math
 import os
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,7 @@ BUILD_COMMANDS = {"proposals": "tools/extract_proposals.py", "embeddings": "tool
 # What changes while a store is being written; everything else is the header.
 _PROGRESS_KEYS = ("shards", "index")
 # A store may come from elsewhere: no name may point out of its own folder.
-_SHARD_NAME = re.compile(r"shard-([a-z]\d{3,9})-(\d{5,9})\.safetensors")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SHARD_NAME = re.compile(r"shard-(?:([a-z])(\d{3,9})-)?\d{5,9}\.safetensors")
 _RECIPE_DEPTH = 8
 # The file's last bytes: 64 hexadecimal characters, then this.
 _TAIL = b'"\n}\n'
@@ -52,20 +51,11 @@ class FieldSpec:
     shape: tuple[int, ...]
     dtype: torch.dtype
 
-    @property
-    def row_bytes(self) -> int:
-        """Stored bytes of one row (one proposal)."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """The data set a store was made for.
-
-    Attributes:
-        name: its name in Detectron2's `DatasetCatalog`.
-        fingerprint: see `ovd_d2.cache.identity.dataset_fingerprint`.
-        num_images: a finished store holds exactly this many records.
+    """The data set a store was made for: its name in `DatasetCatalog`, `dataset_fingerprint` of its
+    images, and how many they are.
     """
 
     name: str
@@ -75,7 +65,7 @@ class DatasetInfo:
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One finished shard: file name inside the folder, its counts, its size and its SHA-256."""
+    """One shard: file name in the folder, counts, size and SHA-256 ("" while being built)."""
 
     file: str
     images: int
@@ -86,13 +76,7 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class IndexInfo:
-    """The index of a finished store, see `ovd_d2.cache.index`.
-
-    Attributes:
-        bytes, sha256: of the index file.
-        content: SHA-256 over all image ids, then all record checksums, in the order of the ids: it
-            is the same however the records lie in shards.
-    """
+    """The index file of a finished store: its size, its SHA-256 and its `Index.content`."""
 
     bytes: int
     sha256: str
@@ -111,8 +95,7 @@ class Manifest:
         teacher: fingerprint of the teacher, "" in a proposal store.
         embedding_dim: width D of the embeddings, 0 in a proposal store.
         dtype: stored type of the embeddings; boxes and objectness are always float32.
-        shards: the finished shards.
-        index: of a finished store; None while images of the data set are missing.
+        shards, index: of a finished store; empty and None while it is being built.
     """
 
     kind: str
@@ -127,8 +110,7 @@ class Manifest:
     index: IndexInfo | None = None
 
     def __post_init__(self) -> None:
-        problems = _header_problems(self)
-        if problems:
+        if problems := _header_problems(self):
             raise ValueError("invalid manifest: " + "; ".join(problems))
 
     @property
@@ -168,9 +150,8 @@ class Manifest:
         """
         if self.index is None:
             raise CacheError(
-                f"the {self.kind} of '{self.dataset.name}' are unfinished ({self.num_images} of "
-                f"{self.dataset.num_images} images), so they have no fingerprint yet: run "
-                f"{self.build_command} again with the same arguments"
+                f"the {self.kind} of '{self.dataset.name}' are unfinished, so they have no "
+                f"fingerprint yet: run {self.build_command} again with the same arguments"
             )
         return fingerprint_json([self.header(), self.index.content])
 
@@ -193,7 +174,7 @@ class Manifest:
         return {key: value for key, value in content.items() if key not in _PROGRESS_KEYS}
 
     def differences(self, other: Manifest) -> list[str]:
-        """Header keys in which `other` differs, in words: "teacher: this 'a', other 'b'"."""
+        """Header keys in which `other` differs, in words: "teacher: 'a' here, 'b' asked for"."""
         mine, theirs = _flatten(self.header()), _flatten(other.header())
         return [
             f"{key}: {mine.get(key)!r} here, {theirs.get(key)!r} asked for"
@@ -231,18 +212,20 @@ class Manifest:
             ) from error
 
 
-def shard_name(writer: str, number: int) -> str:
-    """The file name of a writer's shard: "r003", 12 -> "shard-r003-00012.safetensors"."""
-    name = f"shard-{writer}-{number:05d}.safetensors"
-    if parse_shard_name(name) is None:
-        raise ValueError(f"writer {writer!r}: expected a small letter and three digits, as 'r003'")
-    return name
+def shard_name(images_per_shard: int, number: int) -> str:
+    """The name of the number-th shard: 64, 12 -> "shard-n064-00012.safetensors"."""
+    return f"shard-n{images_per_shard:03d}-{number:05d}.safetensors"
 
 
-def parse_shard_name(name: str) -> tuple[str, int] | None:
-    """(writer, number) of a shard's file name; None for any other name."""
+def is_shard_name(name: object) -> bool:
+    """A plain name: of `shard_name`, or of an older version (with a rank, or without)."""
+    return isinstance(name, str) and _SHARD_NAME.fullmatch(name) is not None
+
+
+def images_per_shard_of(name: str) -> int | None:
+    """What `shard_name` was given; None for a shard of an older version."""
     match = _SHARD_NAME.fullmatch(name)
-    return (match.group(1), int(match.group(2))) if match else None
+    return int(match.group(2)) if match and match.group(1) == "n" else None
 
 
 def local_folder(path: str | os.PathLike[str]) -> Path:
@@ -251,7 +234,13 @@ def local_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def _header_problems(manifest: Manifest) -> list[str]:
-    problems = _type_problems(manifest)
+    # JSON may hold anything anywhere; nothing is computed before its type is known.
+    problems = [*_type_problems(manifest), *_type_problems(manifest.dataset, "dataset.")]
+    if not isinstance(manifest.recipe, dict) or not _is_plain(manifest.recipe, _RECIPE_DEPTH):
+        problems.append(
+            f"recipe is {reprlib.repr(manifest.recipe)}, expected a JSON object of finite numbers, "
+            f"at most {_RECIPE_DEPTH} levels deep"
+        )
     if problems:
         return problems
     if manifest.kind not in KINDS:
@@ -266,64 +255,35 @@ def _header_problems(manifest: Manifest) -> list[str]:
         problems.append("teacher is empty, expected the teacher's fingerprint")
     if manifest.kind == "proposals" and (manifest.embedding_dim or manifest.teacher):
         problems.append("a proposal store has no teacher and embedding_dim 0")
-    return problems or shard_problems(manifest.shards) or _index_problems(manifest.index)
-
-
-def _type_problems(manifest: Manifest) -> list[str]:
-    """JSON may hold anything anywhere; nothing is computed before its type is known."""
-    dataset = manifest.dataset
-    strings = {
-        "kind": manifest.kind,
-        "proposals": manifest.proposals,
-        "teacher": manifest.teacher,
-        "dtype": manifest.dtype,
-        "dataset.name": dataset.name,
-        "dataset.fingerprint": dataset.fingerprint,
-    }
-    counts = {"embedding_dim": manifest.embedding_dim, "dataset.num_images": dataset.num_images}
-    problems = [
-        f"{name} is {reprlib.repr(value)}, expected a text"
-        for name, value in strings.items()
-        if not isinstance(value, str)
-    ]
-    problems += [
-        f"{name} is {reprlib.repr(value)}, expected a whole number"
-        for name, value in counts.items()
-        if not _is_count(value)
-    ]
-    if not isinstance(manifest.recipe, dict) or not _is_plain(manifest.recipe, _RECIPE_DEPTH):
-        problems.append(
-            f"recipe is {reprlib.repr(manifest.recipe)}, expected a JSON object of finite numbers, "
-            f"at most {_RECIPE_DEPTH} levels deep"
-        )
     return problems
 
 
-def shard_problems(shards: Sequence[ShardInfo]) -> list[str]:
-    """What is wrong with entries of a manifest or a journal, which may hold anything anywhere."""
-    problems = []
-    for shard in shards:
-        if not isinstance(shard.file, str) or parse_shard_name(shard.file) is None:
+def _file_problems(manifest: Manifest) -> list[str]:
+    """What is wrong with the entries of shards and index that were read from a file."""
+    problems = [] if manifest.index is None else _type_problems(manifest.index, "index.")
+    for shard in manifest.shards:
+        if is_shard_name(shard.file):
+            problems += _type_problems(shard, f"{shard.file}: ")
+        else:
             problems.append(
                 f"shard file name {reprlib.repr(shard.file)} is not a plain name as "
-                f"{shard_name('r000', 0)}"
+                f"{shard_name(64, 0)}"
             )
-        elif not all(_is_count(value) for value in (shard.images, shard.rows, shard.bytes)):
-            problems.append(f"{shard.file}: images, rows and bytes must be whole numbers")
-        elif not _is_sha256(shard.sha256):
-            problems.append(f"{shard.file}: sha256 is {reprlib.repr(shard.sha256)}")
-    names = [shard.file for shard in shards]
-    if not problems and len(set(names)) < len(names):
+    if not problems and len({shard.file for shard in manifest.shards}) < len(manifest.shards):
         problems.append("a shard is listed twice")
     return problems
 
 
-def _index_problems(index: IndexInfo | None) -> list[str]:
-    if index is None or (
-        _is_count(index.bytes) and _is_sha256(index.sha256) and _is_sha256(index.content)
-    ):
-        return []
-    return [f"index is {reprlib.repr(asdict(index))}"]
+def _type_problems(record: Any, prefix: str = "") -> list[str]:
+    """What is neither a text nor a number that an index can hold, where a dataclass has one."""
+    problems = []
+    for one in fields(record):
+        value = getattr(record, one.name)
+        if one.type == "str" and not isinstance(value, str):
+            problems.append(f"{prefix}{one.name} is {reprlib.repr(value)}, expected a text")
+        if one.type == "int" and not (type(value) is int and 0 <= value < 2**63):
+            problems.append(f"{prefix}{one.name} is {reprlib.repr(value)}, expected a whole number")
+    return problems
 
 
 def _is_plain(value: Any, depth: int) -> bool:
@@ -335,26 +295,16 @@ def _is_plain(value: Any, depth: int) -> bool:
     return True
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63  # what the index stores them as
-
-
-def _is_sha256(value: Any) -> bool:
-    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
-
-
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
+        nested = isinstance(value, Mapping) and value
+        flat |= _flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return flat
 
 
 def _parse(data: bytes, path: Path) -> Manifest:
-    content = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+    content = json.loads(data.decode("utf-8"))
     if not isinstance(content, dict) or "schema_version" not in content:
         raise CacheError(
             f"{path} is not the manifest of an ovd_d2 record store: restore it from a copy or "
@@ -368,24 +318,19 @@ def _parse(data: bytes, path: Path) -> Manifest:
     _check_checksum(data)
     del content["checksum"]
     index = content.pop("index")
-    return Manifest(
+    manifest = Manifest(
         dataset=DatasetInfo(**content.pop("dataset")),
         shards=[ShardInfo(**shard) for shard in content.pop("shards")],
         index=None if index is None else IndexInfo(**index),
         **content,
     )
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
+    if problems := _file_problems(manifest):
+        raise ValueError("; ".join(problems))
+    return manifest
 
 
 def _check_checksum(data: bytes) -> None:
     """The last 68 bytes are the SHA-256 of everything before them, a quote, a brace, line ends."""
-    start = len(data) - len(_TAIL) - 64
-    body, found = data[: max(start, 0)], data[max(start, 0) : -len(_TAIL)]
-    expected = hashlib.sha256(body).hexdigest().encode()
-    if found != expected or not data.endswith(_TAIL):
-        raise ValueError(
-            f"its checksum is {expected.decode()}, it says {found.decode('ascii', 'replace')}"
-        )
+    expected = hashlib.sha256(data[:-68]).hexdigest()
+    if data[-68:] != expected.encode() + _TAIL:
+        raise ValueError(f"its checksum is {expected}, its end says {data[-68:-4]!r}")

@@ -18,14 +18,10 @@ INT8_MAX = 127
 
 
 def encode(rows: torch.Tensor, dtype: str) -> dict[str, torch.Tensor]:
-    """The stored fields of unit rows.
-
-    Args:
-        rows: (K, D) float32.
-        dtype: "float32", "float16" or "int8".
+    """The stored fields of unit rows (K, D) float32.
 
     Returns:
-        `embeddings` (K, D) of that type and, for int8, `scales` (K,) float32.
+        `embeddings` (K, D) of the type `dtype` and, for int8, `scales` (K,) float32.
     """
     if dtype != "int8":
         return {"embeddings": rows.to(DTYPES[dtype])}

@@ -1,14 +1,9 @@
 """Records and the shard files that hold them.
 
-Format: safetensors files of a few hundred images each ("shards"). Why safetensors:
-  - no pickle: opening a file from elsewhere cannot run code;
-  - the header states type, shape and place of every tensor and is checked against the size of
-    the file, so truncation is found on opening instead of in training;
-  - a record is a run of rows in every tensor, so it is read at random without the rest;
-  - K varies from image to image without padding, which a plain array does not allow;
-  - one small dependency without further ones, readable from other languages.
-Shards instead of one file an image: LVIS would be 100,170 files; instead of one file: a crash or a
-bad sector then costs one shard and not the whole build.
+Why safetensors: opening a file cannot run code; its header is checked against its size, so
+truncation is found on opening; a record is a run of rows in every tensor, so it is read at random,
+and K may vary from image to image. Why shards: LVIS would be 100,170 files of one image, and of one
+file for all images a crash or a bad sector would cost everything.
 
 A shard of n images with R proposals in total holds
   image_ids  (n,)   int64  ascending
@@ -19,7 +14,6 @@ A shard of n images with R proposals in total holds
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -37,6 +31,7 @@ from safetensors.torch import save as serialize
 
 from ovd_d2.cache import quantization
 from ovd_d2.cache.manifest import DamagedFileError, FieldSpec, Manifest, ShardInfo
+from ovd_d2.files import sha256_file
 
 Record = dict[str, torch.Tensor]
 Arrays = dict[str, NDArray]
@@ -80,9 +75,15 @@ def encode_record(manifest: Manifest, image_id: int, tensors: Mapping[str, torch
         raise ValueError(
             f"image {image_id}: record has fields {sorted(tensors)}, expected {sorted(fields)}"
         )
-    _check_shapes(image_id, tensors, fields)
-    problems = value_problems(tensors)
-    if problems:
+    rows = tensors["boxes"].shape[0] if tensors["boxes"].ndim else -1
+    for name, spec in fields.items():
+        expected, found = (rows, *spec.shape), tuple(tensors[name].shape)
+        if found != expected:
+            raise ValueError(
+                f"image {image_id}: {name} has shape {found}, expected {expected} "
+                "(as many rows as boxes)"
+            )
+    if problems := value_problems(tensors):
         raise ValueError(f"image {image_id}: refused: {'; '.join(problems)}")
     record = {name: tensors[name].detach().to("cpu", torch.float32).contiguous() for name in fields}
     if "embeddings" in record:
@@ -91,15 +92,13 @@ def encode_record(manifest: Manifest, image_id: int, tensors: Mapping[str, torch
 
 
 def value_problems(tensors: Mapping[str, torch.Tensor]) -> list[str]:
-    """What is wrong with the values of a record (or of a whole shard), in words.
-
-    Args:
-        tensors: before encoding, or as stored.
-    """
+    """What is wrong with the values of a record or a shard, before encoding or as stored."""
+    floats = {name: value for name, value in sorted(tensors.items()) if value.is_floating_point()}
     not_finite = [
-        f"{_count(~torch.isfinite(value).flatten(1).all(1))} rows of {name} are NaN or infinite"
-        for name, value in _rows(tensors)
-        if not torch.isfinite(value).all()
+        f"{_count(~value.reshape(len(value), -1).isfinite().all(1))} rows of {name} are NaN or "
+        "infinite"
+        for name, value in floats.items()
+        if not value.isfinite().all()
     ]
     if not_finite:
         return not_finite
@@ -134,17 +133,12 @@ def record_checksum(image_id: int, fields: Iterable[NDArray]) -> int:
     return int.from_bytes(digest.digest(), "big", signed=True)
 
 
-def write_record(path: Path, image_id: int, record: Record) -> None:
-    """Write one encoded record as a shard of one image to `path` (no atomicity of its own)."""
-    path.write_bytes(pack_shard([(image_id, record)]))
-
-
 def pack_shard(records: Sequence[tuple[int, Record]]) -> bytes:
     """The bytes of a shard; the same records give the same bytes whatever their order.
 
     Args:
         records: at least one image id with its record, the fields in the order of
-            `Manifest.fields` (as `encode_record` and `read_pending` give them).
+            `Manifest.fields` (as `encode_record` and `RecordStore.raw` give them).
     """
     ordered = sorted(records, key=lambda item: item[0])
     counts = [record["boxes"].shape[0] for _, record in ordered]
@@ -159,40 +153,14 @@ def pack_shard(records: Sequence[tuple[int, Record]]) -> bytes:
     return serialize(tensors, _METADATA)
 
 
-def shard_info(file: str, records: Sequence[tuple[int, Record]], content: bytes) -> ShardInfo:
-    """The manifest's entry of a shard.
-
-    Args:
-        file: its name.
-        records: what it holds.
-        content: its bytes as they are meant to be written, so that `verify` also finds a disk
-            that lies.
-    """
-    return ShardInfo(
-        file=file,
-        images=len(records),
-        rows=sum(len(record["boxes"]) for _, record in records),
-        bytes=len(content),
-        sha256=hashlib.sha256(content).hexdigest(),
-    )
-
-
 def data_bytes(fields: Mapping[str, FieldSpec], images: int, rows: int) -> int:
-    """Bytes of all tensors of a shard (or of all shards of a store), without the headers.
-
-    Args:
-        fields: `Manifest.fields`.
-        images, rows: in the shard.
-    """
-    return rows * sum(spec.row_bytes for spec in fields.values()) + 8 * (3 * images + 1)
+    """Bytes of all tensors of a shard (or of all shards of a store), without the headers."""
+    row = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in fields.values())
+    return rows * row + 8 * (3 * images + 1)
 
 
 def check_size(path: Path, info: ShardInfo) -> None:
-    """Does a shard exist with the size that the manifest says? Does not open it.
-
-    Raises:
-        DamagedFileError: it does not.
-    """
+    """Raise DamagedFileError unless a shard is there with its size; it is not opened."""
     try:
         status = path.stat()
     except OSError:
@@ -209,20 +177,18 @@ def read_layout(path: Path, fields: Mapping[str, FieldSpec]) -> Layout:
     Raises:
         DamagedFileError: the file is missing, truncated or not a shard of this store.
     """
-    expected = {*fields, *_INDEX_TENSORS}
     try:
         # safetensors checks that the tensors fill the file without gaps.
         with safe_open(path, framework="pt") as handle:
             names = set(handle.keys())
-        if names != expected:
+        if names != {*fields, *_INDEX_TENSORS}:
             raise DamagedFileError(f"{path} holds {sorted(names)}: not a shard of this store")
         layout = _locate(path)
     except FileNotFoundError:
         raise DamagedFileError(f"{path} is missing") from None
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedFileError(f"{path} is damaged ({error})") from error
-    problem = _layout_problem(layout, fields)
-    if problem:
+    if problem := _layout_problem(layout, fields):
         raise DamagedFileError(f"{path} is damaged ({problem})")
     return layout
 
@@ -257,16 +223,22 @@ def read_rows(path: str, layout: Layout, names: Iterable[str], start: int, rows:
 def open_shard(path: Path, fields: Mapping[str, FieldSpec]) -> Record:
     """Map a shard into memory: every tensor is a view of the file, read when it is touched.
 
-    The header is checked against the file's size and `fields`; ids and offsets are checked too.
-
     Raises:
-        DamagedFileError: the file is missing, truncated or not a shard of this store.
+        DamagedFileError: the file is missing, truncated or not a shard of this store, or its ids
+            or offsets do not ascend.
     """
     read_layout(path, fields)
     # The mapping outlives the handle, so no file descriptor stays open for a shard.
     with safe_open(path, framework="pt") as handle:
         shard = {name: handle.get_tensor(name) for name in (*fields, *_INDEX_TENSORS)}
-    problem = _index_problem(shard["image_ids"], shard["offsets"], len(shard["boxes"]))
+    ids, offsets, rows = shard["image_ids"], shard["offsets"], len(shard["boxes"])
+    problem = ""
+    if offsets[0] != 0 or (offsets.diff() < 0).any():
+        problem = "offsets do not ascend from 0"
+    elif offsets[-1] != rows:
+        problem = f"offsets end at {int(offsets[-1])}, the fields have {rows} rows"
+    elif (ids < 0).any() or (ids.diff() <= 0).any():
+        problem = "image_ids do not ascend from 0"
     if problem:
         raise DamagedFileError(f"{path} is damaged ({problem})")
     return shard
@@ -286,19 +258,21 @@ def damaged_records(shard: Record) -> list[int]:
     ]
 
 
-def read_pending(path: Path, manifest: Manifest) -> tuple[int, Record]:
-    """Read back a pending file (a shard of one image) into memory.
+def read_back(path: Path, fields: Mapping[str, FieldSpec]) -> tuple[list[int], ShardInfo]:
+    """The image ids and the listing of a shard, of which every record fits its checksum.
 
     Raises:
-        DamagedFileError: it is damaged or holds another image than its name says.
+        DamagedFileError: the file is missing, truncated, garbled or not a shard of this store.
     """
-    shard = open_shard(path, manifest.fields)
-    ids = shard["image_ids"].tolist()
-    if [str(image_id) for image_id in ids] != [path.stem]:
-        raise DamagedFileError(f"{path} is damaged (it holds the images {ids})")
-    if damaged_records(shard):
-        raise DamagedFileError(f"{path} is damaged (its record does not fit its checksum)")
-    return ids[0], {name: shard[name].clone() for name in manifest.fields}
+    shard = open_shard(path, fields)
+    if damaged := damaged_records(shard):
+        raise DamagedFileError(
+            f"{path} is damaged: {len(damaged)} of {len(shard['image_ids'])} records do not fit "
+            f"their checksums (first ids: {damaged[:5]})"
+        )
+    ids: list[int] = shard["image_ids"].tolist()
+    rows = len(shard["boxes"])
+    return ids, ShardInfo(path.name, len(ids), rows, path.stat().st_size, sha256_file(path))
 
 
 def _locate(path: Path) -> Layout:
@@ -318,22 +292,8 @@ def _locate(path: Path) -> Layout:
     return places
 
 
-def _check_shapes(
-    image_id: int, tensors: Mapping[str, torch.Tensor], fields: Mapping[str, FieldSpec]
-) -> None:
-    rows = tensors["boxes"].shape[0] if tensors["boxes"].ndim else -1
-    for name, spec in fields.items():
-        expected, found = (rows, *spec.shape), tuple(tensors[name].shape)
-        if found != expected:
-            raise ValueError(
-                f"image {image_id}: {name} has shape {found}, expected {expected} "
-                "(as many rows as boxes)"
-            )
-
-
 def _layout_problem(layout: Layout, fields: Mapping[str, FieldSpec]) -> str:
-    images = layout["image_ids"].shape[:1]
-    rows = layout["boxes"].shape[:1]
+    images, rows = layout["image_ids"].shape[:1], layout["boxes"].shape[:1]
     expected = {name: (spec.dtype, (*rows, *spec.shape)) for name, spec in fields.items()}
     expected |= {name: (dtype, images) for name, dtype in _INDEX_TENSORS.items()}
     expected["offsets"] = (torch.int64, tuple(count + 1 for count in images))
@@ -343,25 +303,6 @@ def _layout_problem(layout: Layout, fields: Mapping[str, FieldSpec]) -> str:
         if types[place.dtype] != dtype or place.shape != shape:
             return f"{name} is {types[place.dtype]} {place.shape}, expected {dtype} {shape}"
     return ""
-
-
-def _index_problem(ids: torch.Tensor, offsets: torch.Tensor, rows: int) -> str:
-    if offsets[0] != 0 or (offsets.diff() < 0).any():
-        return "offsets do not ascend from 0"
-    if offsets[-1] != rows:
-        return f"offsets end at {int(offsets[-1])}, the fields have {rows} rows"
-    if (ids < 0).any() or (ids.diff() <= 0).any():
-        return "image_ids do not ascend from 0"
-    return ""
-
-
-def _rows(tensors: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
-    """The floating fields as (R, -1), so that one test fits vectors and scalars."""
-    return [
-        (name, value.unsqueeze(1) if value.ndim == 1 else value)
-        for name, value in sorted(tensors.items())
-        if value.is_floating_point()
-    ]
 
 
 def _count(flags: torch.Tensor) -> str:

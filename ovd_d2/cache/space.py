@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from ovd_d2.cache.manifest import CacheError, Manifest
@@ -13,35 +13,18 @@ from ovd_d2.cache.records import data_bytes
 from ovd_d2.files import free_bytes, readable_bytes
 
 _INDEX_BYTES = 32  # an image's entry in the index of the store
-_BLOCK = 4096  # a pending file takes whole blocks of the disk, and its header one more
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def needed_bytes(manifest: Manifest, images: int, rows_per_image: float, in_flight: int) -> int:
-    """Room that so many more records need on the disk.
-
-    Args:
-        images: still to be stored.
-        rows_per_image: mean number of proposals of an image.
-        in_flight: images that lie in pending files while their shard is written, at most.
-    """
-    twice = min(images, in_flight)
-    return (
-        _stored_bytes(manifest, images, rows_per_image)
-        + _stored_bytes(manifest, twice, rows_per_image)
-        + 2 * twice * _BLOCK
-    )
+def needed_bytes(manifest: Manifest, images: int, rows_per_image: float) -> int:
+    """Room that so many more images, with this mean number of proposals, need on the disk."""
+    rows = math.ceil(images * rows_per_image)
+    return data_bytes(manifest.fields, images, rows) + _INDEX_BYTES * images
 
 
-def check_space(
-    folder: Path, manifest: Manifest, images: int, rows_per_image: float, in_flight: int
-) -> None:
-    """Refuse a build that the disk has no room for; arguments as for `needed_bytes`.
-
-    Raises:
-        CacheError: with the bytes needed and free.
-    """
-    needed = needed_bytes(manifest, images, rows_per_image, in_flight)
+def check_space(folder: Path, manifest: Manifest, images: int, rows_per_image: float) -> None:
+    """Refuse a build that the disk has no room for, with the bytes needed and free."""
+    needed = needed_bytes(manifest, images, rows_per_image)
     free = free_bytes(folder)
     if needed > free:
         raise CacheError(
@@ -52,27 +35,16 @@ def check_space(
         )
 
 
-def _stored_bytes(manifest: Manifest, images: int, rows_per_image: float) -> int:
-    """In shards and index."""
-    rows = math.ceil(images * rows_per_image)
-    return data_bytes(manifest.fields, images, rows) + _INDEX_BYTES * images
-
-
 @contextlib.contextmanager
-def full_disk_explained(folder: Path, missing: Callable[[], int]) -> Iterator[None]:
-    """Turn "no space left on device" into a CacheError that says how much is needed and free.
-
-    Args:
-        missing: bytes that the images still to be stored need.
-    """
+def full_disk_explained(folder: Path) -> Iterator[None]:
+    """Turn "no space left on device" into a CacheError that says how much is free."""
     try:
         yield
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        free, needed = readable_bytes(free_bytes(folder)), readable_bytes(missing())
+        free = readable_bytes(free_bytes(folder))
         raise CacheError(
-            f"the disk of {folder} is full ({error.strerror}): {free} are free, what is still to "
-            f"be stored needs about {needed}. Free that much and run the same command again: what "
-            "is stored stays"
+            f"the disk of {folder} is full ({error.strerror}): {free} are free. Make room and run "
+            "the same command again: what is stored stays"
         ) from error

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,22 +13,10 @@ import torch
 
 from ovd_d2.cache.fetch import fetch_store
 from ovd_d2.cache.index import Index, build_index, load_index
-from ovd_d2.cache.manifest import (
-    BUILD_COMMANDS,
-    CacheError,
-    DamagedFileError,
-    Manifest,
-    ShardInfo,
-)
+from ovd_d2.cache.manifest import BUILD_COMMANDS, CacheError, DamagedFileError, Manifest, ShardInfo
 from ovd_d2.cache.quantization import decode
-from ovd_d2.cache.records import (
-    Arrays,
-    Layout,
-    check_size,
-    read_layout,
-    read_rows,
-    record_checksum,
-)
+from ovd_d2.cache.records import Arrays, Layout, check_size, read_layout, read_rows, record_checksum
+from ovd_d2.cache.shards import list_sealed_shards
 from ovd_d2.cache.verify import verify_store
 
 
@@ -72,7 +61,10 @@ class RecordStore:
 
     Args:
         path: the folder; `datasets://...` works, and `https://...` (see `fetch_store`).
-        allow_incomplete: also open a store that is still being built (its finished shards).
+        allow_incomplete: also open a store that is still being built, or a part: its shards.
+
+    Attributes:
+        index: where every record lies, and its checksum.
 
     Raises:
         CacheError: no store there, unfinished, of the other kind, or a file is missing, truncated
@@ -80,34 +72,39 @@ class RecordStore:
     """
 
     kind: str
+    index: Index
 
     def __init__(self, path: str | os.PathLike[str], *, allow_incomplete: bool = False) -> None:
         self.path: Path = fetch_store(path)
         self.manifest = Manifest.load(self.path)
-        self._check_kind()
-        if not self.manifest.complete and not allow_incomplete:
+        if self.manifest.kind != self.kind:
             raise CacheError(
-                f"{self.path} is unfinished: {self.manifest.num_images} of "
-                f"{self.manifest.dataset.num_images} images are in finished shards. Run "
-                f"{self.manifest.build_command} again with the same arguments to continue it"
+                f"{self.path} holds {self.manifest.kind}, expected {self.kind}; "
+                f"{BUILD_COMMANDS[self.kind]} writes {self.kind}"
             )
-        self._check_sizes()
-        self._index = self._open_index()
+        if self.manifest.complete:
+            for info in self.manifest.shards:
+                with self._fix_named(info):
+                    check_size(self.path / info.file, info)
+            self.index = load_index(self.path, self.manifest)
+        else:
+            self._open_incomplete(allow_incomplete)
+            self.index = build_index(self.path, self.manifest)
         self._fields = tuple(self.manifest.fields)
         self._paths = [str(self.path / info.file) for info in self.manifest.shards]
         self._layouts: dict[int, Layout] = {}
 
     def __len__(self) -> int:
-        return len(self._index.image_ids)
+        return len(self.index.image_ids)
 
     def __contains__(self, image_id: object) -> bool:
         return (
-            isinstance(image_id, (int, np.integer)) and self._index.find(int(image_id)) is not None
+            isinstance(image_id, (int, np.integer)) and self.index.find(int(image_id)) is not None
         )
 
     def __iter__(self) -> Iterator[int]:
         """The image ids in ascending order."""
-        return iter(self._index.image_ids.tolist())
+        return iter(self.index.image_ids.tolist())
 
     def __getitem__(self, image_id: int) -> CachedProposals:
         """All proposals of one image, see `read`."""
@@ -145,32 +142,25 @@ class RecordStore:
         Raises:
             KeyError, DamagedFileError: as `read`.
         """
-        index, image_id = self._index, int(image_id)
+        index, image_id = self.index, int(image_id)
         row = index.find(image_id)
         if row is None:
             raise KeyError(f"image {image_id} is not in {self.path} ({len(self)} images)")
         shard, start, count = int(index.shard[row]), int(index.start[row]), int(index.rows[row])
-        try:
+        with self._fix_named(self.manifest.shards[shard]):
             fields = read_rows(self._paths[shard], self._layout(shard), self._fields, start, count)
             if record_checksum(image_id, fields.values()) != index.checksums[row]:
                 raise DamagedFileError(
                     f"{self._paths[shard]} is damaged: the record of image {image_id} does not "
                     "fit its checksum"
                 )
-        except DamagedFileError as error:
-            raise self._with_fix(error, self.manifest.shards[shard]) from error
         return fields
 
     def storage_order(self) -> list[int]:
         """The image ids in the order in which they lie on the disk, shard after shard."""
-        order = np.argsort(self._index.shard, kind="stable")  # ids ascend inside a shard
-        ids: list[int] = self._index.image_ids[order].tolist()
+        order = np.argsort(self.index.shard, kind="stable")  # ids ascend inside a shard
+        ids: list[int] = self.index.image_ids[order].tolist()
         return ids
-
-    @property
-    def index(self) -> Index:
-        """Where every record lies, and its checksum."""
-        return self._index
 
     @property
     def fingerprint(self) -> str:
@@ -181,24 +171,15 @@ class RecordStore:
         """Read everything back and return the problems found, in words; empty if it is sound."""
         return verify_store(self.path, progress=progress)
 
-    def _check_kind(self) -> None:
-        found = self.manifest.kind
-        if found != self.kind:
+    def _open_incomplete(self, allowed: bool) -> None:
+        shards = list_sealed_shards(self.path, self.manifest)
+        self.manifest = replace(self.manifest, shards=shards)
+        if not allowed:
             raise CacheError(
-                f"{self.path} holds {found}, expected {self.kind}; "
-                f"{BUILD_COMMANDS[self.kind]} writes {self.kind}"
+                f"{self.path} is unfinished: {self.manifest.num_images} of "
+                f"{self.manifest.dataset.num_images} images are in its shards. Run "
+                f"{self.manifest.build_command} again with the same arguments to continue it"
             )
-
-    def _check_sizes(self) -> None:
-        for info in self.manifest.shards:
-            try:
-                check_size(self.path / info.file, info)
-            except DamagedFileError as error:
-                raise self._with_fix(error, info) from error
-
-    def _open_index(self) -> Index:
-        complete = self.manifest.complete
-        return (load_index if complete else build_index)(self.path, self.manifest)
 
     def _layout(self, shard: int) -> Layout:
         """Where the fields of a shard lie; its header is read once in a process."""
@@ -212,8 +193,14 @@ class RecordStore:
             self._layouts[shard] = layout
         return layout
 
-    def _with_fix(self, error: DamagedFileError, info: ShardInfo) -> DamagedFileError:
-        return DamagedFileError(f"{error}. {self.manifest.shard_fix(info.file)}")
+    @contextlib.contextmanager
+    def _fix_named(self, info: ShardInfo) -> Iterator[None]:
+        """Add to the message of damage what to do about it."""
+        try:
+            yield
+        except DamagedFileError as error:
+            fix = self.manifest.shard_fix(info.file)
+            raise DamagedFileError(f"{error}. {fix}") from error
 
 
 def _has_sound_values(proposals: CachedProposals) -> bool:

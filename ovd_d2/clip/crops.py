@@ -124,7 +124,7 @@ def embed_proposals(
 ) -> torch.Tensor:
     """Embeds the proposals of one image by `crop_recipe(scales, resize)`.
 
-    Many images are embedded faster by `ovd_d2.cache.pipeline`, which fills its batches.
+    Many images are embedded faster by `ovd_d2.clip.pipeline`, which fills its batches.
 
     Args:
         image: (H, W, 3) uint8 RGB, at its original size.

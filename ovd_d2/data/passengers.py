@@ -14,8 +14,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 from numpy.typing import NDArray
 
-from ovd_d2.cache import EmbeddingCache, ProposalStore, check_compatible
-from ovd_d2.cache.verify import coverage_problems
+from ovd_d2.cache import EmbeddingCache, ProposalStore, check_compatible, coverage_problems
 from ovd_d2.structures import ORIGINAL_IMAGE, attach_cached_proposals
 from ovd_d2.systems import SetupContext
 

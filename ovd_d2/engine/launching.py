@@ -15,8 +15,8 @@ from detectron2.engine import launch
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
-from ovd_d2.cache.ranks import Ranks
 from ovd_d2.errors import SetupError
+from ovd_d2.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 

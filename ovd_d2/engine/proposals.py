@@ -11,6 +11,7 @@ from detectron2.data import build_detection_test_loader
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
 from tqdm import tqdm
 
 from ovd_d2.cache import DatasetInfo, Manifest, RecordWriter, dataset_fingerprint
@@ -47,7 +48,7 @@ def extract_proposals(
     dataset_dicts: list[dict[str, Any]],
     writer: RecordWriter,
 ) -> Manifest:
-    """Writes the model's proposals of every image that the writer does not hold yet.
+    """Writes the model's proposals of every image that the writer waits for.
 
     Proposals are what the RPN keeps after its NMS (`RPN.NMS_THRESH`, the best
     `RPN.POST_NMS_TOPK_TEST`), in the coordinates of the original image, sorted by falling
@@ -64,8 +65,9 @@ def extract_proposals(
             "MODEL.META_ARCHITECTURE OpenVocabularyRCNN"
         )
     kind = objectness_kind(cfg)
-    todo = [record for record in dataset_dicts if record["image_id"] not in writer.done_ids]
-    writer.check_space(len(todo), cfg.MODEL.RPN.POST_NMS_TOPK_TEST)
+    by_id = {record["image_id"]: record for record in dataset_dicts}
+    todo = [by_id[image_id] for image_id in writer.waiting_ids]
+    writer.check_space(cfg.MODEL.RPN.POST_NMS_TOPK_TEST)
     model.eval()
     for batch in tqdm(_batches(cfg, todo), "proposals", unit="img", disable=writer.ranks.rank > 0):
         for record, proposals in zip(batch, predict_proposals(batch), strict=True):
@@ -76,12 +78,13 @@ def extract_proposals(
 
 
 def _batches(cfg: CfgNode, records: list[dict[str, Any]]) -> Collection[list[dict[str, Any]]]:
-    """This rank's share of the images, by the loader's own sampler, one image a batch."""
-    if not records:  # which the sampler refuses
+    """The images in this order, one per batch."""
+    if not records:  # of which Detectron2 makes no data set
         return []
     loader: Collection[list[dict[str, Any]]] = build_detection_test_loader(
         records,
         mapper=OpenVocabularyDatasetMapper(cfg, is_train=False),
+        sampler=SequentialSampler(records),  # the loader's own would divide them among the ranks
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
     return loader

@@ -15,10 +15,9 @@ from detectron2.utils.file_io import PathManager
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from ovd_d2.cache import CacheError
-from ovd_d2.cache.safe_pickle import PickledArray, PickledTensor, load_pickle
 from ovd_d2.data.paths import PREFIX as DATASETS_PREFIX
 from ovd_d2.errors import SetupError
+from ovd_d2.safe_pickle import PickledArray, PickledTensor, PickleFileError, load_pickle
 
 KEY = "MODEL.WEIGHTS"
 # Detectron2's own addition to a file name: match parameters by similar names.
@@ -192,7 +191,7 @@ def read_checkpoint(path: str, key: str = KEY) -> dict[str, Any]:
     """
     try:
         return _with_names(_READERS.get(Path(path).suffix, _read_torch)(path))
-    except CacheError as error:  # it names the file
+    except PickleFileError as error:  # it names the file
         raise SetupError([f"{key}: {error}"]) from error
     # A damaged file makes its reader fail in as many ways as there are instructions.
     except Exception as error:

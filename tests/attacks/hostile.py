@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 
 from ovd_d2.cache import CacheError, DamagedFileError
-from ovd_d2.cache.safe_pickle import UnsafePickleError
 from ovd_d2.data.image_faults import ImageError
 from ovd_d2.data.json_stream import AnnotationFileError
 from ovd_d2.errors import SetupError
+from ovd_d2.safe_pickle import PickleFileError, UnsafePickleError
 
 DEEP_JSON = "[" * 100_000 + "]" * 100_000
 DIGITS = "7" * 5_000  # more than Python turns into a number
 # What a user is shown, without the errors of libraries that only derive from these.
 REFUSALS = (
     *(SetupError, AnnotationFileError, ImageError),
-    *(CacheError, DamagedFileError, UnsafePickleError, ValueError),
+    *(CacheError, DamagedFileError, PickleFileError, UnsafePickleError, ValueError),
 )
 _LONGEST = 8_000  # characters of a message, which may list a dozen problems
 

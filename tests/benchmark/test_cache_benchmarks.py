@@ -23,7 +23,7 @@ from ovd_d2.benchmark.cache_building import (
     write_pictures,
     write_proposals,
 )
-from ovd_d2.cache.builder import load_image
+from ovd_d2.engine.cache_builder import load_image
 from ovd_d2.structures import cached_proposals_of
 
 TINY = Workload("Pictogram-RN", "shipped", (48, 64), 2, 3, 8, 1)

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import torch
 from ovd_d2.cache import DatasetInfo, Manifest, RecordWriter, dataset_fingerprint
 
 DIM = 8
+IDS = range(1, 6)
 Tensors = dict[str, torch.Tensor]
 
 
@@ -20,12 +19,25 @@ def one_thread() -> None:
 
 
 @pytest.fixture
-def make_manifest() -> Callable[..., Manifest]:
-    def make(kind: str = "embeddings", num_images: int = 5, **changes: object) -> Manifest:
-        embeds = kind == "embeddings"
+def make_images() -> Callable[..., list[dict]]:
+    """`make_images(ids)`: image entries; image 7 is data/7.png of 41 x 33."""
+
+    def make(ids: Iterable[int] = IDS, **changes: object) -> list[dict]:
+        entry = {"height": 41, "width": 33, **changes}
+        return [{"file_name": f"data/{one}.png", "image_id": one, **entry} for one in ids]
+
+    return make
+
+
+@pytest.fixture
+def make_manifest(make_images: Callable[..., list[dict]]) -> Callable[..., Manifest]:
+    """`make_manifest(kind, ids)`: of a data set with just these images."""
+
+    def make(kind: str = "embeddings", ids: Iterable[int] = IDS, **changes: object) -> Manifest:
+        embeds, images = kind == "embeddings", make_images(ids)
         values: dict = {
             "kind": kind,
-            "dataset": DatasetInfo("toy_train", "d" * 16, num_images),
+            "dataset": DatasetInfo("toy_train", dataset_fingerprint(images), len(images)),
             "proposals": "p" * 16,
             "recipe": {"scales": [1.0, 1.5]},
             "teacher": "Toy-RN-0123" if embeds else "",
@@ -59,61 +71,53 @@ def make_record() -> Callable[..., Tensors]:
 
 
 @pytest.fixture
-def make_images() -> Callable[..., list[dict]]:
-    """`make_images(ids)`: image entries; image 7 is data/7.png of 41 x 33."""
-
-    def make(ids: Iterable[int] = range(1, 6), **changes: object) -> list[dict]:
-        entry = {"height": 41, "width": 33, **changes}
-        return [{"file_name": f"data/{one}.png", "image_id": one, **entry} for one in ids]
-
-    return make
-
-
-@pytest.fixture
-def build(
-    make_manifest: Callable[..., Manifest],
-    make_record: Callable[..., Tensors],
-    make_images: Callable[..., list[dict]],
-) -> Callable[..., Path]:
-    """`build(folder, ids)`: a finished store, continued if one is there.
-
-    `listed`: with the list of its images, `make_images(ids)`; without, as an older store.
-    """
+def open_writer(
+    make_manifest: Callable[..., Manifest], make_images: Callable[..., list[dict]]
+) -> Callable[..., RecordWriter]:
+    """`open_writer(folder, ids)`: of a store of just these images; other options: its header."""
 
     def run(
         path: Path,
-        ids: range = range(1, 6),
+        ids: Iterable[int] = IDS,
         kind: str = "embeddings",
-        shard: int = 2,
-        added: Callable[[int], object] = lambda image_id: None,
-        listed: bool = False,
-    ) -> Path:
-        images = make_images(ids) if listed else None
-        manifest = make_manifest(kind, len(ids))
-        if images:
-            info = DatasetInfo("toy_train", dataset_fingerprint(images), len(images))
-            manifest = make_manifest(kind, dataset=info)
-        with RecordWriter(path, manifest, images_per_shard=shard, images=images) as writer:
-            for image_id in ids:
-                if image_id not in writer.done_ids:
-                    writer.add(image_id, make_record(image_id, kind))
-                    added(image_id)
-            writer.finish()
-        return path
+        shard: int | None = 2,
+        overwrite: bool = False,
+        part: tuple[int, int] = (1, 1),
+        height: int = 41,
+        **header: object,
+    ) -> RecordWriter:
+        return RecordWriter(
+            path,
+            make_manifest(kind, ids, **header),
+            images=make_images(ids, height=height),
+            images_per_shard=shard,
+            overwrite=overwrite,
+            part=part,
+        )
 
     return run
 
 
 @pytest.fixture
-def change_manifest() -> Callable[..., None]:
-    """`change_manifest(folder, change)`: `change(content)` edits the JSON; signed again."""
+def build(
+    open_writer: Callable[..., RecordWriter], make_record: Callable[..., Tensors]
+) -> Callable[..., Path]:
+    """`build(folder, ids)`: a finished store, continued if one is there; options: `open_writer`.
 
-    def run(folder: Path, change: Callable[[dict], object]) -> None:
-        content = json.loads((folder / "manifest.json").read_text())
-        del content["checksum"]  # stays the last key
-        change(content)
-        body = json.dumps({**content, "checksum": ""}, indent=2)[: -len('"\n}')]
-        checksum = hashlib.sha256(body.encode()).hexdigest()
-        (folder / "manifest.json").write_text(body + checksum + '"\n}\n')
+    `record(image_id, kind)` makes the records; without, `make_record`.
+    """
+
+    def run(
+        path: Path,
+        ids: Iterable[int] = IDS,
+        kind: str = "embeddings",
+        record: Callable[..., Tensors] = make_record,
+        **options: object,
+    ) -> Path:
+        with open_writer(path, ids, kind, **options) as writer:
+            for image_id in writer.waiting_ids:
+                writer.add(image_id, record(image_id, kind))
+            writer.finish()
+        return path
 
     return run

@@ -13,8 +13,7 @@ import torch
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 
-from ovd_d2.cache import CacheError, EmbeddingCache, verify_store
-from ovd_d2.cache.identity import identity_problems
+from ovd_d2.cache import CacheError, EmbeddingCache, identity_problems, verify_store
 
 PREFIX = "far://"
 
@@ -57,26 +56,27 @@ def test_a_remote_store_is_fetched_once(
     assert far.fetched == [
         "manifest.json",
         "index.safetensors",
-        *(f"shard-r000-0000{number}.safetensors" for number in range(3)),
+        *(f"shard-n002-0000{number}.safetensors" for number in range(3)),
+        "images.json",
     ]
     assert torch.equal(cache[3].boxes, make_record(3)["boxes"])
     assert len(EmbeddingCache("far://toy")) == 5
     assert verify_store("far://toy") == []
-    assert len(far.fetched) == 5
+    assert len(far.fetched) == 6
 
 
 def test_the_list_of_images_is_fetched_too(
     far: FarHandler, build: Callable, make_images: Callable
 ) -> None:
-    build(far.source / "toy", listed=True)
+    build(far.source / "toy")
     (problem,) = identity_problems(EmbeddingCache("far://toy"), make_images([2], height=600))
     assert "image 2 was 2.png (41 x 33), is 2.png (600 x 33)" in problem
 
 
 def test_what_cannot_be_fetched_is_named(far: FarHandler, build: Callable) -> None:
     build(far.source / "toy")
-    (far.source / "toy" / "shard-r000-00001.safetensors").unlink()
-    with pytest.raises(CacheError, match="far://toy/shard-r000-00001.* cannot be fetched"):
+    (far.source / "toy" / "shard-n002-00001.safetensors").unlink()
+    with pytest.raises(CacheError, match="far://toy/shard-n002-00001.* cannot be fetched"):
         EmbeddingCache("far://toy")
     assert "far://nowhere/manifest.json cannot be fetched" in verify_store("far://nowhere")[0]
 
@@ -86,9 +86,9 @@ def test_a_store_that_changed_at_its_source_is_not_mixed(far: FarHandler, build:
     EmbeddingCache("far://toy")
     shutil.rmtree(far.source / "toy")
     build(far.source / "toy", range(5, 10))
-    (far.target / "toy" / "shard-r000-00001.safetensors").unlink()  # this one is fetched anew
+    (far.target / "toy" / "shard-n002-00001.safetensors").unlink()  # this one is fetched anew
     problems = verify_store("far://toy")
-    assert any("shard-r000-00001.safetensors" in problem for problem in problems)
+    assert any("shard-n002-00001.safetensors" in problem for problem in problems)
 
 
 def test_a_handler_that_scatters_files_is_refused(far: FarHandler, build: Callable) -> None:

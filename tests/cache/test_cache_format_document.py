@@ -99,7 +99,7 @@ def images_of(folder: Path) -> dict[int, tuple[str, int | None, int | None]]:
 
 
 def test_the_list_of_images(tmp_path: Path, build: Callable) -> None:
-    build(tmp_path, range(9, 6, -1), kind="proposals", listed=True)
+    build(tmp_path, range(9, 6, -1), kind="proposals")
     expected = {one: (f"{one}.png", 41, 33) for one in (7, 8, 9)}
     assert images_of(tmp_path) == expected
     assert load_image_list(tmp_path, Manifest.load(tmp_path).dataset) == expected

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,42 +14,24 @@ import pytest
 from safetensors.numpy import load_file, save
 
 from ovd_d2.benchmark.cache_reading import write_sparse_store
-from ovd_d2.cache import CacheError, DamagedFileError, EmbeddingCache, Manifest, RecordWriter
+from ovd_d2.cache import CacheError, DamagedFileError, EmbeddingCache, Manifest
 from ovd_d2.cache import store as store_module
-from ovd_d2.cache.index import INDEX_FILE, Index, load_index, write_index
-from ovd_d2.cache.manifest import parse_shard_name, shard_name
+from ovd_d2.cache.index import INDEX_FILE, load_index, write_index
+from ovd_d2.cache.manifest import images_per_shard_of, is_shard_name, shard_name
 
 
-def test_an_index_by_hand(tmp_path: Path, make_manifest: Callable, make_record: Callable) -> None:
-    with RecordWriter(tmp_path, make_manifest(num_images=4), images_per_shard=2) as writer:
-        for image_id in (9, 2, 7, 3):  # 1, 2, 3, 3 rows; shards of (2, 9) and (3, 7)
-            writer.add(image_id, make_record(image_id))
-        writer.finish()
+def test_an_index_by_hand(tmp_path: Path, build: Callable) -> None:
+    build(tmp_path, (9, 2, 7, 3))  # 1, 2, 3, 3 rows; shards of (2, 3) and (7, 9)
     index = load_index(tmp_path, Manifest.load(tmp_path))
     assert index.image_ids.tolist() == [2, 3, 7, 9]
-    assert index.shard.tolist() == [0, 1, 1, 0]
-    assert index.start.tolist() == [0, 0, 3, 2]
+    assert index.shard.tolist() == [0, 0, 1, 1]
+    assert index.start.tolist() == [0, 2, 0, 3]
     assert index.rows.tolist() == [2, 3, 3, 1]
     assert [index.find(image_id) for image_id in (2, 7, 9, 1, 8, 10, -1, 2**70)] == [
         *(0, 2, 3),
         *[None] * 5,
     ]
-    assert EmbeddingCache(tmp_path).storage_order() == [2, 9, 3, 7]
-
-
-def test_the_fingerprint_does_not_depend_on_how_records_lie(
-    tmp_path: Path, make_manifest: Callable, make_record: Callable
-) -> None:
-    found = set()
-    for images_per_shard, ids in ((1, (1, 2, 3)), (2, (3, 1, 2)), (9, (2, 3, 1))):
-        path = tmp_path / str(images_per_shard)
-        with RecordWriter(path, make_manifest(num_images=3), images_per_shard) as writer:
-            for image_id in ids:
-                writer.add(image_id, make_record(image_id))
-            found.add(writer.finish().fingerprint)
-    assert len(found) == 1
-    with pytest.raises(CacheError, match="unfinished .*no fingerprint yet"):
-        _ = make_manifest().fingerprint
+    assert EmbeddingCache(tmp_path).storage_order() == [2, 3, 7, 9]
 
 
 def test_opening_reads_no_shard(
@@ -99,19 +80,6 @@ def test_a_damaged_index_is_named_and_written_anew(
     build(tmp_path)
     assert (tmp_path / INDEX_FILE).read_bytes() == sound
     assert EmbeddingCache(tmp_path).verify() == []
-
-
-def test_the_index_of_another_build_is_refused(
-    tmp_path: Path, build: Callable, make_manifest: Callable, make_record: Callable
-) -> None:
-    build(tmp_path / "a")
-    with RecordWriter(tmp_path / "b", make_manifest(), images_per_shard=2) as writer:
-        for image_id in range(1, 6):
-            writer.add(image_id, make_record(image_id + 4))  # as many rows, other content
-        writer.finish()
-    (tmp_path / "b" / INDEX_FILE).replace(tmp_path / "a" / INDEX_FILE)
-    with pytest.raises(DamagedFileError, match="index.safetensors is damaged .its SHA-256"):
-        EmbeddingCache(tmp_path / "a")
 
 
 @pytest.mark.parametrize(
@@ -167,39 +135,6 @@ def test_an_index_of_other_tensors_is_refused(tmp_path: Path, build: Callable, c
         EmbeddingCache(tmp_path)
 
 
-HUGE = 2**62
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda content: content["index"].update(bytes=HUGE),
-        lambda content: content["shards"][0].update(bytes=HUGE),
-        lambda content: content["shards"][0].update(rows=HUGE),
-        lambda content: content["shards"][0].update(images=HUGE),
-        lambda content: content.update(embedding_dim=HUGE),
-        lambda content: content["dataset"].update(num_images=HUGE),
-        lambda content: content["shards"][0].update(bytes=10**40),
-        lambda content: content["shards"][0].update(bytes=True),
-        lambda content: content["shards"][0].update(rows=1.5),
-        lambda content: content.update(embedding_dim="8"),
-    ],
-)
-def test_huge_numbers_in_a_manifest_allocate_nothing(
-    tmp_path: Path, build: Callable, change_manifest: Callable, change: Callable[[dict], object]
-) -> None:
-    change_manifest(build(tmp_path), change)
-    tracemalloc.start()
-    try:
-        with pytest.raises(CacheError):
-            cache = EmbeddingCache(tmp_path)
-            for image_id in cache:
-                cache[image_id]
-        assert tracemalloc.get_traced_memory()[1] < 10 * 2**20
-    finally:
-        tracemalloc.stop()
-
-
 def test_a_manifest_too_large_to_be_one_is_not_read(tmp_path: Path, build: Callable) -> None:
     with (build(tmp_path) / "manifest.json").open("r+b") as stream:
         stream.truncate(2**40)  # a hole
@@ -207,42 +142,14 @@ def test_a_manifest_too_large_to_be_one_is_not_read(tmp_path: Path, build: Calla
         EmbeddingCache(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../shard-r000-00000.safetensors",
-        "/etc/passwd",
-        "shard-r000-00000.safetensors/..",
-        "shard-r000-00000.safetensors\n",
-        "shard-r000-00000.pkl",
-        "manifest.json",
-        "",
-        None,
-        7,
-    ],
-)
-def test_no_file_outside_the_folder_is_named(
-    tmp_path: Path, build: Callable, change_manifest: Callable, name: object
-) -> None:
-    change_manifest(build(tmp_path), lambda content: content["shards"][1].update(file=name))
-    with pytest.raises(CacheError, match="manifest.json is damaged .*is not a plain name"):
-        EmbeddingCache(tmp_path)
-
-
 def test_shard_names() -> None:
-    assert shard_name("r003", 12) == "shard-r003-00012.safetensors"
-    assert parse_shard_name("shard-m000-00007.safetensors") == ("m000", 7)
-    assert parse_shard_name("shard-00007.safetensors") is None
-    for writer in ("3", "r3", "R003", "../r003", "r003-1"):
-        with pytest.raises(ValueError, match="expected a small letter and three digits"):
-            shard_name(writer, 0)
-
-
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"schema_version": 1' + "0" * 5000 + "}", "NaN"])
-def test_json_that_breaks_readers_is_refused(tmp_path: Path, build: Callable, text: str) -> None:
-    (build(tmp_path) / "manifest.json").write_text(text)
-    with pytest.raises(CacheError, match=r"manifest.json"):
-        EmbeddingCache(tmp_path)
+    assert shard_name(64, 12) == "shard-n064-00012.safetensors"
+    assert images_per_shard_of(shard_name(1024, 0)) == 1024
+    for older in ("shard-m000-00007.safetensors", "shard-00007.safetensors"):
+        assert is_shard_name(older)
+        assert images_per_shard_of(older) is None
+    for name in ("shard-n64-00012.safetensors", "shard-N064-00012.safetensors", "x", None):
+        assert not is_shard_name(name)
 
 
 def test_a_store_of_version_1_asks_to_be_built_again(tmp_path: Path) -> None:
@@ -252,16 +159,3 @@ def test_a_store_of_version_1_asks_to_be_built_again(tmp_path: Path) -> None:
         CacheError, match="schema version 1, .* reads version 2; build the store ag"
     ):
         EmbeddingCache(tmp_path)
-
-
-def test_an_index_needs_no_order_of_shards() -> None:
-    index = Index(
-        image_ids=np.array([1, 5]),
-        shard=np.array([1, 0], np.int32),
-        start=np.array([0, 0]),
-        rows=np.array([2, 2], np.int32),
-        checksums=np.array([3, 4]),
-    )
-    other = replace(index, shard=np.array([0, 1], np.int32), start=np.array([0, 2]))
-    assert index.content == other.content
-    assert index.content != replace(index, checksums=np.array([4, 3])).content

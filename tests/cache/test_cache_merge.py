@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import random
-import signal
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -20,58 +15,36 @@ from ovd_d2.cache import (
     EmbeddingCache,
     Manifest,
     ProposalStore,
-    RecordWriter,
     dataset_fingerprint,
 )
-from ovd_d2.cache.identity import list_entries, load_image_list
+from ovd_d2.cache.identity import IMAGES_FILE, load_image_list
 from ovd_d2.cache.merge import merge_stores
 from ovd_d2.cache.store import open_store
 from tests.processes import CRASHED, die_at, exit_code, fork
+from tests.proposal_stores import files_of
 
 IDS = range(1, 10)
 Write = Callable[..., Path]
 
 
 @pytest.fixture
-def write(
-    tmp_path: Path,
-    make_manifest: Callable[..., Manifest],
-    make_record: Callable[..., dict[str, torch.Tensor]],
-    make_images: Callable[..., list[dict]],
-) -> Write:
-    """`write(name, ids)`: a store with these images of a data set of `total`.
-
-    `of`: the name of another data set that has just these images, and lists them.
-    """
+def write(tmp_path: Path, build: Callable[..., Path], make_images: Callable[..., list]) -> Write:
+    """`write(name, ids)`: a finished store of the data set `of`, or its part (i, n)."""
 
     def run(
-        name: str,
-        ids: Sequence[int],
-        *,
-        total: int = len(IDS),
-        record: Callable[[int], dict[str, torch.Tensor]] | None = None,
-        of: str = "",
-        entry: Mapping[str, Any] = MappingProxyType({}),
-        **header: object,
+        name: str, ids: Iterable[int] = IDS, *, of: str = "toy_train", height: int = 41, **rest: Any
     ) -> Path:
-        kind = str(header.get("kind", "embeddings"))
-        images = None
-        if of:
-            images = make_images(ids, **entry)
-            header["dataset"] = DatasetInfo(of, dataset_fingerprint(images), len(images))
-        manifest = make_manifest(num_images=total, **header)
-        with RecordWriter(tmp_path / name, manifest, 2, images=images) as writer:
-            for image_id in ids:
-                writer.add(image_id, record(image_id) if record else make_record(image_id, kind))
-            writer.finish(ids)
-        return tmp_path / name
+        images = make_images(ids, height=height)
+        info = DatasetInfo(of, dataset_fingerprint(images), len(images))
+        return build(tmp_path / name, ids, dataset=info, height=height, **rest)
 
     return run
 
 
 @pytest.fixture
 def parts(write: Write) -> list[Path]:
-    return [write("a", IDS[0::3]), write("b", IDS[1::3]), write("c", IDS[2::3])]
+    """Of nine images in five shards: four, three and two of them."""
+    return [write(name, part=(k, 3)) for k, name in enumerate("abc", 1)]
 
 
 def content(path: Path) -> dict[int, list[bytes]]:
@@ -79,37 +52,27 @@ def content(path: Path) -> dict[int, list[bytes]]:
     return {one: [value.tobytes() for value in store.raw(one).values()] for one in store}
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
 def test_parts_become_the_store_that_one_build_makes(
     write: Write, tmp_path: Path, dtype: str
 ) -> None:
-    sources = [write(name, IDS[k::3], dtype=dtype) for k, name in enumerate("abc")]
-    whole = write("whole", IDS, dtype=dtype)
-    before = [files(source) for source in sources]
-    summary = merge_stores(sources, tmp_path / "merged", images_per_shard=4, progress=False)
+    sources = [write(name, part=(k, 3), dtype=dtype) for k, name in enumerate("abc", 1)]
+    whole = write("whole", dtype=dtype)
+    before = [files_of(source) for source in sources]
+    summary = merge_stores(sources, tmp_path / "merged", images_per_shard=2, progress=False)
     assert (summary.images, summary.images_copied, summary.duplicates) == (9, 9, 0)
     assert summary.proposals == sum(image_id % 4 for image_id in IDS)
-    merged = EmbeddingCache(tmp_path / "merged")
-    assert merged.verify() == []
-    assert content(merged.path) == content(whole)
-    assert merged.fingerprint == EmbeddingCache(whole).fingerprint
-    assert [shard.images for shard in merged.manifest.shards] == [4, 4, 1]
-    assert [files(source) for source in sources] == before
+    assert files_of(summary.path) == files_of(whole)
+    assert [files_of(source) for source in sources] == before
+    other = merge_stores(sources, tmp_path / "other", progress=False)  # all in one shard
+    assert content(other.path) == content(whole)
+    assert EmbeddingCache(other.path).fingerprint == EmbeddingCache(whole).fingerprint
 
 
 def test_proposal_stores_are_merged_too(write: Write, tmp_path: Path) -> None:
-    sources = [write(name, IDS[k::2], kind="proposals") for k, name in enumerate("ab")]
+    sources = [write(name, kind="proposals", part=(k, 2)) for k, name in enumerate("ab", 1)]
     merge_stores(sources, tmp_path / "merged", progress=False)
     assert list(ProposalStore(tmp_path / "merged")) == list(IDS)
-
-
-def other(name: str, images: int) -> DatasetInfo:
-    return DatasetInfo(name, name[0] * 16, images)
 
 
 def test_stores_of_two_data_sets_become_one(write: Write, tmp_path: Path) -> None:
@@ -124,7 +87,8 @@ def test_stores_of_two_data_sets_become_one(write: Write, tmp_path: Path) -> Non
     assert content(merged.path) == {**content(a), **content(b)}
     listed = load_image_list(merged.path, merged.manifest.dataset)
     assert listed is not None and list(listed) == list(merged)
-    assert merged.manifest.dataset.fingerprint == dataset_fingerprint(list_entries(listed))
+    images = [{"image_id": image_id, **one._asdict()} for image_id, one in listed.items()]
+    assert merged.manifest.dataset.fingerprint == dataset_fingerprint(images)
     backwards = merge_stores([b, a], tmp_path / "backwards", progress=False)
     assert EmbeddingCache(backwards.path).fingerprint == merged.fingerprint
 
@@ -133,15 +97,16 @@ def test_ids_that_mean_other_images_in_another_data_set_are_refused(
     write: Write, tmp_path: Path
 ) -> None:
     a = write("a", [4, 8], of="first")
-    b = write("b", [8, 12], of="second", entry={"height": 99})  # 8 and 12 have no proposals
+    b = write("b", [8, 12], of="second", height=99)  # 8 and 12 have no proposals
     with pytest.raises(CacheError, match="1 ids mean one image in data set '.*first: image 8 is"):
         merge_stores([a, b], tmp_path / "merged", progress=False)
     assert not (tmp_path / "merged").exists()
 
 
 def test_data_sets_that_do_not_name_their_images_are_refused(write: Write, tmp_path: Path) -> None:
-    a, b = write("a", [4], of="first"), write("b", [8], dataset=other("second", 1))
-    with pytest.raises(CacheError, match="add-image-list STORE --dataset second"):
+    a, b = write("a", [4], of="first"), write("b", [8], of="second")
+    (b / IMAGES_FILE).unlink()
+    with pytest.raises(CacheError, match=f"{b} does not say .*add-image-list {b} --dataset second"):
         merge_stores([a, b], tmp_path / "merged", progress=False)
 
 
@@ -167,20 +132,13 @@ def test_a_merged_store_can_be_merged_again(write: Write, tmp_path: Path) -> Non
 def test_every_reason_is_given_at_once_and_nothing_is_written(
     write: Write, tmp_path: Path, make_record: Callable[..., dict[str, torch.Tensor]]
 ) -> None:
-    def moved(image_id: int) -> dict[str, torch.Tensor]:
+    def moved(image_id: int, kind: str) -> dict[str, torch.Tensor]:
         record = make_record(image_id)
         return {**record, "boxes": record["boxes"] + 1}
 
-    a = write("a", range(1, 7), dataset=other("first", 6))
-    b = write(
-        "b",
-        range(5, 9),
-        record=moved,
-        dataset=other("second", 9),
-        teacher="Toy-RN-9999",
-        dtype="float32",
-        recipe={"scales": [1.0]},
-    )
+    other = {"teacher": "Toy-RN-9999", "dtype": "float32", "recipe": {"scales": [1.0]}}
+    a = write("a", range(1, 7), of="first")
+    b = write("b", range(5, 9), of="second", record=moved, part=(1, 2), **other)
     with pytest.raises(CacheError) as caught:
         merge_stores([a, b], tmp_path / "merged", progress=False)
     message = str(caught.value)
@@ -188,32 +146,26 @@ def test_every_reason_is_given_at_once_and_nothing_is_written(
     assert f"dtype: 'float16' in {a}; 'float32' in {b}" in message
     assert "recipe: {'scales': [1.0, 1.5]}" in message
     assert f"2 images have different content in {a} and {b} (first ids: [5, 6])" in message
-    assert f"data set 'second' has 9 images, {b} hold 4 of them" in message
+    assert "2 of 8 images are in no source (first ids: [7, 8])" in message
     assert not (tmp_path / "merged").exists()
 
 
-def test_a_conflict_among_equal_headers_is_found(
-    write: Write, tmp_path: Path, make_record: Callable[..., dict[str, torch.Tensor]]
-) -> None:
-    a = write("a", [1, 2, 3], total=3)
-    b = write("b", [2, 3], total=3, record=lambda image_id: make_record(image_id + 4))
-    with pytest.raises(CacheError, match=r"2 images have different content .*\[2, 3\]"):
-        merge_stores([a, b], tmp_path / "merged", progress=False)
-
-
 def test_parts_from_other_proposals_are_refused(write: Write, tmp_path: Path) -> None:
-    a, b = write("a", IDS[:4], proposals="x"), write("b", IDS[4:], proposals="y")
+    a, b = (write(name, proposals=name, part=(k, 2)) for k, name in enumerate("xy", 1))
     with pytest.raises(CacheError, match="proposals of 'toy_train': 'x' in"):
         merge_stores([a, b], tmp_path / "merged", progress=False)
 
 
 def test_a_missing_part_is_noticed(parts: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(CacheError, match="'toy_train' has 9 images, .* hold 6 of them: is a part"):
+    message = r"2 of 9 images are in no source \(first ids: \[5, 6\]\): is a part missing"
+    with pytest.raises(CacheError, match=message):
         merge_stores(parts[:2], tmp_path / "merged", progress=False)
     assert not (tmp_path / "merged").exists()
 
 
-def test_what_is_no_list_of_sources_is_refused(parts: list[Path], tmp_path: Path) -> None:
+def test_what_is_no_list_of_sources_is_refused(
+    write: Write, parts: list[Path], tmp_path: Path
+) -> None:
     with pytest.raises(CacheError, match="at least two stores"):
         merge_stores(parts[:1], tmp_path / "merged")
     with pytest.raises(CacheError, match="a store is named twice"):
@@ -223,16 +175,7 @@ def test_what_is_no_list_of_sources_is_refused(parts: list[Path], tmp_path: Path
     with pytest.raises(CacheError, match="no record store in"):
         merge_stores([*parts, tmp_path / "nothing"], tmp_path / "merged")
     with pytest.raises(CacheError, match="kind: "):
-        merge_stores([parts[0], proposals_beside(tmp_path)], tmp_path / "merged")
-
-
-def proposals_beside(folder: Path) -> Path:
-    manifest = Manifest(kind="proposals", dataset=DatasetInfo("toy", "d" * 16, 1), proposals="p")
-    record = {"boxes": torch.zeros(0, 4), "objectness": torch.zeros(0)}
-    with RecordWriter(folder / "proposals", manifest) as writer:
-        writer.add(1, record)
-        writer.finish()
-    return folder / "proposals"
+        merge_stores([parts[0], write("p", kind="proposals")], tmp_path / "merged")
 
 
 def test_a_damaged_source_is_named_and_the_merge_goes_on_once_it_is_repaired(
@@ -257,7 +200,7 @@ def test_a_merge_that_dies_at_any_step_never_looks_finished(
     parts: list[Path], tmp_path: Path
 ) -> None:
     expected = content(merge_stores(parts, tmp_path / "undisturbed", progress=False).path)
-    sources = [files(part) for part in parts]
+    sources = [files_of(part) for part in parts]
     step, code = 0, CRASHED
     while code == CRASHED:
         target = tmp_path / f"at{step}"
@@ -275,53 +218,22 @@ def test_a_merge_that_dies_at_any_step_never_looks_finished(
         step += 3
     assert code == 0
     assert step > 20
-    assert [files(part) for part in parts] == sources
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_a_merge_killed_at_a_random_moment_goes_on(
-    parts: list[Path], tmp_path: Path, seed: int
-) -> None:
-    target = tmp_path / "merged"
-    child = fork(lambda: merge_stores(parts, target, images_per_shard=1, progress=False))
-    time.sleep(random.Random(seed).uniform(0, 0.1))
-    os.kill(child, signal.SIGKILL)
-    exit_code(child)
-    merge_stores(parts, target, images_per_shard=1, progress=False)
-    assert EmbeddingCache(target).verify() == []
-    assert list(EmbeddingCache(target)) == list(IDS)
+    assert [files_of(part) for part in parts] == sources
 
 
 def test_a_finished_merge_has_nothing_left_to_do(parts: list[Path], tmp_path: Path) -> None:
     merge_stores(parts, tmp_path / "merged", progress=False)
-    before = files(tmp_path / "merged")
+    before = files_of(tmp_path / "merged")
     assert merge_stores(parts, tmp_path / "merged", progress=False).images_copied == 0
-    assert files(tmp_path / "merged") == before
+    assert files_of(tmp_path / "merged") == before
 
 
 def test_a_merge_of_other_sources_into_the_folder_is_refused(
     write: Write, parts: list[Path], tmp_path: Path
 ) -> None:
     merge_stores(parts, tmp_path / "merged", progress=False)
-    a = write("x", range(3), of="x")
-    b = write("y", range(3, 5), of="y")
+    a, b = write("x", range(3), of="x"), write("y", range(3, 5), of="y")
     with pytest.raises(CacheError, match="was built with other settings"):
         merge_stores([a, b], tmp_path / "merged", progress=False)
     merge_stores([a, b], tmp_path / "merged", overwrite=True, progress=False)
     assert list(EmbeddingCache(tmp_path / "merged")) == [0, 1, 2, 3, 4]
-
-
-def test_a_store_holds_no_more_than_a_shard_in_memory(
-    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    a, b = write("a", range(0, 20, 2), total=20), write("b", range(1, 20, 2), total=20)
-    sizes = []
-    add_shard = RecordWriter.add_shard
-
-    def counted(self: RecordWriter, records: list) -> None:
-        sizes.append(len(records))
-        add_shard(self, records)
-
-    monkeypatch.setattr(RecordWriter, "add_shard", counted)
-    merge_stores([a, b], tmp_path / "merged", images_per_shard=6, progress=False)
-    assert sizes == [6, 6, 6, 2]

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import normalize
 
 from ovd_d2.benchmark.cache_reading import LVIS_IMAGES, make_manifest, write_random_store
-from ovd_d2.cache import EmbeddingCache, RecordWriter
+from ovd_d2.cache import EmbeddingCache
 from ovd_d2.cache.quantization import decode, encode, length_tolerance, lengths
 from ovd_d2.cache.records import data_bytes, encode_record, value_problems
 from ovd_d2.clip.pictogram_data import HELD_OUT_STREAM, render_crops
@@ -107,13 +107,9 @@ def test_a_wrong_scale_is_found(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_round_trip_through_a_store(
-    tmp_path: Path, make_manifest: Callable, make_record: Callable, dtype: str
+    tmp_path: Path, build: Callable, make_record: Callable, dtype: str
 ) -> None:
-    with RecordWriter(tmp_path, make_manifest(num_images=3, dtype=dtype)) as writer:
-        for image_id in (2, 3, 4):
-            writer.add(image_id, make_record(image_id))
-        writer.finish()
-    cache = EmbeddingCache(tmp_path)
+    cache = EmbeddingCache(build(tmp_path, (2, 3, 4), dtype=dtype))
     assert cache.verify() == []
     for image_id in cache:
         read, written = cache[image_id], make_record(image_id)

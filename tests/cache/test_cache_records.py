@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load, save_file
 
 from ovd_d2.cache import DamagedFileError, Manifest
-from ovd_d2.cache.records import encode_record, open_shard, pack_shard, read_pending, write_record
+from ovd_d2.cache.records import encode_record, open_shard, pack_shard
 
 NAN, INF = float("nan"), float("inf")
 
 
 def test_layout_of_a_shard_by_hand(make_manifest: Callable[..., Manifest]) -> None:
-    manifest = make_manifest("proposals", 2)
+    manifest = make_manifest("proposals")
     first = {"boxes": torch.zeros(0, 4), "objectness": torch.zeros(0)}
     second = {"boxes": torch.tensor([[1.0, 2, 3, 4]]), "objectness": torch.tensor([0.5])}
     shard = load(
@@ -87,19 +87,6 @@ def test_missing_and_foreign_fields_are_refused(
         encode_record(make_manifest(), 3, record)
 
 
-def test_pending_file_must_hold_the_image_of_its_name(
-    tmp_path: Path, make_manifest: Callable, make_record: Callable
-) -> None:
-    manifest = make_manifest()
-    write_record(tmp_path / "3.safetensors", 3, encode_record(manifest, 3, make_record(3)))
-    image_id, record = read_pending(tmp_path / "3.safetensors", manifest)
-    assert image_id == 3
-    assert torch.equal(record["boxes"], make_record(3)["boxes"])
-    (tmp_path / "3.safetensors").rename(tmp_path / "2.safetensors")
-    with pytest.raises(DamagedFileError, match="2.safetensors"):
-        read_pending(tmp_path / "2.safetensors", manifest)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -131,7 +118,7 @@ def test_untrusted_headers_are_checked(
         "objectness": torch.zeros(3),
     }
     fields = make_manifest("proposals").fields
-    path = tmp_path / "shard-r000-00000.safetensors"
+    path = tmp_path / "shard-n002-00000.safetensors"
     save_file(shard, path)
     assert len(open_shard(path, fields)["boxes"]) == 3
     save_file({**shard, **change}, path)

@@ -5,24 +5,22 @@ from __future__ import annotations
 import argparse
 
 import torch
-from detectron2.utils import comm
 from torch.nn import functional as F
 
-from ovd_d2.cache import DatasetInfo, Manifest, RecordWriter
+from ovd_d2.cache import DatasetInfo, Manifest, RecordWriter, dataset_fingerprint
 from ovd_d2.engine.launching import add_launch_arguments, launch_processes
 
 
 def build(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    manifest = Manifest(
-        "embeddings", DatasetInfo("toy", "d" * 16, 5), "p" * 16, teacher="T-1", embedding_dim=4
-    )
-    with RecordWriter(args.output, manifest, images_per_shard=2) as writer:
-        for image_id in range(comm.get_rank(), 5, comm.get_world_size()):
+    images = [{"file_name": f"{k}.png", "image_id": k, "height": 9, "width": 9} for k in range(5)]
+    info = DatasetInfo("toy", dataset_fingerprint(images), 5)
+    manifest = Manifest("embeddings", info, "p" * 16, teacher="T-1", embedding_dim=4)
+    with RecordWriter(args.output, manifest, images=images, images_per_shard=2) as writer:
+        for image_id in writer.waiting_ids:
             if image_id == args.fail:
                 raise SystemExit(f"image {image_id} is bad")
-            if image_id not in writer.done_ids:
-                writer.add(image_id, record(image_id))
+            writer.add(image_id, record(image_id))
         writer.finish()
 
 

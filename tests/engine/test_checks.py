@@ -48,7 +48,7 @@ def write_cache(path, ids=(1, 2), teacher="teacher-a", finish=True, dim=DIM):
         teacher=teacher,
         embedding_dim=dim,
     )
-    with RecordWriter(path, manifest) as writer:
+    with RecordWriter(path, manifest, images=DICTS) as writer:
         for image_id in ids:
             writer.add(
                 image_id,

@@ -5,7 +5,14 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
-from ovd_d2.cache import CacheError, DatasetInfo, Manifest, ProposalStore, RecordWriter
+from ovd_d2.cache import (
+    CacheError,
+    DatasetInfo,
+    Manifest,
+    ProposalStore,
+    RecordWriter,
+    dataset_fingerprint,
+)
 from ovd_d2.engine.proposals import extract_proposals, proposal_manifest, to_original_image
 from tests.processes import run_ranks
 from tests.tiny import tiny_config
@@ -66,10 +73,11 @@ def test_extraction_resumes_and_ends_with_all_images(cfg, scenes, tmp_path):
     torch.manual_seed(0)
     model = build_model(cfg)
     manifest = proposal_manifest(cfg, "tests", scenes)
-    with RecordWriter(tmp_path / "store", manifest) as writer:
+    options = {"images": scenes, "images_per_shard": 1}
+    with RecordWriter(tmp_path / "store", manifest, **options) as writer:
         box = {"boxes": torch.tensor([[1.0, 2, 3, 4]]), "objectness": torch.tensor([0.5])}
         writer.add(2, box)  # as if a first run had been killed after this image
-    with RecordWriter(tmp_path / "store", manifest) as writer:
+    with RecordWriter(tmp_path / "store", manifest, **options) as writer:
         extract_proposals(cfg, model, scenes, writer)
     store = ProposalStore(tmp_path / "store")
     assert sorted(store) == [1, 2, 3]
@@ -96,11 +104,10 @@ def test_identity_depends_on_weights_and_first_stage(cfg, scenes, tmp_path):
 
 
 def test_a_supervised_detector_is_refused(cfg, scenes, tmp_path):
-    manifest = Manifest(
-        kind="proposals", dataset=DatasetInfo("tests", "0" * 16, 3), proposals="p" * 16
-    )
+    info = DatasetInfo("tests", dataset_fingerprint(scenes), 3)
+    manifest = Manifest(kind="proposals", dataset=info, proposals="p" * 16)
     with (
-        RecordWriter(tmp_path / "store", manifest) as writer,
+        RecordWriter(tmp_path / "store", manifest, images=scenes) as writer,
         pytest.raises(TypeError, match="OpenVocabularyRCNN"),
     ):
         extract_proposals(cfg, torch.nn.Linear(1, 1), scenes, writer)
@@ -121,7 +128,7 @@ def test_two_processes_extract_what_one_does(cfg, scenes, tmp_path):
     manifest = proposal_manifest(cfg, "tests", scenes)
 
     def extract(path):
-        with RecordWriter(path, manifest) as writer:
+        with RecordWriter(path, manifest, images=scenes, images_per_shard=1) as writer:
             return extract_proposals(cfg, model, scenes, writer)
 
     assert run_ranks(2, lambda rank: extract(tmp_path / "two")) == [0, 0]

@@ -52,7 +52,7 @@ def _write_cache(path: Path, vocabulary: Vocabulary) -> None:
         teacher=vocabulary.teacher,
         embedding_dim=vocabulary.embedding_dim,
     )
-    with RecordWriter(path, manifest) as writer:
+    with RecordWriter(path, manifest, images=records) as writer:
         for record in records:
             objects = record["annotations"]
             boxes = torch.tensor([o["bbox"] for o in objects]).reshape(-1, 4)  # XYWH

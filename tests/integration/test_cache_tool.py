@@ -38,6 +38,7 @@ from tests.integration.conftest import TRAIN, VAL, MiniPictograms
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "cache.py"
 TEACHER = ("--architecture", "Pictogram-RN", "--pretrained", "shipped")
+SMALL_SHARDS = ("--images-per-shard", "5")  # six of them
 COMMANDS = ("build", "info", "verify", "merge", "convert", "sample", "add-image-list")
 Tool = Callable[..., str]
 
@@ -73,7 +74,8 @@ def proposals(mini: MiniPictograms, tmp_path_factory: pytest.TempPathFactory) ->
     """The boxes of four objects an image, the larger the more objectness."""
     path, records = tmp_path_factory.mktemp("proposals"), DatasetCatalog.get(TRAIN)
     info = DatasetInfo(TRAIN, dataset_fingerprint(records), len(records))
-    with RecordWriter(path, Manifest(kind="proposals", dataset=info, proposals="boxes")) as writer:
+    manifest = Manifest(kind="proposals", dataset=info, proposals="boxes")
+    with RecordWriter(path, manifest, images=records) as writer:
         for record in records:
             objects = record["annotations"][:4]
             boxes = torch.tensor([one["bbox"] for one in objects]).reshape(-1, 4)
@@ -161,7 +163,7 @@ def test_parts_are_merged_into_the_cache_that_one_machine_builds(
 ) -> None:
     for number in (1, 2):
         part = tmp_path / f"part{number}"
-        printed = tool(*build_arguments(proposals, part, "--part", f"{number}/2"))
+        printed = tool(*build_arguments(proposals, part, "--part", f"{number}/2", *SMALL_SHARDS))
         assert facts(printed)["part"].startswith(f"{number} of 2: join all with tools/cache.py me")
     state = facts(tool("info", tmp_path / "part1"))["state"]
     assert state == "unfinished: 15 of 30 images (50.0%)"
@@ -181,10 +183,10 @@ def test_parts_that_are_missing_are_asked_for(
     proposals: Path, tmp_path: Path, tool: Tool, refused: Tool
 ) -> None:
     for number in (1, 2):
-        tool(*build_arguments(proposals, tmp_path / str(number), "--part", f"{number}/3"))
+        options = ("--part", f"{number}/3", *SMALL_SHARDS)
+        tool(*build_arguments(proposals, tmp_path / str(number), *options))
     message = refused("merge", tmp_path / "1", tmp_path / "2", "--output", tmp_path / "merged")
-    assert "has 30 images" in message
-    assert "hold 20 of them" in message
+    assert "10 of 30 images are in no source" in message
     assert not (tmp_path / "merged").exists()
 
 

@@ -20,10 +20,11 @@ from ovd_d2.cache import (
     RecordWriter,
     dataset_fingerprint,
 )
-from ovd_d2.cache.builder import build_cache, load_image
 from ovd_d2.cache.identity import ImageIdentity, load_image_list
 from ovd_d2.clip.crops import embed_proposals
 from ovd_d2.clip.teacher import CLIPTeacher
+from ovd_d2.engine.cache_builder import build_cache, load_image
+from tests.processes import run_ranks
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 NAME = "toy_train"
@@ -303,7 +304,8 @@ def test_extreme_pictures_and_boxes(tmp_path: Path, height: int, width: int) -> 
     entry = {"file_name": file_name, "image_id": 1, "height": height, "width": width}
     info = DatasetInfo(NAME, dataset_fingerprint([entry]), 1)
     whole, point = [0.0, 0, width, height], [width - 0.5, height - 0.5, width, height]
-    with RecordWriter(tmp_path / "proposals", Manifest("proposals", info, "rpn")) as writer:
+    manifest = Manifest("proposals", info, "rpn")
+    with RecordWriter(tmp_path / "proposals", manifest, images=[entry]) as writer:
         writer.add(1, {"boxes": torch.tensor([whole, point]), "objectness": torch.ones(2)})
         writer.finish()
     build_cache(
@@ -318,12 +320,13 @@ def test_extreme_pictures_and_boxes(tmp_path: Path, height: int, width: int) -> 
     torch.testing.assert_close(embeddings, torch.tensor([[0.0, 0, 1]] * 2), atol=1e-3, rtol=0)
 
 
-def test_parts_hold_every_nth_image_under_one_header(
+def test_parts_hold_every_nth_shard_under_one_header(
     tmp_path: Path, run: Callable[..., EmbeddingCache], dataset: list[dict[str, Any]]
 ) -> None:
     whole = run()
     proposals = ProposalStore(tmp_path / "proposals")
-    stores, options = [], {"dataset_name": NAME, "progress": False}
+    options = {"dataset_name": NAME, "progress": False, "images_per_shard": 1}
+    stores = []
     for number in (1, 2, 3):
         path = tmp_path / f"part{number}"
         for built in (len(dataset[number - 1 :: 3]), 0):  # the second run finds nothing to do
@@ -347,9 +350,49 @@ def test_parts_hold_every_nth_image_under_one_header(
     assert EmbeddingCache(tmp_path / "part1").fingerprint == whole.fingerprint
 
 
-@pytest.mark.parametrize("part", [(0, 2), (3, 2), (1, 0), (1, 5)])
+@pytest.mark.parametrize("part", [(0, 2), (3, 2), (1, 0), (5, 5)])
 def test_impossible_parts_are_refused(
     run: Callable[..., EmbeddingCache], part: tuple[int, int]
 ) -> None:
-    with pytest.raises(CacheError, match="part is|cannot be split into 5 parts, it has 4 images"):
+    with pytest.raises(
+        CacheError, match="part is|part 5 of 5 is empty: all images are in 2 shards"
+    ):
         run(part=part)
+
+
+def test_the_real_teacher_gives_the_same_bits_in_any_number_of_processes(tmp_path: Path) -> None:
+    """On a CPU: batches have one size, and no row of a batch depends on its neighbours."""
+    entries, proposals = noise_pictures(tmp_path)
+    teacher = CLIPTeacher.from_open_clip("Pictogram-RN", "shipped")
+
+    def build(path: Path) -> None:
+        options = {"dataset_name": "noise", "batch_size": 8, "images_per_shard": 2}
+        build_cache(entries, ProposalStore(proposals), teacher, path, progress=False, **options)
+
+    build(tmp_path / "1")
+    one = EmbeddingCache(tmp_path / "1")
+    for count in (2, 4):
+        assert run_ranks(count, lambda rank, count=count: build(tmp_path / f"{count}")) == (
+            [0] * count
+        )
+        assert EmbeddingCache(tmp_path / f"{count}").fingerprint == one.fingerprint
+
+
+def noise_pictures(folder: Path) -> tuple[list[dict[str, Any]], Path]:
+    """Nine pictures with 0 to 6 boxes each, and the folder of the boxes."""
+    generator = np.random.default_rng(0)
+    entries = []
+    for image_id in range(9):
+        path = folder / f"{image_id}.png"
+        Image.fromarray(generator.integers(0, 255, (60, 80, 3), dtype=np.uint8)).save(path)
+        entry = {"file_name": str(path), "image_id": image_id, "height": 60, "width": 80}
+        entries.append(entry)
+    info = DatasetInfo("noise", dataset_fingerprint(entries), len(entries))
+    manifest = Manifest("proposals", info, "rpn")
+    with RecordWriter(folder / "proposals", manifest, images=entries) as writer:
+        for image_id in range(9):
+            corners = torch.from_numpy(generator.uniform(0, 40, (3 * image_id % 7, 2)))
+            boxes = torch.cat([corners, corners + 20], dim=1)
+            writer.add(image_id, {"boxes": boxes, "objectness": torch.ones(len(boxes))})
+        writer.finish()
+    return entries, folder / "proposals"

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from ovd_d2.cache import CacheError, Manifest
 from ovd_d2.cache.fetch import fetch_store
-from ovd_d2.cache.index import Index, build_index, load_index
-from ovd_d2.cache.layout import writer_folders
-from ovd_d2.cache.manifest import CacheError, Manifest, ShardInfo
-from ovd_d2.cache.records import check_size
+from ovd_d2.cache.store import open_store
 from ovd_d2.files import readable_bytes
 
 
@@ -23,7 +20,7 @@ class StoreInfo:
     """What `tools/cache.py info` shows; every field is plain JSON.
 
     Attributes:
-        images, proposals: in shards. images_pending: stored, but not in a shard yet.
+        images, proposals: in shards.
         dataset_images: how many the finished store has.
         proposals_per_image: smallest, median and largest number K; None without images.
         bytes: of all shards. bytes_per_image: the mean.
@@ -41,7 +38,6 @@ class StoreInfo:
     proposals_from: str
     recipe: dict[str, Any]
     images: int
-    images_pending: int
     dataset_images: int
     proposals: int
     proposals_per_image: tuple[int, float, int] | None
@@ -66,18 +62,15 @@ def store_info(path: str | os.PathLike[str]) -> StoreInfo:
     """
     folder = fetch_store(path)
     manifest = Manifest.load(folder)
-    pending, shards = _building(folder, manifest)
     problem, per_image = "", None
     try:
-        for shard in shards:
-            check_size(folder / shard.file, shard)
-        index = _index(folder, replace(manifest, shards=shards))
-        if len(index.rows):
-            low, high = int(index.rows.min()), int(index.rows.max())
-            per_image = (low, float(np.median(index.rows)), high)
+        store = open_store(folder, allow_incomplete=True)
+        manifest, rows = store.manifest, store.index.rows
+        if len(rows):
+            per_image = (int(rows.min()), float(np.median(rows)), int(rows.max()))
     except CacheError as error:
         problem = str(error)
-    images, size = sum(one.images for one in shards), sum(one.bytes for one in shards)
+    size = sum(shard.bytes for shard in manifest.shards)
     return StoreInfo(
         path=str(folder),
         kind=manifest.kind,
@@ -88,14 +81,13 @@ def store_info(path: str | os.PathLike[str]) -> StoreInfo:
         dtype=manifest.dtype,
         proposals_from=manifest.proposals,
         recipe=manifest.recipe,
-        images=images,
-        images_pending=pending,
+        images=manifest.num_images,
         dataset_images=manifest.dataset.num_images,
-        proposals=sum(one.rows for one in shards),
+        proposals=manifest.num_rows,
         proposals_per_image=per_image,
         bytes=size,
-        bytes_per_image=size / images if images else 0.0,
-        shards=len(shards),
+        bytes_per_image=size / manifest.num_images if manifest.num_images else 0.0,
+        shards=len(manifest.shards),
         schema_version=manifest.schema_version,
         complete=manifest.complete,
         problem=problem,
@@ -132,23 +124,6 @@ def info_table(info: StoreInfo) -> list[tuple[str, str]]:
     return rows
 
 
-def _index(folder: Path, manifest: Manifest) -> Index:
-    return (load_index if manifest.complete else build_index)(folder, manifest)
-
-
-def _building(folder: Path, manifest: Manifest) -> tuple[int, list[ShardInfo]]:
-    """Pending images, and the shards of manifest and journals."""
-    shards = {shard.file: shard for shard in manifest.shards}
-    pending = 0
-    for writer in writer_folders(folder):
-        try:
-            shards |= {shard.file: shard for shard in writer.load_journal()}
-        except (ValueError, TypeError):
-            continue  # the next build finds out; what is asked here is how far it has come
-        pending += len(writer.pending_files())
-    return pending, list(shards.values())
-
-
 def _what(info: StoreInfo) -> str:
     if info.kind == "proposals":
         return "proposals (boxes and objectness)"
@@ -160,9 +135,8 @@ def _state(info: StoreInfo) -> str:
         return f"damaged: {info.problem}"
     if info.complete:
         return "complete"
-    stored = info.images + info.images_pending
-    share = stored / info.dataset_images
-    return f"unfinished: {stored:,} of {info.dataset_images:,} images ({share:.1%})"
+    share = info.images / info.dataset_images
+    return f"unfinished: {info.images:,} of {info.dataset_images:,} images ({share:.1%})"
 
 
 def _plain(value: Any) -> str:

@@ -1,7 +1,7 @@
 """The layouts in which other projects keep teacher embeddings of proposals.
 
 Where each fact is from stands in docs/cache.md, "Convert". Nothing here executes a file: pickles go
-through `ovd_d2.cache.safe_pickle`, `.pth` files through `torch.load(weights_only=True)`.
+through `ovd_d2.safe_pickle`, `.pth` files through `torch.load(weights_only=True)`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ovd_d2.cache.manifest import CacheError
-from ovd_d2.cache.safe_pickle import PickledArray, PickledTensor, load_pickle
+from ovd_d2 import safe_pickle
+from ovd_d2.cache import CacheError
 from ovd_d2.files import fingerprint_json, sha256_file
+from ovd_d2.safe_pickle import PickledArray, PickledTensor
 
 Entry = Mapping[str, Any]  # of Detectron2's data set dicts: image_id, file_name, height, width
 
@@ -238,7 +239,7 @@ class ObjectCentricLayout:
 
     def _pairs(self, entry: Entry) -> list[tuple[list[float], torch.Tensor]]:
         path = self._folder / self._find(entry)
-        content = load_pickle(path)
+        content = _load_pickle(path)
         if not isinstance(content, list):
             raise CacheError(
                 f"{path} holds a {type(content).__name__}, expected a list of (box, embedding); "
@@ -359,7 +360,7 @@ def _image_ids(path: Path) -> list[int]:
 
 
 def _proposal_arrays(path: Path) -> list[PickledArray]:
-    content = load_pickle(path)
+    content = _load_pickle(path)
     if not isinstance(content, list):
         raise CacheError(
             f"{path} holds a {type(content).__name__}, expected mmdet's list of one array an image"
@@ -370,6 +371,13 @@ def _proposal_arrays(path: Path) -> list[PickledArray]:
             f"{path}: item {wrong} is a {type(content[wrong]).__name__}, expected a NumPy array"
         )
     return content
+
+
+def _load_pickle(path: Path) -> Any:
+    try:
+        return safe_pickle.load_pickle(path)
+    except safe_pickle.PickleFileError as error:  # it names the file
+        raise CacheError(str(error)) from error
 
 
 def _load_pth(content: bytes, place: str) -> torch.Tensor:

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ovd_d2.cache.builder import load_pixels
-from ovd_d2.cache.manifest import CacheError
-from ovd_d2.cache.store import CachedProposals, RecordStore
+from ovd_d2.cache import CachedProposals, CacheError, RecordStore
 from ovd_d2.crop_sheet import Crop, CropBox, crop_sheet
+from ovd_d2.data.images import load_image
 from ovd_d2.vocabulary import Vocabulary
 
 LEGEND = "left: the picture and the proposals beside it    right: each proposal, best first"
@@ -170,7 +169,7 @@ def _cells(
 ) -> Iterator[Crop | None]:
     for image in sampled:
         entry = entries[image.image_id]
-        picture = load_pixels(entry)
+        picture = load_image(entry)
         boxes = [_crop_box(one) for one in image.proposals]
         lines = [
             f"{len(boxes)} of {image.total} proposals",

@@ -19,14 +19,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ovd_d2.cache.manifest import CacheError
-
 # Kind and bytes of an item, as in "f4"; no objects, strings or records.
 _NUMBER_TYPES = frozenset(["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"])
 _MAX_DIMENSIONS = 8
 
 
-class UnsafePickleError(CacheError):
+class PickleFileError(ValueError):
+    """A pickle that is missing, damaged or refused; the message names the file."""
+
+
+class UnsafePickleError(PickleFileError):
     """A pickle that asks for more than numbers, texts, lists, arrays and tensors."""
 
 
@@ -74,13 +76,13 @@ def load_pickle(path: str | os.PathLike[str]) -> Any:
     takes it out.
 
     Raises:
-        CacheError: the file is missing, damaged, or names anything else; nothing of it has run.
+        PickleFileError: the file is missing, damaged, or names anything else; nothing has run.
     """
     try:
         with Path(path).open("rb") as stream:
             return _Unpickler(stream).load()
     except FileNotFoundError:
-        raise CacheError(f"{path} is missing") from None
+        raise PickleFileError(f"{path} is missing") from None
     except UnsafePickleError as error:
         raise UnsafePickleError(
             f"{path} is refused: it holds {error}. A pickle can run any command; only numbers, "
@@ -88,7 +90,7 @@ def load_pickle(path: str | os.PathLike[str]) -> Any:
         ) from None
     # A damaged pickle makes the unpickler fail in as many ways as it has instructions.
     except Exception as error:
-        raise CacheError(
+        raise PickleFileError(
             f"{path} is no pickle or damaged ({type(error).__name__}: {error}); fetch it again"
         ) from error
 

@@ -11,10 +11,10 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from cache_import.convert import convert_cache, describe
+from cache_import.layouts import DetProLayout, ObjectCentricLayout
 
 from ovd_d2.cache import CacheError, EmbeddingCache
-from ovd_d2.cache.convert import convert_cache, describe
-from ovd_d2.cache.foreign import DetProLayout, ObjectCentricLayout
 
 DIM = 8
 TEACHER = "Toy-RN-0123"
@@ -184,7 +184,7 @@ def test_a_stopped_conversion_goes_on(source, monkeypatch):
 
     monkeypatch.setattr(DetProLayout, "read", stopped)
     with pytest.raises(KeyboardInterrupt):
-        source.convert(layout)
+        source.convert(layout, images_per_shard=1)
     with pytest.raises(CacheError, match="unfinished"):
         EmbeddingCache(source.folder / "cache")
     monkeypatch.undo()

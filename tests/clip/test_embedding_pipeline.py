@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from ovd_d2.cache.pipeline import (
+from ovd_d2.clip.crops import embed_proposals
+from ovd_d2.clip.pipeline import (
     ImageTask,
     LoadedImage,
     Piece,
@@ -22,7 +23,6 @@ from ovd_d2.cache.pipeline import (
     pack,
     run_ahead,
 )
-from ovd_d2.clip.crops import embed_proposals
 from ovd_d2.clip.teacher import CLIPTeacher
 
 HEIGHT, WIDTH = 30, 40

@@ -14,14 +14,11 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ovd_d2.cache.foreign import Entry, ForeignBoxes, Layout, Overhang
-from ovd_d2.cache.identity import dataset_fingerprint
-from ovd_d2.cache.manifest import CacheError, DatasetInfo, Manifest
-from ovd_d2.cache.writer import IMAGES_PER_SHARD, RecordWriter
+from cache_import.layouts import Entry, ForeignBoxes, Layout, Overhang
+from ovd_d2.cache import CacheError, DatasetInfo, Manifest, RecordWriter, dataset_fingerprint
 from ovd_d2.files import readable_bytes
 
 BOX_FORMATS = ("xyxy", "xywh")
-IMPORT_WRITER = "m000"
 _MAX_LISTED = 8  # problems shown in full
 _UNIT_TOLERANCE = 1e-3  # as `ovd_d2.cache.records` demands of a row
 
@@ -78,7 +75,7 @@ def convert_cache(
     box_format: str = "xyxy",
     dtype: str = "float16",
     top_k: int | None = None,
-    images_per_shard: int = IMAGES_PER_SHARD,
+    images_per_shard: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> ConversionSummary:
@@ -116,21 +113,25 @@ def convert_cache(
         embedding_dim=embedding_dim,
         dtype=dtype,
     )
+    by_id = {entry["image_id"]: entry for entry in dataset_dicts}
     with RecordWriter(
-        path, manifest, images_per_shard, overwrite, images=dataset_dicts, writer=IMPORT_WRITER
+        path,
+        manifest,
+        images=dataset_dicts,
+        images_per_shard=images_per_shard,
+        overwrite=overwrite,
     ) as writer:
-        waiting = [entry for entry in dataset_dicts if entry["image_id"] not in writer.done_ids]
-        bar = tqdm(waiting, f"convert {dataset_name}", len(dataset_dicts), unit="image",
-                   initial=len(dataset_dicts) - len(waiting), disable=not progress)  # fmt: skip
-        for entry in bar:
-            boxes, rows = layout.read(entry)
-            record = _record(entry, boxes, rows, box_format, embedding_dim, seen)
-            writer.add(entry["image_id"], _best(record, top_k))
+        for image_id in tqdm(
+            writer.waiting_ids, f"convert {dataset_name}", unit="image", disable=not progress
+        ):
+            boxes, rows = layout.read(by_id[image_id])
+            record = _record(by_id[image_id], boxes, rows, box_format, embedding_dim, seen)
+            writer.add(image_id, _best(record, top_k))
         finished = writer.finish()
     return ConversionSummary(
         path=writer.path,
         images=finished.num_images,
-        images_converted=len(waiting),
+        images_converted=writer.missing,
         proposals=finished.num_rows,
         unused=layout.unused(dataset_dicts),
         bytes=sum(shard.bytes for shard in finished.shards),

@@ -12,6 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from ovd_d2.analysis.cache_info import info_table, store_info
+from ovd_d2.analysis.cache_sample import sample_ids, sample_records, sample_rows, sample_sheet
 from ovd_d2.cache import (
     CacheError,
     EmbeddingCache,
@@ -20,9 +22,8 @@ from ovd_d2.cache import (
     RecordWriter,
     dataset_fingerprint,
 )
-from ovd_d2.cache.info import info_table, store_info
 from ovd_d2.cache.manifest import DatasetInfo
-from ovd_d2.cache.sample import sample_ids, sample_records, sample_rows, sample_sheet
+from ovd_d2.data.image_faults import ImageError
 from ovd_d2.visualization import BASE_COLOR, NOVEL_COLOR
 from ovd_d2.vocabulary import Vocabulary
 
@@ -38,7 +39,7 @@ def vocabulary() -> Vocabulary:
 
 
 @pytest.fixture
-def cache(tmp_path: Path, make_manifest: Callable[..., Manifest]) -> EmbeddingCache:
+def cache(tmp_path: Path, build: Callable[..., Path]) -> EmbeddingCache:
     """Image 1: an anchor that is somewhat a skull, and a snowman. Image 2: nothing."""
     anchor = AXES[0] * 0.8 + AXES[2] * 0.6
     records = {
@@ -53,11 +54,9 @@ def cache(tmp_path: Path, make_manifest: Callable[..., Manifest]) -> EmbeddingCa
             "embeddings": torch.zeros(0, 8),
         },
     }
-    with RecordWriter(tmp_path / "cache", make_manifest(num_images=2)) as writer:
-        for image_id, record in records.items():
-            writer.add(image_id, record)
-        writer.finish()
-    return EmbeddingCache(tmp_path / "cache")
+    return EmbeddingCache(
+        build(tmp_path / "cache", records, record=lambda image_id, kind: records[image_id])
+    )
 
 
 @pytest.fixture
@@ -146,7 +145,7 @@ def test_images_that_are_not_there_are_named(
     with pytest.raises(CacheError, match=r"does not have the images \[2\]"):
         sample_sheet(sampled, {1: entries[1]}, tmp_path / "x.png", "toy")
     Path(entries[2]["file_name"]).unlink()
-    with pytest.raises(CacheError, match=r"image 2: .*2\.png is missing"):
+    with pytest.raises(ImageError, match=r"image 2: .*2\.png is missing"):
         sample_sheet(sampled, entries, tmp_path / "x.png", "toy")
     assert not (tmp_path / "x.png").exists()
 
@@ -164,18 +163,13 @@ def test_proposals_can_be_looked_at_before_they_have_embeddings(
 # One cache, several trainings
 
 
-def test_the_first_proposals_are_the_best_ones(
-    tmp_path: Path, make_manifest: Callable[..., Manifest]
-) -> None:
+def test_the_first_proposals_are_the_best_ones(tmp_path: Path, build: Callable[..., Path]) -> None:
     record = {
         "boxes": torch.tensor([[0.0, 0, k, k] for k in (1, 2, 3)]),
         "objectness": torch.tensor([0.9, 0.5, 0.1]),
         "embeddings": AXES[:3].clone(),
     }
-    with RecordWriter(tmp_path / "cache", make_manifest(num_images=1)) as writer:
-        writer.add(1, record)
-        writer.finish()
-    cache = EmbeddingCache(tmp_path / "cache")
+    cache = EmbeddingCache(build(tmp_path / "cache", [1], record=lambda image_id, kind: record))
     for count in (0, 1, 2, 3, 99):
         some, everything = cache.read(1, count), cache[1]
         assert torch.equal(some.boxes, everything.boxes[:count])
@@ -195,7 +189,7 @@ def test_info_of_a_finished_cache(build: Callable[..., Path], tmp_path: Path) ->
     info = store_info(path)
     assert info.complete
     assert info.problem == ""
-    assert (info.images, info.images_pending, info.dataset_images) == (5, 0, 5)
+    assert (info.images, info.dataset_images) == (5, 5)
     assert info.proposals == 1 + 2 + 3 + 0 + 1
     assert info.proposals_per_image == (0, 1.0, 3)
     assert info.bytes == sum(shard.stat().st_size for shard in path.glob("shard-*"))
@@ -210,31 +204,31 @@ def test_info_of_a_finished_cache(build: Callable[..., Path], tmp_path: Path) ->
 
 def test_info_counts_what_an_unfinished_build_has_stored(
     tmp_path: Path,
-    make_manifest: Callable[..., Manifest],
+    open_writer: Callable[..., RecordWriter],
     make_record: Callable[..., dict[str, torch.Tensor]],
 ) -> None:
     path = tmp_path / "cache"
-    with RecordWriter(path, make_manifest(num_images=10), images_per_shard=3) as writer:
+    with open_writer(path, range(1, 11), shard=3) as writer:
         for image_id in range(1, 5):
             writer.add(image_id, make_record(image_id))
         info = store_info(path)
-    assert (info.images, info.images_pending, info.complete) == (3, 1, False)
+    assert (info.images, info.complete) == (3, False)
     assert info.proposals_per_image == (1, 2.0, 3)
-    assert facts(path)["state"] == "unfinished: 4 of 10 images (40.0%)"
+    assert facts(path)["state"] == "unfinished: 3 of 10 images (30.0%)"
     assert info.fingerprint == ""
 
 
 def test_info_of_a_build_that_has_just_begun(
-    tmp_path: Path, make_manifest: Callable[..., Manifest]
+    tmp_path: Path, open_writer: Callable[..., RecordWriter]
 ) -> None:
-    with RecordWriter(tmp_path / "cache", make_manifest(num_images=10)):
-        table = facts(tmp_path / "cache")
+    open_writer(tmp_path / "cache", range(10))
+    table = facts(tmp_path / "cache")
     assert table["state"] == "unfinished: 0 of 10 images (0.0%)"
     assert table["proposals an image"] == "-"
     assert table["bytes an image"] == "0"
 
 
-@pytest.mark.parametrize("what", ["shard-r000-00001.safetensors", "index.safetensors"])
+@pytest.mark.parametrize("what", ["shard-n002-00001.safetensors", "index.safetensors"])
 def test_info_says_that_a_file_is_gone(
     build: Callable[..., Path], tmp_path: Path, what: str
 ) -> None:
@@ -258,7 +252,7 @@ def test_fingerprints_of_the_data_set_are_shown(tmp_path: Path) -> None:
     dataset = [{"image_id": 1, "file_name": "a/1.jpg", "height": 3, "width": 4}]
     info = DatasetInfo("one", dataset_fingerprint(dataset), 1)
     manifest = Manifest(kind="proposals", dataset=info, proposals="p")
-    with RecordWriter(tmp_path / "cache", manifest) as writer:
+    with RecordWriter(tmp_path / "cache", manifest, images=dataset) as writer:
         writer.add(1, {"boxes": torch.zeros(0, 4), "objectness": torch.zeros(0)})
         writer.finish()
     assert facts(tmp_path / "cache")["data set"] == f"one (1 images, {info.fingerprint})"

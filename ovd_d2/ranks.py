@@ -1,4 +1,4 @@
-"""The processes that build one store together, and how they wait for one another."""
+"""The processes that do one thing together, and how they wait for one another."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from detectron2.utils import comm
 
-from ovd_d2.cache.manifest import CacheError
-
 # How far the slowest process may lag behind the fastest. Detectron2's 30 minutes would end a build
 # on GPUs of unequal speed. A process that dies is noticed at once all the same: gloo sees its
 # connection close.
 PATIENCE = timedelta(hours=24)
 
 T = TypeVar("T")
+
+
+class RankError(RuntimeError):
+    """Another process of the group has failed or ended."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Ranks:
 
         Raises:
             Exception: where `work` raised it, in that rank.
-            CacheError: in the other ranks, with its message; or a process has ended.
+            RankError: in the other ranks, with its message; or a process has ended.
         """
         if self.count == 1:
             return [work()]
@@ -60,7 +62,7 @@ class Ranks:
         failed = [(rank, outcome) for rank, outcome in enumerate(outcomes) if outcome.error]
         if failed:
             rank, outcome = failed[0]
-            raise CacheError(f"rank {rank} of {self.count}: {outcome.error}")
+            raise RankError(f"rank {rank} of {self.count}: {outcome.error}")
         return [outcome.value for outcome in outcomes]
 
     def first(self, work: Callable[[], T]) -> T:
@@ -73,8 +75,8 @@ class Ranks:
         try:
             outcomes: list[_Outcome] = comm.all_gather(outcome, group=self._group)
         except RuntimeError as error:  # what torch.distributed raises for a lost connection
-            raise CacheError(
-                f"another process of this build has ended (noticed by rank {self.rank} of "
+            raise RankError(
+                f"another process of this group has ended (noticed by rank {self.rank} of "
                 f"{self.count}: {error}); its own message says why. Run the same command again: "
                 "what is stored stays"
             ) from error

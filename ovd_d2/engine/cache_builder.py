@@ -15,15 +15,22 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ovd_d2.cache.identity import dataset_fingerprint, id_problems, identity_problems
-from ovd_d2.cache.manifest import CacheError, DatasetInfo, Manifest
-from ovd_d2.cache.pipeline import ImageTask, Settings, embed_images
-from ovd_d2.cache.ranks import Ranks
-from ovd_d2.cache.store import CachedProposals, ProposalStore
-from ovd_d2.cache.writer import IMAGES_PER_SHARD, RecordWriter
+from ovd_d2.cache import (
+    CachedProposals,
+    CacheError,
+    DatasetInfo,
+    Manifest,
+    ProposalStore,
+    RecordWriter,
+    dataset_fingerprint,
+    id_problems,
+    identity_problems,
+)
 from ovd_d2.clip.crops import crop_recipe
+from ovd_d2.clip.pipeline import ImageTask, Settings, embed_images
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.data.images import ImageError, image_problems, load_image
+from ovd_d2.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ def build_cache(
     resize: str = "open_clip",
     amp: bool | None = None,
     dtype: str = "float16",
-    images_per_shard: int = IMAGES_PER_SHARD,
+    images_per_shard: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
     part: tuple[int, int] = (1, 1),
@@ -70,7 +77,7 @@ def build_cache(
     normalised, and stored with the box and its objectness.
 
     All ranks of a process group (Detectron2's `launch`, torchrun) call this together and write to
-    one folder; a rank takes every n-th of the images that are still missing, so a build goes on
+    one folder; a rank takes every n-th of the shards that are still missing, so a build goes on
     with any number of ranks. How many there are decides which crops share a batch of the teacher:
     on a CPU the embeddings are the same to the last bit all the same (tested with the shipped
     teacher); on a GPU they may differ by the rounding of its arithmetic, so that fingerprints may
@@ -85,7 +92,9 @@ def build_cache(
         amp: the teacher computes in bfloat16, on CUDA only; None: there yes, on the CPU no. The
             manifest says which, since embeddings differ in the third digit.
         dtype: stored type of the embeddings: "float32", "float16" or "int8".
-        part: (i, n) with 1 <= i <= n embeds only part i of n, every n-th image, for machines
+        images_per_shard: images in one file, which a killed process has to embed again; None: 64,
+            or as in the folder.
+        part: (i, n) with 1 <= i <= n embeds only part i of n, every n-th shard, for machines
             without a common file system; each part has a folder of its own, and merging the parts
             makes the cache. The parts have equal headers.
 
@@ -101,38 +110,34 @@ def build_cache(
     recipe = {**crop_recipe(settings.scales, resize, amp=settings.amp), "top_k": top_k}
     manifest = _embedding_manifest(dataset_dicts, dataset_name, proposals, teacher, recipe, dtype)
     ranks = Ranks()
-    entries = _part_of(dataset_dicts, part)
     progress = progress and ranks.rank == 0
-    _check_images(entries, dataset_name, ranks, progress)
+    _check_images(dataset_dicts, dataset_name, ranks, progress)
+    by_id = {entry["image_id"]: entry for entry in dataset_dicts}
     with RecordWriter(
-        path, manifest, images_per_shard, overwrite, images=dataset_dicts, ranks=ranks
+        path,
+        manifest,
+        images=dataset_dicts,
+        images_per_shard=images_per_shard,
+        overwrite=overwrite,
+        part=part,
+        ranks=ranks,
     ) as writer:
-        waiting = [entry for entry in entries if entry["image_id"] not in writer.done_ids]
-        mine = waiting[ranks.rank :: ranks.count]
-        writer.check_space(len(waiting), _rows_per_image(proposals, top_k))
-        tasks = (_task(entry, proposals, top_k) for entry in mine)
+        writer.check_space(_rows_per_image(proposals, top_k))
+        tasks = (_task(by_id[image_id], proposals, top_k) for image_id in writer.waiting_ids)
         written = embed_images(tasks, teacher, writer.add, settings)
-        for _ in tqdm(written, f"embed {dataset_name}", len(mine), unit="image",
+        for _ in tqdm(written, f"embed {dataset_name}", len(writer.waiting_ids), unit="image",
                       disable=not progress):  # fmt: skip
             pass
-        finished = writer.finish(entry["image_id"] for entry in entries)
+        finished = writer.finish()
     return BuildSummary(
         path=writer.path,
         images=finished.num_images,
-        images_built=len(waiting),
+        images_built=writer.missing,
         proposals=finished.num_rows,
         bytes=sum(shard.bytes for shard in finished.shards),
         seconds=time.perf_counter() - start,
         complete=finished.complete,
     )
-
-
-def _part_of(
-    dataset_dicts: Sequence[Mapping[str, Any]], part: tuple[int, int]
-) -> list[Mapping[str, Any]]:
-    """Every n-th image in the order of the ids, whatever the order of the list."""
-    number, count = part
-    return sorted(dataset_dicts, key=lambda entry: entry["image_id"])[number - 1 :: count]
 
 
 def load_pixels(entry: Mapping[str, Any]) -> NDArray[np.uint8]:
@@ -209,8 +214,6 @@ def _check_inputs(
         problems.append(f"top_k is {top_k}, expected at least 1 or None")
     if not 1 <= part[0] <= part[1]:
         problems.append(f"part is {part}, expected (i, n) with 1 <= i <= n")
-    elif len(ids) < part[1]:
-        problems.append(f"it cannot be split into {part[1]} parts, it has {len(ids)} images")
     if problems:
         raise CacheError(f"cannot embed data set '{dataset_name}': {'; '.join(problems)}")
 

@@ -1,0 +1,1 @@
+"""Caches of other projects, imported by `tools/cache.py convert`."""

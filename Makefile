@@ -11,8 +11,9 @@ VENV := .venv
 WORKERS ?= 2
 # The lowest versions that setup.py allows have an environment of their own (8 GB).
 LOWEST := .venv-lowest
-QUICK := tests/data tests/clip tests/modeling tests/evaluation tests/engine/test_trainer.py \
-  tests/engine/test_checks.py tests/test_predictor.py tests/test_vocabulary.py
+QUICK := tests/data tests/clip tests/modeling tests/vild tests/evaluation \
+  tests/engine/test_trainer.py tests/engine/test_checks.py tests/test_predictor.py \
+  tests/test_vocabulary.py
 
 ifdef PYTHON
   PY := $(PYTHON)
@@ -30,7 +31,7 @@ help:
 	@echo '             NAMES="red anchor, snowman" looks for these names; OUTPUT=folder (output/demo)'
 	@echo 'make test    set up if needed, then all tests; ARGS="tests/test_files.py -k name" selects'
 	@echo "make test-lowest  the quick tests on the lowest versions that setup.py allows"
-	@echo "make lint    set up if needed, then ruff (rules, format) and mypy"
+	@echo "make lint    set up if needed, then ruff (rules, format), mypy and the layers of imports"
 	@echo "make setup   only set up; FORCE=1 checks every step again"
 	@echo "Python 3.10 to 3.12. Environment: PYTHON=/path/to/python, else the active one, else .venv"
 
@@ -66,3 +67,4 @@ lint: setup
 	"$(PY)" -m ruff check .
 	"$(PY)" -m ruff format --check .
 	"$(PY)" -m mypy ovd_d2 tools
+	"$(PY)" -c 'from importlinter.cli import lint_imports_command as run; run()'

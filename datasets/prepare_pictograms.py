@@ -7,7 +7,7 @@ import argparse
 import os
 import sys
 
-from ovd_d2.data.pictograms import max_categories, prepare
+from ovd_d2.pictograms.dataset import max_categories, prepare
 
 _EXAMPLES = """examples:
   # the default: 80 categories, 1030 + 250 images of 160 px, and the mini pair

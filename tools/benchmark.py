@@ -8,10 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
-import ovd_d2  # noqa: F401  (registers the data sets)
-from ovd_d2.benchmark import (
+from benchmarks import (
     cache_page,
     end_to_end,
     online,
@@ -21,13 +18,16 @@ from ovd_d2.benchmark import (
     sweeps,
     tables,
 )
-from ovd_d2.benchmark.documents import make_document
-from ovd_d2.benchmark.page import page
-from ovd_d2.demo.pictograms import Run, benchmark_steps
-from ovd_d2.demo.steps import Pipeline, StepFailed, repository_root
+from benchmarks.documents import make_document
+from benchmarks.page import page
+from tabulate import tabulate
+
+import ovd_d2  # noqa: F401  (registers the data sets)
 from ovd_d2.engine.launching import add_device_argument
 from ovd_d2.errors import exit_with_message
 from ovd_d2.files import atomic_write, atomic_write_json
+from ovd_d2.pictograms.demo.pictograms import Run, benchmark_steps
+from ovd_d2.pictograms.demo.steps import Pipeline, StepFailed, repository_root
 
 EPILOG = """
 example (about an hour on two cores; takes up what make demo has trained, and goes on where it was):

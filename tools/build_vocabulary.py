@@ -10,7 +10,6 @@ from pathlib import Path
 
 from ovd_d2.clip import PROMPT_FAMILIES
 from ovd_d2.clip.loading import load_teacher
-from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_TAG
 from ovd_d2.clip.teacher import SCHEMAS
 from ovd_d2.clip.vocabulary_builder import build_vocabulary, novel_flags, read_names
 from ovd_d2.data.builtin import PICTOGRAM_SETS
@@ -19,6 +18,7 @@ from ovd_d2.data.registration import register_data_sets
 from ovd_d2.engine.launching import add_device_argument
 from ovd_d2.engine.run import load_config
 from ovd_d2.errors import exit_with_message
+from ovd_d2.pictograms.teacher import ARCHITECTURE, SHIPPED_TAG
 from ovd_d2.vocabulary import Vocabulary
 
 EXAMPLE = """examples:

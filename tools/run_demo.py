@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import ovd_d2  # noqa: F401  (registers the data sets)
-from ovd_d2.demo.pictograms import VAL_SET, Run, demo_steps, names_step
-from ovd_d2.demo.report import scene_for, write_report
-from ovd_d2.demo.steps import Pipeline, StepFailed
 from ovd_d2.errors import exit_with_message
+from ovd_d2.pictograms.demo.pictograms import VAL_SET, Run, demo_steps, names_step
+from ovd_d2.pictograms.demo.report import scene_for, write_report
+from ovd_d2.pictograms.demo.steps import Pipeline, StepFailed
 
 EPILOG = """
 examples:

@@ -14,7 +14,9 @@ from pathlib import Path
 import torch
 
 from ovd_d2.clip import CLIPTeacher
-from ovd_d2.clip.pictogram_clip import (
+from ovd_d2.errors import exit_with_message
+from ovd_d2.pictograms.teacher import ARCHITECTURE, SHIPPED_TAG
+from ovd_d2.pictograms.teacher_training import (
     CropAccuracy,
     TrainingSettings,
     categories_of,
@@ -22,8 +24,6 @@ from ovd_d2.clip.pictogram_clip import (
     save_weights,
     train,
 )
-from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_TAG
-from ovd_d2.errors import exit_with_message
 
 EXAMPLE = """examples:
   make the weights in the package (about 16 minutes on two cores; killed, it continues):

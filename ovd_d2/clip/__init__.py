@@ -1,7 +1,4 @@
-"""The teacher: image and text encoder, prompts and crops (built on open_clip).
-
-Importing this package makes open_clip know the architecture "Pictogram-RN".
-"""
+"""The teacher: image and text encoder, prompts and crops (built on open_clip)."""
 
 from ovd_d2.clip.crops import CROP_RECIPE, crop_batch, crop_recipe, embed_proposals, scaled_boxes
 from ovd_d2.clip.prompts import (

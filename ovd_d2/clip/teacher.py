@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from open_clip.factory import load_state_dict
 from PIL import Image
 
-from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_WEIGHTS
 from ovd_d2.clip.preprocess import Preprocessing
+from ovd_d2.clip.shipped import MODULES, shipped_weights
 from ovd_d2.clip.untrained import untrained_model
 
 _MAX_LISTED = 5
@@ -179,12 +179,13 @@ def _check_architecture(architecture: str, pretrained: str) -> None:
                 f"got '{pretrained}'"
             )
         return
+    shipped_weights(architecture)  # open_clip knows it now
     known = open_clip.list_models()
     if architecture.replace("/", "-") not in known:
         raise ValueError(
             f"unknown open_clip architecture '{architecture}'; {len(known)} are known "
             f"(python -c 'import open_clip; print(open_clip.list_models())'), for example "
-            f"ViT-B-32, RN50, {ARCHITECTURE}"
+            f"ViT-B-32, RN50, {', '.join(MODULES)}"
         )
 
 
@@ -206,8 +207,8 @@ def _check_activation(architecture: str, pretrained: str) -> None:
 
 def _resolve_weights(architecture: str, pretrained: str) -> Path | None:
     """The local file that `pretrained` names, or None for a tag that open_clip resolves itself."""
-    if architecture == ARCHITECTURE and pretrained in SHIPPED_WEIGHTS:
-        return SHIPPED_WEIGHTS[pretrained]
+    if pretrained in (shipped := shipped_weights(architecture)):
+        return shipped[pretrained]
     if architecture.startswith(SCHEMAS):
         return None
     tags = open_clip.list_pretrained_tags_by_model(architecture.replace("/", "-"))

@@ -8,6 +8,8 @@ from typing import Any
 import open_clip
 import torch
 
+from ovd_d2.clip.shipped import shipped_weights
+
 
 def untrained_model(architecture: str, device: str = "cpu") -> Any:
     """An open_clip model with random weights, in training mode; reads and downloads no weights.
@@ -16,6 +18,7 @@ def untrained_model(architecture: str, device: str = "cpu") -> Any:
         architecture: an open_clip model name.
         device: "meta" for a model without storage, of any size in no time.
     """
+    shipped_weights(architecture)  # open_clip knows it now
     root = logging.getLogger()  # where open_clip warns of random weights, which are meant here
     root.addFilter(_says_something_else)
     try:

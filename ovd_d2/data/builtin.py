@@ -22,7 +22,7 @@ PICTOGRAM_SETS = ("pictograms_v1", "pictograms_v1_mini")
 
 
 def _load_pictograms(json_file: str, image_root: str, name: str) -> list[dict[str, Any]]:
-    from ovd_d2.data.pictograms import check_version  # what draws them: 0.1 s of an import
+    from ovd_d2.pictograms.dataset import check_version  # what draws them: 0.1 s of an import
 
     table = get_categories(name)  # a clear error where the file is missing
     MetadataCatalog.get(name).set(thing_classes=table.names)

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from benchmarks.cache_reading import write_random_store
 from cache_import.convert import convert_cache
 from cache_import.layouts import DetProLayout
 from safetensors.numpy import load, save
 
 from ovd_d2.analysis.cache_info import store_info
-from ovd_d2.benchmark.cache_reading import write_random_store
 from ovd_d2.cache import EmbeddingCache, Manifest, check_compatible, verify_store
 from ovd_d2.cache.index import build_index, write_index
 from ovd_d2.cache.manifest import CacheError

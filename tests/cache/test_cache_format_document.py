@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 import xxhash
+from benchmarks.cache_reading import ROWS, bytes_an_image, write_random_store
 
-from ovd_d2.benchmark.cache_reading import ROWS, bytes_an_image, write_random_store
 from ovd_d2.cache import EmbeddingCache, Manifest, ProposalStore
 from ovd_d2.cache.identity import load_image_list
 

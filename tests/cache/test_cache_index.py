@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks.cache_reading import write_sparse_store
 from safetensors.numpy import load_file, save
 
-from ovd_d2.benchmark.cache_reading import write_sparse_store
 from ovd_d2.cache import CacheError, DamagedFileError, EmbeddingCache, Manifest
 from ovd_d2.cache import store as store_module
 from ovd_d2.cache.index import INDEX_FILE, load_index, write_index

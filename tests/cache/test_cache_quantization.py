@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.cache_reading import LVIS_IMAGES, make_manifest, write_random_store
 from torch.nn.functional import normalize
 
-from ovd_d2.benchmark.cache_reading import LVIS_IMAGES, make_manifest, write_random_store
 from ovd_d2.cache import EmbeddingCache
 from ovd_d2.cache.quantization import decode, encode, length_tolerance, lengths
 from ovd_d2.cache.records import data_bytes, encode_record, value_problems
-from ovd_d2.clip.pictogram_data import HELD_OUT_STREAM, render_crops
 from ovd_d2.clip.teacher import CLIPTeacher
-from ovd_d2.data.pictograms.glyphs import build_categories
+from ovd_d2.pictograms.dataset.glyphs import build_categories
+from ovd_d2.pictograms.teacher_data import HELD_OUT_STREAM, render_crops
 
 DTYPES = ["float32", "float16", "int8"]
 

@@ -10,7 +10,6 @@ from detectron2.structures import BoxMode
 
 from ovd_d2.cache import EmbeddingCache
 from ovd_d2.clip import CLIPTeacher
-from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_TAG
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.data.online import OnlineTeacherLoader, add_embeddings
 from ovd_d2.data.passengers import (
@@ -19,6 +18,7 @@ from ovd_d2.data.passengers import (
     transform_cached_proposals,
 )
 from ovd_d2.engine.cache_builder import build_cache
+from ovd_d2.pictograms.teacher import ARCHITECTURE, SHIPPED_TAG
 from ovd_d2.structures import cached_proposals_of
 from tests.proposal_stores import embedder, random_proposals, write_cache, write_proposals
 from tests.tiny import tiny_config

@@ -12,9 +12,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ovd_d2.cache import DatasetInfo, Manifest, RecordWriter, dataset_fingerprint
 from ovd_d2.clip import CLIPTeacher
-from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_BASE_TAG, SHIPPED_TAG
 from ovd_d2.engine.checks import check_setup, output_problems, process_problems
 from ovd_d2.errors import SetupError
+from ovd_d2.pictograms.teacher import ARCHITECTURE, SHIPPED_BASE_TAG, SHIPPED_TAG
 from ovd_d2.vocabulary import Vocabulary
 from tests.proposal_stores import random_proposals, write_proposals
 from tests.tiny import BASE_NAMES, DIM, NOVEL_NAMES, tiny_config

@@ -9,11 +9,11 @@ import numpy as np
 import pycocotools.mask as mask_utils
 import pytest
 
-from ovd_d2.data.pictograms import prepare
 from ovd_d2.evaluation.engines import build_engine
 from ovd_d2.evaluation.ground_truth import GroundTruth
 from ovd_d2.evaluation.groups import CategoryAP, named_metrics
 from ovd_d2.evaluation.protocols import LVIS_PROTOCOLS, select
+from ovd_d2.pictograms.dataset import prepare
 
 
 @pytest.fixture(scope="module", params=["train", "val"])

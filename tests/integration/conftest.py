@@ -14,11 +14,11 @@ from detectron2.data import DatasetCatalog
 
 from ovd_d2.cache import DatasetInfo, Manifest, RecordWriter, dataset_fingerprint
 from ovd_d2.clip import CLIPTeacher
-from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_TAG
 from ovd_d2.clip.vocabulary_builder import build_vocabulary
 from ovd_d2.data.categories import get_categories
-from ovd_d2.data.pictograms import prepare
 from ovd_d2.data.registration import register_data_sets
+from ovd_d2.pictograms.dataset import prepare
+from ovd_d2.pictograms.teacher import ARCHITECTURE, SHIPPED_TAG
 from ovd_d2.vocabulary import Vocabulary
 from tests.catalog import forget
 

@@ -8,9 +8,9 @@ from detectron2.data import DatasetCatalog
 
 from ovd_d2.cache import EmbeddingCache
 from ovd_d2.clip import CLIPTeacher
-from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_TAG
 from ovd_d2.engine.build import build_train_loader
 from ovd_d2.engine.run import train
+from ovd_d2.pictograms.teacher import ARCHITECTURE, SHIPPED_TAG
 from ovd_d2.structures import cached_proposals_of
 from tests.integration.conftest import TRAIN
 from tests.integration.test_plugging_in_lazy import run as run_lazy

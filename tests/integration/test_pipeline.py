@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ovd_d2.cache import EmbeddingCache, Manifest
-from ovd_d2.data.pictograms import prepare
+from ovd_d2.pictograms.dataset import prepare
 
 ROOT = Path(__file__).parents[2]
 TRAIN, VAL = "pictograms_v1_mini_train", "pictograms_v1_mini_val"

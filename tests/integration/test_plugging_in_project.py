@@ -13,8 +13,8 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ovd_d2.clip import CLIPTeacher
-from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_TAG
 from ovd_d2.clip.vocabulary_builder import build_vocabulary, novel_flags
+from ovd_d2.pictograms.teacher import ARCHITECTURE, SHIPPED_TAG
 from ovd_d2.vocabulary import Vocabulary
 from tests.integration.conftest import SET, read_results
 

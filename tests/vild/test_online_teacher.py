@@ -11,11 +11,11 @@ from detectron2.utils.events import EventStorage
 
 from ovd_d2.cache import EmbeddingCache
 from ovd_d2.clip.loading import configured_teacher
-from ovd_d2.clip.pictogram_config import ARCHITECTURE, SHIPPED_BASE_TAG, SHIPPED_TAG
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.data.online import OnlineTeacherLoader
 from ovd_d2.data.passengers import CachedProposals, ProposalsToEmbed
 from ovd_d2.engine import build
+from ovd_d2.pictograms.teacher import ARCHITECTURE, SHIPPED_BASE_TAG, SHIPPED_TAG
 from ovd_d2.structures import cached_proposals_of
 from ovd_d2.systems import SetupContext
 from ovd_d2.vild.online_teacher import OnlineTeacher

@@ -14,9 +14,9 @@ from detectron2.structures import BoxMode
 
 from ovd_d2.data.builtin import pictograms
 from ovd_d2.data.own import register_own
-from ovd_d2.data.pictograms.generate import GENERATOR_VERSION
 from ovd_d2.data.registration import register
 from ovd_d2.data.validation import validate_dataset
+from ovd_d2.pictograms.dataset.generate import GENERATOR_VERSION
 from tests.annotation_sets import (
     TEST,
     TRAIN,

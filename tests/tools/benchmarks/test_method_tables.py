@@ -1,0 +1,103 @@
+import math
+
+import pytest
+from benchmarks.page import page
+from benchmarks.tables import (
+    DEMO_METHODS,
+    PAPER_METHODS,
+    expectations,
+    mean_of,
+    orderings,
+    table_of,
+)
+
+
+def make_rows(ensemble_novel=80.0, ensemble_base=95.0, supervised_novel=0.0, methods=DEMO_METHODS):
+    rows = []
+    for seed in (0, 1):
+        for method in methods:
+            novel = {"vild_ensemble": ensemble_novel, "supervised_base": supervised_novel}
+            base = {"vild_ensemble": ensemble_base}
+            metrics = {
+                "AP": 50.0 + seed,
+                "APr": novel.get(method, 40.0) / 2,
+                "APc": 50.0,
+                "APf": 60.0,
+                "AP50_base": base.get(method, 96.0),
+                "AP50_novel": novel.get(method, 40.0),
+            }
+            row = {"method": method, "seed": seed, "ms_per_image": 30.0}
+            rows.append({**row, "box": metrics, "segm": metrics})
+    return rows
+
+
+def test_expectations_by_hand():
+    found = expectations(make_rows())
+    assert [round(value, 3) for _, value, _ in found] == [2.0, 2.0, 0.99, 0.0]
+    assert all(holds for _, _, holds in found)
+
+
+@pytest.mark.parametrize(
+    ("change", "failing"),
+    [
+        ({"ensemble_novel": 49.0}, [0, 1]),
+        ({"ensemble_base": 80.0}, [2]),
+        ({"supervised_novel": 3.0}, [3]),
+    ],
+)
+def test_expectations_can_fail(change, failing):
+    found = expectations(make_rows(**change))
+    assert [k for k, (_, _, holds) in enumerate(found) if not holds] == failing
+
+
+def test_mean_over_seeds_and_undefined_numbers():
+    rows = make_rows()
+    assert mean_of(rows, "vild", "box", "AP") == pytest.approx(50.5)
+    rows[0]["box"] = {**rows[0]["box"], "APr": None}
+    assert math.isnan(mean_of(rows, rows[0]["method"], "box", "APr"))
+    assert math.isnan(mean_of(rows, "no_such_method", "box", "APr"))
+
+
+def test_table_has_a_row_a_method_with_the_spread():
+    lines = table_of(make_rows()).splitlines()
+    assert len(lines) == 2 + len(DEMO_METHODS)
+    assert "50.5 ± 0.7" in lines[2]
+
+
+def test_page_says_where_its_numbers_come_from():
+    text = page(
+        {"command": "python x", "date": "2026-01-02", "commit": "c0ffee1", "rows": make_rows()}
+    )
+    assert "`python x`\non 2026-01-02" in text
+    assert "Pictograms" in text and "2 seeds" in text
+    assert "The paper's table" not in text
+    paper = {
+        "command": "python y",
+        "date": "2026-01-03",
+        "commit": "c0ffee1",
+        "rows": make_rows(methods=PAPER_METHODS),
+    }
+    both = page(
+        {"command": "python x", "date": "2026-01-02", "commit": "c0ffee1", "rows": make_rows()},
+        paper,
+    )
+    assert "**APr: ViLD-text < ViLD** does not hold. Not looked into." in both  # 20 both
+    assert "`python x`" in both and "`python y`" in both and "text_and_clip_crops" in both
+
+
+def test_orderings_by_hand():
+    rows = make_rows(methods=PAPER_METHODS)
+    for row in rows:
+        if row["method"] == "vild":
+            row["segm"] = {**row["segm"], "APr": 30.0, "APf": 57.1}
+        if row["method"] == "clip_crops":
+            row["ms_per_image"] = 300.0
+    found = {claim: holds for claim, _, holds in orderings(rows)}
+    assert found["APr: supervised on base < ViLD-text"]  # 0 and 20
+    assert found["APr: ViLD-text < ViLD"]  # 20 and 30
+    assert found["APr: ViLD <= ViLD-ensemble"]  # 30 and 40
+    assert not found["APr: ViLD-text < ViLD-text + CLIP"]  # 20 both
+    assert found["APf: ViLD-text = ViLD-ensemble"]  # 60 both
+    assert found["APf: ViLD <= ViLD-ensemble"]
+    assert not found["APf: ViLD-image < ViLD-text"]
+    assert found["time: ViLD < CLIP on crops"]

@@ -1,0 +1,44 @@
+"""What the JSON of every benchmark holds, and how a page names its origin."""
+
+from __future__ import annotations
+
+import datetime
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ovd_d2.pictograms.demo.steps import repository_root
+
+Document = Mapping[str, Any]  # command, date, commit, rows
+CODE = ("ovd_d2", "tools", "configs", "datasets")  # what a measurement depends on
+
+
+def make_document(command: str, rows: Sequence[Mapping[str, Any]]) -> Document:
+    """The rows with the command that measured them, today's date and the commit of the code."""
+    today = datetime.date.today().isoformat()
+    return {"command": command, "date": today, "commit": current_commit(), "rows": list(rows)}
+
+
+def current_commit() -> str:
+    """Short hash of the checkout, and whether its code was changed; "unknown" outside of one."""
+    try:
+        commit = _git("rev-parse", "--short", "HEAD")
+        changed = _git("status", "--porcelain", "--", *CODE)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{commit} with changes" if changed else commit
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    done = subprocess.run(
+        command, cwd=repository_root(), capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def origin(document: Document) -> str:
+    """The sentence that says where the rows come from, in Markdown."""
+    return (
+        f"Written by `{document['command']}`\non {document['date']} at commit {document['commit']}"
+    )

@@ -125,9 +125,9 @@ def test_the_augmented_test_of_a_project_is_not_run_twice(cfg):
 
 
 def test_the_augmented_test_of_a_project_leaves_the_results_alone(cfg):
-    Fork.test(cfg, None)
+    Fork.test(cfg, nn.Identity())
     before = results_path(cfg.OUTPUT_DIR).read_bytes()
-    assert Fork.test_with_TTA(cfg, None).keys() == {"bbox_TTA", "segm_TTA"}
+    assert Fork.test_with_TTA(cfg, nn.Identity()).keys() == {"bbox_TTA", "segm_TTA"}
     assert results_path(cfg.OUTPUT_DIR).read_bytes() == before
 
 
@@ -139,7 +139,7 @@ def test_eval_only_writes_events_at_the_iteration_of_the_checkpoint(cfg, tmp_pat
             return {"iteration": 41}
 
     monkeypatch.setattr(run, "check_and_set_up", lambda *_, **__: None)
-    monkeypatch.setattr(OpenVocabularyTrainer, "build_model", classmethod(lambda *_: None))
+    monkeypatch.setattr(OpenVocabularyTrainer, "build_model", classmethod(lambda *_: nn.Identity()))
     monkeypatch.setattr(run, "SafeCheckpointer", Loaded)
 
     class Arguments:

@@ -13,6 +13,7 @@ from ovd_d2.systems import systems
 RENAMED_KEYS = {
     "MODEL.VIT": "MODEL.OVD.VIT",
     "MODEL.BACKBONE.TIMM_ARCHITECTURE": "MODEL.OVD.TIMM_ARCHITECTURE",
+    "SOLVER.BACKBONE_MULTIPLIER": "SOLVER.LR_MULTIPLIERS",
 }
 
 
@@ -35,12 +36,7 @@ def add_ovd_config(cfg: CfgNode) -> None:
     # Drop the annotations of novel categories from the training set; False for the supervised
     # upper line alone, which may see them.
     _add(cfg.DATALOADER, "FILTER_NOVEL_ANNOTATIONS", True)
-    # "SGD" (Detectron2's own) or "ADAMW", which converges sooner in short runs from scratch; upper
-    # or lower case.
-    _add(cfg.SOLVER, "OPTIMIZER", "SGD")
-    # ADAMW: learning rate of the backbone (its pyramid apart) relative to the rest; below 1 for
-    # pretrained ones.
-    _add(cfg.SOLVER, "BACKBONE_MULTIPLIER", 1.0)
+    _add_solver_keys(cfg)
     for system in systems():
         system.add_config(cfg)
     _refuse_old_names(cfg)
@@ -116,6 +112,9 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # The first images take a minute or two, and so does every further shape until it gives up
     # compiling: for images of one size. Needs a C++ compiler (on a GPU, Triton, too).
     ovd.COMPILE_BACKBONE = False
+    # Parameters whose names begin with one of these do not train, and norms below keep their
+    # statistics: ["backbone.bottom_up."], say. A beginning that no parameter has is an error.
+    ovd.FREEZE = ()
 
     # The frozen CLIP: an open_clip architecture with a pretrained tag or a local checkpoint file.
     # Names given at test time and "clip_crops" load it; training, where it embeds online.
@@ -124,6 +123,25 @@ def _add_model_keys(cfg: CfgNode) -> None:
     ovd.TEACHER.PRETRAINED = "openai"
     # Prompt family for names given at test time (ovd_d2/clip/prompts.py).
     ovd.TEACHER.PROMPTS = "vild63"
+
+
+def _add_solver_keys(cfg: CfgNode) -> None:
+    # "SGD" (Detectron2's own) or "ADAMW", which converges sooner in short runs from scratch; upper
+    # or lower case.
+    _add(cfg.SOLVER, "OPTIMIZER", "SGD")
+    # Learning rate of parameters by the beginning of their names, relative to the rest:
+    # [["backbone.bottom_up.", 0.3], ["backbone.bottom_up.res5.", 1.0]]. The longest beginning
+    # counts. One that no parameter has is an error.
+    _add(cfg.SOLVER, "LR_MULTIPLIERS", ())
+    # Parameters without weight decay, by the last part of their names: a ViT's table of positions;
+    # "bias" for all biases. Norms have WEIGHT_DECAY_NORM.
+    _add(cfg.SOLVER, "NO_DECAY", ("pos_embed",))
+    # Exponential moving average of the weights, which is then what is evaluated in training and
+    # written as model_ema.pth at its end. Checkpoints hold both; model_final.pth has the raw ones.
+    average = _add(cfg.SOLVER, "EMA", CfgNode())
+    _add(average, "ENABLED", False)
+    # Share of the average that stays in each step: it looks back over about 1 / (1 - DECAY) steps.
+    _add(average, "DECAY", 0.9998)
 
 
 def _add_head_keys(cfg: CfgNode) -> None:
@@ -183,3 +201,10 @@ def _add_evaluation_keys(cfg: CfgNode) -> None:
     # Pictures on each sheet of the failure browser (the worst false positives and missed objects
     # of novel categories), written with every evaluation. 0: none is made.
     test.FAILURES = 24
+    # Also compute the training losses (val_loss/...) over DATASETS.TEST's base annotations with
+    # every evaluation of a training. It says when the base categories are overfitted.
+    test.VALIDATION_LOSS = False
+    # Keep the weights of the evaluation with the highest value of this metric as model_best.pth,
+    # e.g. "bbox/AP50_base" or, the lowest, "val_loss/total_loss"; with several test sets
+    # "NAME/bbox/AP50_base". Selecting by novel AP is peeking (docs/training.md). "": off.
+    test.BEST_CHECKPOINT = ""

@@ -11,7 +11,16 @@ from typing import Any
 from tabulate import tabulate
 
 import ovd_d2  # noqa: F401  (registers the data sets)
-from ovd_d2.benchmark import cache_page, online, options, speed, stored_types, sweeps, tables
+from ovd_d2.benchmark import (
+    cache_page,
+    end_to_end,
+    online,
+    options,
+    speed,
+    stored_types,
+    sweeps,
+    tables,
+)
 from ovd_d2.benchmark.documents import make_document
 from ovd_d2.benchmark.page import page
 from ovd_d2.demo.pictograms import Run, benchmark_steps
@@ -121,8 +130,9 @@ def measure_speed(args: argparse.Namespace) -> None:
     Pipeline(benchmark_steps(folder, args.seeds[:1], speed.METHODS), folder).run()
     rows = speed.measure(folder, args.seeds[0], args.device)
     rows += options.measure(folder, args.seeds[0], args.device)
-    if args.device == "cpu":  # the online Pictograms config trains there
+    if args.device == "cpu":
         rows.append(online.pictograms_online_cost(Run(folder, args.seeds[0])).row())
+        rows += speed.rows_of(end_to_end.measure())
     write_document(args, rows)
     print(speed.table_of(rows))
 

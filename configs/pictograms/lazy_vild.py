@@ -1,6 +1,4 @@
 # vild.yaml as a LazyConfig; tools/lazyconfig_train_net.py runs it.
-from functools import partial
-
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
@@ -9,7 +7,7 @@ from detectron2.modeling.proposal_generator import RPN
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
-from ovd_d2.engine.build import backbone_rate_factor
+from ovd_d2.engine.optimization import parameter_groups
 from ovd_d2.modeling import TimmBackbone
 
 from ..common.data.pictograms import dataloader, vocabulary
@@ -78,7 +76,8 @@ train.checkpointer.period = 200
 
 optimizer = model_zoo.get_config("common/optim.py").AdamW
 optimizer.update(lr=0.002, weight_decay=0.05)
-optimizer.params.lr_factor_func = partial(backbone_rate_factor, multiplier=0.3)
+optimizer.params._target_ = parameter_groups
+optimizer.params.lr_multipliers = [["backbone.bottom_up.", 0.3]]
 
 lr_multiplier = L(WarmupParamScheduler)(
     # Shares of train.max_iter, whatever that is: the rate falls after 825 of 1,100.

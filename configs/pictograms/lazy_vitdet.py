@@ -1,13 +1,14 @@
 # ViLD on Detectron2's plain ViT (ViTDet). It starts from noise: the shipped teacher is no ViT.
 from functools import partial
 
+from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.modeling import SimpleFeaturePyramid, ViT
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
 from torch import nn
 
-from .lazy_vild import dataloader, lr_multiplier, model, optimizer, train, vocabulary
+from .lazy_vild import dataloader, lr_multiplier, model, train, vocabulary
 
 model.backbone = L(SimpleFeaturePyramid)(
     net=L(ViT)(
@@ -35,5 +36,7 @@ train.init_checkpoint = ""
 train.output_dir = "./output/pictograms/lazy_vitdet"
 
 # As ViTDet trains: the lower the block, the slower; a table of positions is not decayed.
+optimizer = model_zoo.get_config("common/optim.py").AdamW
+optimizer.update(lr=0.002, weight_decay=0.05)
 optimizer.params.lr_factor_func = partial(get_vit_lr_decay_rate, num_layers=4, lr_decay_rate=0.7)
 optimizer.params.overrides = {"pos_embed": {"weight_decay": 0.0}}

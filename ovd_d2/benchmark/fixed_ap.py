@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.structures import Instances
 from torch import Tensor
 
+from ovd_d2.evaluation.evaluator_mixin import detections_to_coco_json
+from ovd_d2.modeling import BoxMasks
 from ovd_d2.modeling.detection import select_detections
 
 REGIONS, NAMES, NMS, SIDE = 300, 1203, 0.6, 28  # configs/vild_r50.yaml; SIDE of predicted masks
@@ -47,7 +47,7 @@ def round_masks(count: int) -> Tensor:
 
 
 def cost(limit: int, height: int, width: int, most_masks: int = 20_000) -> dict[str, float]:
-    """Number of detections, GB of their masks, and processor seconds of each step.
+    """Number of detections, MB of their masks, processor seconds of selecting and of encoding.
 
     Args:
         limit: detections per image; negative: all.
@@ -57,16 +57,13 @@ def cost(limit: int, height: int, width: int, most_masks: int = 20_000) -> dict[
     found, selecting = _timed(lambda: detections(limit, height, width))
     result = {
         "detections": len(found),
-        "masks_gb": len(found) * height * width / 1e9,
+        "masks_mb": len(found) * 4 * SIDE**2 / 1e6,
         "select_s": selecting,
     }
     if len(found) > most_masks:
         return result
-    masks, boxes = round_masks(len(found)), found.pred_boxes
-    found.pred_masks, result["paste_s"] = _timed(
-        lambda: paste_masks_in_image(masks, boxes, (height, width), threshold=0.5)
-    )
-    _, result["encode_s"] = _timed(lambda: instances_to_coco_json(found, 1))
+    found.pred_masks = BoxMasks(round_masks(len(found)), found.pred_boxes.tensor, found.image_size)
+    _, result["encode_s"] = _timed(lambda: detections_to_coco_json(found, 1))
     return result
 
 
@@ -80,9 +77,9 @@ def main() -> None:
     parser.add_argument("--limits", type=int, nargs="+", default=[300, 1000, 3000, -1])
     parser.add_argument("--size", type=int, nargs=2, default=[480, 640], help="height and width")
     args = parser.parse_args()
-    columns = ("detections", "masks_gb", "select_s", "paste_s", "encode_s")
-    print("| limit | detections | masks, GB | selecting, s | pasting, s | encoding, s |")
-    print("|---:|---:|---:|---:|---:|---:|")
+    columns = ("detections", "masks_mb", "select_s", "encode_s")
+    print("| limit | detections | masks, MB | selecting, s | encoding, s |")
+    print("|---:|---:|---:|---:|---:|")
     for limit in args.limits:
         row = cost(limit, *args.size)
         cells = [f"{row[one]:,.2f}" if one in row else "-" for one in columns[1:]]

@@ -27,7 +27,8 @@ from ovd_d2.clip.loading import configured_teacher
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.clip.untrained import untrained_model
 from ovd_d2.demo.pictograms import Run
-from ovd_d2.engine.build import build_open_vocabulary_model, build_optimizer, build_train_loader
+from ovd_d2.engine.build import build_open_vocabulary_model, build_train_loader
+from ovd_d2.engine.optimization import build_optimizer
 from ovd_d2.engine.run import load_config
 from ovd_d2.structures import cached_proposals_of
 

@@ -111,15 +111,18 @@ def _speed_section(document: Document) -> str:
     return f"""## Speed
 
 Ratios on two processor cores with the small Pictograms network, whose time is spent less on
-convolutions than a large one's: pooling, NMS, matching and the pasting of masks count in full and
-are not predicted. ViLD-ensemble takes less than its operations predict because its second head adds
+convolutions than a large one's: pooling, NMS, matching and pasting masks count in full and are not
+predicted. ViLD-ensemble takes less than its operations predict because its second head adds
 nothing to those (it reads the same pooled features), while that head is run in full, as the row
 beside ViLD with its head run twice shows. Mixed precision (`SOLVER.AMP.ENABLED`) and a compiled
 backbone (`MODEL.OVD.COMPILE_BACKBONE`) are off unless a config says so; below 1 they help.
 Compiling itself, a minute or two at the first images, is not counted. "Loading" is of images of
 160 px, which take 2 ms each; of images as large as LVIS trains on:
 [results-cache.md](results-cache.md). Online training ([online.md](online.md)) is predicted from the
-teacher's bare forward pass, measured in the same run.
+teacher's bare forward pass, measured in the same run. "Evaluation" goes from the image to COCO's
+records of boxes and masks: ViLD-ensemble in this package's way over Mask R-CNN in Detectron2's,
+both with random weights, which give as many detections as may be given. "Network alone / all" is
+its floor: ViLD-ensemble without masks' pixels and records over all of Mask R-CNN.
 {origin(document)}; numbers:
 [results/pictograms_speed.json](results/pictograms_speed.json).
 

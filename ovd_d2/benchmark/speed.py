@@ -30,7 +30,8 @@ from tqdm import tqdm
 from ovd_d2.benchmark.memory import peak_memory
 from ovd_d2.benchmark.tables import load_method
 from ovd_d2.demo.pictograms import VAL_SET, Run
-from ovd_d2.engine.build import build_optimizer, build_test_loader, build_train_loader
+from ovd_d2.engine.build import build_test_loader, build_train_loader
+from ovd_d2.engine.optimization import build_optimizer
 from ovd_d2.engine.run import load_config
 from ovd_d2.modeling import CLIPClassifier
 from ovd_d2.modeling.detection import select_detections

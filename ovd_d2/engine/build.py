@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import torch
-from detectron2 import solver
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data.build import filter_images_with_only_crowd_annotations
@@ -38,9 +36,6 @@ logger = logging.getLogger(__name__)
 DETECTOR = "detector"
 # MODEL.OVD.CLASSIFY_WITH -> where the scores of the ROI heads come from.
 CLASSIFY_WITH = {DETECTOR: "", "clip_crops": "image", "text_and_clip_crops": "ensemble"}
-
-# What Detectron2's FPN and its SimpleFeaturePyramid call the network below them.
-BELOW_PYRAMID = ("backbone.bottom_up.", "backbone.net.")
 
 
 @contextmanager
@@ -97,32 +92,6 @@ def build_open_vocabulary_model(
     model = build_model(cfg)
     SafeCheckpointer(model, required=required).load(cfg.MODEL.WEIGHTS)
     return model.eval()
-
-
-def backbone_rate_factor(name: str, *, multiplier: float) -> float:
-    """Learning rate of the parameter `name` relative to the rest: `multiplier` in the backbone."""
-    return multiplier if name.startswith(BELOW_PYRAMID) else 1.0
-
-
-def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Detectron2's SGD, or AdamW over the same parameter groups, as `SOLVER.OPTIMIZER` says.
-
-    AdamW trains the backbone (its pyramid apart) at `SOLVER.BACKBONE_MULTIPLIER` times the rate;
-    a ViT's table of positions is not decayed.
-    """
-    if cfg.SOLVER.OPTIMIZER.upper() == "SGD":
-        return solver.build_optimizer(cfg, model)
-    parameters = solver.get_default_optimizer_params(
-        model,
-        base_lr=cfg.SOLVER.BASE_LR,
-        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        lr_factor_func=partial(backbone_rate_factor, multiplier=cfg.SOLVER.BACKBONE_MULTIPLIER),
-        overrides={"pos_embed": {"weight_decay": 0.0}},
-    )
-    adamw = solver.build.maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
-    return adamw(parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
 
 
 def load_training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:

@@ -203,6 +203,15 @@ class SafeCheckpointer(DetectionCheckpointer):
         return problem
 
 
+def save_weights(model: nn.Module, path: Path, **content: Any) -> None:
+    """Writes a model, its vocabulary with it, and `content`, for `MODEL.WEIGHTS`.
+
+    It holds no state of a training: `last_checkpoint` stays, and nothing resumes from it.
+    """
+    logger.info("Saving weights to %s", path)
+    write_checkpoint(path, {"model": model.state_dict(), **content})
+
+
 def _needed(model: nn.Module, beginnings: Sequence[str]) -> list[str]:
     return [
         name

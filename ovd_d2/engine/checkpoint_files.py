@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 LAST = "last_checkpoint"  # Detectron2's name for the file that names the last checkpoint
 DIGEST_SUFFIX = ".sha256"
+# Weights without the rest of a training, which cannot be resumed from them.
+AVERAGED, BEST = "model_ema.pth", "model_best.pth"
 # What `atomic_write` calls the temporary files of the above; the number is the process.
 _LEFTOVER = re.compile(r"\.(?:.+\.pth(?:\.sha256)?|last_checkpoint)\.(\d+)-[0-9a-f]{8}\.tmp")
 _PERIODIC = "model_"  # what the checkpoints of Detectron2's PeriodicCheckpointer begin with
@@ -192,6 +194,8 @@ def _by_iteration(folder: Path) -> list[Path]:
     """Checkpoints of a training, the highest iteration first; unreadable ones last."""
     iterations: dict[Path, int] = {}
     for path in sorted(folder.glob("*.pth")):
+        if path.name in (AVERAGED, BEST):
+            continue
         iteration = _iteration_of(path)
         if iteration is not None or path.name.startswith(_PERIODIC):
             iterations[path] = -1 if iteration is None else iteration

@@ -15,6 +15,12 @@ from ovd_d2.data.augmentation import smallest_resize
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper, mapping_problems
 from ovd_d2.engine.build import CLASSIFY_WITH, DETECTOR
 from ovd_d2.engine.data_checks import CheckedData, DataNeeds, category_problems, check_data
+from ovd_d2.engine.optimization import optimizer_problems
+from ovd_d2.engine.validation import (
+    missing_annotation_problems,
+    selection_notices,
+    selection_problems,
+)
 from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
 from ovd_d2.evaluation.engines import build_engine
@@ -59,9 +65,10 @@ def check_setup(cfg: CfgNode, *, training: bool, progress: bool = True) -> list[
     if training and not problems:
         mapper = OpenVocabularyDatasetMapper(cfg, is_train=True)
         problems += mapping_problems(mapper, _training_images(cfg, data)[:1])
+        problems += missing_annotation_problems(cfg)
     if problems:
         raise SetupError(problems)
-    return data.notices
+    return data.notices + (selection_notices(cfg) if training else [])
 
 
 def check_images(cfg: CfgNode, dataset: str, *, progress: bool = True) -> None:
@@ -96,10 +103,10 @@ def config_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
         yield from _choice_problems(cfg)
     if system := system_of(cfg):
         yield from system.key_problems(cfg)
-    if cfg.SOLVER.OPTIMIZER.upper() not in ("SGD", "ADAMW"):
-        yield f"SOLVER.OPTIMIZER: '{cfg.SOLVER.OPTIMIZER}' is neither SGD nor ADAMW"
+    yield from optimizer_problems(cfg)
     yield from evaluation_problems(cfg)
     if training:
+        yield from selection_problems(cfg)
         yield from precision_problems(cfg.SOLVER.AMP.ENABLED, cfg.MODEL.DEVICE, "SOLVER.AMP")
         yield from process_problems(cfg.MODEL.DEVICE)
     yield from output_problems(cfg.OUTPUT_DIR)

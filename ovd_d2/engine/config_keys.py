@@ -97,8 +97,8 @@ def _idle(cfg: CfgNode) -> Iterable[IdleKeys]:
             ("MODEL.RPN.BBOX_REG_LOSS_TYPE",),
             "MODEL.PROPOSAL_GENERATOR.NAME LevelMeanRPN has a box loss of its own",
         )
-    if cfg.SOLVER.OPTIMIZER.upper() == "SGD":
-        yield ("SOLVER.BACKBONE_MULTIPLIER",), "SOLVER.OPTIMIZER SGD has one rate for all"
+    if not cfg.SOLVER.EMA.ENABLED:
+        yield ("SOLVER.EMA.DECAY",), "SOLVER.EMA.ENABLED is False"
     if cfg.MODEL.BACKBONE.NAME != "build_ovd_timm_fpn_backbone":
         yield (
             ("MODEL.OVD.TIMM_ARCHITECTURE",),

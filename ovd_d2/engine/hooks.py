@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from ovd_d2.engine.checkpoint import save_weights
+from ovd_d2.engine.checkpoint_files import AVERAGED, BEST, checkpoint_fault
+from ovd_d2.engine.validation import lower_is_better
+from ovd_d2.modeling.open_vocabulary import unwrapped
 from ovd_d2.seeding import seed_generators
+
+logger = logging.getLogger(__name__)
 
 _MODEL = 3  # sets these random numbers apart from the training loader's
 
@@ -73,3 +85,126 @@ class SeedIterations(HookBase):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._seed = int(state["seed"])
+
+
+class WeightAveraging(HookBase):
+    """An exponential moving average of the model (`torch.optim.swa_utils`), to be evaluated.
+
+    Parameters and floating-point buffers, as the statistics of batch norms, are averaged after
+    every step. Checkpoints hold the average beside the raw weights, so that resuming goes on with
+    it; after the last step it is also written as `model_ema.pth`. Register it before the hooks that
+    write checkpoints and evaluate.
+    """
+
+    def __init__(self, model: nn.Module, *, decay: float, folder: Path) -> None:
+        """
+        Args:
+            model: what trains, also inside `DistributedDataParallel`; is copied.
+            decay: share of the average that stays in each step, below 1.
+            folder: for `model_ema.pth`.
+        """
+        self._source = unwrapped(model)
+        self._decay = decay
+        self._path = folder / AVERAGED
+        self._average: AveragedModel | None = None
+        self._resumed: dict[str, Any] | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The averaged model.
+
+        Raises:
+            RuntimeError: training has not begun.
+        """
+        if self._average is None:
+            raise RuntimeError("there is no average before training begins")
+        return self._average.module
+
+    def before_train(self) -> None:
+        # Only now: weights and vocabulary have been loaded
+        average = get_ema_multi_avg_fn(self._decay)
+        self._average = AveragedModel(self._source, multi_avg_fn=average, use_buffers=True)
+        if self._resumed is not None:
+            self._average.load_state_dict(self._resumed)
+            self._resumed = None
+        elif self.trainer.start_iter:
+            logger.warning(
+                "The checkpoint holds no average of the weights (SOLVER.EMA, train.model_ema): it "
+                "begins at iteration %d",
+                self.trainer.start_iter,
+            )
+
+    def after_step(self) -> None:
+        if self._average is None:
+            raise RuntimeError("after_step before before_train")
+        self._average.update_parameters(self._source)
+        if self.trainer.iter + 1 == self.trainer.max_iter and comm.is_main_process():
+            save_weights(self.model, self._path, iteration=self.trainer.iter)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._average is None else self._average.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._resumed = state
+
+
+class BestCheckpoint(HookBase):
+    """Keeps the weights of the best evaluation so far as `model_best.pth`.
+
+    Unlike Detectron2's `BestCheckpointer` it writes the weights that were evaluated and nothing to
+    resume from, `last_checkpoint` stays, and a resumed training knows what was best before: the
+    file says so. Register it on the main process, after the hooks that evaluate.
+    """
+
+    def __init__(
+        self, metric: str, *, period: int, folder: Path, model: Callable[[], nn.Module]
+    ) -> None:
+        """
+        Args:
+            metric: as evaluations put it into the event storage, "bbox/AP50_base"; the highest is
+                the best, of losses the lowest.
+            period: iterations between two evaluations.
+            folder: for `model_best.pth`.
+            model: gives what was evaluated.
+        """
+        self._metric = metric
+        self._period = period
+        self._path = folder / BEST
+        self._model = model
+        self._best: float | None = None
+
+    def before_train(self) -> None:
+        if not (self.trainer.start_iter and self._path.is_file()):
+            return
+        if fault := checkpoint_fault(self._path):
+            logger.warning("%s. The best is looked for anew", fault)
+            return
+        stored = torch.load(self._path, map_location="cpu", weights_only=True, mmap=True)
+        self._best = stored["best"].get(self._metric)
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self._period == 0 and done != self.trainer.max_iter:  # as Detectron2's EvalHook
+            self._compare()
+
+    def after_train(self) -> None:
+        if self.trainer.iter + 1 >= self.trainer.max_iter:
+            self._compare()
+
+    def _compare(self) -> None:
+        latest = self.trainer.storage.latest()
+        value, iteration = latest.get(self._metric, (None, None))
+        if value is None or iteration != self.trainer.storage.iter:
+            logger.warning(
+                "This evaluation gave no %s (nan where nothing has ground truth), so %s stays",
+                *(self._metric, self._path),
+            )
+            return
+        sign = -1 if lower_is_better(self._metric) else 1
+        if self._best is not None and sign * value <= sign * self._best:
+            return
+        logger.info("%s is %.4f, the best so far", self._metric, value)
+        self._best = value
+        done = min(self.trainer.iter, self.trainer.max_iter - 1)
+        model = unwrapped(self._model())
+        save_weights(model, self._path, iteration=done, best={self._metric: value})

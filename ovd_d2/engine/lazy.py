@@ -5,6 +5,8 @@ A config has what Detectron2's `new_baselines` have (`model`, `optimizer`, `lr_m
 which the model's classifier refers ("${vocabulary}").
 Where it has `wrap_loader`, a LazyCall that gives a function of the training loader, batches go
 through that on their way to the model (configs/pictograms/lazy_vild_online.py).
+`train.model_ema = dict(enabled=True, decay=0.9998)` averages the weights
+(:class:`ovd_d2.engine.hooks.WeightAveraging`).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import logging
 import os
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import instantiate
@@ -32,12 +35,13 @@ from torch import nn
 
 from ovd_d2.engine.build import vocabulary_of
 from ovd_d2.engine.checkpoint import WHOLE_MODEL, SafeCheckpointer
-from ovd_d2.engine.hooks import ProgressBar, SeedIterations
+from ovd_d2.engine.hooks import ProgressBar, SeedIterations, WeightAveraging
 from ovd_d2.engine.launching import available_device, on_main_process
 from ovd_d2.engine.lazy_checks import NO_VOCABULARY, WEIGHTS_KEY, check_lazy_setup
 from ovd_d2.engine.scalars import defined, write_scalars
 from ovd_d2.engine.trainer import finish, loader_states, write_results
 from ovd_d2.errors import SetupError
+from ovd_d2.evaluation import masks_in_boxes
 from ovd_d2.modeling.open_vocabulary import open_vocabulary_part
 
 logger = logging.getLogger(__name__)
@@ -98,12 +102,12 @@ def _check(cfg: DictConfig, args: argparse.Namespace, *, training: bool) -> None
 def _test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
     """With the vocabulary in the order of the test set."""
     evaluator = instantiate(cfg.dataloader.evaluator)
-    with vocabulary_of(evaluator.description["dataset"], model):
+    dataset = evaluator.description["dataset"]
+    with vocabulary_of(dataset, model), masks_in_boxes(model, evaluator):
         results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
-    what = {evaluator.description["dataset"]: evaluator.description}
-    write_results({**results, "evaluation": what}, cfg.train.output_dir)
+    write_results({**results, "evaluation": {dataset: evaluator.description}}, cfg.train.output_dir)
     return results
 
 
@@ -111,21 +115,34 @@ def _build_hooks(
     cfg: DictConfig,
     model: nn.Module,
     checkpointer: SafeCheckpointer,
-) -> list[HookBase]:
-    built = [
+) -> list[HookBase | None]:
+    averaging = _build_averaging(cfg, model)
+    built: list[HookBase | None] = [
         SeedIterations(comm.shared_random_seed()),
+        averaging,
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
     ]
     if comm.is_main_process():
         built.append(hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer))
-    # undefined numbers have no place in the event storage
-    built.append(hooks.EvalHook(cfg.train.eval_period, lambda: defined(_test(cfg, model))))
+
+    def evaluate() -> dict[str, Any]:
+        results = _test(cfg, model if averaging is None else averaging.model)
+        return defined(results)  # undefined numbers have no place in the event storage
+
+    built.append(hooks.EvalHook(cfg.train.eval_period, evaluate))
     if comm.is_main_process():
         writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
         built.append(hooks.PeriodicWriter(writers, period=cfg.train.log_period))
         built.append(ProgressBar(os.path.basename(cfg.train.output_dir) or "training"))
     return built
+
+
+def _build_averaging(cfg: DictConfig, model: nn.Module) -> WeightAveraging | None:
+    average = cfg.train.get("model_ema")
+    if not average or not average.get("enabled"):
+        return None
+    return WeightAveraging(model, decay=average.decay, folder=Path(cfg.train.output_dir))
 
 
 def _build_model(cfg: DictConfig) -> nn.Module:

@@ -15,6 +15,7 @@ from ovd_d2.data.mapper import mapping_problems
 from ovd_d2.data.passengers import Passenger, ProposalsToEmbed
 from ovd_d2.engine.checks import output_problems, precision_problems
 from ovd_d2.engine.data_checks import CheckedData, DataNeeds, category_problems, check_data
+from ovd_d2.engine.optimization import decay_problems
 from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
 from ovd_d2.evaluation import OpenVocabularyLVISEvaluator
@@ -62,6 +63,7 @@ def check_lazy_setup(cfg: DictConfig, *, training: bool, progress: bool = True) 
         amp = cfg.train.amp.enabled
         problems += precision_problems(amp, cfg.train.device, "train.amp.enabled")
         problems += _mapper_problems(cfg, vocabulary, data)
+        problems += decay_problems(cfg.train.get("model_ema") or {}, "train.model_ema.decay")
     if problems:
         raise SetupError(problems)
     return data.notices

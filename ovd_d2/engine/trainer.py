@@ -20,13 +20,14 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ovd_d2.data.online import is_resumable
-from ovd_d2.engine import build
+from ovd_d2.engine import build, optimization
 from ovd_d2.engine.checkpoint import SafeCheckpointer
 from ovd_d2.engine.checks import check_setup
-from ovd_d2.engine.hooks import ProgressBar, SeedIterations
+from ovd_d2.engine.hooks import BestCheckpoint, ProgressBar, SeedIterations, WeightAveraging
 from ovd_d2.engine.launching import on_main_process
 from ovd_d2.engine.scalars import defined
-from ovd_d2.evaluation import build_evaluator
+from ovd_d2.engine.validation import validate
+from ovd_d2.evaluation import build_evaluator, masks_in_boxes
 from ovd_d2.files import atomic_write_json
 from ovd_d2.modeling import OpenVocabularyRCNNWithTTA
 from ovd_d2.seeding import kept_generators
@@ -90,6 +91,7 @@ class OpenVocabularyTrainer(DefaultTrainer):
     """
 
     checkpointer: SafeCheckpointer
+    _averaging: WeightAveraging | None = None
 
     def __init__(self, cfg: CfgNode, *, check: bool = True) -> None:
         """
@@ -109,8 +111,14 @@ class OpenVocabularyTrainer(DefaultTrainer):
         super().__init__(cfg)
 
     @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        model = super().build_model(cfg)
+        optimization.freeze(model, cfg.MODEL.OVD.FREEZE)
+        return model
+
+    @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        return build.build_optimizer(cfg, model)
+        return optimization.build_optimizer(cfg, model)
 
     def train(self) -> dict[str, Any] | None:
         """As Detectron2's; a run that was resumed after its last iteration has nothing to do."""
@@ -173,7 +181,7 @@ class OpenVocabularyTrainer(DefaultTrainer):
             one_set = cfg.clone()
             one_set.defrost()
             one_set.DATASETS.TEST = (name,)
-            with build.vocabulary_of(name, model):
+            with build.vocabulary_of(name, model), masks_in_boxes(model, evaluator):
                 results[name] = super().test(one_set, wrap(cfg, model), [evaluator])
         return next(iter(results.values())) if len(results) == 1 else results
 
@@ -207,13 +215,22 @@ class OpenVocabularyTrainer(DefaultTrainer):
         }
         write_results({**results, "evaluation": what}, cfg.OUTPUT_DIR, folder)
 
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """What evaluations in training are of: the averaged weights, where there are any."""
+        return self.model if self._averaging is None else self._averaging.model
+
     def _evaluate_for_storage(self) -> dict[str, Any]:
-        self._last_eval_results = self.test(self.cfg, self.model)
+        self._last_eval_results = self.test(self.cfg, self.evaluated_model)
         return defined(self._last_eval_results) if comm.is_main_process() else {}
 
     def _evaluate_with_tta_for_storage(self) -> dict[str, Any]:
-        results = self.test_with_tta(self.cfg, self.model)
+        results = self.test_with_tta(self.cfg, self.evaluated_model)
         return defined(results) if comm.is_main_process() else {}
+
+    def _validate_for_storage(self) -> dict[str, Any]:
+        losses = validate(self.cfg, self.evaluated_model)
+        return defined(losses) if comm.is_main_process() else {}
 
     def build_hooks(self) -> list[HookBase | None]:
         # The last thing that Detectron2's __init__ does; some hooks keep the checkpointer.
@@ -223,17 +240,32 @@ class OpenVocabularyTrainer(DefaultTrainer):
             **self.checkpointer.checkpointables,
             **loader_states(self.data_loader),
         )
-        hooks: list[HookBase | None] = [SeedIterations(comm.shared_random_seed())]
+        if self.cfg.SOLVER.EMA.ENABLED:
+            self._averaging = WeightAveraging(
+                self.model, decay=self.cfg.SOLVER.EMA.DECAY, folder=Path(self.cfg.OUTPUT_DIR)
+            )
+        seed = SeedIterations(comm.shared_random_seed())
+        hooks: list[HookBase | None] = [seed, self._averaging]
         for hook in super().build_hooks():
             if not isinstance(hook, EvalHook):
                 hooks.append(hook)
                 continue
-            # Detectron2's own would put nan into the event storage
-            hooks.append(EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate_for_storage))
-            # After training alone: it takes many passes per image. A project that has a
-            # `test_with_TTA`, as Detectron2's train_net.py, registers a hook for it itself.
-            if self.cfg.TEST.AUG.ENABLED and not hasattr(self, "test_with_TTA"):
-                hooks.append(EvalHook(0, self._evaluate_with_tta_for_storage))
+            hooks += self._build_evaluation_hooks()
         if comm.is_main_process():
             hooks.append(ProgressBar(os.path.basename(self.cfg.OUTPUT_DIR) or "training"))
+        return hooks
+
+    def _build_evaluation_hooks(self) -> list[HookBase]:
+        test, folder = self.cfg.TEST, Path(self.cfg.OUTPUT_DIR)
+        # Detectron2's own would put nan into the event storage
+        hooks: list[HookBase] = [EvalHook(test.EVAL_PERIOD, self._evaluate_for_storage)]
+        # After training alone: it takes many passes per image. A project that has a
+        # `test_with_TTA`, as Detectron2's train_net.py, registers a hook for it itself.
+        if test.AUG.ENABLED and not hasattr(self, "test_with_TTA"):
+            hooks.append(EvalHook(0, self._evaluate_with_tta_for_storage))
+        if test.OVD.VALIDATION_LOSS:
+            hooks.append(EvalHook(test.EVAL_PERIOD, self._validate_for_storage))
+        if test.OVD.BEST_CHECKPOINT and comm.is_main_process():
+            best, model = test.OVD.BEST_CHECKPOINT, lambda: self.evaluated_model
+            hooks.append(BestCheckpoint(best, period=test.EVAL_PERIOD, folder=folder, model=model))
         return hooks

@@ -32,7 +32,7 @@ from ovd_d2.engine.run import set_up
 from ovd_d2.engine.trainer import without_nan
 from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
-from ovd_d2.evaluation import build_evaluator
+from ovd_d2.evaluation import build_evaluator, masks_in_boxes
 from ovd_d2.files import atomic_write_json
 from ovd_d2.modeling.open_vocabulary import open_vocabulary_part, takes_vocabulary
 from ovd_d2.vocabulary import Vocabulary
@@ -94,7 +94,8 @@ def evaluate_transfer(
         evaluator = build_evaluator(cfg, test_set.name, str(folder / test_set.name))
         part.set_vocabulary(_vocabulary_of(test_set, teacher, prompts))
         loader = build_test_loader(cfg, test_set.name)
-        results = inference_on_dataset(model, loader, evaluator)
+        with masks_in_boxes(model, evaluator):
+            results = inference_on_dataset(model, loader, evaluator)
         if comm.is_main_process():
             report["data_sets"][test_set.name] = {
                 "protocol": evaluator.description["protocol"],

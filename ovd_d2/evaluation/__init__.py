@@ -9,6 +9,7 @@ from ovd_d2.evaluation.confusion import (
     read_confusion,
 )
 from ovd_d2.evaluation.groups import CategoryAP
+from ovd_d2.evaluation.inference import masks_in_boxes
 from ovd_d2.evaluation.lvis_evaluator import OpenVocabularyLVISEvaluator
 from ovd_d2.evaluation.tables import results_table
 
@@ -19,6 +20,7 @@ __all__ = [
     "OpenVocabularyLVISEvaluator",
     "build_evaluator",
     "confusion_table",
+    "masks_in_boxes",
     "novel_confusion",
     "read_confusion",
     "results_table",

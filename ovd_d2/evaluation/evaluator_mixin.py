@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from detectron2.utils import comm
 
@@ -23,6 +24,7 @@ from ovd_d2.evaluation.protocols import Detection, Protocol
 from ovd_d2.evaluation.streaming import BestPerCategory
 from ovd_d2.evaluation.tables import evaluation_table
 from ovd_d2.files import atomic_write
+from ovd_d2.modeling.masks import BoxMasks
 
 
 class EvaluatorMixin:
@@ -31,7 +33,7 @@ class EvaluatorMixin:
     Replaces how predictions are evaluated (`_eval_predictions`). `process` remembers where the
     images are, and under a protocol that limits the detections per category keeps no others: each
     rank its own best, from which rank 0 selects. The mask of a detection that cannot count any more
-    is not encoded.
+    is not encoded, and masks that come as `BoxMasks` are encoded from their boxes.
     """
 
     results_file: str  # where the detections go, in the output folder
@@ -91,13 +93,18 @@ class EvaluatorMixin:
             self._found[one["image_id"]] += len(output.get("instances", ()))
             if "file_name" in one:
                 self._files[one["image_id"]] = one["file_name"]
-            if self._best is None or "instances" not in output:
+            if "instances" not in output:
                 super().process([one], [output])  # type: ignore[misc]
                 continue
-            kept = _admitted(output["instances"], self._best)
-            super().process([one], [{**output, "instances": kept}])  # type: ignore[misc]
-            self._best.add(self._predictions[-1]["instances"])
-            self._predictions[-1]["instances"] = []  # `evaluate` fills it
+            found = output["instances"]
+            if self._best is not None:
+                found = _admitted(found, self._best)
+            super().process([one], [{**output, "instances": found[:0]}])  # type: ignore[misc]
+            detections = detections_to_coco_json(found.to("cpu"), one["image_id"])
+            if self._best is None:
+                self._predictions[-1]["instances"] = detections
+            else:
+                self._best.add(detections)  # `evaluate` gives them back to their images
 
     def evaluate(self) -> dict[str, Any] | None:
         if self._best is not None:
@@ -152,6 +159,17 @@ class EvaluatorMixin:
         names = self._metadata.get("thing_classes", None) or [records[k]["name"] for k in ids]
         frequencies = [records[k].get("frequency") for k in ids]
         return Categories(ids, list(names), [bool(flag) for flag in novel], frequencies)
+
+
+def detections_to_coco_json(found: Instances, image_id: int) -> list[dict[str, Any]]:
+    """Detectron2's `instances_to_coco_json`, also of masks that are in their boxes; on the CPU."""
+    masks = found.get_fields().get("pred_masks")
+    if not isinstance(masks, BoxMasks):
+        return instances_to_coco_json(found, image_id)
+    others = {name: value for name, value in found.get_fields().items() if name != "pred_masks"}
+    records = instances_to_coco_json(Instances(found.image_size, **others), image_id)
+    encoded = zip(records, masks.to_rle(), strict=True)
+    return [{**record, "segmentation": rle} for record, rle in encoded]
 
 
 def _admitted(found: Instances, best: BestPerCategory) -> Instances:

@@ -13,12 +13,14 @@ from ovd_d2.modeling.box_head import (
 )
 from ovd_d2.modeling.classifier import CLIPClassifier
 from ovd_d2.modeling.mask_head import ClassAgnosticPointRendMaskHead, ViLDMaskHead
+from ovd_d2.modeling.masks import BoxMasks
 from ovd_d2.modeling.meta_arch import BatchInvariantRCNN, OpenVocabularyRCNN
 from ovd_d2.modeling.roi_heads import OpenVocabularyROIHeads
 from ovd_d2.modeling.tta import OpenVocabularyRCNNWithTTA
 
 __all__ = [
     "BatchInvariantRCNN",
+    "BoxMasks",
     "CLIPClassifier",
     "ClassAgnosticPointRendMaskHead",
     "EmbeddingProjection",

@@ -6,10 +6,10 @@ from typing import Any
 
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
-from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from torch import Tensor
 
+from ovd_d2.modeling.masks import postprocess
 from ovd_d2.modeling.roi_heads import WORDS
 from ovd_d2.structures import ORIGINAL_IMAGE, PerImage
 from ovd_d2.vocabulary import Vocabulary
@@ -29,7 +29,14 @@ class BatchInvariantRCNN(GeneralizedRCNN):
     too, gives a model one image at a time. Training is Detectron2's.
 
     Parameters and state dict are those of :class:`GeneralizedRCNN`.
+
+    Attributes:
+        full_masks: `pred_masks` is Detectron2's (N, height, width) bool tensor; where False, which
+            evaluation sets for as long as it runs (:func:`ovd_d2.evaluation.masks_in_boxes`), it is
+            :class:`ovd_d2.modeling.BoxMasks`, and no full-size mask is ever made.
     """
+
+    full_masks = True
 
     def inference(
         self,
@@ -39,14 +46,27 @@ class BatchInvariantRCNN(GeneralizedRCNN):
     ) -> list[Any]:
         """See :meth:`GeneralizedRCNN.inference`."""
         known = [None] * len(batched_inputs) if detected_instances is None else detected_instances
-        return [
-            self._infer(one, instances, do_postprocess)
+        raw = [
+            self._infer(one, instances)
             for one, instances in zip(batched_inputs, known, strict=True)
         ]
+        if not do_postprocess:
+            return raw
+        return [
+            {"instances": self._postprocess_one(found, one)}
+            for found, one in zip(raw, batched_inputs, strict=True)
+        ]
 
-    def _infer(self, one: dict[str, Any], known: Instances | None, do_postprocess: bool) -> Any:
-        """:meth:`GeneralizedRCNN.inference` of one image."""
-        return super().inference([one], None if known is None else [known], do_postprocess)[0]
+    def _infer(self, one: dict[str, Any], known: Instances | None) -> Instances:
+        """Raw detections of one image, in the coordinates of the network's input."""
+        known_ones = None if known is None else [known]
+        return super().inference([one], known_ones, do_postprocess=False)[0]
+
+    def _postprocess_one(self, found: Instances, one: dict[str, Any]) -> Instances:
+        """In the output size of the image, its input's where it names none."""
+        height, width = found.image_size
+        size = one.get("height", height), one.get("width", width)
+        return postprocess(found, *size, full_masks=self.full_masks)
 
 
 @META_ARCH_REGISTRY.register()
@@ -106,17 +126,15 @@ class OpenVocabularyRCNN(BatchInvariantRCNN):
         words = self.roi_heads.classifier.words_of(vocabulary)
         return self.inference([{**one, WORDS: words} for one in batched_inputs])
 
-    def _infer(self, one: dict[str, Any], known: Instances | None, do_postprocess: bool) -> Any:
+    def _infer(self, one: dict[str, Any], known: Instances | None) -> Instances:
         if known is not None or not (ORIGINAL_IMAGE in one or WORDS in one):
-            return super()._infer(one, known, do_postprocess)
+            return super()._infer(one, known)
         features, proposals = self._propose(one)
         for key in (ORIGINAL_IMAGE, WORDS):
             if key in one:
                 proposals.set(key, PerImage(one[key], len(proposals)))
         (found,), _ = self.roi_heads(None, features, [proposals], None)
-        if not do_postprocess:
-            return found
-        return {"instances": detector_postprocess(found, one["height"], one["width"])}
+        return found
 
     def predict_proposals(self, batched_inputs: list[dict[str, Any]]) -> list[Instances]:
         """The first stage alone, of images of any sizes.

@@ -88,9 +88,10 @@ class ViLDROIHeads(OpenVocabularyROIHeads):
         """See :meth:`StandardROIHeads.forward`.
 
         Raises:
-            ValueError: the variant distils, and an image has no cached proposals.
+            ValueError: the variant distils, and an image has no cached proposals; or none has any,
+                unless there is no gradient, either (a validation loss is without distillation).
         """
-        if not (self.training and self.variant.distils):
+        if not (self.training and self.variant.distils) or _is_validation(targets):
             return super().forward(images, features, proposals, targets)
         if targets is None:
             raise ValueError("training needs ground truth: the batch has no 'instances'")
@@ -134,6 +135,11 @@ class ViLDROIHeads(OpenVocabularyROIHeads):
         # One type first: autocast refuses to join rows of a 16-bit type that is not its own.
         teacher = torch.cat([x.teacher_embeddings.float() for x in cached_proposals])
         return distillation_l1(student, teacher, self.distillation_weight)
+
+
+def _is_validation(targets: list[Instances] | None) -> bool:
+    """No gradient is wanted, and there is nothing to distil from."""
+    return not torch.is_grad_enabled() and not any(map(cached_proposals_of, targets or ()))
 
 
 def _cached_proposals(targets: list[Instances]) -> list[Instances]:

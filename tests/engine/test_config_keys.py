@@ -28,6 +28,18 @@ def test_an_option_without_value(config_file):
     assert "'SEED' has no value" in unknown_key_problems(config_file, ["SEED"])[-1]
 
 
+def test_a_key_of_an_older_version_is_an_error_that_names_the_new_one(tmp_path):
+    path = tmp_path / "old.yaml"
+    path.write_text("SOLVER:\n  BACKBONE_MULTIPLIER: 0.3\n")
+    expected = "the key SOLVER.BACKBONE_MULTIPLIER was renamed to SOLVER.LR_MULTIPLIERS"
+    assert unknown_key_problems(str(path), []) == [f"{path}: {expected}"]
+    assert unknown_key_problems(str(path), ["SOLVER.BACKBONE_MULTIPLIER", "1"])[1:] == [
+        f"options: {expected}"
+    ]
+    with pytest.raises(KeyError, match=r"renamed to SOLVER\.LR_MULTIPLIERS"):
+        default_config().merge_from_file(str(path))
+
+
 def test_loading_a_config_lists_them_too(config_file):
     with pytest.raises(SetupError) as caught:
         load_config(config_file, ["NO.SUCH", "1"])
@@ -69,7 +81,7 @@ def test_idle_keys_are_noted_only_where_they_were_changed():
     assert idle_key_notices(cfg) == []
     cfg.MODEL.VILD.DISTILLATION.WEIGHT = 2.0
     cfg.MODEL.OVD.BASE_WEIGHT = 0.5
-    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
+    cfg.SOLVER.EMA.DECAY = 0.9
     cfg.INPUT.LSJ.SIZE = 512
     cfg.MODEL.OVD.TIMM_ARCHITECTURE = "resnet18"
     notices = idle_key_notices(cfg)
@@ -79,7 +91,7 @@ def test_idle_keys_are_noted_only_where_they_were_changed():
         in (notices[0])
     )
     cfg.MODEL.VILD.VARIANT = "vild_ensemble"
-    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    cfg.SOLVER.EMA.ENABLED = True
     cfg.INPUT.LSJ.ENABLED = True
     cfg.MODEL.BACKBONE.NAME = "build_ovd_timm_fpn_backbone"
     assert idle_key_notices(cfg) == []

@@ -76,7 +76,7 @@ def cfg(tmp_path, monkeypatch):
 
 
 def test_results_say_what_they_are(cfg):
-    assert OpenVocabularyTrainer.test(cfg, model=None) is not None
+    assert OpenVocabularyTrainer.test(cfg, nn.Identity()) is not None
     document = json.loads(results_path(cfg.OUTPUT_DIR).read_text())
     assert document == {
         "bbox": {"AP": 1.5, "APl": None},
@@ -89,7 +89,7 @@ class Untrained(OpenVocabularyTrainer):
     """The trainer's hooks without its training."""
 
     def __init__(self, cfg):
-        self._trainer = SimpleNamespace(model=None, optimizer=None, data_loader=None)
+        self._trainer = SimpleNamespace(model=nn.Identity(), optimizer=None, data_loader=None)
         self.cfg = cfg
         self.checkpointer = Checkpointer(nn.Identity(), cfg.OUTPUT_DIR)
         self.iter, self.max_iter = 9, 10

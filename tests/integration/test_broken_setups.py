@@ -60,6 +60,8 @@ OPTIONS = {
     "masks": (["MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", "False"], r"CLS_AGNOSTIC_MASK must"),
     "novel boxes": (["DATALOADER.FILTER_NOVEL_ANNOTATIONS", "False"], r"novel boxes are not for"),
     "optimiser": (["SOLVER.OPTIMIZER", "LION"], r"'LION' is neither SGD nor ADAMW"),
+    "multiplier": (["SOLVER.LR_MULTIPLIERS", "['backbone.', 0.3]"], r"are not pairs"),
+    "best checkpoint": (["TEST.OVD.BEST_CHECKPOINT", "bbox/AP"], r"TEST\.EVAL_PERIOD is 0"),
     "weights": (["MODEL.WEIGHTS", "gone.pth"], r"MODEL\.WEIGHTS: no file at gone\.pth"),
     "point rend": (["MODEL.ROI_MASK_HEAD.NAME", "PointRendMaskHead"], r"ClassAgnosticPointRend"),
 }

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from detectron2.layers import batched_nms
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from torch.nn import functional as F
 
@@ -46,12 +47,30 @@ def test_detections_are_detectron2s(names, limit):
 
 
 @pytest.mark.parametrize("limit", [100, -1])
-@pytest.mark.parametrize("block", [1, 650, 10**6])
-def test_blocks_make_no_difference(block, limit, monkeypatch):
-    monkeypatch.setattr(detection, "BLOCK", block)
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_the_size_of_groups_makes_no_difference(size, limit, monkeypatch):
+    monkeypatch.setattr(detection, "LARGEST_GROUP", size)
+    monkeypatch.setattr(detection, "FIRST_CANDIDATES", 1)
     boxes, scores = make(60, 300)
     scores[7, 3] = float("nan")
     assert_equal(ours(boxes, scores, limit=limit), theirs(boxes, scores, limit=limit))
+
+
+@pytest.mark.parametrize("limit", [5, 2000, -1])
+def test_equal_scores_stay_in_their_order(limit):
+    boxes, scores = make(60, 300)
+    scores = (scores * 20).round() / 20  # 900 of each
+    found = ours(boxes, scores, limit=limit, nms=1.0)  # nothing is suppressed
+    best, places = scores.flatten().sort(descending=True, stable=True)
+    expected = places[best > 0.1][: None if limit < 0 else limit]
+    assert torch.equal(found.pred_classes, expected % 300)
+    assert torch.equal(found.scores, scores.flatten()[expected])
+
+
+def test_scores_that_add_up_to_infinity_are_finite():
+    boxes, scores = make(60, 30)
+    scores *= torch.finfo(torch.float32).max
+    assert_equal(ours(boxes, scores), theirs(boxes, scores))
 
 
 @pytest.mark.parametrize("first", [1, 10, 200])
@@ -64,13 +83,29 @@ def test_more_candidates_are_taken_while_too_few_are_left(first, monkeypatch):
 
 def test_the_first_round_is_small_where_it_is_enough(monkeypatch):
     seen = []
-    real = detection.batched_nms
+    real = detection._suppress
     monkeypatch.setattr(
-        detection, "batched_nms", lambda b, *rest: seen.append(len(b)) or real(b, *rest)
+        detection, "_suppress", lambda b, *rest: seen.append(len(b)) or real(b, *rest)
     )
     boxes, scores = make(50, 2000)
     assert len(ours(boxes, scores, threshold=0.0)) == 100
     assert seen == [detection.FIRST_CANDIDATES]  # of 100,000 pairs
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.6])
+@pytest.mark.parametrize("names", [1, 20, 60, 1200])
+def test_suppression_within_categories_is_torchvisions(names, threshold):
+    """Few boxes of many categories, many of few (above and below what is compared at once)."""
+    generator = torch.Generator().manual_seed(names)
+    corners = torch.rand(2500, 2, generator=generator) * 60
+    sizes = torch.randint(0, 40, (2500, 2), generator=generator)
+    boxes = torch.cat([corners, corners + sizes], dim=1)
+    boxes[::3] = boxes[::3].round()  # an IoU may equal the threshold
+    scores = torch.linspace(1, 0, 2500)
+    categories = torch.randint(0, names, (2500,), generator=generator)
+    expected = batched_nms(boxes, scores, categories, threshold)
+    assert 0 < len(expected) < 2500
+    assert torch.equal(detection._suppress(boxes, scores, categories, threshold), expected)
 
 
 @pytest.mark.parametrize(("regions", "names"), [(0, 5), (4, 0), (0, 0)])

@@ -72,6 +72,15 @@ def test_detections_have_boxes_masks_and_at_most_the_cap(teacher, record):
 
 
 @torch.no_grad()
+def test_masks_stay_in_their_boxes_where_the_detector_s_do(teacher, record):
+    model = make_model(teacher)
+    expected = model([record])[0]["instances"].pred_masks
+    model.full_masks = False
+    masks = model([record])[0]["instances"].pred_masks
+    assert torch.equal(masks.to_bitmasks().tensor, expected)
+
+
+@torch.no_grad()
 def test_scores_are_the_teachers_on_the_original_pixels(teacher, record):
     model = make_model(teacher, objectness_weight=0.0)
     probs = crop_probabilities(model, record)

@@ -1,0 +1,190 @@
+"""The training losses over test images, and what may choose the best checkpoint."""
+
+from __future__ import annotations
+
+import difflib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from timm.layers import DropPath
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils.data import DataLoader
+
+from ovd_d2.data.augmentation import build_augmentations
+from ovd_d2.data.mapper import OpenVocabularyDatasetMapper, objects_of
+from ovd_d2.engine.build import get_base_dataset_dicts, vocabulary_of
+from ovd_d2.evaluation.tables import ALL_COLUMNS
+from ovd_d2.modeling.open_vocabulary import unwrapped
+from ovd_d2.seeding import seed_generators
+
+VALIDATION_KEY, BEST_KEY = "TEST.OVD.VALIDATION_LOSS", "TEST.OVD.BEST_CHECKPOINT"
+GROUP = "val_loss"  # the losses are called val_loss/loss_cls and so on
+TASKS = ("bbox", "segm")
+_SEED = 5  # sets these random numbers apart from those of training
+# What else than the losses depends on the mode (training or evaluation) of a model.
+_AS_IN_EVALUATION = (_NormBase, _DropoutNd, DropPath)
+
+
+def validate(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+    """:func:`validation_losses` over `DATASETS.TEST`.
+
+    Returns:
+        `{"val_loss": {"total_loss": ..., ...}}`; with several test sets that of each by name.
+    """
+    detector = unwrapped(model)
+    found: dict[str, Any] = {}
+    for name in cfg.DATASETS.TEST:
+        with vocabulary_of(name, detector):
+            losses = validation_losses(detector, build_validation_loader(cfg, name))
+        found[name] = {GROUP: losses}
+    return next(iter(found.values())) if len(found) == 1 else found
+
+
+def build_validation_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
+    """The images of a test set as training sees images, but resized as in evaluation.
+
+    Novel annotations are dropped where training drops them. Nothing rides along: stored proposals
+    are of training images.
+    """
+    options = OpenVocabularyDatasetMapper.from_config(cfg, is_train=True)
+    options["augmentations"] = build_augmentations(cfg, is_train=False)
+    options.update(recompute_boxes=False, passengers=())
+    return build_detection_test_loader(
+        _validation_dicts(cfg, dataset_name),
+        mapper=OpenVocabularyDatasetMapper(**options),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+def _validation_dicts(cfg: CfgNode, dataset_name: str) -> list[dict[str, Any]]:
+    files = dict(zip(cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST, strict=False))
+    return get_base_dataset_dicts(
+        dataset_name,
+        drop_novel=cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS,
+        proposal_files=[files[dataset_name]] if cfg.MODEL.LOAD_PROPOSALS else None,
+    )
+
+
+def validation_losses(
+    model: nn.Module, batches: Iterable[list[dict[str, Any]]]
+) -> dict[str, float]:
+    """What the model returns in training, without gradient and without a trace in the model.
+
+    Norms use their statistics, nothing is dropped out, and proposals are sampled with the same
+    random numbers in every call.
+
+    Args:
+        model: not inside `DistributedDataParallel`.
+        batches: training inputs; each rank has its own.
+
+    Returns:
+        Mean of each loss over the images of all ranks, and `total_loss`, their sum.
+    """
+    seed_generators(comm.get_rank(), _SEED, devices=True)
+    sums: defaultdict[str, float] = defaultdict(float)
+    # A storage of its own: what heads log of their batches is not of training
+    with _computing_losses(model), torch.no_grad(), EventStorage(1):
+        for batch in batches:
+            sums["images"] += len(batch)
+            for name, loss in model(batch).items():
+                sums[name] += float(loss) * len(batch)
+    ranks = comm.all_gather(sums)
+    total = {
+        name: sum(one.get(name, 0.0) for one in ranks) for name in dict.fromkeys(chain(*ranks))
+    }
+    images = total.pop("images")
+    losses = {name: value / images for name, value in total.items()}
+    return {**losses, "total_loss": sum(losses.values())}
+
+
+@contextmanager
+def _computing_losses(model: nn.Module) -> Iterator[None]:
+    """In training mode, but for norms and dropout; afterwards as before."""
+    modes = {module: module.training for module in model.modules()}
+    model.train()
+    for module in modes:
+        if isinstance(module, _AS_IN_EVALUATION):
+            module.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a name of the event storage is that of a loss."""
+    return GROUP in metric.split("/")
+
+
+def selection_problems(cfg: CfgNode) -> Iterable[str]:
+    """`TEST.OVD.VALIDATION_LOSS` and `BEST_CHECKPOINT`, before any data set is opened."""
+    metric = cfg.TEST.OVD.BEST_CHECKPOINT
+    wanted = {
+        f"{VALIDATION_KEY} True": cfg.TEST.OVD.VALIDATION_LOSS,
+        f"{BEST_KEY} '{metric}'": metric,
+    }
+    for key in (key for key, value in wanted.items() if value):
+        if cfg.TEST.EVAL_PERIOD <= 0:
+            yield (
+                f"{key} needs evaluations during training, but TEST.EVAL_PERIOD is "
+                f"{cfg.TEST.EVAL_PERIOD}: set it to a number of iterations"
+            )
+        if not cfg.DATASETS.TEST:
+            yield f"{key} needs a data set to evaluate, but DATASETS.TEST is empty"
+    if metric and cfg.DATASETS.TEST:
+        yield from _metric_problems(cfg, metric)
+
+
+def _metric_problems(cfg: CfgNode, metric: str) -> Iterable[str]:
+    names = cfg.DATASETS.TEST
+    prefixes = [""] if len(names) == 1 else [f"{name}/" for name in names]
+    if any(metric.startswith(f"{prefix}{GROUP}/") for prefix in prefixes):
+        if not cfg.TEST.OVD.VALIDATION_LOSS:
+            yield f"{BEST_KEY} '{metric}' is only there with {VALIDATION_KEY} True: set it"
+        return
+    tasks = TASKS if cfg.MODEL.MASK_ON else TASKS[:1]
+    known = [
+        f"{one}{task}/{column}" for one in prefixes for task in tasks for column in ALL_COLUMNS
+    ]
+    if metric not in known:
+        near = difflib.get_close_matches(metric, known, n=3, cutoff=0.3)
+        yield (
+            f"{BEST_KEY}: '{metric}' is no metric of these evaluations; expected one as "
+            f"{', '.join(near or known[:3])}"
+        )
+
+
+def selection_notices(cfg: CfgNode) -> list[str]:
+    """A checkpoint that is chosen by what a zero-shot comparison must not look at."""
+    metric = cfg.TEST.OVD.BEST_CHECKPOINT
+    if "novel" not in metric and not metric.endswith("/APr"):
+        return []
+    return [
+        f"{BEST_KEY} '{metric}' selects by boxes of novel categories, which an open-vocabulary "
+        "detector must not have seen: choose AP50_base or a validation loss (docs/training.md)"
+    ]
+
+
+def missing_annotation_problems(cfg: CfgNode) -> Iterable[str]:
+    """Test sets that losses cannot be computed over. Loads them."""
+    for name in cfg.DATASETS.TEST if cfg.TEST.OVD.VALIDATION_LOSS else ():
+        objects = [one for record in _validation_dicts(cfg, name) for one in objects_of(record)]
+        if not objects:
+            yield f"{VALIDATION_KEY}: '{name}' has no annotation to compute losses of: set it False"
+        without = sum(not len(one.get("segmentation") or ()) for one in objects)
+        if without and cfg.MODEL.MASK_ON:
+            yield (
+                f"{VALIDATION_KEY}: {without} of the {len(objects)} objects of '{name}' have no "
+                "'segmentation', but the model learns masks: add masks, or set the key False"
+            )

@@ -13,9 +13,8 @@ from ovd_d2.cache.space import check_space, full_disk_explained, needed_bytes
 def test_bytes_of_the_lvis_setting(make_manifest: Callable) -> None:
     manifest = make_manifest(embedding_dim=512, dtype="float16")
     row = 512 * 2 + 4 * 4 + 4  # embedding, box, objectness
-    images = 100_170
-    expected = images * 300 * row + 8 * (3 * images + 1) + 32 * images
-    assert needed_bytes(manifest, images, 300) == expected
+    expected = 100_170 * (300 * row + 3 * 8 + 32) + 8
+    assert needed_bytes(manifest, 100_170, 300) == expected
 
 
 def test_a_disk_with_just_enough_room(

@@ -11,8 +11,6 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SNIPPET = "import ovd_d2.projects.toy as toy; assert toy.ANSWER == 42; print(toy.__file__)"
-    "from ovd_d2.projects.toy import ANSWER; import ovd_d2.projects.toy as t; print(t.__file__)"
-)
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,14 @@ def run(*command, path, cwd):
 
 
 def pip(*arguments, cwd):
-    quiet = ("--no-deps", "--no-build-isolation", "--quiet", "--disable-pip-version-check")
+    # else pip takes away the package that the tests run from
+    quiet = (
+        "--ignore-installed",
+        "--no-deps",
+        "--no-build-isolation",
+        "--quiet",
+        "--disable-pip-version-check",
+    )
     run("-m", "pip", *arguments, *quiet, path="", cwd=cwd)
 
 
@@ -54,9 +61,10 @@ def test_from_a_checkout(checkout, tmp_path):
 def test_from_an_editable_install(checkout, tmp_path):
     pip("install", "--prefix", tmp_path / "env", "-e", checkout, cwd=tmp_path)
     site = sysconfig.get_path("purelib", vars={"base": str(tmp_path / "env")})
-    snippet = f"import site; site.addsitedir({site!r}); {SNIPPET}"
-    code = f"import sys; sys.path.insert(0, {site!r}); {snippet}"
-    found = run("-c", code, path="", cwd=tmp_path)
+    # without what else this environment has installed as editable: this package itself
+    libraries = f"sys.path.append({sysconfig.get_path('purelib')!r})"
+    code = f"import site, sys; site.addsitedir({site!r}); {libraries}; {SNIPPET}"
+    found = run("-S", "-c", code, path="", cwd=tmp_path)
     assert Path(found) == checkout / "projects/Toy/toy/__init__.py"
 
 

@@ -242,7 +242,7 @@ def test_a_fault_of_the_environments_file_is_raised_at_every_use(folder, monkeyp
             use()
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--config-file", CONFIG, "--num-gpus", "1"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--config-file", CONFIG]])
 def test_a_tool_says_it_in_one_message(folder, arguments):
     environment = {**os.environ, "OVD_DATASETS": str(write(folder, "own: {json: a}"))}
     command = [sys.executable, "tools/check_setup.py", *arguments]

@@ -19,6 +19,7 @@ from benchmarks.cache_reading import ROWS, write_random_store
 from benchmarks.speed import Row
 from ovd_d2.cache import EmbeddingCache
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
+from ovd_d2.data.passengers import CachedProposals
 
 WORKERS, EPOCHS, IMAGES = 8, 20, 128
 WARM_UP = 2  # epochs until every worker has allocated what it needs
@@ -72,8 +73,7 @@ def memory_by_epoch(
         is_train=True,
         augmentations=augmentations,
         image_format="RGB",
-        cache=cache,
-        proposals_per_image=ROWS,
+        passengers=[CachedProposals(cache, per_image=ROWS)],
     )
     loader = DataLoader(
         _Reporting(mapper, entries),

@@ -71,7 +71,7 @@ class _Running:
 
 def repository_root() -> Path:
     """The checkout this package is installed from (tools/ and configs/ are not in the package)."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     if not (root / "tools").is_dir():
         raise FileNotFoundError(f"{root} has no tools/: the demo runs from a checkout of ovd_d2")
     return root

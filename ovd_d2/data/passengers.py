@@ -84,9 +84,10 @@ class CachedProposals(Passenger):
 
     def problems(self, context: SetupContext) -> list[str]:
         """A cache of another teacher, or of other images."""
+        own = self.cache.manifest.teacher
         return check_compatible(
             self.cache,
-            teacher_fingerprint=context.teacher or self.cache.manifest.teacher,
+            teacher_fingerprint=own if context.teacher is None else context.teacher,
             embedding_dim=context.embedding_dim,
             images=context.training_images,
         )

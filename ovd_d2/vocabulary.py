@@ -222,7 +222,7 @@ def _checked_embeddings(embeddings: torch.Tensor, names: list[str]) -> torch.Ten
         raise TypeError(f"embeddings must be float32, got {embeddings.dtype}")
     if embeddings.ndim != 2 or embeddings.shape[0] != len(names) or embeddings.shape[1] == 0:
         raise ValueError(
-            f"embeddings must have shape ({len(names)}, D): one row a name; got "
+            f"embeddings must have shape ({len(names)}, D): one row per name; got "
             f"{tuple(embeddings.shape)}"
         )
     values = embeddings.detach()
@@ -257,6 +257,6 @@ def _checked_novel(novel: torch.Tensor | None, count: int) -> torch.Tensor:
         raise TypeError(f"novel must be a bool tensor, got {novel.dtype}")
     if tuple(novel.shape) != (count,):
         raise ValueError(
-            f"novel must have shape ({count},): one flag a name; got {tuple(novel.shape)}"
+            f"novel must have shape ({count},): one flag per name; got {tuple(novel.shape)}"
         )
     return novel.detach().clone()

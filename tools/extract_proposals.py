@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--config-file", required=True, help="config of the trained detector")
     parser.add_argument("--dataset", required=True, help="a registered data set")
     parser.add_argument("--output", required=True, help="folder of the proposals")
-    parser.add_argument("--top-k", type=int, default=300, help="proposals an image (default 300)")
+    parser.add_argument("--top-k", type=int, default=300, help="proposals per image (default 300)")
     parser.add_argument("--overwrite", action="store_true", help="delete what is in --output first")
     add_launch_arguments(parser)
     parser.add_argument(

@@ -58,12 +58,12 @@ def parse_args() -> argparse.Namespace:
         "--crops",
         type=int,
         default=defaults.crops_per_category,
-        help="rendered crops a category",
+        help="rendered crops per category",
     )
     parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
     parser.add_argument("--batch-size", type=int, default=defaults.batch_size)
     parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument("--test-crops", type=int, default=20, help="held-out crops a category")
+    parser.add_argument("--test-crops", type=int, default=20, help="held-out crops per category")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw")
     parser.add_argument(
         "--threads",

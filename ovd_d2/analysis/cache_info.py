@@ -114,9 +114,9 @@ def info_table(info: StoreInfo) -> list[tuple[str, str]]:
     rows += [
         ("images", f"{info.images:,} in {info.shards:,} shards"),
         ("proposals stored", f"{info.proposals:,}"),
-        ("proposals an image", _per_image(info.proposals_per_image)),
+        ("proposals per image", _per_image(info.proposals_per_image)),
         ("bytes", f"{info.bytes:,} ({readable_bytes(info.bytes)})"),
-        ("bytes an image", f"{info.bytes_per_image:,.0f}"),
+        ("bytes per image", f"{info.bytes_per_image:,.0f}"),
         ("format", f"version {info.schema_version}"),
     ]
     if info.fingerprint:

@@ -153,7 +153,7 @@ def _problem(index: Index, manifest: Manifest) -> str:
         return "a record ends outside its shard"
     images = np.bincount(index.shard, minlength=count)
     if images.tolist() != [shard.images for shard in manifest.shards]:
-        return "it has other numbers of records a shard than the manifest"
+        return "it has other numbers of records per shard than the manifest"
     return ""
 
 

@@ -20,7 +20,7 @@ def untrained_model(architecture: str, device: str = "cpu") -> Any:
     """
     shipped_weights(architecture)  # open_clip knows it now
     root = logging.getLogger()  # where open_clip warns of random weights, which are meant here
-    root.addFilter(_says_something_else)
+    root.addFilter(_is_no_warning_of_random_weights)
     try:
         with torch.device(device):
             return open_clip.create_model(
@@ -31,8 +31,8 @@ def untrained_model(architecture: str, device: str = "cpu") -> Any:
                 pretrained_text=False,
             ).train()
     finally:
-        root.removeFilter(_says_something_else)
+        root.removeFilter(_is_no_warning_of_random_weights)
 
 
-def _says_something_else(record: logging.LogRecord) -> bool:
+def _is_no_warning_of_random_weights(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("No pretrained weights loaded")

@@ -108,7 +108,7 @@ def evaluate_transfer(
 
 
 def transfer_table(report: dict[str, Any]) -> str:
-    """A Markdown table: one row a data set and task, in percent, the protocol in each."""
+    """A Markdown table: one row per data set and task, in percent, the protocol in each."""
     rows = []
     for name, entry in report["data_sets"].items():
         for task, word in TASKS.items():

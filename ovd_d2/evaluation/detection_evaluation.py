@@ -35,7 +35,7 @@ class DetectionEvaluation:
         categories: of the data set, in contiguous class order.
         protocol: which detections count.
         engine: matches them.
-        model_limit: detections an image that the model gives at most (`TEST.DETECTIONS_PER_IMAGE`;
+        model_limit: detections per image that the model gives at most (`TEST.DETECTIONS_PER_IMAGE`;
             negative: no limit), for a warning where it cuts into what the protocol allows.
         failures: crops on each sheet of the failure browser; 0: none is made.
     """
@@ -143,7 +143,7 @@ class DetectionEvaluation:
         if full:
             logger.log(
                 logging.WARNING if allowed is None else logging.INFO,
-                "%s counts %s detections an image, but TEST.DETECTIONS_PER_IMAGE is %d and cut "
+                "%s counts %s detections per image, but TEST.DETECTIONS_PER_IMAGE is %d and cut "
                 "them off in %d of %d images: raise it%s, or say so beside the numbers.",
                 self.protocol.name,
                 "all" if allowed is None else f"the best {allowed}",

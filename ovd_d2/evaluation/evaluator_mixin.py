@@ -65,7 +65,7 @@ class EvaluatorMixin:
             novel: one flag per category in contiguous class order.
             protocol: which detections count.
             engine: matches them.
-            model_limit: the model's own limit of detections an image; negative: none.
+            model_limit: the model's own limit of detections per image; negative: none.
             failures: pictures on each sheet of the failure browser; 0: none is made.
         """
         self._dataset = dataset

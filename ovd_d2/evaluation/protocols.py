@@ -37,9 +37,9 @@ class Protocol:
         limits = [
             f"best {limit:,} {scope}"
             for limit, scope in (
-                (self.per_image, "detections an image"),
-                (self.per_category, "detections a category"),
-                (self.per_image_and_category, "detections an image and category"),
+                (self.per_image, "detections per image"),
+                (self.per_category, "detections per category"),
+                (self.per_image_and_category, "detections per image and category"),
             )
             if limit is not None
         ]

@@ -33,12 +33,12 @@ def select_detections(
     best pairs go first, and more only as long as fewer than `limit` are left.
 
     Args:
-        boxes: one (N, 4) an image, absolute XYXY.
-        scores: one (N, C) an image, no background column.
+        boxes: one (N, 4) per image, absolute XYXY.
+        scores: one (N, C) per image, no background column.
         image_sizes: (height, width) that boxes are clipped to.
         score_threshold: pairs count above it.
         nms_threshold: IoU.
-        limit: detections an image; negative: all.
+        limit: detections per image; negative: all.
 
     Returns:
         `Instances` with `pred_boxes`, `scores`, `pred_classes`, best first. Regions whose box or

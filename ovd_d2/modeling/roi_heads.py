@@ -144,7 +144,7 @@ class OpenVocabularyROIHeads(StandardROIHeads):
         proposals: list[Instances],
         targets: list[Instances] | None = None,  # a cascade's
     ) -> Any:
-        """As Detectron2's: in training a dict of losses, else one `Instances` an image."""
+        """As Detectron2's: in training a dict of losses, else one `Instances` per image."""
         if self.training:
             return super()._forward_box(features, proposals)
         words = _words_on(proposals) or self.classifier.words

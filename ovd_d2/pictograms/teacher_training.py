@@ -58,7 +58,7 @@ class TrainingSettings:
             weights of a detector that have not seen what it must not know.
         crops_per_category: rendered once, seen many times through random windows.
         steps: optimisation steps.
-        batch_size: objects a step, at most.
+        batch_size: objects per step, at most.
         learning_rate: peak of the cosine schedule.
         weight_decay: AdamW's, on matrices only.
         warmup_steps: linear warm-up.
@@ -146,7 +146,7 @@ class _Run:
         self._tokenizer = open_clip.get_tokenizer(ARCHITECTURE)
         self._loss = ClipLoss()
         groups = _parameter_groups(self.model, settings.weight_decay)
-        self._optimizer = torch.optim.AdamW(groups, fused=True)  # 49,408 token rows a step
+        self._optimizer = torch.optim.AdamW(groups, fused=True)  # 49,408 token rows per step
         self._tokens: dict[str, torch.Tensor] = {}
 
     def resume(self, checkpoint: Path) -> None:

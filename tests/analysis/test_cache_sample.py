@@ -197,7 +197,7 @@ def test_info_of_a_finished_cache(build: Callable[..., Path], tmp_path: Path) ->
     assert info.fingerprint == EmbeddingCache(path).fingerprint
     table = facts(path)
     assert table["state"] == "complete"
-    assert table["proposals an image"] == "0 / 1 / 3 (min / median / max)"
+    assert table["proposals per image"] == "0 / 1 / 3 (min / median / max)"
     assert table["holds"] == "proposals with teacher embeddings, 8 x float16 each"
     assert json.loads(info.json())["teacher"] == TEACHER
 
@@ -224,8 +224,8 @@ def test_info_of_a_build_that_has_just_begun(
     open_writer(tmp_path / "cache", range(10))
     table = facts(tmp_path / "cache")
     assert table["state"] == "unfinished: 0 of 10 images (0.0%)"
-    assert table["proposals an image"] == "-"
-    assert table["bytes an image"] == "0"
+    assert table["proposals per image"] == "-"
+    assert table["bytes per image"] == "0"
 
 
 @pytest.mark.parametrize("what", ["shard-n002-00001.safetensors", "index.safetensors"])

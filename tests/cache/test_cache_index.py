@@ -87,7 +87,7 @@ def test_a_damaged_index_is_named_and_written_anew(
     [
         ("shard", 3, "a shard number lies outside 0 to 2"),
         ("shard", -1, "a shard number lies outside"),
-        ("shard", 0, "other numbers of records a shard"),
+        ("shard", 0, "other numbers of records per shard"),
         ("start", 2**62, "starts outside its shard"),
         ("start", -1, "starts outside its shard"),
         ("rows", 2**30, "ends outside its shard"),

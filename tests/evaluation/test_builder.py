@@ -82,9 +82,9 @@ def test_a_data_set_without_masks_is_evaluated_by_boxes(register, cfg):
 @pytest.mark.parametrize(
     ("evaluator_type", "protocol", "title"),
     [
-        ("lvis", "federated", "LVIS federated (best 300 detections an image)"),
-        ("lvis", "fixed", "LVIS fixed AP (best 10,000 detections a category)"),
-        ("coco", "fixed", "COCO (best 100 detections an image and category)"),
+        ("lvis", "federated", "LVIS federated (best 300 detections per image)"),
+        ("lvis", "fixed", "LVIS fixed AP (best 10,000 detections per category)"),
+        ("coco", "fixed", "COCO (best 100 detections per image and category)"),
     ],
 )
 def test_protocol_and_engine_follow_the_config(register, cfg, evaluator_type, protocol, title):

@@ -135,7 +135,7 @@ def test_engines_report_the_same(register, dataset):
 def test_description_names_everything(evaluator):
     assert evaluator.description == {
         "dataset": "ov_coco_test",
-        "protocol": "COCO (best 100 detections an image and category)",
+        "protocol": "COCO (best 100 detections per image and category)",
         "engine": f"reference (pycocotools {version('pycocotools')})",
     }
 

@@ -52,7 +52,7 @@ def test_one_table_that_names_everything(evaluate, caplog):
     (table,) = [one.message for one in caplog.records if "AP50 novel" in one.message]
     _, heading, _, header, _, box, mask = table.splitlines()
     assert heading == (
-        "dataset: ov_evaluation; protocol: LVIS federated (best 300 detections an image); "
+        "dataset: ov_evaluation; protocol: LVIS federated (best 300 detections per image); "
         "engine: reference (lvis 0.5.3)"
     )
     assert len(header.split("|")) == len(box.split("|")) == 16

@@ -78,7 +78,7 @@ def test_sheets_and_index(register, dataset, tmp_path, pictures):
     page = Page((folder / "index.html").read_text())
     assert page.images == ["false_positives.png", "missed_objects.png"]
     text = "\n".join(page.text)
-    assert "COCO (best 100 detections an image and category)" in text
+    assert "COCO (best 100 detections per image and category)" in text
     assert "ov_failures" in text and "pycocotools" in text
     assert text.count(".png") == page.tags.count("tr") - 2 <= 8  # a row each, and two headers
     for name in names[::2]:

@@ -221,7 +221,7 @@ def test_ground_truth_without_masks_evaluates_boxes(register, dataset, caplog):
 def test_description_names_everything(evaluator):
     assert evaluator.description == {
         "dataset": "ov_lvis_test",
-        "protocol": "LVIS federated (best 300 detections an image)",
+        "protocol": "LVIS federated (best 300 detections per image)",
         "engine": "reference (lvis 0.5.3)",
     }
 

@@ -76,9 +76,9 @@ def test_fixed_ap_takes_10000_a_category_over_the_data_set():
 
 
 def test_titles_say_the_limits():
-    assert FEDERATED.title == "LVIS federated (best 300 detections an image)"
-    assert FIXED.title == "LVIS fixed AP (best 10,000 detections a category)"
-    assert COCO.title == "COCO (best 100 detections an image and category)"
+    assert FEDERATED.title == "LVIS federated (best 300 detections per image)"
+    assert FIXED.title == "LVIS fixed AP (best 10,000 detections per category)"
+    assert COCO.title == "COCO (best 100 detections per image and category)"
     assert Protocol("mine", "lvis").title == "mine (all detections)"
 
 

@@ -136,7 +136,7 @@ def test_transfer_prints_one_table_and_leaves_the_training_alone(workplace):
         ["own_boxes", "box", "5", "3"],
         ["own_boxes", "mask", "5", "3"],
     ]
-    assert all("COCO (best 100 detections an image and category)" in row for row in rows)
+    assert all("COCO (best 100 detections per image and category)" in row for row in rows)
     report = json.loads((workplace.folder / "trained/transfer/results.json").read_text())
     assert list(report["data_sets"]) == ["own_val", "own_boxes"]
     assert report["prompts"] == "vild63"

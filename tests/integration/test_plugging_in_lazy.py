@@ -104,15 +104,15 @@ def test_the_evaluator_takes_protocol_engine_and_failures_from_the_config(mini, 
         assert list(output.glob("events.out.tfevents*"))
     assert numbers["default"]["evaluation"][VAL] == {
         "dataset": VAL,
-        "protocol": "LVIS federated (best 300 detections an image)",
+        "protocol": "LVIS federated (best 300 detections per image)",
         "engine": "reference (lvis 0.5.3)",
     }
     assert numbers["chosen"]["evaluation"][VAL] == {
         "dataset": VAL,
-        "protocol": "LVIS fixed AP (best 10,000 detections a category)",
+        "protocol": "LVIS fixed AP (best 10,000 detections per category)",
         "engine": "hotcoco 1.3.0",
     }
-    # Five detections an image reach neither limit: the numbers are the same.
+    # Five detections per image reach neither limit: the numbers are the same.
     assert numbers["chosen"]["segm"] == pytest.approx(numbers["default"]["segm"], abs=1e-4)
 
 

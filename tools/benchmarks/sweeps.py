@@ -81,7 +81,7 @@ SWEEPS = (
     ),
     Sweep(
         "proposals",
-        "proposals an image, K",
+        "proposals per image, K",
         _points("MODEL.VILD.DISTILLATION.PROPOSALS_PER_IMAGE", "5", "12", "25"),
         default="25",
         trains=True,

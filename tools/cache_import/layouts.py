@@ -38,7 +38,7 @@ class ForeignBoxes:
     """The proposals of one image, as they are stored.
 
     Attributes:
-        boxes: (K, 4) float32, four numbers a box.
+        boxes: (K, 4) float32, four numbers per box.
         scores: (K,) float32; None where the layout keeps none.
     """
 
@@ -89,7 +89,7 @@ class DetProLayout:
 
     The zip (or the folder it was made of) holds `<folders>/<split>/<file name without
     suffix>.pth`, each one float32 tensor (K, D) of unit rows. The pickle is a list of (K, 5) arrays
-    x1, y1, x2, y2, score (or (K, 4) without score) in pixels of the original picture, one an image
+    x1, y1, x2, y2, score (or (K, 4) without score) in pixels of the original image, one per image
     in the order of the annotation file. Row i of a `.pth` belongs to row i of the image's array.
 
     Args:

@@ -39,7 +39,7 @@ class OpenVocabularyPredictor:
     teacher is loaded when names are first given; text embeddings of the last few lists of
     names are kept, so that calling again with the same list costs nothing.
 
-    Scores are shares among names, and few names alone would share out every object in the picture.
+    Scores are shares among names, and few names alone would share out every object in the image.
     So the configured vocabulary competes with the names given: its names are scored beside them
     and left out of the result, save those that say part of a given name or more than it
     ("anchor" does not compete with "red anchor"). `distractors=False` switches this off.

@@ -61,7 +61,7 @@ def write_cache(
     *,
     resize: str = "open_clip",
 ) -> Path:
-    """What the teacher says of all proposals of the original pictures, unrounded."""
+    """What the teacher says of all proposals of the original images, unrounded."""
     manifest = Manifest(
         kind="embeddings",
         dataset=proposals.manifest.dataset,

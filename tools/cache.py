@@ -195,7 +195,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         "--box-format",
         choices=BOX_FORMATS,
         default="xyxy",
-        help="order of a box's numbers, in pixels of the original pictures (default: xyxy)",
+        help="order of a box's numbers, in pixels of the original images (default: xyxy)",
     )
     add_output_arguments(parser)
 
@@ -211,7 +211,7 @@ def add_sample_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vocabulary", help="names to compare the embeddings with")
     parser.add_argument("--output", help="a PNG (default: in words)")
     parser.add_argument(
-        "--dataset", nargs="+", help="registered data sets with the pictures (default: the cache's)"
+        "--dataset", nargs="+", help="registered data sets with the images (default: the cache's)"
     )
 
 

@@ -3,7 +3,7 @@
 The result is open_clip's inference transform of every crop (`ovd_d2.clip.preprocess`): antialiased
 resize, centre crop, normalisation. Both ways follow Pillow's filter, support and rounding:
 
-- CPU: PyTorch's vectorised kernel for 8-bit pictures, once a crop; three times as fast as Pillow.
+- CPU: PyTorch's vectorised kernel for 8-bit images, once per crop; three times as fast as Pillow.
   Crops far larger than the output come from halved copies of the image, much as `Image.resize` with
   a `reducing_gap` works, so the cost of a crop does not grow with its size.
 - elsewhere: two batched matrix products for many crops at once.
@@ -89,7 +89,7 @@ def resize_crops(
             `ovd_d2.clip.crops.scaled_boxes` gives them.
         preprocessing: of the encoder.
         squash: ignore the aspect ratio, whatever `preprocessing` says.
-        fill_to: black pictures follow until the batch has this many.
+        fill_to: black images follow until the batch has this many.
         workspace: bytes for intermediate results, beside the output.
 
     Returns:
@@ -128,7 +128,7 @@ def _normalise(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tens
     """(K, h, w, 3) uint8 -> (K, 3, h, w) float32 with mean 0 and deviation 1, channels last."""
     std = torch.tensor(preprocessing.std, device=pixels.device)
     mean = torch.tensor(preprocessing.mean, device=pixels.device)
-    # Whole pictures, not three numbers: along long inner dimensions the product is vectorised.
+    # Whole images, not three numbers: along long inner dimensions the product is vectorised.
     factor = (1 / (255 * std)).expand(pixels.shape[1:]).contiguous()
     shift = (-mean / std).expand(pixels.shape[1:]).contiguous()
     batch = torch.empty(pixels.shape, device=pixels.device)
@@ -307,7 +307,7 @@ def _band_length(axis: _Axis) -> torch.Tensor:
 
 
 def _crop_bytes(tall: torch.Tensor, wide: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Pixels as bytes and as floats, both matrices, and the picture between the two products."""
+    """Pixels as bytes and as floats, both matrices, and the image between the two products."""
     return 15 * tall * wide + 8 * (tall * height + wide * width) + 24 * tall * width
 
 

@@ -66,7 +66,7 @@ class Settings:
     """How crops become embeddings.
 
     Attributes:
-        batch_size: crops in every forward pass; the last batch is filled up with black pictures,
+        batch_size: crops in every forward pass; the last batch is filled up with black images,
             since kernels chosen by batch size round differently and the result would depend on
             which images were embedded together.
         scales: one crop a scale.

@@ -1,7 +1,7 @@
 """From a crop of any size to the input of an image encoder: open_clip's inference transform, fast.
 
 `Preprocessing.prepare` gives the pixels of `open_clip.transform.image_transform_v2` (up to the
-rounding of 8-bit intermediates) with one Pillow resize a picture and one normalisation a batch.
+rounding of 8-bit intermediates) with one Pillow resize per image and one normalisation per batch.
 The many crops of one image go through `ovd_d2.clip.device_crops`, which is faster still and takes
 from here where open_clip's transform would put them (`Preprocessing.placement`).
 """
@@ -65,15 +65,15 @@ class Preprocessing:
     def placement(
         self, sizes: torch.Tensor, *, squash: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where open_clip's transform puts pictures: what they are resized to and what is cut out.
+        """Where open_clip's transform puts images: what they are resized to and what is cut out.
 
         Args:
-            sizes: (K, 2) int64 (height, width) of the pictures, at least 1.
+            sizes: (K, 2) int64 (height, width) of the images, at least 1.
             squash: overrides `resize_mode`.
 
         Returns:
             (K, 2) int64 resized (height, width), and (K, 2) int64 (y, x) of the encoder's input in
-            the resized picture; negative where the input is larger and the picture is padded.
+            the resized image; negative where the input is larger and the image is padded.
         """
         target = torch.tensor(self.image_size)  # (2,)
         mode = "squash" if squash else self.resize_mode

@@ -73,7 +73,7 @@ class DetectionEvaluation:
                 has none.
             output_folder: for per_category.json, per_category.csv, novel_confusion.json and the
                 folder "failures".
-            files: image id -> picture, for the failure browser.
+            files: image id -> image, for the failure browser.
             found: image id -> detections that the model gave, where `detections` are fewer.
 
         Returns:

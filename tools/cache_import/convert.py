@@ -30,8 +30,8 @@ class Observations:
     Attributes:
         rows, rows_normalised: embeddings converted by this run; those that were no unit rows.
         norms: smallest and largest norm that was stored.
-        reach: the furthest right and lower box edge, in picture widths and heights; 1 where the
-            boxes are in pixels of the original pictures.
+        reach: the furthest right and lower box edge, in image widths and heights; 1 where the
+            boxes are in pixels of the original images.
         without_scores: images whose layout stores no objectness; theirs is 1.
     """
 
@@ -89,13 +89,13 @@ def convert_cache(
         layout: the source.
         teacher: fingerprint of the teacher that made the embeddings; nobody can check it here.
         embedding_dim: its width.
-        box_format: "xyxy" or "xywh", in pixels of the original pictures.
+        box_format: "xyxy" or "xywh", in pixels of the original images.
         dtype: stored type of the embeddings.
         top_k: keep the K proposals of highest objectness; None keeps all.
 
     Raises:
         CacheError: the source lacks images, is damaged, tries to run code, or its boxes do not
-            lie in the data set's pictures.
+            lie in the data set's images.
     """
     start = time.perf_counter()
     if box_format not in BOX_FORMATS:
@@ -160,7 +160,7 @@ def _size_problems(dataset_dicts: Sequence[Entry]) -> list[str]:
 def _box_problems(
     entries: Iterator[Entry] | tqdm[Entry], layout: Layout, box_format: str, seen: Observations
 ) -> Iterator[str]:
-    """One line an image whose boxes cannot be those of the picture."""
+    """One line per image that the boxes cannot be of."""
     for entry in entries:
         try:
             stored = layout.boxes(entry)
@@ -191,9 +191,9 @@ def _box_problem(entry: Entry, stored: ForeignBoxes, overhang: Overhang, box_for
     if outside:
         return (
             f"{outside} of {len(boxes)} boxes lie outside the {entry['width']} x {entry['height']} "
-            f"picture (width x height; largest x2, y2: {boxes[:, 2].max():.0f}, "
-            f"{boxes[:, 3].max():.0f}). They must be in pixels of the original picture, "
-            f"{box_format}, and of this data set; boxes of resized pictures cannot be converted"
+            f"image (width x height; largest x2, y2: {boxes[:, 2].max():.0f}, "
+            f"{boxes[:, 3].max():.0f}). They must be in pixels of the original image, "
+            f"{box_format}, and of this data set; boxes of resized images cannot be converted"
         )
     return ""
 
@@ -224,7 +224,7 @@ def _record(
     embedding_dim: int,
     seen: Observations,
 ) -> dict[str, torch.Tensor]:
-    """Boxes clipped to the picture, objectness, unit rows."""
+    """Boxes clipped to the image, objectness, unit rows."""
     count, width, height = len(stored.boxes), entry["width"], entry["height"]
     if count and tuple(rows.shape) != (count, embedding_dim):
         raise CacheError(

@@ -48,11 +48,11 @@ class ForeignBoxes:
 
 @dataclass(frozen=True)
 class Overhang:
-    """How far a sound box may reach out of its picture.
+    """How far a sound box may reach out of its image.
 
     Attributes:
         pixels: on each side.
-        centred: any distance, as long as the box's centre lies in the picture.
+        centred: any distance, as long as the box's centre lies in the image.
     """
 
     pixels: float = 1.0
@@ -184,7 +184,7 @@ class DetProLayout:
 class ObjectCentricLayout:
     """object-centric-ovd (hanoonaR/object-centric-ovd): one pickle an image in a folder.
 
-    A pickle is a list of (box, embedding): box x1, y1, x2, y2 in pixels of the original picture,
+    A pickle is a list of (box, embedding): box x1, y1, x2, y2 in pixels of the original image,
     best first and without its score; embedding a (1, D) tensor as CLIP gives it, not normalised.
 
     Args:
@@ -202,7 +202,7 @@ class ObjectCentricLayout:
         "corners": "as stored",
         "objectness": "not stored: 1",
     }
-    # Boxes of a DETR: centre and size are fractions of the picture, edges may lie outside.
+    # Boxes of a DETR: centre and size are fractions of the image, edges may lie outside.
     overhang = Overhang(centred=True)
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -302,7 +302,7 @@ def _open_files(path: Path) -> _Files:
 
 
 class _NameIndex:
-    """Finds the stored file of a picture by its name without suffix, then by its folder's name."""
+    """Finds the stored file of an image by its name without suffix, then by its folder's name."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._by_stem: dict[str, list[str]] = defaultdict(list)

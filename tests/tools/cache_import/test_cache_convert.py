@@ -46,7 +46,7 @@ def write_zip(path, tensors, folder="data/lvis_clip_image_embedding/train2017"):
 
 
 class Source:
-    """A data set of four pictures and, in one folder, what DetPro would have stored for them."""
+    """A data set of four images and, in one folder, what DetPro would have stored for them."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -284,7 +284,7 @@ def test_boxes_in_xywh_are_refused_with_the_option_that_reads_them(source):
 def test_boxes_of_resized_pictures_are_refused(source):
     source.arrays = {one: array * [3, 3, 3, 3, 1] for one, array in source.arrays.items()}
     source.write_detpro()
-    with pytest.raises(CacheError, match=r"outside the 100 x 60 picture .*resized pictures"):
+    with pytest.raises(CacheError, match=r"outside the 100 x 60 image .*resized images"):
         source.convert(source.detpro())
 
 
@@ -404,7 +404,7 @@ def test_a_box_that_reaches_out_of_its_picture_is_clipped(source):
 def test_a_box_beside_its_picture_is_refused(source):
     source.arrays[3] = np.array([[110, 10, 150, 30, 1]], np.float32)
     source.write_object_centric()
-    with pytest.raises(CacheError, match="image 3 .*outside the 100 x 60 picture"):
+    with pytest.raises(CacheError, match="image 3 .*outside the 100 x 60 image"):
         source.convert(source.object_centric())
 
 

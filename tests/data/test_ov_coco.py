@@ -9,6 +9,7 @@ from detectron2.data.datasets.coco import load_coco_json
 
 from ovd_d2.data import ov_coco
 from ovd_d2.data.categories import get_categories
+from ovd_d2.data.registration import register_data_sets
 
 THINGS = [
     {"id": one["id"], "name": one["name"], "supercategory": "thing"}
@@ -120,6 +121,7 @@ def test_missing_foreign_and_broken_files_are_named(root):
 
 def test_the_registered_sets_know_their_split(root, monkeypatch):
     ov_coco.build_ov_coco(root)
+    register_data_sets()
     for name, file in (
         ("coco_zeroshot_train_oriorder", ov_coco.TRAIN_FILE),
         ("coco_generalized_zeroshot_val", ov_coco.VAL_FILE),

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from detectron2.layers import batched_nms, nms
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
+
+from ovd_d2.modeling.nms import suppress
 
 FIRST_CANDIDATES = 1024  # (region, name) pairs that the first round of NMS looks at, at least
 WIDEN_BY = 4  # candidates of the next round over those of the last
 LARGEST_GROUP = 64  # scores of which only the highest is looked at in the first pass
-COMPARED_AT_ONCE = 64  # boxes of a category, at most; of more NMS looks at each in turn
-ONE_PASS = 1000  # boxes: of more, torchvision's batched_nms keeps categories apart exactly (CPU)
 
 
 def select_detections(
@@ -27,7 +26,7 @@ def select_detections(
 ) -> list[Instances]:
     """Thresholding, non-maximum suppression within each category, the cap on detections.
 
-    The same detections as Detectron2's `fast_rcnn_inference`, which puts every pair of region and
+    What Detectron2's `fast_rcnn_inference` is for, which puts every pair of region and
     name above the threshold through NMS: 20 million for 1,000 regions and 20,000 names at the
     paper's threshold of 0. A pair can only be suppressed by one with a higher score, so here the
     best pairs go first, and more only as long as fewer than `limit` are left.
@@ -50,6 +49,34 @@ def select_detections(
     ]
 
 
+def merge_detections(
+    boxes: Tensor,
+    scores: Tensor,
+    categories: Tensor,
+    image_size: tuple[int, int],
+    *,
+    score_threshold: float,
+    nms_threshold: float,
+    limit: int,
+) -> Instances:
+    """One image's detections out of those of several runs, as :func:`select_detections`.
+
+    Args:
+        boxes: (K, 4) absolute XYXY.
+        scores, categories: (K,) of each.
+        image_size: (height, width) that boxes are clipped to.
+        score_threshold, nms_threshold, limit: as there.
+    """
+    counted = scores > score_threshold
+    boxes, scores, categories = boxes[counted], scores[counted], categories[counted]
+    clipped = Boxes(boxes.clone())
+    clipped.clip(image_size)
+    scores, order = scores.sort(descending=True, stable=True)
+    keep = suppress(clipped.tensor[order], scores, categories[order], nms_threshold)
+    keep = keep if limit < 0 else keep[:limit]
+    return _instances(image_size, clipped[order[keep]], scores[keep], categories[order[keep]])
+
+
 def _select(
     boxes: Tensor,
     scores: Tensor,
@@ -65,11 +92,13 @@ def _select(
     regions, categories, values = _best_pairs(
         clipped.tensor, scores, score_threshold, nms_threshold, limit
     )
-    result = Instances(image_size)
-    result.pred_boxes = clipped[regions]
-    result.scores = values
-    result.pred_classes = categories
-    return result
+    return _instances(image_size, clipped[regions], values, categories)
+
+
+def _instances(
+    image_size: tuple[int, int], boxes: Boxes, scores: Tensor, categories: Tensor
+) -> Instances:
+    return Instances(image_size, pred_boxes=boxes, scores=scores, pred_classes=categories)
 
 
 def _finite(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,7 +116,7 @@ def _best_pairs(
     candidates = min(scores.numel(), max(FIRST_CANDIDATES, WIDEN_BY * wanted))
     while True:
         regions, categories, values = _highest(scores, candidates, score_threshold)
-        keep = _suppress(boxes[regions], values, categories, nms_threshold)[:wanted]
+        keep = suppress(boxes[regions], values, categories, nms_threshold)[:wanted]
         if len(keep) == wanted or len(values) < candidates or candidates == scores.numel():
             return regions[keep], categories[keep], values[keep]
         candidates = min(scores.numel(), WIDEN_BY * candidates)
@@ -129,50 +158,3 @@ def _group_maxima(scores: Tensor, size: int) -> Tensor:
 def _just_below(value: Tensor) -> float:
     """The next smaller number of the same type."""
     return torch.nextafter(value, value.new_tensor(-torch.inf)).item()
-
-
-def _suppress(boxes: Tensor, scores: Tensor, categories: Tensor, threshold: float) -> Tensor:
-    """Non-maximum suppression within each category: places of what is kept, rising.
-
-    Torchvision's goes through the categories one by one on the CPU if there are many boxes: 0.2 ms
-    each, 700 ms for the best 4,096 pairs with 20,000 names.
-
-    Args:
-        boxes, scores, categories: (K, 4), (K,), (K,), best first.
-        threshold: IoU.
-    """
-    if boxes.device.type != "cpu" or len(boxes) <= ONE_PASS:
-        return batched_nms(boxes, scores, categories, threshold)
-    categories, order = categories.sort(stable=True)
-    boxes, scores = boxes[order].float(), scores[order]
-    sizes = categories.unique_consecutive(return_counts=True)[1]
-    ends, few = sizes.cumsum(0), sizes <= COMPARED_AT_ONCE
-    followers = (ends * few).repeat_interleave(sizes) - 1 - torch.arange(len(order))
-    kept = [True] * len(order)
-    for first, second in _overlapping(boxes, followers.clamp(min=0), threshold).tolist():
-        if kept[first]:
-            kept[second] = False
-    keep = torch.tensor(kept)
-    for start, end in torch.stack([ends - sizes, ends], dim=1)[~few].tolist():
-        keep[start:end] = False
-        keep[start + nms(boxes[start:end], scores[start:end], threshold)] = True
-    return order[keep].sort().values
-
-
-def _overlapping(boxes: Tensor, followers: Tensor, threshold: float) -> Tensor:
-    """(P, 2): pairs of boxes whose IoU, computed as in torchvision's NMS, is above the threshold.
-
-    Args:
-        boxes: (K, 4) float32.
-        followers: (K,) how many of the boxes right after it each is compared with.
-        threshold: IoU.
-    """
-    first = torch.arange(len(boxes)).repeat_interleave(followers)
-    begins = (followers.cumsum(0) - followers).repeat_interleave(followers)
-    second = first + 1 + torch.arange(len(first)) - begins
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    one, other = boxes[first], boxes[second]
-    sides = torch.minimum(one[:, 2:], other[:, 2:]) - torch.maximum(one[:, :2], other[:, :2])
-    shared = sides.clamp(min=0).prod(dim=1)
-    iou = shared / (areas[first] + areas[second] - shared)
-    return torch.stack([first, second], dim=1)[iou.double() > threshold]

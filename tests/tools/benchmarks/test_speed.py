@@ -67,7 +67,7 @@ def test_no_more_than_two_score_tensors_are_alive(ensemble, monkeypatch):
     """Logits and scores; what the blocks need makes up the half that is allowed for."""
     monkeypatch.setattr(scoring, "BLOCK", 2**14)
     monkeypatch.setattr(detection, "FIRST_CANDIDATES", 1)
-    monkeypatch.setattr(detection, "_suppress", lambda boxes, *_: torch.arange(len(boxes)))
+    monkeypatch.setattr(detection, "suppress", lambda boxes, *_: torch.arange(len(boxes)))
     thing = _classification(300, ensemble=ensemble)
     scores = 4 * HEAD_REGIONS * 301
     assert 2 * scores <= peak_memory(lambda: thing(0)) < 2.5 * scores

@@ -116,6 +116,14 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # statistics: ["backbone.bottom_up."], say. A beginning that no parameter has is an error.
     ovd.FREEZE = ()
 
+    # Of every batch norm that is not frozen; these are PyTorch's values, for which Detectron2 has no
+    # keys. MOMENTUM is the share of a batch in the running statistics (TensorFlow: 1 minus it).
+    ovd.BATCH_NORM = CfgNode()
+    ovd.BATCH_NORM.MOMENTUM = 0.1
+    ovd.BATCH_NORM.EPS = 1e-5
+    # Whether the running variance is the batch's, as TensorFlow's, or n / (n - 1) of it.
+    ovd.BATCH_NORM.BIASED_VARIANCE = False
+
     # The frozen CLIP: an open_clip architecture with a pretrained tag or a local checkpoint file.
     # Names given at test time and "clip_crops" load it; training, where it embeds online.
     ovd.TEACHER = CfgNode()

@@ -10,6 +10,8 @@ from detectron2.structures import Instances
 CACHED_PROPOSALS = "cached_proposals"  # field of a training input's `instances`
 ORIGINAL_IMAGE = "original_image"  # key of an input, (H, W, 3) uint8 RGB before the augmentation
 
+PADDED_SIZE = "padded_size"  # field of proposals: (height, width) that boxes may fill; a PerImage
+
 
 class PerImage:
     """A field of `Instances` that belongs to the whole image, not to one of its objects.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
@@ -10,6 +11,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from ovd_d2.modeling.masks import postprocess
+from ovd_d2.modeling.norms import set_batch_norms
 from ovd_d2.modeling.roi_heads import WORDS
 from ovd_d2.structures import ORIGINAL_IMAGE, PerImage
 from ovd_d2.vocabulary import Vocabulary
@@ -37,6 +39,28 @@ class BatchInvariantRCNN(GeneralizedRCNN):
     """
 
     full_masks = True
+
+    @configurable
+    def __init__(self, *, batch_norm: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        """
+        Args:
+            batch_norm: arguments of :func:`ovd_d2.modeling.norms.set_batch_norms`; None: PyTorch's
+                own values.
+            kwargs: of :class:`GeneralizedRCNN`.
+        """
+        super().__init__(**kwargs)
+        if batch_norm is not None:
+            set_batch_norms(self, **batch_norm)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        norm = cfg.MODEL.OVD.BATCH_NORM
+        batch_norm = {
+            "momentum": norm.MOMENTUM,
+            "eps": norm.EPS,
+            "biased_variance": norm.BIASED_VARIANCE,
+        }
+        return {**super().from_config(cfg), "batch_norm": batch_norm}
 
     def inference(
         self,
@@ -85,7 +109,7 @@ class OpenVocabularyRCNN(BatchInvariantRCNN):
         Args:
             compile_backbone: run the backbone through `torch.compile`; parameters and state dict
                 keep their names.
-            kwargs: of :class:`GeneralizedRCNN`.
+            kwargs: of :class:`BatchInvariantRCNN`.
         """
         super().__init__(**kwargs)
         if compile_backbone:

@@ -14,6 +14,19 @@ def add_vild_config(cfg: CfgNode) -> None:
     # All but vild_text need DISTILLATION.CACHE or DISTILLATION.ONLINE for training.
     vild.VARIANT = "vild_text"
 
+    # Parts of the official code's network (docs/recipes.md), each alone or together; on in the full
+    # recipes. Others have names of their own: build_vild_resnet_fpn_backbone, ViLDRPN,
+    # LevelNormRPNHead, LateNormMaskHead.
+    # Sides of boxes are x2 - x1 + 1 in the ROI heads, whose detections end at the last pixel.
+    vild.INCLUSIVE_BOXES = False
+    # The box loss of the ROI heads is a mean over positive regions, not over all sampled ones.
+    vild.BOX_LOSS_OVER_POSITIVES = False
+    # LateNormMaskHead learns from interpolated masks as they are, not rounded to 0 and 1.
+    vild.SOFT_MASK_TARGETS = False
+    # build_vild_resnet_fpn_backbone: side in pixels of the square that images are padded to, right
+    # and below; 0: as little as the pyramid needs.
+    vild.SQUARE_PAD = 0
+
     vild.DISTILLATION = CfgNode()
     # The proposal-embedding cache of the training set: a folder made by tools/cache.py build.
     vild.DISTILLATION.CACHE = ""

@@ -15,6 +15,7 @@ from ovd_d2.losses import distillation_l1
 from ovd_d2.modeling.box_head import EmbeddingProjection, RegionEmbeddingHead
 from ovd_d2.modeling.roi_heads import OpenVocabularyROIHeads
 from ovd_d2.structures import cached_proposals_of
+from ovd_d2.vild.predictor import ViLDOutputLayers
 from ovd_d2.vild.variants import Variant, get_variant
 
 
@@ -65,6 +66,10 @@ class ViLDROIHeads(OpenVocabularyROIHeads):
         ret["variant"] = get_variant(cfg.MODEL.VILD.VARIANT)
         ret["distillation_weight"] = cfg.MODEL.VILD.DISTILLATION.WEIGHT
         return ret
+
+    @classmethod
+    def _init_predictors(cls, cfg: CfgNode, built: dict[str, Any]) -> dict[str, Any]:
+        return {"box_predictor": ViLDOutputLayers(cfg, built["box_head"].output_shape)}
 
     @classmethod
     def _init_image_head(

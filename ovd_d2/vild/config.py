@@ -21,6 +21,9 @@ def add_vild_config(cfg: CfgNode) -> None:
     vild.INCLUSIVE_BOXES = False
     # The box loss of the ROI heads is a mean over positive regions, not over all sampled ones.
     vild.BOX_LOSS_OVER_POSITIVES = False
+    # Regions are pooled by one sample in the middle of each bin, without a half-pixel shift; box and
+    # mask pooler, whatever their POOLER_TYPE.
+    vild.BIN_CENTRE_POOLING = False
     # LateNormMaskHead learns from interpolated masks as they are, not rounded to 0 and 1.
     vild.SOFT_MASK_TARGETS = False
     # build_vild_resnet_fpn_backbone: side in pixels of the square that images are padded to, right

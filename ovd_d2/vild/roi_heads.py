@@ -15,6 +15,7 @@ from ovd_d2.losses import distillation_l1
 from ovd_d2.modeling.box_head import EmbeddingProjection, RegionEmbeddingHead
 from ovd_d2.modeling.roi_heads import OpenVocabularyROIHeads
 from ovd_d2.structures import cached_proposals_of
+from ovd_d2.vild.pooler import BinCentrePooler
 from ovd_d2.vild.predictor import ViLDOutputLayers
 from ovd_d2.vild.variants import Variant, get_variant
 
@@ -66,6 +67,16 @@ class ViLDROIHeads(OpenVocabularyROIHeads):
         ret["variant"] = get_variant(cfg.MODEL.VILD.VARIANT)
         ret["distillation_weight"] = cfg.MODEL.VILD.DISTILLATION.WEIGHT
         return ret
+
+    @classmethod
+    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        ret = super()._init_box_head(cfg, input_shape)
+        return _with_pooler(ret, "box_pooler", cfg, input_shape)
+
+    @classmethod
+    def _init_mask_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        ret = super()._init_mask_head(cfg, input_shape)
+        return _with_pooler(ret, "mask_pooler", cfg, input_shape)
 
     @classmethod
     def _init_predictors(cls, cfg: CfgNode, built: dict[str, Any]) -> dict[str, Any]:
@@ -140,6 +151,17 @@ class ViLDROIHeads(OpenVocabularyROIHeads):
         # One type first: autocast refuses to join rows of a 16-bit type that is not its own.
         teacher = torch.cat([x.teacher_embeddings.float() for x in cached_proposals])
         return distillation_l1(student, teacher, self.distillation_weight)
+
+
+def _with_pooler(
+    built: dict[str, Any], key: str, cfg: CfgNode, input_shape: dict[str, ShapeSpec]
+) -> dict[str, Any]:
+    """`built` with the official pooler in place of Detectron2's, where the config wants it."""
+    old = built.get(key)
+    if old is None or not cfg.MODEL.VILD.BIN_CENTRE_POOLING:
+        return built
+    scales = [1 / input_shape[name].stride for name in cfg.MODEL.ROI_HEADS.IN_FEATURES]
+    return {**built, key: BinCentrePooler(old.output_size[0], scales)}
 
 
 def _is_validation(targets: list[Instances] | None) -> bool:

@@ -10,6 +10,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.structures import Instances
 from torch import Tensor
 
+from ovd_d2.losses import level_huber_loss
 from ovd_d2.modeling.box_head import OpenVocabularyOutputLayers
 from ovd_d2.structures import PADDED_SIZE, PerImage
 from ovd_d2.vild.boxes import InclusiveBox2BoxTransform, clip_to_pixels
@@ -32,8 +33,8 @@ class ViLDOutputLayers(OpenVocabularyOutputLayers):
             input_shape: shape of the trunk's output.
             last_pixel: clip detections to the last pixel of the padded image, not to the border of
                 the image; wants :class:`InclusiveBox2BoxTransform`.
-            loss_over_positives: the box loss is the mean over positive regions' coordinates;
-                Detectron2 sums and divides by the number of all sampled regions.
+            loss_over_positives: the box loss is the mean of Huber's over positive regions'
+                coordinates; Detectron2 sums smooth L1 and divides by all sampled regions.
             kwargs: of :class:`OpenVocabularyOutputLayers`.
         """
         super().__init__(input_shape, **kwargs)
@@ -54,11 +55,11 @@ class ViLDOutputLayers(OpenVocabularyOutputLayers):
         self, proposal_boxes: Tensor, gt_boxes: Tensor, pred_deltas: Tensor, gt_classes: Tensor
     ) -> Tensor:
         """See :meth:`FastRCNNOutputLayers.box_reg_loss`."""
-        loss = super().box_reg_loss(proposal_boxes, gt_boxes, pred_deltas, gt_classes)
         if not self.loss_over_positives:
-            return loss
-        positive = ((gt_classes >= 0) & (gt_classes < self.num_classes)).sum()
-        return loss * gt_classes.numel() / (4 * positive.clamp(min=1))
+            return super().box_reg_loss(proposal_boxes, gt_boxes, pred_deltas, gt_classes)
+        positive = (gt_classes >= 0) & (gt_classes < self.num_classes)
+        targets = self.box2box_transform.get_deltas(proposal_boxes[positive], gt_boxes[positive])
+        return level_huber_loss([pred_deltas[positive]], [targets], self.smooth_l1_beta)
 
     def select_detections(
         self, probs: Tensor, boxes: Sequence[Tensor], proposals: list[Instances]

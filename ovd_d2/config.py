@@ -195,6 +195,14 @@ def _add_input_keys(cfg: CfgNode) -> None:
     _add(jitter, "MIN_SCALE", 0.1)
     _add(jitter, "MAX_SCALE", 2.0)
     _add(jitter, "SIZE", 1024)
+    # Flip before scaling and cropping instead of after.
+    _add(jitter, "FLIP_FIRST", False)
+    # Pad to the square in the mapper, with grey; False: leave it to the model, whose padding is
+    # the mean (build_vild_resnet_fpn_backbone with MODEL.VILD.SQUARE_PAD).
+    _add(jitter, "PAD", True)
+    # How images are resized, in training and at test time: "pillow" (Detectron2's) or
+    # "tensorflow" (TensorFlow 1's bilinear, without antialiasing, which official ViLD weights want).
+    _add(cfg.INPUT, "RESIZE", "pillow")
 
 
 def _add_evaluation_keys(cfg: CfgNode) -> None:

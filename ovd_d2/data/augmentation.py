@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
@@ -14,22 +15,73 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     """Large-scale jitter where `INPUT.LSJ.ENABLED` (training only), else Detectron2's own list.
 
     Jitter (ViLD: 0.1-2.0 at 1024): scale by a random factor of the square SIZE, crop or pad to
-    SIZE x SIZE, flip.
+    SIZE x SIZE, flip. With `INPUT.RESIZE` "tensorflow" every resize is a :class:`TensorFlowResize`.
     """
+    augmentations = _augmentations(cfg, is_train)
+    if cfg.INPUT.RESIZE == "pillow":
+        return augmentations
+    return [
+        TensorFlowResize(one) if isinstance(one, (T.ResizeScale, T.ResizeShortestEdge)) else one
+        for one in augmentations
+    ]
+
+
+def _augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     if not (is_train and cfg.INPUT.LSJ.ENABLED):
         augmentations = detection_utils.build_augmentation(cfg, is_train)
         if is_train and cfg.INPUT.CROP.ENABLED:
             augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
         return augmentations
-    size = cfg.INPUT.LSJ.SIZE
-    jitter: list[T.Augmentation] = [
-        T.ResizeScale(cfg.INPUT.LSJ.MIN_SCALE, cfg.INPUT.LSJ.MAX_SCALE, size, size),
-        T.FixedSizeCrop((size, size)),
+    jitter = cfg.INPUT.LSJ
+    scaled: list[T.Augmentation] = [
+        T.ResizeScale(jitter.MIN_SCALE, jitter.MAX_SCALE, jitter.SIZE, jitter.SIZE),
+        T.FixedSizeCrop((jitter.SIZE, jitter.SIZE), pad=jitter.PAD),
     ]
-    if cfg.INPUT.RANDOM_FLIP != "none":
-        horizontal = cfg.INPUT.RANDOM_FLIP == "horizontal"
-        jitter.append(T.RandomFlip(horizontal=horizontal, vertical=not horizontal))
-    return jitter
+    if cfg.INPUT.RANDOM_FLIP == "none":
+        return scaled
+    horizontal = cfg.INPUT.RANDOM_FLIP == "horizontal"
+    flip = T.RandomFlip(horizontal=horizontal, vertical=not horizontal)
+    return [flip, *scaled] if jitter.FLIP_FIRST else [*scaled, flip]
+
+
+class TensorFlowResizeTransform(T.ResizeTransform):
+    """Bilinear resizing as TensorFlow 1's `resize_bilinear`: no antialiasing, no half-pixel shift.
+
+    Pixel k of the result lies at k / scale of the image; Pillow's, which Detectron2 uses, has its
+    middle at (k + 0.5) / scale and averages what it skips.
+    """
+
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        """(H, W) or (H, W, C) of any type -> float32, not rounded; with `interp`, label maps and
+        the like, as Detectron2's."""
+        if interp is not None:
+            return super().apply_image(img, interp)
+        rows = _interpolated(img.astype(np.float32), self.new_h, axis=0)
+        return _interpolated(rows, self.new_w, axis=1)
+
+
+def _interpolated(x: np.ndarray, size: int, axis: int) -> np.ndarray:
+    places = np.arange(size, dtype=np.float32) * np.float32(x.shape[axis] / size)
+    first = np.floor(places).astype(int)
+    second = np.minimum(first + 1, x.shape[axis] - 1)
+    share = (places - first).reshape([-1 if k == axis else 1 for k in range(x.ndim)])
+    begin = x.take(first, axis)
+    return begin + (x.take(second, axis) - begin) * share
+
+
+class TensorFlowResize(T.Augmentation):
+    """Another augmentation's size by :class:`TensorFlowResizeTransform`."""
+
+    def __init__(self, resize: T.Augmentation) -> None:
+        super().__init__()
+        self.resize = resize
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """See :meth:`T.Augmentation.get_transform`."""
+        found = self.resize.get_transform(image)
+        if not isinstance(found, T.ResizeTransform):
+            return found  # nothing to resize
+        return TensorFlowResizeTransform(found.h, found.w, found.new_h, found.new_w)
 
 
 class Resize(NamedTuple):
@@ -54,6 +106,8 @@ def smallest_of(augmentations: Sequence[T.Augmentation]) -> Resize | None:
     """As :func:`smallest_resize`, of augmentations that are made; None where none of them scales
     in a way that is known here."""
     for one in augmentations:
+        if isinstance(one, TensorFlowResize):
+            return smallest_of([one.resize])
         if isinstance(one, T.ResizeShortestEdge):
             shortest = min(one.short_edge_length)
             return Resize(shortest, int(min(one.max_size, _UNLIMITED))) if shortest > 0 else None

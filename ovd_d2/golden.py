@@ -1,0 +1,122 @@
+"""Comparing this package with reference numbers of another implementation, file by file.
+
+A folder of golden numbers has an `instance.json` and safetensors / JSON files whose inputs and
+weights are random, but can be made again from their names (:meth:`GoldenFolder.random`). A system
+says in its module (`System.golden`) what it compares; `tools/check_golden.py` prints it.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ovd_d2.errors import SetupError
+
+# (config file of this repository, KEY VALUE pairs) -> the model it builds, in eval mode
+Build = Callable[[str, Sequence[str]], nn.Module]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One tensor (or count) beside its reference.
+
+    Attributes:
+        file: the reference is in.
+        name: of the tensor there.
+        difference: the largest absolute one, or another measure that `name` says.
+        tolerance: that is allowed.
+    """
+
+    file: str
+    name: str
+    difference: float
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        """NaN is not."""
+        return self.difference <= self.tolerance
+
+
+class GoldenFolder:
+    """The files of one folder, and what they were made from.
+
+    Attributes:
+        path: of the folder.
+        instance: what differs between folders of one layout.
+        build: makes the models that are compared.
+    """
+
+    def __init__(self, path: str | Path, build: Build) -> None:
+        """
+        Raises:
+            SetupError: there is no such folder, or no `instance.json` in it.
+        """
+        self.path = Path(path)
+        self.build = build
+        if not self.path.is_dir():
+            raise SetupError([f"no such folder: {self.path}"])
+        self.instance: dict[str, Any] = self._read_json("instance.json")
+
+    def has(self, file: str) -> bool:
+        return (self.path / file).is_file()
+
+    def tensors(self, file: str) -> dict[str, Tensor]:
+        """All tensors of a safetensors file."""
+        try:
+            return load_file(self.path / file)
+        except (OSError, SafetensorError) as error:
+            raise SetupError([f"{self.path / file} cannot be read as safetensors: {error}"]) from error
+
+    def json(self, file: str) -> dict[str, Any]:
+        """A JSON file, an object."""
+        return self._read_json(file)
+
+    def random(self, name: str, shape: Sequence[int]) -> np.ndarray:
+        """Standard normal numbers, float64, that depend on the name and the instance's salt."""
+        seed = zlib.crc32((self.instance["salt"] + name).encode())
+        return np.random.Generator(np.random.PCG64(seed)).standard_normal(tuple(shape))
+
+    def input(self, name: str, shape: Sequence[int], scale: float = 1.0) -> Tensor:
+        """`scale` times random numbers, float32."""
+        return torch.from_numpy((scale * self.random(f"input.{name}", shape)).astype(np.float32))
+
+    def _read_json(self, file: str) -> dict[str, Any]:
+        path = self.path / file
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise SetupError([f"{path} cannot be read as JSON: {error}"]) from error
+
+
+def difference(ours: Tensor, theirs: Tensor) -> float:
+    """The largest absolute difference; infinity where the shapes differ."""
+    if ours.shape != theirs.shape:
+        return float("inf")
+    return (ours.double() - theirs.double()).abs().max().item() if ours.numel() else 0.0
+
+
+def unmatched_boxes(
+    ours: Tensor, theirs: Tensor, classes: tuple[Tensor, Tensor] | None, within: float
+) -> int:
+    """How many of `theirs` (M, 4) have no box of `ours` (N, 4), of the same class, this near.
+
+    Args:
+        ours, theirs: in any order; each of ours stands for any number of theirs.
+        classes: (N,) and (M,), or None where there are none.
+        within: pixels, of every coordinate.
+    """
+    apart = torch.cdist(theirs.double(), ours.double(), p=float("inf"))  # (M, N)
+    if classes is not None:
+        apart[classes[1][:, None] != classes[0][None]] = torch.inf
+    return int((apart.amin(dim=1) > within).sum())

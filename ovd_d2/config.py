@@ -116,8 +116,8 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # statistics: ["backbone.bottom_up."], say. A beginning that no parameter has is an error.
     ovd.FREEZE = ()
 
-    # Of every batch norm that is not frozen; these are PyTorch's values, for which Detectron2 has no
-    # keys. MOMENTUM is the share of a batch in the running statistics (TensorFlow: 1 minus it).
+    # Of every batch norm that is not frozen; the defaults are PyTorch's, Detectron2 has no keys for
+    # them. MOMENTUM is the share of a batch in the running statistics (TensorFlow: 1 minus it).
     ovd.BATCH_NORM = CfgNode()
     ovd.BATCH_NORM.MOMENTUM = 0.1
     ovd.BATCH_NORM.EPS = 1e-5
@@ -201,7 +201,7 @@ def _add_input_keys(cfg: CfgNode) -> None:
     # the mean (build_vild_resnet_fpn_backbone with MODEL.VILD.SQUARE_PAD).
     _add(jitter, "PAD", True)
     # How images are resized, in training and at test time: "pillow" (Detectron2's) or
-    # "tensorflow" (TensorFlow 1's bilinear, without antialiasing, which official ViLD weights want).
+    # "tensorflow" (TensorFlow 1's bilinear, without antialiasing: official ViLD weights want it).
     _add(cfg.INPUT, "RESIZE", "pillow")
 
 

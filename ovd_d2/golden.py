@@ -76,7 +76,9 @@ class GoldenFolder:
         try:
             return load_file(self.path / file)
         except (OSError, SafetensorError) as error:
-            raise SetupError([f"{self.path / file} cannot be read as safetensors: {error}"]) from error
+            raise SetupError(
+                [f"{self.path / file} cannot be read as safetensors: {error}"]
+            ) from error
 
     def json(self, file: str) -> dict[str, Any]:
         """A JSON file, an object."""

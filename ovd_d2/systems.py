@@ -70,6 +70,8 @@ class System:
         showcase: module whose `SHOWCASE` (:class:`ovd_d2.pictograms.showcase.Showcase`) is what
             `make demo` and the tables of results show of it; imported when they are made. Empty:
             nothing.
+        golden: module whose `comparisons` (:mod:`ovd_d2.golden`) hold it against numbers of its
+            public code, for `tools/check_golden.py`. Empty: nothing.
     """
 
     name: str
@@ -85,6 +87,7 @@ class System:
     evaluators: Mapping[str, EvaluatorFactory] = field(default_factory=dict)
     wrap_loader: Callable[[CfgNode, Batches], Batches] = lambda cfg, loader: loader
     showcase: str = ""
+    golden: str = ""
 
 
 _registered: dict[str, System] = {}

@@ -42,7 +42,8 @@ def _take_biased_variance(norm: nn.Module, inputs: tuple[Tensor, ...], _: Tensor
         return
     count = _values_per_channel(norm, inputs[0])
     old = (1 - norm.momentum) * getattr(norm, BEFORE)
-    norm.running_var.copy_(old + (norm.running_var - old) * (count - 1) / count)
+    # `.data`: the backward pass of the norm holds the buffer, but does not read it.
+    norm.running_var.data.copy_(old + (norm.running_var - old) * (count - 1) / count)
 
 
 def _values_per_channel(norm: nn.Module, x: Tensor) -> Tensor:

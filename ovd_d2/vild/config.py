@@ -21,8 +21,8 @@ def add_vild_config(cfg: CfgNode) -> None:
     vild.INCLUSIVE_BOXES = False
     # The box loss of the ROI heads is a mean over positive regions, not over all sampled ones.
     vild.BOX_LOSS_OVER_POSITIVES = False
-    # Regions are pooled by one sample in the middle of each bin, without a half-pixel shift; box and
-    # mask pooler, whatever their POOLER_TYPE.
+    # Regions are pooled by one sample in the middle of each bin, without a half-pixel shift, in
+    # the box and the mask pooler, whatever their POOLER_TYPE.
     vild.BIN_CENTRE_POOLING = False
     # LateNormMaskHead learns from interpolated masks as they are, not rounded to 0 and 1.
     vild.SOFT_MASK_TARGETS = False

@@ -8,7 +8,7 @@ none here: it is taken off the norm's running mean, which is equal at test time.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +20,8 @@ BATCH_NORM = {
     "moving_mean": "running_mean",
     "moving_variance": "running_var",
 }
-TEXT_EMBEDDINGS = "frcnn_layer_0/fast_rcnn_head/class-predict/kernel"
+HEAD = "frcnn_layer_0/fast_rcnn_head"
+TEXT_EMBEDDINGS = f"{HEAD}/class-predict/kernel"
 # Variables that belong to training alone, by the end of their names.
 NOT_WEIGHTS = {
     "global_step": "the step counter",
@@ -59,12 +60,12 @@ def convert_variables(variables: Mapping[str, np.ndarray]) -> Converted:
     """
     depth = _depth_of(variables)
     ensemble = any("/distill_conv_0/" in name for name in variables)
-    places = dict(_places(depth, ensemble))
+    named = places(depth, ensemble)
     left_out = {name: why for name in variables if (why := _why_left_out(name)) is not None}
-    _check_names(set(variables) - set(left_out), set(places) | {TEXT_EMBEDDINGS})
+    _check_names(set(variables) - set(left_out), set(named) | {TEXT_EMBEDDINGS})
     weights: dict[str, np.ndarray] = {}
     biases: list[tuple[str, np.ndarray]] = []
-    for name, place in places.items():
+    for name, place in named.items():
         value = place.layout(np.asarray(variables[name], dtype=np.float32))
         if place.is_bias_before_norm:
             biases.append((place.key, value))
@@ -109,6 +110,20 @@ def _pooled_dense(x: np.ndarray) -> np.ndarray:
 def _boxes(x: np.ndarray) -> np.ndarray:
     """The first dimension, of 4 per anchor, from [y, x, h, w] to [x, y, w, h]."""
     return x.reshape(-1, 4, *x.shape[1:])[:, XYWH].reshape(x.shape)
+
+
+def places(depth: int, ensemble: bool) -> dict[str, Place]:
+    """Where each variable of a network goes; the text embeddings have no place in the detector."""
+    return dict(_places(depth, ensemble))
+
+
+def variable_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """The official shape of a variable whose values have `shape` in the state dict here."""
+    if not name.endswith("/kernel"):
+        return tuple(shape)
+    if len(shape) == 1:
+        return (*shape, 1)  # the background
+    return (*shape[2:], shape[1], shape[0])
 
 
 def _places(depth: int, ensemble: bool) -> Iterator[tuple[str, Place]]:
@@ -159,7 +174,7 @@ def _rpn() -> Iterator[tuple[str, Place]]:
 
 
 def _box_head(ensemble: bool) -> Iterator[tuple[str, Place]]:
-    scope = "frcnn_layer_0/fast_rcnn_head"
+    scope = HEAD
     yield from _trunk(scope, "", 0, "roi_heads.box_head")
     yield from _with_bias(f"{scope}/project-to-clip", "roi_heads.box_predictor.projection", _dense)
     background = Place("roi_heads.box_predictor.classifier.background", lambda x: x[:, 0])

@@ -57,5 +57,6 @@ SYSTEM = System(
     idle_keys=checks.idle_keys,
     passengers=passengers,
     wrap_loader=wrap_loader,
+    golden="ovd_d2.vild.golden",
     showcase="ovd_d2.vild.showcase",
 )

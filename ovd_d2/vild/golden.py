@@ -136,7 +136,8 @@ def _boxes(folder: GoldenFolder, file: str) -> Found:
     golden = folder.tensors(file)
     for level, anchors in zip(LEVELS, _anchors_of(128, 192), strict=True):
         name = f"anchors.p{level}"
-        yield name, difference(anchors.tensor, xy(golden[name])), 1e-5
+        if name in golden:
+            yield name, difference(anchors.tensor, xy(golden[name])), 1e-5
     regions, boxes = xy(golden["anchors_or_rois"]), xy(golden["boxes"])
     deltas = xy(golden["deltas"])
     coder = InclusiveBox2BoxTransform(weights=REGION_WEIGHTS)
@@ -163,6 +164,8 @@ def _proposals(folder: GoldenFolder, file: str) -> Found:
         deltas.append(xy(boxes.view(1, -1, 4)))
     rpn = _network(folder, "vanilla").model.proposal_generator
     for mode in ("train", "test"):
+        if f"{mode}.rois" not in golden:
+            continue
         found = rpn.train(mode == "train").predict_proposals(
             _anchors_of(height, width), scores, deltas, [(height, width)]
         )[0]
@@ -201,6 +204,8 @@ def _pooling(folder: GoldenFolder, file: str) -> Found:
     boxes = xy(golden["boxes_yxyx"])
     real = (boxes >= 0).all(dim=1)  # boxes of -1 fill up lists of fixed length there
     for name, size in (("crops7", 7), ("crops14", 14)):
+        if name not in golden:
+            continue
         pooler = BinCentrePooler(size, [2.0**-level for level in LEVELS])
         pooled = pooler(maps, [Boxes(boxes)]).permute(0, 2, 3, 1)
         yield name, difference(pooled[real], golden[name][real]), 1e-3
@@ -335,9 +340,12 @@ def _postprocess(folder: GoldenFolder, file: str) -> Found:
     both = scoring.vild_ensemble(text, image, _novel(categories), 2 / 3, 1 / 3)
     predictor = _network(folder, "vanilla").model.roi_heads.box_predictor
     boxes = predictor.predict_boxes((logits, xy(deltas)), [regions])
-    expected = xy(golden["vanilla.raw_boxes"][0])
-    yield "vanilla.raw_boxes", difference(clip_to_pixels(boxes[0], size), expected), 2e-4
+    if "vanilla.raw_boxes" in golden:
+        expected = xy(golden["vanilla.raw_boxes"][0])
+        yield "vanilla.raw_boxes", difference(clip_to_pixels(boxes[0], size), expected), 2e-4
     for kind, scores in (("vanilla", text), ("double_branch", both)):
+        if f"{kind}.raw_scores" not in golden:
+            continue
         yield f"{kind}.raw_scores", difference(scores, golden[f"{kind}.raw_scores"][0]), 2e-6
         found = predictor.select_detections(scores, boxes, [regions])[0]
         yield from _detections(found, {k: golden[f"{kind}.{k}"][0] for k in DETECTED}, kind)

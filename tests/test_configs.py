@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 
 from ovd_d2 import add_ovd_config
+from ovd_d2.data.augmentation import build_augmentations
 from ovd_d2.engine.config_keys import flatten
 from ovd_d2.engine.run import load_config
 from ovd_d2.errors import SetupError
+from ovd_d2.modeling.norms import BATCH_NORMS
 from ovd_d2.vild import get_variant
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +40,7 @@ def test_config_builds(path):
 def test_output_folder_is_the_configs_name(path):
     """Two methods that write into one folder would take up each other's checkpoints."""
     name = Path(path).stem
-    if name in ("base", "base_rcnn_fpn", "continue"):
+    if name in ("base", "base_lvis", "base_rcnn_fpn", "continue"):
         return  # not trained themselves
     folder = "pictograms/" if "pictograms" in path else ""
     output = load_config(str(ROOT / path)).OUTPUT_DIR
@@ -71,9 +74,31 @@ def _numbers(module: torch.nn.Module) -> dict:
         "test": (predictor.test_score_thresh, predictor.test_nms_thresh),
         "detections": predictor.test_topk_per_image,
         "boxes": (tuple(predictor.box2box_transform.weights), predictor.smooth_l1_beta),
+        "coders": (type(rpn.box2box_transform), type(predictor.box2box_transform)),
+        "matcher": (type(rpn.anchor_matcher), rpn.anchor_matcher.thresholds),
+        "poolers": [_pooler(pooler) for pooler in (heads.box_pooler, heads.mask_pooler)],
+        "official": [
+            getattr(part, name, False)
+            for part, name in (
+                (predictor, "last_pixel"),
+                (predictor, "loss_over_positives"),
+                (heads.mask_head, "soft_targets"),
+            )
+        ],
+        "norms": {(m.momentum, m.eps) for m in module.modules() if isinstance(m, BATCH_NORMS)},
+        "padding": module.backbone.padding_constraints,
         "temperature": predictor.classifier.temperature,
         "novel": predictor.novel_training_logits,
     }
+
+
+def _written(augmentation: T.Augmentation) -> str:
+    """Its arguments, where lists and tuples are one."""
+    return str(augmentation).replace("[", "(").replace("]", ")")
+
+
+def _pooler(pooler: torch.nn.Module) -> tuple:
+    return type(pooler), pooler.output_size, len(pooler.level_poolers)
 
 
 @pytest.mark.parametrize("path", LAZY_CONFIGS)
@@ -100,6 +125,12 @@ def test_the_lazy_recipe_is_the_yaml_recipe():
         solver.WEIGHT_DECAY,
         solver.MOMENTUM,
     )
+    for mapper, is_train in (
+        (lazy.dataloader.train.mapper, True),
+        (lazy.dataloader.test.mapper, False),
+    ):
+        ours, theirs = map(instantiate, mapper.augmentations), build_augmentations(cfg, is_train)
+        assert list(map(_written, ours)) == list(map(_written, theirs))
     rate = instantiate(lazy.lr_multiplier)
     for done, expected in ((0, 0.01), (1000, 1.0), (161999, 1.0), (162001, 0.1), (179999, 0.001)):
         assert rate(done / solver.MAX_ITER) == pytest.approx(expected)
@@ -153,7 +184,7 @@ def test_supervised_baselines_differ_in_the_annotations(suffix):
 
 @pytest.mark.parametrize("path", [path for path in CONFIGS if "pictograms" not in path])
 def test_every_recipe_says_for_how_many_gpus_it_is(path):
-    if path.endswith("base_rcnn_fpn.yaml"):
+    if Path(path).stem.startswith("base_"):
         return  # no schedule
     solver = load_config(str(ROOT / path)).SOLVER
     assert solver.REFERENCE_WORLD_SIZE in (8, 64)

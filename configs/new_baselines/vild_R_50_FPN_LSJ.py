@@ -8,7 +8,7 @@ from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
 from ..common.data.lvis import dataloader, vocabulary
-from ..common.models.vild_rcnn_fpn import model
+from ..common.models.official_vild_rcnn_fpn import model
 
 train = model_zoo.get_config("common/train.py").train
 train.update(

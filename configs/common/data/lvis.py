@@ -4,6 +4,7 @@ from detectron2.data import transforms as T
 from omegaconf import OmegaConf
 
 from ovd_d2.cache import EmbeddingCache
+from ovd_d2.data.augmentation import TensorFlowResize
 from ovd_d2.data.categories import get_novel_flags
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.data.passengers import CachedProposals
@@ -23,9 +24,13 @@ dataloader.train = L(build_resumable_train_loader)(
     mapper=L(OpenVocabularyDatasetMapper)(
         is_train=True,
         augmentations=[
-            L(T.ResizeScale)(min_scale=0.1, max_scale=2.0, target_height=1024, target_width=1024),
-            L(T.FixedSizeCrop)(crop_size=(1024, 1024)),
             L(T.RandomFlip)(horizontal=True),
+            L(TensorFlowResize)(
+                resize=L(T.ResizeScale)(
+                    min_scale=0.1, max_scale=2.0, target_height=1024, target_width=1024
+                )
+            ),
+            L(T.FixedSizeCrop)(crop_size=(1024, 1024), pad=False),  # the model pads
         ],
         image_format="BGR",
         use_instance_mask=True,
@@ -44,7 +49,11 @@ dataloader.test = L(build_detection_test_loader)(
     dataset=L(get_base_dataset_dicts)(names="lvis_v1_val", drop_novel=False),
     mapper=L(OpenVocabularyDatasetMapper)(
         is_train=False,
-        augmentations=[L(T.ResizeShortestEdge)(short_edge_length=1024, max_size=1024)],
+        augmentations=[
+            L(TensorFlowResize)(
+                resize=L(T.ResizeShortestEdge)(short_edge_length=1024, max_size=1024)
+            )
+        ],
         image_format="${...train.mapper.image_format}",
     ),
     num_workers=4,

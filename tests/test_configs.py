@@ -94,7 +94,8 @@ def _numbers(module: torch.nn.Module) -> dict:
 
 def _written(augmentation: T.Augmentation) -> str:
     """Its arguments, where lists and tuples are one."""
-    return str(augmentation).replace("[", "(").replace("]", ")")
+    written = str(augmentation).replace("[", "(").replace("]", ")")
+    return written.replace(", sample_style='choice'", "")  # of one size
 
 
 def _pooler(pooler: torch.nn.Module) -> tuple:

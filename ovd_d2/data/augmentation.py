@@ -10,6 +10,8 @@ from detectron2.config import CfgNode
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 
+RESIZES = ("pillow", "tensorflow")  # INPUT.RESIZE
+
 
 def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     """Large-scale jitter where `INPUT.LSJ.ENABLED` (training only), else Detectron2's own list.

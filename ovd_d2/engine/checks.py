@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from ovd_d2.clip.loading import configured_teacher, teacher_problems
-from ovd_d2.data.augmentation import smallest_resize
+from ovd_d2.data.augmentation import RESIZES, smallest_resize
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper, mapping_problems
 from ovd_d2.engine.build import CLASSIFY_WITH, DETECTOR
 from ovd_d2.engine.data_checks import CheckedData, DataNeeds, category_problems, check_data
@@ -112,6 +112,8 @@ def config_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
     yield from output_problems(cfg.OUTPUT_DIR)
     yield from classify_with_problems(cfg)
     yield from augmentation_problems(cfg)
+    if cfg.INPUT.RESIZE not in RESIZES:
+        yield f"INPUT.RESIZE: '{cfg.INPUT.RESIZE}' is not one of {', '.join(RESIZES)}"
     yield from weights_problems(cfg.MODEL.WEIGHTS)
 
 

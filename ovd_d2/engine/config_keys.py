@@ -92,10 +92,11 @@ def _idle(cfg: CfgNode) -> Iterable[IdleKeys]:
             ("MODEL.OVD.COMPILE_BACKBONE",),
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} does not read it",
         )
-    if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "LevelMeanRPN":
+    if cfg.MODEL.PROPOSAL_GENERATOR.NAME in ("LevelMeanRPN", "ViLDRPN"):
         yield (
             ("MODEL.RPN.BBOX_REG_LOSS_TYPE",),
-            "MODEL.PROPOSAL_GENERATOR.NAME LevelMeanRPN has a box loss of its own",
+            f"MODEL.PROPOSAL_GENERATOR.NAME {cfg.MODEL.PROPOSAL_GENERATOR.NAME} has a box loss of "
+            "its own",
         )
     if not cfg.SOLVER.EMA.ENABLED:
         yield ("SOLVER.EMA.DECAY",), "SOLVER.EMA.ENABLED is False"
@@ -105,7 +106,7 @@ def _idle(cfg: CfgNode) -> Iterable[IdleKeys]:
             f"MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME}",
         )
     if not cfg.INPUT.LSJ.ENABLED:
-        keys = ("MIN_SCALE", "MAX_SCALE", "SIZE")
+        keys = ("MIN_SCALE", "MAX_SCALE", "SIZE", "FLIP_FIRST", "PAD")
         yield tuple(f"INPUT.LSJ.{key}" for key in keys), "INPUT.LSJ.ENABLED is False"
 
 

@@ -19,6 +19,7 @@ from ovd_d2.vild.roi_heads import ViLDROIHeads
 from ovd_d2.vild.variants import VARIANTS
 
 KEYS = "MODEL.VILD.DISTILLATION"
+FPN_BACKBONE = "build_vild_resnet_fpn_backbone"
 
 _NO_CACHE = (
     "dataloader.train.mapper has no passengers, but this variant distils: add "
@@ -31,6 +32,12 @@ def key_problems(cfg: CfgNode) -> Iterable[str]:
     if cfg.MODEL.VILD.VARIANT not in VARIANTS:
         yield (
             f"MODEL.VILD.VARIANT: '{cfg.MODEL.VILD.VARIANT}' is not one of {', '.join(VARIANTS)}"
+        )
+    square, longest = cfg.MODEL.VILD.SQUARE_PAD, cfg.INPUT.MAX_SIZE_TEST
+    if 0 < square < longest and cfg.MODEL.BACKBONE.NAME == FPN_BACKBONE:
+        yield (
+            f"MODEL.VILD.SQUARE_PAD is {square}, but test images have up to {longest} pixels "
+            "(INPUT.MAX_SIZE_TEST): pad to at least that, or 0 for as little as possible"
         )
 
 
@@ -118,6 +125,7 @@ def idle_keys(cfg: CfgNode) -> Iterable[IdleKeys]:
             (f"{KEYS}.ONLINE.RESIZE", f"{KEYS}.ONLINE.BATCH_SIZE"),
             f"{KEYS}.ONLINE.PROPOSALS is empty",
         )
+    yield from _idle_parts(cfg)
     ensembles = cfg.MODEL.OVD.CLASSIFY_WITH == "text_and_clip_crops" or (
         variant is not None and variant.scores == "ensemble"
     )
@@ -125,4 +133,20 @@ def idle_keys(cfg: CfgNode) -> Iterable[IdleKeys]:
         yield (
             ("MODEL.OVD.BASE_WEIGHT", "MODEL.OVD.NOVEL_WEIGHT"),
             f"MODEL.VILD.VARIANT {vild.VARIANT} mixes no scores",
+        )
+
+
+def _idle_parts(cfg: CfgNode) -> Iterable[IdleKeys]:
+    """Options of the official network's parts where these parts are not."""
+    if cfg.MODEL.BACKBONE.NAME != FPN_BACKBONE:
+        yield ("MODEL.VILD.SQUARE_PAD",), f"MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME}"
+    if cfg.MODEL.ROI_MASK_HEAD.NAME != "LateNormMaskHead":
+        yield (
+            ("MODEL.VILD.SOFT_MASK_TARGETS",),
+            f"MODEL.ROI_MASK_HEAD.NAME is {cfg.MODEL.ROI_MASK_HEAD.NAME}, not LateNormMaskHead",
+        )
+    if cfg.MODEL.ROI_HEADS.NAME == "ViLDCascadeROIHeads":
+        yield (
+            ("MODEL.VILD.INCLUSIVE_BOXES", "MODEL.VILD.BOX_LOSS_OVER_POSITIVES"),
+            "the stages of a cascade have Detectron2's boxes and box loss",
         )

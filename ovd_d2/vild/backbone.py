@@ -13,11 +13,11 @@ from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import FPN
 from detectron2.modeling.backbone.resnet import BasicStem
-from fvcore.nn import weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 KERNEL, STRIDE = 3, 2
+TRUNCATED_DEVIATION = 0.87962566103423978  # of a standard normal variable within -2 .. 2
 
 
 def pad_same(x: Tensor) -> Tensor:
@@ -53,17 +53,29 @@ class StridedTopBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = Conv2d(channels, channels, kernel_size=KERNEL, stride=STRIDE)
-        weight_init.c2_xavier_fill(self.conv)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(N, C, H, W) -> [(N, C, H / 2, W / 2)]."""
         return [self.conv(pad_same(x))]
 
 
+def scale_by_fan_in(module: nn.Module) -> None:
+    """Initial weights of a convolution as TensorFlow's `variance_scaling_initializer()`.
+
+    A normal distribution of variance 1 / fan-in, cut off at two standard deviations.
+    """
+    if isinstance(module, nn.Conv2d):
+        fan_in = module.weight[0].numel()
+        deviation = fan_in**-0.5 / TRUNCATED_DEVIATION
+        cut = 2 * deviation
+        nn.init.trunc_normal_(module.weight, std=deviation, a=-cut, b=cut)
+
+
 class LateNormFPN(FPN):
     """Detectron2's FPN whose norms are the last thing in it: one per level, P6 included.
 
     Lateral and output convolutions have a bias and no norm, and P6 is made of P5 before its norm.
+    Initial weights are Glorot's.
     """
 
     def __init__(self, *, norm: str, out_channels: int, **kwargs: Any) -> None:
@@ -75,6 +87,9 @@ class LateNormFPN(FPN):
         """
         top_block = StridedTopBlock(out_channels)
         super().__init__(norm="", out_channels=out_channels, top_block=top_block, **kwargs)
+        for conv in (*self.lateral_convs, *self.output_convs, top_block.conv):
+            nn.init.xavier_uniform_(conv.weight)
+            nn.init.zeros_(conv.bias)
         names = self.output_shape()
         self.norms = nn.ModuleDict({name: get_norm(norm, out_channels) for name in names})
 
@@ -85,10 +100,11 @@ class LateNormFPN(FPN):
 
 @BACKBONE_REGISTRY.register()
 def build_vild_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """Detectron2's ResNet with :class:`SamePaddedStem`."""
+    """Detectron2's ResNet with :class:`SamePaddedStem` and :func:`scale_by_fan_in`."""
     resnet = build_resnet_backbone(cfg, input_shape)
     resnets = cfg.MODEL.RESNETS
     resnet.stem = SamePaddedStem(input_shape.channels, resnets.STEM_OUT_CHANNELS, resnets.NORM)
+    resnet.apply(scale_by_fan_in)
     return resnet.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
 
 

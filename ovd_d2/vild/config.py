@@ -26,6 +26,8 @@ def add_vild_config(cfg: CfgNode) -> None:
     vild.BIN_CENTRE_POOLING = False
     # LateNormMaskHead learns from interpolated masks as they are, not rounded to 0 and 1.
     vild.SOFT_MASK_TARGETS = False
+    # Initial weights of the linear layers of box trunks and projections are Glorot's.
+    vild.GLOROT_LINEAR = False
     # build_vild_resnet_fpn_backbone: side in pixels of the square that images are padded to, right
     # and below; 0: as little as the pyramid needs.
     vild.SQUARE_PAD = 0

@@ -19,6 +19,8 @@ from ovd_d2.vild.pooler import BinCentrePooler
 from ovd_d2.vild.predictor import ViLDOutputLayers
 from ovd_d2.vild.variants import Variant, get_variant
 
+BOX_DELTAS = 4  # outputs of the class-agnostic box regression, whose initial weights stay
+
 
 def apply_jointly(head: nn.Module, *pooled: Tensor) -> tuple[Tensor, ...]:
     """`head` of all (N_i, ...) in one batch, given back as one tensor (N_i, ...) each."""
@@ -42,6 +44,7 @@ class ViLDROIHeads(OpenVocabularyROIHeads):
         variant: Variant,
         image_head: RegionEmbeddingHead | None,
         distillation_weight: float,
+        glorot_linear: bool = False,
         **kwargs: Any,
     ) -> None:
         """
@@ -50,6 +53,8 @@ class ViLDROIHeads(OpenVocabularyROIHeads):
             image_head: the image branch, if it is a separate one; else the text branch's trunk
                 and projection serve both.
             distillation_weight: w of the ViLD-image loss.
+            glorot_linear: initial weights of linear layers of trunks and projections are Glorot's,
+                not Detectron2's.
             kwargs: of :class:`OpenVocabularyROIHeads`.
         """
         super().__init__(image_head=image_head, scores=variant.scores, **kwargs)
@@ -57,6 +62,9 @@ class ViLDROIHeads(OpenVocabularyROIHeads):
             raise ValueError(f"{variant} and image_head={image_head} do not fit each other")
         self.variant = variant
         self.distillation_weight = distillation_weight
+        for module in self.modules() if glorot_linear else ():
+            if isinstance(module, nn.Linear) and module.out_features != BOX_DELTAS:
+                nn.init.xavier_uniform_(module.weight)
         if not variant.classifies:
             for predictor in self.predictors:
                 predictor.loss_weight = {**predictor.loss_weight, "loss_cls": 0.0}
@@ -65,6 +73,7 @@ class ViLDROIHeads(OpenVocabularyROIHeads):
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         ret = super().from_config(cfg, input_shape)
         ret["variant"] = get_variant(cfg.MODEL.VILD.VARIANT)
+        ret["glorot_linear"] = cfg.MODEL.VILD.GLOROT_LINEAR
         ret["distillation_weight"] = cfg.MODEL.VILD.DISTILLATION.WEIGHT
         return ret
 

@@ -183,3 +183,26 @@ def test_soft_targets_reach_the_loss():
     )
     expected = F.binary_cross_entropy_with_logits(logits, targets)
     torch.testing.assert_close(loss, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_initial_weights():
+    model = official_model(config="configs/vild_ensemble_r50.yaml")
+    heads = model.roi_heads
+    for linear in (heads.box_head.fc2, heads.image_head.projection, heads.image_head.trunk.fc1):
+        bound = (6 / sum(linear.weight.shape)) ** 0.5
+        assert 0.9 * bound < linear.weight.abs().max() <= bound
+    assert heads.box_predictor.bbox_pred.weight.std() < 0.002
+    conv = model.backbone.bottom_up.res5[1].conv2.weight
+    fan_in = conv[0].numel()
+    assert conv.std().item() == pytest.approx(fan_in**-0.5, rel=0.1)
+    assert conv.abs().max() <= 2 * fan_in**-0.5 / 0.879
+    lateral = model.backbone.fpn_lateral5.weight
+    assert lateral.abs().max() <= (6 / (lateral.shape[0] + lateral.shape[1])) ** 0.5
+
+
+def test_a_frozen_stem_stays_frozen():
+    cfg = official_config()
+    cfg.MODEL.BACKBONE.FREEZE_AT = 1
+    backbone = build_backbone(cfg, ShapeSpec(channels=3))
+    assert not any(p.requires_grad for p in backbone.bottom_up.stem.parameters())
+    assert all(p.requires_grad for p in backbone.bottom_up.res2.parameters())

@@ -37,6 +37,7 @@ model.proposal_generator.head = L(LevelNormRPNHead)(
     in_channels=256, num_anchors=3, conv_dims=[-1, -1], norm="SyncBN", levels=5
 )
 
+model.roi_heads.glorot_linear = True
 model.roi_heads.box_in_features = model.roi_heads.mask_in_features = levels
 model.roi_heads.box_pooler = L(BinCentrePooler)(output_size=7, scales=scales)
 model.roi_heads.mask_pooler = L(BinCentrePooler)(output_size=14, scales=scales)

@@ -153,7 +153,7 @@ def _predict_one(
     image = checked_image(file)
     instances = predictor(image, names)["instances"].to("cpu")
     instances = instances[instances.scores >= confidence_threshold]
-    drawn = draw_instances(image[:, :, ::-1], instances, predictor.names, predictor.is_novel)
+    drawn = draw_instances(image[:, :, ::-1], instances, predictor.names, predictor.novel)
     with atomic_write(output / f"{file.stem}.png") as temporary:
         Image.fromarray(drawn).save(temporary, format="PNG")
     return _as_records(instances, predictor)
@@ -211,7 +211,7 @@ def _as_records(instances: Instances, predictor: OpenVocabularyPredictor) -> lis
     return [
         {
             "name": predictor.names[k],
-            "novel": predictor.is_novel[k],
+            "novel": predictor.novel[k],
             "score": round(score, 4),
             "box": [round(value, 1) for value in box],
         }

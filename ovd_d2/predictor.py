@@ -23,7 +23,7 @@ from ovd_d2.engine.build import build_open_vocabulary_model
 from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
 from ovd_d2.modeling.open_vocabulary import open_vocabulary_part
-from ovd_d2.vocabulary import Vocabulary, configured_vocabulary
+from ovd_d2.vocabulary import Categories, Vocabulary, configured_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class OpenVocabularyPredictor:
     Attributes:
         model: the detector, in eval mode.
         names: what `pred_classes` of the last call index.
-        is_novel: for each of `names`, whether the detector was trained without boxes of it.
+        novel: for each of `names`, whether the detector was trained without boxes of it.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class OpenVocabularyPredictor:
         self._augmentations = T.AugmentationList(build_augmentations(self.cfg, is_train=False))
         self._active: Vocabulary | None = None
         self.names: list[str] = []
-        self.is_novel: list[bool] = []
+        self.novel: list[bool] = []
         if self._configured is not None:
             self._report_on(self._configured, len(self._configured))
 
@@ -162,7 +162,7 @@ class OpenVocabularyPredictor:
 
     def _report_on(self, vocabulary: Vocabulary, count: int) -> None:
         self.names = list(vocabulary.names[:count])
-        self.is_novel = vocabulary.novel[:count].tolist()
+        self.novel = vocabulary.novel[:count].tolist()
 
     def _vocabulary_of(self, names: tuple[str, ...]) -> Vocabulary:
         """The names given, then their distractors."""
@@ -183,9 +183,10 @@ class OpenVocabularyPredictor:
             )
         self._check_teacher()
         given = build_vocabulary(
-            names,
+            Categories(
+                list(names), [name not in self._base_names() for name in map(clean_name, names)]
+            ),
             self.teacher,
-            is_novel=[name not in self._base_names() for name in map(clean_name, names)],
             prompts=prompt_family(self._configured, self.cfg.MODEL.OVD.TEACHER.PROMPTS),
         )
         others = self._distractors_for(names)
@@ -210,7 +211,7 @@ class OpenVocabularyPredictor:
         if self._configured is None:
             return set()
         flags = zip(self._configured.names, self._configured.novel.tolist(), strict=True)
-        return {clean_name(name) for name, is_novel in flags if not is_novel}
+        return {clean_name(name) for name, novel in flags if not novel}
 
     def _distractors_for(self, names: Sequence[str]) -> list[int]:
         """Indices of configured names that share out nothing with a given name's words."""

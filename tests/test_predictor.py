@@ -96,7 +96,7 @@ def classes(output):
 def test_configured_vocabulary_needs_no_teacher(predictor, teacher, image):
     instances = predictor(image)["instances"]
     assert predictor.names == NAMES
-    assert predictor.is_novel == [False, False, True]
+    assert predictor.novel == [False, False, True]
     assert instances.image_size == (120, 200)
     assert len(instances) > 0 and classes({"instances": instances}) <= {0, 1, 2}
     assert tuple(instances.pred_masks.shape[1:]) == (120, 200)
@@ -107,7 +107,7 @@ def test_names_in_words(predictor, image):
     output = predictor(image, ["snowman", "Chess Knight", "UMBRELLA", "red kite"])
     assert predictor.names == ["snowman", "Chess Knight", "UMBRELLA", "red kite"]
     # only "umbrella" is a base name of the vocabulary
-    assert predictor.is_novel == [True, True, False, True]
+    assert predictor.novel == [True, True, False, True]
     assert classes(output) <= {0, 1, 2, 3} and len(output["instances"]) > 0
 
 
@@ -272,7 +272,7 @@ def test_without_a_configured_vocabulary(model, teacher, image):
     with pytest.raises(SetupError, match="no names were given"):
         predictor(image)
     predictor(image, ["anchor"])
-    assert predictor.is_novel == [True]  # nothing is known of its training
+    assert predictor.novel == [True]  # nothing is known of its training
 
 
 def test_the_vocabulary_of_the_checkpoint(cfg, model, teacher, image, tmp_path):
@@ -281,7 +281,7 @@ def test_the_vocabulary_of_the_checkpoint(cfg, model, teacher, image, tmp_path):
     expected = OpenVocabularyPredictor(cfg, model=model, teacher=teacher)
     cfg.MODEL.OVD.VOCABULARY, cfg.MODEL.WEIGHTS = "", str(tmp_path / "model.pth")
     predictor = OpenVocabularyPredictor(cfg, teacher=teacher)
-    assert predictor.names == expected.names and predictor.is_novel == expected.is_novel
+    assert predictor.names == expected.names and predictor.novel == expected.novel
     for names in (None, ["snowman"]):
         one, other = (p(image, names)["instances"] for p in (predictor, expected))
         torch.testing.assert_close(one.scores, other.scores)

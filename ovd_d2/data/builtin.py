@@ -44,7 +44,7 @@ def pictograms(folder: str, split: str) -> DataSet:
 def _load_lvis_base(json_file: str, image_root: str, name: str) -> list[dict[str, Any]]:
     patch_lvis()  # before Detectron2 imports lvis
     dataset_dicts = load_lvis_json(json_file, image_root, "lvis_v1_train")
-    return drop_annotations(dataset_dicts, get_categories("lvis_v1_train").is_novel)
+    return drop_annotations(dataset_dicts, get_categories("lvis_v1_train").novel)
 
 
 def lvis_base() -> DataSet:

@@ -66,7 +66,7 @@ def test_the_vocabulary_travels_whole_whatever_its_length(five, checkpointer):
     checkpointer(model).load(five)
     same_vocabulary(classifier_of(model).vocabulary, five_names())
     assert torch.equal(classifier_of(model).text_embeddings, five_names().embeddings)
-    assert classifier_of(model).is_novel.tolist() == [True, False, False, False, True]
+    assert classifier_of(model).novel.tolist() == [True, False, False, False, True]
     assert model.roi_heads.num_classes == model.roi_heads.box_predictor.num_classes == 5
     assert classifier_of(model)(random_units(2)).shape == (2, 6)  # it detects
 

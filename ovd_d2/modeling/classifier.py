@@ -197,10 +197,21 @@ class CLIPClassifier(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
         if stored is None or self._was_given:
             return
+        vocabulary = _unpacked(stored, prefix + _VOCABULARY)
         try:
-            self._take(Vocabulary.from_bytes(stored.cpu().numpy().tobytes()))
-        except (TypeError, ValueError, AttributeError) as error:
+            self._take(vocabulary)
+        except ValueError as error:  # another teacher's: of use to what needs no names
             logger.warning("The vocabulary of the checkpoint is left out: %s", error)
+
+
+def _unpacked(stored: Any, key: str) -> Vocabulary:
+    try:
+        return Vocabulary.from_bytes(stored.cpu().numpy().tobytes())
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"its vocabulary ({key}) cannot be read: {error}. Copy the checkpoint again, or name "
+            "the vocabulary that it was trained with by MODEL.OVD.VOCABULARY"
+        ) from error
 
 
 def _background_of(vocabulary: Vocabulary) -> Tensor:

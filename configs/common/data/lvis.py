@@ -31,7 +31,7 @@ dataloader.train = L(build_resumable_train_loader)(
         recompute_boxes=True,  # the crop cuts objects
         passengers=[
             L(CachedProposals)(
-                cache=L(EmbeddingCache)(path="datasets://lvis/cache_vit_b32"), per_image=300
+                store=L(EmbeddingCache)(path="datasets://lvis/cache_vit_b32"), per_image=300
             )
         ],
     ),

@@ -29,7 +29,7 @@ dataloader.train = L(build_resumable_train_loader)(
         use_instance_mask=True,
         passengers=[
             L(CachedProposals)(
-                cache=L(EmbeddingCache)(path="datasets://pictograms_v1/cache"), per_image=25
+                store=L(EmbeddingCache)(path="datasets://pictograms_v1/cache"), per_image=25
             )
         ],
     ),

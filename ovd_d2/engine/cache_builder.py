@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -95,7 +95,6 @@ def build_cache(
     ranks = Ranks()
     progress = progress and ranks.rank == 0
     _check_images(dataset_dicts, dataset_name, ranks, progress)
-    by_id = {entry["image_id"]: entry for entry in dataset_dicts}
     with RecordWriter(
         path,
         manifest,
@@ -106,11 +105,10 @@ def build_cache(
         ranks=ranks,
     ) as writer:
         writer.check_space(_rows_per_image(proposals, top_k))
-        waiting = writer.waiting_ids
-        tasks = (_task(by_id[image_id], proposals, top_k) for image_id in waiting)
+        tasks = _tasks(dataset_dicts, writer.waiting_ids, proposals, top_k)
         written = embed_images(tasks, teacher, writer.add, recipe, batch_size=batch_size)
-        title = f"embed {dataset_name}"
-        for _ in tqdm(written, title, len(waiting), unit="image", disable=not progress):
+        title, count = f"embed {dataset_name}", len(writer.waiting_ids)
+        for _ in tqdm(written, title, count, unit="image", disable=not progress):
             pass
         writer.finish()
     return writer.summary(start)
@@ -180,6 +178,18 @@ def _proposal_problems(
             f"{len(missing)} of {len(ids)} images (first ids: {missing[:5]}); {again}"
         )
     return problems
+
+
+def _tasks(
+    entries: Sequence[Mapping[str, Any]],
+    image_ids: Sequence[int],
+    proposals: ProposalStore,
+    top_k: int | None,
+) -> Iterator[ImageTask]:
+    """Of these images, one by one: proposals are read when the teacher can use them."""
+    by_id = {entry["image_id"]: entry for entry in entries}
+    for image_id in image_ids:
+        yield _task(by_id[image_id], proposals, top_k)
 
 
 def _task(entry: Mapping[str, Any], proposals: ProposalStore, top_k: int | None) -> ImageTask:

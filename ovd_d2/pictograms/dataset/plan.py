@@ -1,4 +1,4 @@
-"""Which categories go into which picture, so that LVIS's frequency rule holds by construction.
+"""Which categories go into which image, so that LVIS's frequency rule holds by construction.
 
 LVIS calls a category rare, common or frequent by the number of training images it is in: 1-10,
 11-100, more than 100. The plan fixes these numbers first and deals the categories out after.

@@ -51,7 +51,7 @@ class _Axis:
 
     @property
     def scale(self) -> torch.Tensor:
-        """(K,) float64 source pixels a resized pixel."""
+        """(K,) float64 source pixels per resized pixel."""
         return (self.high - self.low).double() / self.resized
 
     def reach(self) -> torch.Tensor:

@@ -363,7 +363,7 @@ def _proposal_arrays(path: Path) -> list[PickledArray]:
     content = _load_pickle(path)
     if not isinstance(content, list):
         raise CacheError(
-            f"{path} holds a {type(content).__name__}, expected mmdet's list of one array an image"
+            f"{path} holds a {type(content).__name__}, expected mmdet's list of one array per image"
         )
     wrong = next((k for k, one in enumerate(content) if not isinstance(one, PickledArray)), None)
     if wrong is not None:

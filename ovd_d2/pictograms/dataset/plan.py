@@ -217,7 +217,7 @@ def _pick_images(
 ) -> np.ndarray:
     """`count` different images, likelier where more room is left; any with a free place if short.
 
-    Categories come largest first, each once an image; with a mean load of at most _MOST_DISTINCT
+    Categories come largest first, each once per image; with a mean load of at most _MOST_DISTINCT
     there are always enough images with a free place for the small ones that come last.
     """
     free = load < MAX_OBJECTS

@@ -44,7 +44,7 @@ def has_color(picture: np.ndarray, color: tuple[int, int, int]) -> bool:
 
 
 @pytest.mark.parametrize("height, width, scale", [(160, 200, 3), (480, 640, 1), (1024, 1024, 1)])
-def test_small_pictures_grow(height, width, scale):
+def test_small_images_grow(height, width, scale):
     assert readable_scale(height, width) == scale
     image = np.zeros((height, width, 3), dtype=np.uint8)
     drawn = draw_instances(image, [], NAMES, IS_NOVEL)
@@ -72,7 +72,7 @@ def test_low_scores_are_left_out():
     assert has_color(drawn, BASE_COLOR) and not has_color(drawn, NOVEL_COLOR)
 
 
-def test_nothing_to_draw_leaves_the_picture():
+def test_nothing_to_draw_leaves_the_image():
     for nothing in (predictions([], []), predictions([], [], masks=True), []):
         np.testing.assert_array_equal(
             draw_instances(IMAGE, nothing, NAMES, IS_NOVEL, scale=1), IMAGE
@@ -138,7 +138,7 @@ def test_wrong_input(image, names, objects, message):
 def test_sheet_shape(tmp_path, scenes, columns, lines):
     row = SheetRow(IMAGE, [annotation(0)], predictions([1], [0.9]))
     path = tmp_path / "new" / "sheet.png"
-    picture_sheet([row] * scenes, path, "title", names=NAMES, is_novel=IS_NOVEL)
+    picture_sheet([row] * scenes, path, "title", names=NAMES, novel=IS_NOVEL)
     with Image.open(path) as sheet:
         assert sheet.format == "PNG"
         width, height = sheet.size
@@ -153,7 +153,7 @@ def test_sheet_shape(tmp_path, scenes, columns, lines):
 
 def test_sheet_grows_for_a_long_title(tmp_path):
     row = SheetRow(IMAGE, [], [])
-    picture_sheet([row], tmp_path / "a.png", "words " * 40, names=NAMES, is_novel=IS_NOVEL)
+    picture_sheet([row], tmp_path / "a.png", "words " * 40, names=NAMES, novel=IS_NOVEL)
     with Image.open(tmp_path / "a.png") as sheet:
         assert sheet.size[0] > 2000
 
@@ -162,9 +162,9 @@ def test_an_error_keeps_the_old_sheet(tmp_path):
     path = tmp_path / "sheet.png"
     path.write_bytes(b"old")
     with pytest.raises(ValueError, match="no scenes to draw"):
-        picture_sheet([], path, "title", names=NAMES, is_novel=IS_NOVEL)
+        picture_sheet([], path, "title", names=NAMES, novel=IS_NOVEL)
     with pytest.raises(ValueError, match="classes"):
         picture_sheet(
-            [SheetRow(IMAGE, [annotation(9)], [])], path, "t", names=NAMES, is_novel=IS_NOVEL
+            [SheetRow(IMAGE, [annotation(9)], [])], path, "t", names=NAMES, novel=IS_NOVEL
         )
     assert path.read_bytes() == b"old"

@@ -23,7 +23,7 @@ FPN_BACKBONE = "build_vild_resnet_fpn_backbone"
 
 _NO_CACHE = (
     "dataloader.train.mapper has no passengers, but this variant distils: add "
-    'passengers=[L(CachedProposals)(cache=L(EmbeddingCache)(path="..."), per_image=300)]'
+    'passengers=[L(CachedProposals)(store=L(EmbeddingCache)(path="..."), per_image=300)]'
 )
 
 

@@ -21,7 +21,7 @@ from ovd_d2.cache import (
     dataset_fingerprint,
 )
 from ovd_d2.cache.identity import ImageIdentity, load_image_list
-from ovd_d2.clip.crops import embed_proposals
+from ovd_d2.clip.crops import CropRecipe, embed_proposals
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.engine.cache_builder import build_cache, load_image
 from tests.processes import run_ranks
@@ -32,7 +32,7 @@ SIZE = (24, 32)  # height, width
 
 
 class ColourModel(torch.nn.Module):
-    """Its embedding is the mean colour of the picture: D = 3, easy to check by hand."""
+    """Its embedding is the mean colour of the image: D = 3, easy to check by hand."""
 
     def __init__(self, seed: int = 0, broken_after: int | None = None) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ def test_embeddings_are_those_of_the_crops_best_first(
 def test_manifest_names_what_the_cache_was_made_from(
     run: Callable[..., EmbeddingCache], dataset: list[dict[str, Any]], proposals: ProposalStore
 ) -> None:
-    manifest = run(top_k=2, resize="squash").manifest
+    manifest = run(top_k=2, recipe=CropRecipe(resize="squash")).manifest
     assert manifest.teacher == colour_teacher().fingerprint
     assert manifest.embedding_dim == 3
     assert manifest.proposals == proposals.fingerprint
@@ -161,11 +161,11 @@ def test_summary_counts(
     options: dict[str, Any] = {"dataset_name": NAME, "images_per_shard": 3, "progress": False}
     teacher = colour_teacher()
     summary = build_cache(dataset, proposals, teacher, tmp_path / "cache", **options)
-    assert (summary.images, summary.images_built, summary.proposals) == (4, 4, 9)
+    assert (summary.images, summary.images_written, summary.proposals) == (4, 4, 9)
     files = (tmp_path / "cache").glob("shard-*.safetensors")
     assert summary.bytes == sum(path.stat().st_size for path in files)
     again = build_cache(dataset, proposals, teacher, tmp_path / "cache", **options)
-    assert (again.images, again.images_built, again.proposals) == (4, 0, 9)
+    assert (again.images, again.images_written, again.proposals) == (4, 0, 9)
 
 
 def test_an_interrupted_build_continues_without_repeating(
@@ -298,7 +298,7 @@ def test_all_bad_images_are_named_before_anything_is_written_or_deleted(
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (4, 20_000), (20_000, 4)])
-def test_extreme_pictures_and_boxes(tmp_path: Path, height: int, width: int) -> None:
+def test_extreme_images_and_boxes(tmp_path: Path, height: int, width: int) -> None:
     Image.new("RGB", (width, height), (0, 0, 255)).save(tmp_path / "x.png")
     file_name = str(tmp_path / "x.png")
     entry = {"file_name": file_name, "image_id": 1, "height": height, "width": width}
@@ -333,7 +333,7 @@ def test_parts_hold_every_nth_shard_under_one_header(
             summary = build_cache(
                 dataset[::-1], proposals, colour_teacher(), path, part=(number, 3), **options
             )
-            assert summary.images_built == built
+            assert summary.images_written == built
             assert not summary.complete
         stores.append(EmbeddingCache(path, allow_incomplete=True))
     assert [list(store) for store in stores] == [[11, 14], [12], [13]]
@@ -362,7 +362,7 @@ def test_impossible_parts_are_refused(
 
 def test_the_real_teacher_gives_the_same_bits_in_any_number_of_processes(tmp_path: Path) -> None:
     """On a CPU: batches have one size, and no row of a batch depends on its neighbours."""
-    entries, proposals = noise_pictures(tmp_path)
+    entries, proposals = noise_images(tmp_path)
     teacher = CLIPTeacher.from_open_clip("Pictogram-RN", "shipped")
 
     def build(path: Path) -> None:
@@ -378,8 +378,8 @@ def test_the_real_teacher_gives_the_same_bits_in_any_number_of_processes(tmp_pat
         assert EmbeddingCache(tmp_path / f"{count}").fingerprint == one.fingerprint
 
 
-def noise_pictures(folder: Path) -> tuple[list[dict[str, Any]], Path]:
-    """Nine pictures with 0 to 6 boxes each, and the folder of the boxes."""
+def noise_images(folder: Path) -> tuple[list[dict[str, Any]], Path]:
+    """Nine images with 0 to 6 boxes each, and the folder of the boxes."""
     generator = np.random.default_rng(0)
     entries = []
     for image_id in range(9):

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ovd_d2.errors import SetupError
 
-# (config file of this repository, KEY VALUE pairs) -> the model it builds, in eval mode
-Build = Callable[[str, Sequence[str]], nn.Module]
+# (config file of this repository, KEY VALUE pairs) -> the model it builds, in eval mode; any kind
+# of model, so that its parts have no types here
+Build = Callable[[str, Sequence[str]], Any]
 
 
 @dataclass(frozen=True)

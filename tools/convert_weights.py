@@ -22,8 +22,8 @@ from ovd_d2.vocabulary import Vocabulary
 EPILOG = """example:
   tools/convert_weights.py vild-tf resnet50_vild $DETECTRON2_DATASETS/official/vild_r50
   tools/train_net.py --config-file configs/official/vild_r50.yaml --eval-only
-IN of vild-tf: a SavedModel's folder, or a checkpoint without its ending (model.ckpt-180000); reading
-it needs TensorFlow: pip install tensorflow-cpu
+IN of vild-tf: a SavedModel's folder, or a checkpoint without its ending (model.ckpt-180000);
+reading it needs TensorFlow: pip install tensorflow-cpu
 IN of detpro: its .pth, with --embeddings the file of text embeddings that belongs to it
 """
 DATASET = "lvis_v1_val"  # whose categories the released models know

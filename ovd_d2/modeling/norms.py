@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -31,13 +33,13 @@ def set_batch_norms(
             module.register_forward_hook(_take_biased_variance)
 
 
-def _remember_variance(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def _remember_variance(norm: Any, inputs: tuple[Tensor, ...]) -> None:
     if norm.training:
         setattr(norm, BEFORE, norm.running_var.clone())
 
 
 @torch.no_grad()
-def _take_biased_variance(norm: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+def _take_biased_variance(norm: Any, inputs: tuple[Tensor, ...], _: Tensor) -> None:
     if not norm.training:
         return
     count = _values_per_channel(norm, inputs[0])

@@ -40,7 +40,7 @@ class LateNormMaskHead(ViLDMaskHead):
             kwargs: of :class:`MaskRCNNConvUpsampleHead`.
         """
         super().__init__(input_shape, conv_norm=conv_norm, **kwargs)
-        old = self.deconv
+        old: nn.ConvTranspose2d = self.get_submodule("deconv")
         self.deconv = _NormedDeconv(old.in_channels, old.out_channels, conv_norm)
         self.soft_targets = soft_targets
 

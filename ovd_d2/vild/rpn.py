@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -186,11 +187,12 @@ class LevelNormRPNHead(StandardRPNHead):
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """See :meth:`StandardRPNHead.forward`."""
         hidden = [
-            self._hidden(level, norms) for level, norms in zip(features, self.norms, strict=True)
+            self._hidden(level, list(norms.children()))
+            for level, norms in zip(features, self.norms, strict=True)
         ]
         return [self.objectness_logits(x) for x in hidden], [self.anchor_deltas(x) for x in hidden]
 
-    def _hidden(self, x: Tensor, norms: nn.ModuleList) -> Tensor:
+    def _hidden(self, x: Tensor, norms: Iterable[nn.Module]) -> Tensor:
         for conv, norm in zip(self._convs, norms, strict=True):
             x = F.relu_(norm(conv(x)))
         return x

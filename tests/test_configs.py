@@ -42,9 +42,8 @@ def test_output_folder_is_the_configs_name(path):
     name = Path(path).stem
     if name in ("base", "base_lvis", "base_rcnn_fpn", "continue"):
         return  # not trained themselves
-    folder = "pictograms/" if "pictograms" in path else ""
-    output = load_config(str(ROOT / path)).OUTPUT_DIR
-    assert output == f"./output/{folder}{name}"
+    inside = Path(path).relative_to("configs").with_suffix("")
+    assert f"./output/{inside}" == load_config(str(ROOT / path)).OUTPUT_DIR
 
 
 LAZY_CONFIGS = {

@@ -7,6 +7,9 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-lowest lint
 
+# uv compiles nothing, so that every module is compiled by whoever imports it first, and kept.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 WORKERS ?= 2
 # The lowest versions that setup.py allows have an environment of their own (8 GB).

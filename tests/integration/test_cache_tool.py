@@ -108,6 +108,17 @@ def test_an_older_cache_gets_the_list_of_its_images(
     assert (older / "images.json").read_bytes() == (cache / "images.json").read_bytes()
 
 
+def test_the_config_names_teacher_and_data_set(
+    cache: Path, proposals: Path, tmp_path: Path, tool: Tool
+) -> None:
+    base = Path(__file__).parents[2] / "configs" / "pictograms" / "vild.yaml"
+    config = tmp_path / "mini.yaml"
+    config.write_text(f"_BASE_: {base}\nDATASETS: {{TRAIN: [{TRAIN}]}}\n")
+    tool("build", "--config-file", config, "--proposals", proposals, "--output", tmp_path / "new")
+    assert facts(tool("info", tmp_path / "new"))["teacher"] == facts(tool("info", cache))["teacher"]
+    assert facts(tool("info", tmp_path / "new"))["state"] == "complete"
+
+
 def facts(printed: str) -> dict[str, str]:
     return dict(re.split(r"  +", line, maxsplit=1) for line in printed.splitlines())  # type: ignore[misc]
 
@@ -263,6 +274,15 @@ def test_sample_shows_objects_with_their_names(
             ("build", "--dataset", "nobody", "--proposals", "{proposals}", *TEACHER)
             + ("--output", "{tmp}/x"),
             "no data set 'nobody' is registered",
+        ),
+        (
+            ("build", "--dataset", TRAIN, "--proposals", "{proposals}", "--output", "{tmp}/x"),
+            "give --config-file, or --dataset, --architecture and --pretrained",
+        ),
+        (
+            ("build", "--config-file", "x.yaml", "--proposals", "{proposals}", *TEACHER)
+            + ("--output", "{tmp}/x"),
+            "--config-file names the teacher",
         ),
         (
             ("build", "--dataset", TRAIN, "--proposals", "{proposals}", "--architecture", "RN-0")

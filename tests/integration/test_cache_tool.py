@@ -71,7 +71,7 @@ def refused(tool: Tool) -> Tool:
 
 @pytest.fixture(scope="module")
 def proposals(mini: MiniPictograms, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The boxes of four objects an image, the larger the more objectness."""
+    """The boxes of four objects per image, the larger the more objectness."""
     path, records = tmp_path_factory.mktemp("proposals"), DatasetCatalog.get(TRAIN)
     info = DatasetInfo(TRAIN, dataset_fingerprint(records), len(records))
     manifest = Manifest(kind="proposals", dataset=info, proposals="boxes")
@@ -352,7 +352,7 @@ def test_a_script_sees_the_exit_status_and_one_line(cache: Path, tmp_path: Path)
 
 @pytest.fixture
 def half() -> Iterator[str]:
-    """A data set of its own with half of the pictures."""
+    """A data set of its own with half of the images."""
     name = f"{TRAIN}_half"
     DatasetCatalog.register(name, lambda: DatasetCatalog.get(TRAIN)[::2])
     metadata = MetadataCatalog.get(TRAIN).as_dict()

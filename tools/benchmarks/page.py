@@ -72,7 +72,7 @@ def _sweeps_section(document: Document) -> str:
 
 ![box AP50 of base and novel categories against five settings of ViLD-ensemble](sweeps.png)
 
-ViLD-ensemble, box AP50; a dot a seed ({_seeds(document)} here), the line their mean, dotted the
+ViLD-ensemble, box AP50; a dot per seed ({_seeds(document)} here), the line their mean, dotted the
 configs' own value.
 {origin(document)}; numbers:
 [results/pictograms_sweeps.json](results/pictograms_sweeps.json).

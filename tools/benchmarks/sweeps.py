@@ -144,7 +144,7 @@ def _step(run: Run, sweep: Sweep, point: Point) -> Step:
 def collect_points(
     folder: Path, seeds: Sequence[int], sweeps: Sequence[Sweep] = SWEEPS
 ) -> list[Row]:
-    """One row a sweep, point and seed: box AP50 of base and novel categories."""
+    """One row per sweep, point and seed: box AP50 of base and novel categories."""
     rows = []
     for sweep in sweeps:
         for point in sweep.points:
@@ -176,7 +176,7 @@ def _mean(rows: Sequence[Row], sweep: Sweep, point: Point, metric: str) -> float
 
 
 def plot(rows: Sequence[Row], path: Path, sweeps: Sequence[Sweep] = SWEEPS) -> None:
-    """A panel a sweep: mean over seeds, a dot a seed, the configs' own value marked."""
+    """A panel per sweep: mean over seeds, a dot per seed, the configs' own value marked."""
     figure, axes = plt.subplots(1, len(sweeps), figsize=(3.1 * len(sweeps), 3.2), squeeze=False)
     for axis, sweep in zip(axes[0], sweeps, strict=True):
         _panel(axis, sweep, [row for row in rows if row["sweep"] == sweep.name])

@@ -125,7 +125,7 @@ def scenes_with_novel(
 
 
 def scene_for(names: str, dataset_name: str) -> Path:
-    """The picture in which most of the comma-separated names may be found, at their largest.
+    """The image in which most of the comma-separated names may be found, at their largest.
 
     A name may be found where all words of a category are among its own ("red anchor": anchor).
     """

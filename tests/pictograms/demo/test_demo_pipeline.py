@@ -72,7 +72,7 @@ def test_a_changed_step_starts_over_and_so_do_its_successors(checkout):
     assert lines(later) == [""]
 
 
-def test_a_step_starts_over_when_its_config_says_something_else(checkout):
+def test_a_step_starts_over_when_its_config_changes(checkout):
     folder = checkout / "configs"
     base, mine, other = (folder / f"{name}.yaml" for name in ("base", "mine", "other"))
     base.write_text("SOLVER:\n  MAX_ITER: 1\n")

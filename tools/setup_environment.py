@@ -221,7 +221,7 @@ def first_import() -> None:
     """Import what is used, in a fresh interpreter that leaves it compiled (uv compiles nothing)."""
     print("set-up: first import", flush=True)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    command = [sys.executable, "-c", f"import {', '.join(USED)}"]
+    command = [sys.executable, "-W", "ignore", "-c", f"import {', '.join(USED)}"]
     if subprocess.run(command, env=environment, check=False).returncode != 0:
         raise SetupError(
             "what was installed cannot be imported (above). Check every step: make setup FORCE=1"

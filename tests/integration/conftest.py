@@ -83,11 +83,8 @@ def _drawn_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = MiniPictograms(tmp_path_factory.mktemp("drawn"))
     prepare(place.folder, full=False, workers=1, progress=False)
     with _registered(place.folder):
-        table = get_categories(TRAIN)
         teacher = CLIPTeacher.from_open_clip(ARCHITECTURE, SHIPPED_TAG)
-        vocabulary = build_vocabulary(
-            table.names, teacher, is_novel=table.is_novel, prompts="single"
-        )
+        vocabulary = build_vocabulary(get_categories(TRAIN), teacher, prompts="single")
         vocabulary.save(place.vocabulary)
         _write_cache(place.cache, vocabulary)
     return place.folder

@@ -285,3 +285,12 @@ def test_make_chooses_the_environment(
         check=True,
     )
     assert result.stdout.splitlines()[-1].rstrip() == f'"{expected}" tools/setup_environment.py'
+
+
+def test_looking_for_pip_leaves_setuptools_its_distutils() -> None:
+    # Else whatever imports setuptools later in this process (detectron2.model_zoo) fails.
+    command = "import _distutils_hack; print(_distutils_hack.DISTUTILS_FINDER.spec_for_distutils)"
+    code = f"import sys; sys.path.insert(0, {str(TOOL.parent)!r})\n"
+    code += f"import setup_environment; setup_environment.ensure_pip()\n{command}"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "lambda" not in result.stdout and result.returncode == 0

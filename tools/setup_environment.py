@@ -171,7 +171,7 @@ def has_opencv() -> bool:
 
 def ensure_pip() -> None:
     """Bring pip into an environment that lacks it, as one does whose creation was cut short."""
-    if importlib.util.find_spec("pip") is not None:
+    if installed_version("pip") is not None:
         return
     if subprocess.run([sys.executable, "-m", "ensurepip"], check=False).returncode != 0:
         raise SetupError(
@@ -191,10 +191,15 @@ def ensure_uv() -> None:
 
 def has_uv() -> bool:
     """Whether the pinned uv is in this environment."""
+    return f"uv=={installed_version('uv')}" == pinned_uv()
+
+
+def installed_version(name: str) -> str | None:
+    """Of a package here. (Looking for the module pip makes setuptools give up its distutils.)"""
     try:
-        return f"uv=={importlib.metadata.version('uv')}" == pinned_uv()
+        return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return False
+        return None
 
 
 def pinned_uv() -> str:

@@ -94,6 +94,7 @@ def _untrained(config: str, case: Case) -> Any:
     cfg: CfgNode = load_config(config, ["MODEL.DEVICE", "cpu", "MODEL.OVD.VOCABULARY", ""])
     if cfg.MODEL.META_ARCHITECTURE == "BatchInvariantRCNN":
         cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+        cfg.MODEL.ROI_MASK_HEAD.NAME = "MaskRCNNConvUpsampleHead"
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
     cfg.TEST.DETECTIONS_PER_IMAGE = case.detections
     seed_all_rng(0)

@@ -28,7 +28,8 @@ endif
 
 help:
 	@echo "make demo    set up if needed, then the whole story: data, teacher, training, AP, pictures"
-	@echo '             NAMES="red anchor, snowman" looks for these names; OUTPUT=folder (output/demo)'
+	@echo '             NAMES="red anchor, snowman" looks for these names; OUTPUT=folder (output/demo);'
+	@echo '             SYSTEM=vild: the system that is shown (projects/README.md)'
 	@echo 'make test    set up if needed, then all tests; ARGS="tests/test_files.py -k name" selects'
 	@echo "make test-lowest  the quick tests on the lowest versions that setup.py allows"
 	@echo "make lint    set up if needed, then ruff (rules, format), mypy and the layers of imports"
@@ -53,7 +54,8 @@ setup: $(NEEDS)
 	@"$(PY)" tools/setup_environment.py $(if $(FORCE),--force)
 
 demo: setup
-	@"$(PY)" tools/run_demo.py $(if $(NAMES),--names "$(NAMES)") $(if $(OUTPUT),--output "$(OUTPUT)")
+	@"$(PY)" tools/run_demo.py $(if $(SYSTEM),--system "$(SYSTEM)") \
+	  $(if $(NAMES),--names "$(NAMES)") $(if $(OUTPUT),--output "$(OUTPUT)")
 
 test: setup
 	@OMP_NUM_THREADS=1 "$(PY)" -m pytest -q -n $(WORKERS) $(if $(ARGS),$(ARGS),tests)

@@ -29,7 +29,7 @@ GAP = 14
 LINE_HEIGHT = 19
 CAPTION_LINES = 3
 CONTEXT = 0.5  # of the boxes' longer side, on every side
-MIN_CONTEXT = 12  # pixels of the picture
+MIN_CONTEXT = 12  # pixels of the image
 DASH, DASH_GAP = 9, 6
 PLACEHOLDER = (222, 226, 230)
 LEGEND = "solid: detection    dashed: annotated object    orange ★: novel category    blue: base"
@@ -40,7 +40,7 @@ class CropBox:
     """One box of a crop.
 
     Attributes:
-        box: (x, y, width, height) in pixels of the picture.
+        box: (x, y, width, height) in pixels of the image.
         novel: orange, else blue.
         dashed: an annotated object, else a detection.
     """
@@ -55,12 +55,12 @@ class Crop:
     """One cell of the sheet.
 
     Attributes:
-        image: (H, W, 3) uint8 RGB; None where the picture is missing: the cell stays grey.
-        boxes: at least one; the crop shows them all. May be empty where the picture is shown whole.
+        image: (H, W, 3) uint8 RGB; None where the image is missing: the cell stays grey.
+        boxes: at least one; the crop shows them all. May be empty where the image is shown whole.
         headline: first line of the caption, bold.
         novel: the headline is orange with a star.
         lines: the lines below it.
-        whole: show the whole picture.
+        whole: show the whole image.
     """
 
     image: np.ndarray | None
@@ -85,7 +85,7 @@ def crop_sheet(
 
     Args:
         crops: as many as `number` says, None for a cell that stays white; looked at one at a time,
-            so an iterator that reads the pictures keeps one of them in memory.
+            so an iterator that reads the images keeps one of them in memory.
         path: the PNG; it appears whole or not at all.
         title, legend: one line each.
         columns: crops beside each other.
@@ -119,9 +119,9 @@ def crop_sheet(
 def crop_window(
     boxes: Sequence[Sequence[float]], width: int, height: int
 ) -> tuple[int, int, int, int]:
-    """The square around all boxes (XYWH) with context, moved and cut to lie in the picture: XYXY.
+    """The square around all boxes (XYWH) with context, moved and cut to lie in the image: XYXY.
 
-    Boxes outside the picture or without area give a window of at least one pixel.
+    Boxes outside the image or without area give a window of at least one pixel.
     """
     edges = np.array([[x, y, x + w, y + h] for x, y, w, h in boxes], dtype=np.float64)
     left, top = edges[:, :2].min(axis=0)
@@ -143,7 +143,7 @@ def _picture(crop: Crop) -> Image.Image:
     canvas = Image.new("RGB", (SIDE, SIDE), PLACEHOLDER)
     if crop.image is None:
         brush = ImageDraw.Draw(canvas)
-        text = "picture missing"
+        text = "image missing"
         brush.text((SIDE / 2, SIDE / 2), text, font=label_font(15), fill=INK, anchor="mm")
         return canvas
     height, width = crop.image.shape[:2]

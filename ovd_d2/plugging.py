@@ -1,4 +1,4 @@
-"""Making somebody else's Detectron2 config one of an open-vocabulary detector."""
+"""Makes another project's Detectron2 config one of an open-vocabulary detector."""
 
 from __future__ import annotations
 

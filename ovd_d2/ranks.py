@@ -65,7 +65,7 @@ class Ranks:
             raise RankError(f"rank {rank} of {self.count}: {outcome.error}")
         return [outcome.value for outcome in outcomes]
 
-    def first(self, work: Callable[[], T]) -> T:
+    def on_rank_0(self, work: Callable[[], T]) -> T:
         """Rank 0 alone does `work`; all ranks get its result. Errors as in `gather`."""
         results: list[Any] = self.gather(work if self.rank == 0 else lambda: None)  # type: ignore[arg-type, return-value]
         value: T = results[0]

@@ -67,6 +67,9 @@ class System:
             that are not detection.
         wrap_loader: changes the batches on their way from the loader to the model, in the
             training process.
+        showcase: module whose `SHOWCASE` (:class:`ovd_d2.pictograms.showcase.Showcase`) is what
+            `make demo` and the tables of results show of it; imported when they are made. Empty:
+            nothing.
     """
 
     name: str
@@ -81,6 +84,7 @@ class System:
     passengers: Callable[[CfgNode], Sequence[Passenger]] = lambda *_: ()
     evaluators: Mapping[str, EvaluatorFactory] = field(default_factory=dict)
     wrap_loader: Callable[[CfgNode, Batches], Batches] = lambda cfg, loader: loader
+    showcase: str = ""
 
 
 _registered: dict[str, System] = {}

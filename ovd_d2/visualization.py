@@ -44,7 +44,7 @@ class SheetRow:
 
 @dataclass(frozen=True)
 class _Drawable:
-    """N objects in pixels of the picture to be drawn on."""
+    """N objects in pixels of the image to be drawn on."""
 
     boxes: np.ndarray  # (N, 4) float XYXY
     classes: list[int]

@@ -27,7 +27,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def random_proposals(
     count: int, height: int, width: int, seed: int, smallest: float = 4.0
 ) -> dict[str, torch.Tensor]:
-    """`count` boxes inside the picture, best objectness first."""
+    """`count` boxes inside the image, best objectness first."""
     generator = torch.Generator().manual_seed(seed)
     size = torch.tensor([width, height], dtype=torch.float32)
     sides = smallest + torch.rand(count, 2, generator=generator) * (size / 2 - smallest)

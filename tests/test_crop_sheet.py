@@ -22,8 +22,8 @@ def has_color(pixels: np.ndarray, color: tuple[int, int, int]) -> bool:
         ([(40, 40, 20, 20)], (28, 28, 72, 72)),  # 12 pixels of context at least
         ([(40, 40, 40, 20)], (20, 10, 100, 90)),  # half of the longer side
         ([(40, 40, 10, 10), (60, 40, 20, 10)], (20, 5, 100, 85)),  # both boxes
-        ([(0, 0, 20, 20)], (0, 0, 44, 44)),  # moved into the picture
-        ([(0, 0, 300, 50)], (0, 0, 200, 100)),  # cut to the picture
+        ([(0, 0, 20, 20)], (0, 0, 44, 44)),  # moved into the image
+        ([(0, 0, 300, 50)], (0, 0, 200, 100)),  # cut to the image
         ([(500, 500, 0, 0)], (176, 76, 200, 100)),  # outside and empty
     ],
 )
@@ -55,7 +55,7 @@ def test_boxes_say_what_they_are(tmp_path, novel, dashed):
     assert has_color(pixels, (255, 255, 255)) is dashed  # the gaps
 
 
-def test_a_missing_picture_leaves_a_grey_cell(tmp_path):
+def test_a_missing_image_leaves_a_grey_cell(tmp_path):
     crop_sheet([crop(None)], 1, tmp_path / "a.png", "Sheet")
     with Image.open(tmp_path / "a.png") as sheet:
         assert has_color(np.asarray(sheet), (222, 226, 230))

@@ -1,12 +1,19 @@
 """What the pages of docs/ quote from files of this repository is what the files say."""
 
 import difflib
+import inspect
+import pydoc
 import re
+import shlex
 from pathlib import Path
 
+import detectron2.engine
 import pytest
 
+from ovd_d2.engine.config_keys import default_config
+
 ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGE = ROOT / "docs" / "plugging-in.md"
 # A line that links to a file under its own path, then a block: the block quotes the file.
 QUOTE = re.compile(r"^\[([^\]]+)\]\(\.\./\1\)\n\n```\w+\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -44,6 +51,48 @@ def test_the_five_lines_are_the_difference_of_the_projects():
 
 
 def test_every_link_of_the_docs_leads_somewhere():
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in PAGES:
         targets = re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text())
         assert [t for t in targets if not (page.parent / t).exists()] == [], page
+
+
+COMMAND = re.compile(r"python (tools/\w+\.py)((?:.*\\\n)*.*)")
+
+
+def commands(page):
+    """(tool, arguments) of every command in the page's shell blocks."""
+    for block in re.findall(r"^ *```sh\n(.*?)^ *```$", page.read_text(), re.DOTALL | re.MULTILINE):
+        for tool, rest in COMMAND.findall(block):
+            yield tool, shlex.split(rest.replace("\\\n", " "), comments=True)
+
+
+def known_options(tool):
+    """As written in the tool, in the launcher or in Detectron2's parser."""
+    texts = [(ROOT / tool).read_text(), (ROOT / "ovd_d2/engine/launching.py").read_text()]
+    texts.append(inspect.getsource(detectron2.engine.default_argument_parser))
+    return set(re.findall(r'"(--[\w-]+)"', "".join(texts)))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_options_configs_and_keys_of_commands_exist(page):
+    for tool, arguments in commands(page):
+        options = {one for one in arguments if one.startswith("--")}
+        assert options <= known_options(tool) | {"--no-amp"}, tool
+        configs = [one for one in arguments if one.startswith("configs/")]
+        assert [one for one in configs if not (ROOT / one).exists()] == [], tool
+        keys = [one for one in arguments if re.fullmatch(r"(MODEL|SOLVER|TEST|DATASETS)\..+", one)]
+        assert [key for key in keys if not has_key(default_config(), key)] == [], tool
+
+
+def has_key(cfg, key):
+    for part in key.split("."):
+        if not isinstance(cfg, dict) or part not in cfg:
+            return False
+        cfg = cfg[part]
+    return True
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_modules_and_objects_of_this_package_exist(page):
+    names = set(re.findall(r"`(ovd_d2(?:\.\w+)+)`", page.read_text()))
+    assert [name for name in names if pydoc.locate(name) is None] == []

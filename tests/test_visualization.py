@@ -44,7 +44,7 @@ def has_color(picture: np.ndarray, color: tuple[int, int, int]) -> bool:
 
 
 @pytest.mark.parametrize("height, width, scale", [(160, 200, 3), (480, 640, 1), (1024, 1024, 1)])
-def test_small_pictures_grow(height, width, scale):
+def test_small_images_grow(height, width, scale):
     assert readable_scale(height, width) == scale
     image = np.zeros((height, width, 3), dtype=np.uint8)
     drawn = draw_instances(image, [], NAMES, IS_NOVEL)
@@ -72,7 +72,7 @@ def test_low_scores_are_left_out():
     assert has_color(drawn, BASE_COLOR) and not has_color(drawn, NOVEL_COLOR)
 
 
-def test_nothing_to_draw_leaves_the_picture():
+def test_nothing_to_draw_leaves_the_image():
     for nothing in (predictions([], []), predictions([], [], masks=True), []):
         np.testing.assert_array_equal(
             draw_instances(IMAGE, nothing, NAMES, IS_NOVEL, scale=1), IMAGE

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from tabulate import tabulate
 
 import ovd_d2  # noqa: F401  (registers the data sets)
 from ovd_d2.engine.launching import add_device_argument
-from ovd_d2.errors import exit_with_message
+from ovd_d2.errors import SetupError, exit_with_message
 from ovd_d2.files import atomic_write, atomic_write_json
-from ovd_d2.pictograms.demo.pictograms import Run, benchmark_steps
-from ovd_d2.pictograms.demo.steps import Pipeline, StepFailed, repository_root
+from ovd_d2.pictograms.demo.pipeline import Pipeline, StepFailed, repository_root
+from ovd_d2.pictograms.showcase import Method, Showcase, only_once, showcases, steps_of
+from ovd_d2.pictograms.steps import Run
 
 EPILOG = """
 example (about an hour on two cores; takes up what make demo has trained, and goes on where it was):
@@ -38,9 +40,11 @@ the embedding cache (a few minutes; trains nothing; on a GPU where there is one)
   python tools/benchmark.py cache
   python tools/benchmark.py cache --device cuda --architecture ViT-L-14
 """
-
-
-TABLES = {"demo-table": tables.DEMO_METHODS, "paper-table": tables.PAPER_METHODS}
+# The methods of a system in each table.
+TABLES: dict[str, Callable[[Showcase], list[Method]]] = {
+    "demo-table": lambda showcase: showcase.select(showcase.demo_table),
+    "paper-table": lambda showcase: list(showcase.methods),
+}
 FILES = {
     "demo-table": "pictograms_demo.json",
     "paper-table": "pictograms_paper.json",
@@ -56,8 +60,8 @@ def parse_args() -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="benchmark", required=True)
     for name, what in (
-        ("demo-table", "AP of the demo's methods on Pictograms"),
-        ("paper-table", "AP of every row of the paper's main table on Pictograms"),
+        ("demo-table", "AP of the demo's methods on Pictograms, every system"),
+        ("paper-table", "AP of every row of the papers' main tables on Pictograms"),
         ("sweeps", "how AP moves with one setting at a time: plots"),
         ("stored-types", "AP from a float16 and from an int8 cache"),
         ("speed", "ratios of times beside the ratios of operations"),
@@ -72,6 +76,10 @@ def parse_args() -> argparse.Namespace:
             default=Path("output/demo"),
             help="trained models; those of make demo",
         )
+        if name in TABLES:
+            command.add_argument(
+                "--systems", nargs="+", default=[], help="names, e.g. vild (default: all)"
+            )
         if name == "speed":
             command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
         command.add_argument(
@@ -94,14 +102,20 @@ def add_cache_command(commands: Any) -> None:
 
 def measure_table(args: argparse.Namespace) -> None:
     """Trains and evaluates what is missing, then writes the JSON and the page."""
-    folder, methods = args.output.resolve(), TABLES[args.benchmark]
-    Pipeline(benchmark_steps(folder, args.seeds, methods), folder).run()
+    folder = args.output.resolve()
+    runs = [Run(folder, seed) for seed in args.seeds]
+    shown = [(one, TABLES[args.benchmark](one)) for one in showcases(args.systems).values()]
+    steps = [step for one, methods in shown if methods for step in steps_of(one, runs, methods)]
+    Pipeline(only_once(steps), folder).run()
+    methods = [method for _, of_system in shown for method in of_system]
     rows = tables.collect_rows(folder, args.seeds, methods)
     write_document(args, rows)
-    print(tables.table_of(rows))
-    print()
-    is_demo = args.benchmark == "demo-table"
-    print(tables.expectations_table(rows) if is_demo else tables.orderings_table(rows))
+    print(tables.table_of(rows) + "\n")
+    if args.benchmark == "paper-table":
+        print(tables.orderings_table(rows, tables.orderings_about(rows)))
+    else:
+        for expected in tables.expectations_about(rows).values():
+            print(tables.expectations_table(rows, expected))
 
 
 def measure_sweeps(args: argparse.Namespace) -> None:
@@ -127,7 +141,7 @@ def measure_stored_types(args: argparse.Namespace) -> None:
 def measure_speed(args: argparse.Namespace) -> None:
     """Trains what is missing, then measures and writes the JSON and the page."""
     folder = args.output.resolve()
-    Pipeline(benchmark_steps(folder, args.seeds[:1], speed.METHODS), folder).run()
+    Pipeline(speed.steps(Run(folder, args.seeds[0])), folder).run()
     rows = speed.measure(folder, args.seeds[0], args.device)
     rows += options.measure(folder, args.seeds[0], args.device)
     if args.device == "cpu":
@@ -153,6 +167,8 @@ def measure_cache(args: argparse.Namespace) -> None:
 def write_document(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """The JSON of a benchmark, and the page anew."""
     command = f"python tools/benchmark.py {args.benchmark} --seeds {' '.join(map(str, args.seeds))}"
+    if getattr(args, "systems", []):
+        command += f" --systems {' '.join(args.systems)}"
     if getattr(args, "device", "cpu") != "cpu":
         command += f" --device {args.device}"
     document = make_document(command, rows)
@@ -178,6 +194,6 @@ MEASURE = {
 }
 
 if __name__ == "__main__":
-    with exit_with_message(StepFailed):
+    with exit_with_message(SetupError, StepFailed):
         arguments = parse_args()
         MEASURE[arguments.benchmark](arguments)

@@ -16,8 +16,8 @@ from ovd_d2.data.builtin import PICTOGRAM_SETS
 from ovd_d2.data.categories import CategoryTable, get_categories
 from ovd_d2.data.registration import register_data_sets
 from ovd_d2.engine.launching import add_device_argument
-from ovd_d2.engine.run import load_config
-from ovd_d2.errors import exit_with_message
+from ovd_d2.engine.run import load_config, training_set
+from ovd_d2.errors import SetupError, exit_with_message
 from ovd_d2.pictograms.teacher import ARCHITECTURE, SHIPPED_TAG
 from ovd_d2.vocabulary import Vocabulary
 
@@ -28,8 +28,10 @@ EXAMPLE = """examples:
   names of your own, with OpenAI's CLIP:
     python tools/build_vocabulary.py --names-file names.txt --architecture ViT-B-32-quickgelu \\
         --pretrained openai --output output/mine.safetensors
-  with the teacher and the prompts of a config:
-    python tools/build_vocabulary.py --dataset my_train --config-file configs/vild_r50.yaml \\
+  what a config asks for, to where it reads it:
+    python tools/build_vocabulary.py --config-file configs/vild_r50_short.yaml
+  its teacher and prompts for names of another data set:
+    python tools/build_vocabulary.py --config-file configs/vild_r50_short.yaml --dataset my_train \\
         --output output/mine.safetensors
 """
 KEY = "MODEL.OVD.TEACHER"
@@ -43,12 +45,16 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--dataset", help="registered data set; it knows its novel categories")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--dataset",
+        help="registered data set; it knows what is novel (default: DATASETS.TRAIN of the config)",
+    )
     source.add_argument("--names-file", type=Path, help="text file, one name per line")
     parser.add_argument("--novel-file", type=Path, help="the novel ones among --names-file")
     parser.add_argument(
-        "--config-file", help="take the teacher and the prompts from its MODEL.OVD.TEACHER"
+        "--config-file",
+        help="teacher and prompts: its MODEL.OVD.TEACHER; and what else is not given here",
     )
     parser.add_argument(
         "--architecture", help=f"open_clip model name (default: {ARCHITECTURE}, for drawn glyphs)"
@@ -63,9 +69,16 @@ def parse_args() -> argparse.Namespace:
         choices=("all", "first"),
         help="where a data set lists some (LVIS): average over all, as ViLD, or take the first",
     )
-    parser.add_argument("--output", required=True, help="safetensors file; datasets://... works")
+    parser.add_argument(
+        "--output",
+        help="safetensors file; datasets://... works (default: MODEL.OVD.VOCABULARY of the config)",
+    )
     add_device_argument(parser)
     args = parser.parse_args()
+    if not args.config_file and not (args.dataset or args.names_file):
+        parser.error("name one of --dataset, --names-file and --config-file")
+    if not args.config_file and not args.output:
+        parser.error("name --output, or the --config-file that reads it")
     if args.novel_file and not args.names_file:
         parser.error("--novel-file goes with --names-file; a data set knows its novel categories")
     if args.config_file and (args.architecture or args.pretrained):
@@ -73,6 +86,16 @@ def parse_args() -> argparse.Namespace:
     if args.architecture and not args.pretrained and not args.architecture.startswith(SCHEMAS):
         parser.error("--architecture needs --pretrained: an open_clip tag of it, or a local file")
     return args
+
+
+def add_what_the_config_says(args: argparse.Namespace) -> None:
+    """`--dataset` and `--output`, where they are not given."""
+    cfg = load_config(args.config_file)
+    if not (args.dataset or args.names_file):
+        args.dataset = training_set(cfg)
+    args.output = args.output or cfg.MODEL.OVD.VOCABULARY
+    if not args.output:
+        raise SetupError([f"{args.config_file}: MODEL.OVD.VOCABULARY is empty: give --output"])
 
 
 def choose_teacher(args: argparse.Namespace) -> tuple[str, str, str, str]:
@@ -118,6 +141,8 @@ def print_table(vocabulary: Vocabulary, templates: int, path: str) -> None:
 def main() -> None:
     args = parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if args.config_file:
+        add_what_the_config_says(args)
     table = categories(args)
     architecture, pretrained, prompts, key = choose_teacher(args)
     teacher = load_teacher(architecture, pretrained, args.device, key=key)

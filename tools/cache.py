@@ -35,15 +35,20 @@ from ovd_d2.engine.launching import (
     add_launch_arguments,
     launch_processes,
 )
+from ovd_d2.engine.run import load_config, training_set
 from ovd_d2.errors import exit_with_message
 from ovd_d2.files import readable_bytes
 from ovd_d2.ranks import RankError
 from ovd_d2.vocabulary import Vocabulary
 
-BUILD_EXAMPLE = """example:
-  python tools/cache.py build --dataset lvis_v1_train_norare \\
-      --proposals datasets://lvis/proposals --architecture ViT-B-32-quickgelu \\
-      --pretrained openai --output datasets://lvis/cache_vit_b32 --num-gpus 8
+BUILD_EXAMPLE = """examples:
+  the training set and the teacher of a config:
+    python tools/cache.py build --config-file configs/vild_ensemble_r50_short.yaml \\
+        --proposals datasets://lvis/proposals --output datasets://lvis/cache_vit_b32 --num-gpus 8
+  the same without one:
+    python tools/cache.py build --dataset lvis_v1_train_norare \\
+        --architecture ViT-B-32-quickgelu --pretrained openai \\
+        --proposals datasets://lvis/proposals --output datasets://lvis/cache_vit_b32 --num-gpus 8
 
 Stopped at any point, the same command continues where it was, with any number of processes.
 Machines without a common disk build a part each, joined afterwards by tools/cache.py merge:
@@ -82,7 +87,7 @@ Stopped at any point, the same command continues where it was. No code in these 
 SAMPLE_EXAMPLE = """examples:
   five proposals of three images in words, with the names nearest to them:
     python tools/cache.py sample output/demo/seed0/cache --vocabulary vocabulary.safetensors
-  the same as a picture:
+  the same as an image:
     python tools/cache.py sample output/demo/seed0/cache --vocabulary vocabulary.safetensors \\
         --output sample.png
 """
@@ -120,13 +125,16 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def add_build_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", required=True, help="registered data set name")
+    parser.add_argument(
+        "--config-file", help="the teacher: its MODEL.OVD.TEACHER; its data set, if none is given"
+    )
+    parser.add_argument("--dataset", help="registered data set name")
     parser.add_argument(
         "--proposals", required=True, help="folder written by tools/extract_proposals.py"
     )
-    parser.add_argument("--architecture", required=True, help="open_clip architecture name")
+    parser.add_argument("--architecture", help="open_clip architecture name")
     parser.add_argument(
-        "--pretrained", required=True, help="open_clip pretrained tag or a local checkpoint file"
+        "--pretrained", help="open_clip pretrained tag or a local checkpoint file of it"
     )
     add_output_arguments(parser)
     parser.add_argument(
@@ -232,7 +240,7 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
         help="stored type of the embeddings; int8 takes half of float16 (default: float16)",
     )
     parser.add_argument(
-        "--top-k", type=int, help="proposals kept an image, by objectness (default: all)"
+        "--top-k", type=int, help="proposals kept per image, by objectness (default: all)"
     )
     add_writing_arguments(parser)
 
@@ -266,15 +274,15 @@ def build(args: argparse.Namespace) -> None:
 def build_in_process(args: argparse.Namespace) -> None:
     """One of the processes of a build."""
     proposals = ProposalStore(args.proposals)  # cheapest to fail: before weights are loaded
-    dataset_dicts = load_dataset(args.dataset)
-    key = "--architecture, --pretrained"
-    teacher = load_teacher(args.architecture, args.pretrained, args.device, key=key)
+    dataset, teacher_key, (architecture, pretrained) = build_source(args)
+    dataset_dicts = load_dataset(dataset)
+    teacher = load_teacher(architecture, pretrained, args.device, key=teacher_key)
     summary = build_cache(
         dataset_dicts,
         proposals,
         teacher,
         args.output,
-        dataset_name=args.dataset,
+        dataset_name=dataset,
         top_k=args.top_k,
         batch_size=args.batch_size,
         resize=args.resize,
@@ -286,6 +294,23 @@ def build_in_process(args: argparse.Namespace) -> None:
     )
     if comm.is_main_process():
         print_rows(build_rows(summary, args))
+
+
+def build_source(args: argparse.Namespace) -> tuple[str, str, tuple[str, str]]:
+    """The data set; what names the teacher; its architecture and weights."""
+    named = (args.architecture, args.pretrained)
+    if args.config_file is None:
+        if None in (args.dataset, *named):
+            raise CacheError("give --config-file, or --dataset, --architecture and --pretrained")
+        return args.dataset, "--architecture, --pretrained", named
+    if named != (None, None):
+        raise CacheError(
+            "--config-file names the teacher: leave out --architecture and --pretrained"
+        )
+    cfg = load_config(args.config_file)
+    teacher = cfg.MODEL.OVD.TEACHER
+    key = f"{args.config_file}: MODEL.OVD.TEACHER"
+    return args.dataset or training_set(cfg), key, (teacher.ARCHITECTURE, teacher.PRETRAINED)
 
 
 def build_rows(summary: BuildSummary, args: argparse.Namespace) -> list[tuple[str, Any]]:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The whole way on a bare machine: data, teacher, proposals, cache, ViLD, rare-category AP."""
+"""The whole way of a system on a bare machine, from the data to AP of rare categories."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import time
 from pathlib import Path
 
 import ovd_d2  # noqa: F401  (registers the data sets)
-from ovd_d2.errors import exit_with_message
-from ovd_d2.pictograms.demo.pictograms import VAL_SET, Run, demo_steps, names_step
+from ovd_d2.errors import SetupError, exit_with_message
+from ovd_d2.pictograms.demo.pipeline import Pipeline, StepFailed
 from ovd_d2.pictograms.demo.report import scene_for, write_report
-from ovd_d2.pictograms.demo.steps import Pipeline, StepFailed
+from ovd_d2.pictograms.showcase import names_step, showcases, steps_of
+from ovd_d2.pictograms.steps import VAL_SET, Run
 
 EPILOG = """
 examples:
@@ -30,6 +31,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=Path("output/demo"), help="folder of results"
     )
+    parser.add_argument("--system", default="vild", help="what to show (vild)")
     parser.add_argument(
         "--names", default=DEFAULT_NAMES, help="what to look for in one scene, comma-separated"
     )
@@ -40,14 +42,12 @@ def main() -> None:
     args = parse_args()
     start = time.perf_counter()
     folder = args.output.resolve()
-    seconds = Pipeline(demo_steps(folder), folder).run()
-    run = Run(folder)
-    runs = {
-        "ViLD-ensemble": run.output("vild_ensemble"),
-        "ViLD-text": run.output("vild_text"),
-    }
-    print("\n" + write_report(folder, VAL_SET, runs, seconds))
-    look = names_step(run, args.names, scene_for(args.names, VAL_SET).resolve())
+    (showcase,) = showcases([args.system]).values()
+    methods, run = showcase.select(showcase.demo), Run(folder)
+    seconds = Pipeline(steps_of(showcase, [run], methods), folder).run()
+    outputs = {method.title: run.output(method.name) for method in methods}
+    print("\n" + write_report(folder, VAL_SET, outputs, seconds))
+    look = names_step(run, methods[0], args.names, scene_for(args.names, VAL_SET).resolve())
     Pipeline([look], folder).run()
     print(f"\nreport    {folder / 'report.txt'}")
     print(f"pictures  {folder / 'pictures.png'}")
@@ -57,7 +57,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     try:
-        with exit_with_message(StepFailed):
+        with exit_with_message(SetupError, StepFailed):
             main()
     except KeyboardInterrupt:
         sys.exit("\nstopped; run it again to go on")

@@ -1,4 +1,4 @@
-"""Shows a few records of a store: in words, and as a picture sheet."""
+"""Shows a few records of a store: in words, and as a sheet of images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ovd_d2.crop_sheet import Crop, CropBox, crop_sheet
 from ovd_d2.data.images import load_image
 from ovd_d2.vocabulary import Vocabulary
 
-LEGEND = "left: the picture and the proposals beside it    right: each proposal, best first"
+LEGEND = "left: the image and the proposals beside it    right: each proposal, best first"
 LEGEND_OF_NAMES = (
     f"{LEGEND}, with the nearest name and its cosine    orange ★: novel category    blue: base"
 )
@@ -26,7 +26,7 @@ class SampledProposal:
     """One proposal of a sampled image.
 
     Attributes:
-        box: (x1, y1, x2, y2) in pixels of the original picture.
+        box: (x1, y1, x2, y2) in pixels of the original image.
         objectness: in [0, 1].
         names: the nearest names with their cosine, nearest first; empty without a vocabulary.
         novel: the nearest name is a novel category.
@@ -87,7 +87,7 @@ def sample_sheet(
     path: str | os.PathLike[str],
     title: str,
 ) -> None:
-    """Write a PNG: a line an image, the picture with its proposals, then every proposal.
+    """Write a PNG: a line per image, the image with its proposals, then every proposal.
 
     Args:
         sampled: at least one.
@@ -96,7 +96,7 @@ def sample_sheet(
         title: one line.
 
     Raises:
-        CacheError: an image has no entry, or its picture is missing or damaged.
+        CacheError: an image has no entry, or the image itself is missing or damaged.
     """
     missing = [one.image_id for one in sampled if one.image_id not in entries]
     if missing:

@@ -1,7 +1,7 @@
-"""Stored types of unit vectors: float32, float16, and int8 with a scale a row. Pure functions.
+"""Stored types of unit vectors: float32, float16, and int8 with one scale per row. Pure functions.
 
 int8 is symmetric: scale = max |x| of the row / 127, stored = round(x / scale), so that
-stored * scale is x up to half a scale a component. A unit row of width D moves by at most
+stored * scale is x up to half a scale per component. A unit row of width D moves by at most
 sqrt(D) / 2 scales; decoding normalises again, which leaves the error of the direction alone.
 """
 
@@ -47,8 +47,8 @@ def lengths(embeddings: torch.Tensor, scales: torch.Tensor | None) -> torch.Tens
 
 
 def length_tolerance(embeddings: torch.Tensor, scales: torch.Tensor | None) -> torch.Tensor | float:
-    """How far rounding can move the length of a unit row: a number, or one a row for int8."""
+    """How far rounding can move the length of a unit row: a number, or one per row for int8."""
     if scales is not None:
         return scales * (math.sqrt(embeddings.shape[1]) / 2)  # the triangle inequality
-    # fp16 keeps 11 bits: a relative error of at most 2^-11 a component.
+    # fp16 keeps 11 bits: a relative error of at most 2^-11 per component.
     return 2**-11 if embeddings.dtype == torch.float16 else 0.0

@@ -72,7 +72,7 @@ class RecordWriter:
             raise ValueError(f"images_per_shard is {images_per_shard}, expected at least 1")
         self.path = local_folder(path)
         self.ranks = ranks or Ranks()
-        self.manifest, self._planned = self.ranks.first(
+        self.manifest, self._planned = self.ranks.on_rank_0(
             lambda: self._open(manifest, images, images_per_shard, overwrite)
         )
         self.ranks.gather(lambda: _check_sight(self.path, manifest))
@@ -97,7 +97,7 @@ class RecordWriter:
         Args:
             rows_per_image: mean number of proposals per image.
         """
-        self.ranks.first(
+        self.ranks.on_rank_0(
             lambda: check_space(self.path, self.manifest, self.missing, rows_per_image)
         )
 
@@ -142,7 +142,7 @@ class RecordWriter:
         self.ranks.gather(lambda: None)  # no rank is still writing
         # On a GPU what is built again differs in its last bits from what the manifest lists.
         self._find_whole(replace(self.manifest, shards=[], index=None))
-        self.manifest = self.ranks.first(self._list)
+        self.manifest = self.ranks.on_rank_0(self._list)
         return self.manifest
 
     def __enter__(self) -> RecordWriter:

@@ -8,7 +8,7 @@ resize, centre crop, normalisation. Both ways follow Pillow's filter, support an
   a `reducing_gap` works, so the cost of a crop does not grow with its size.
 - elsewhere: two batched matrix products for many crops at once.
   A resize along one axis is a product with a banded (output x source) matrix; on a GPU the zeros
-  in it cost less than one kernel launch a crop would.
+  in it cost less than one kernel launch per crop would.
 
 Memory: the matrices of a chunk of crops stay below `WORKSPACE_BYTES`, whatever their number and the
 size of the image.
@@ -51,7 +51,7 @@ class _Axis:
 
     @property
     def scale(self) -> torch.Tensor:
-        """(K,) float64 source pixels a resized pixel."""
+        """(K,) float64 source pixels per resized pixel."""
         return (self.high - self.low).double() / self.resized
 
     def reach(self) -> torch.Tensor:

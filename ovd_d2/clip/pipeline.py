@@ -69,7 +69,7 @@ class Settings:
         batch_size: crops in every forward pass; the last batch is filled up with black images,
             since kernels chosen by batch size round differently and the result would depend on
             which images were embedded together.
-        scales: one crop a scale.
+        scales: one crop per scale.
         resize: see `ovd_d2.clip.crops.crop_batch`.
         amp: the teacher computes in bfloat16 where PyTorch's autocast says so.
         image_bytes: see IMAGE_BYTES.

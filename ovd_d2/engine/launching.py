@@ -33,7 +33,7 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
         "instead of these, torchrun may start the tool: torchrun --nproc-per-node 8 ...",
     )
     group.add_argument(
-        "--num-gpus", type=int, default=1, help="processes on this machine, one a GPU (default 1)"
+        "--num-gpus", type=int, default=1, help="processes on this machine, one per GPU (default 1)"
     )
     group.add_argument("--num-machines", type=int, default=1, help="machines in all (default 1)")
     group.add_argument(
@@ -123,7 +123,7 @@ def on_main_process(check: Callable[[], T]) -> T:
             print(error, file=sys.stderr, flush=True)  # before the other ranks end
             return None, False
 
-    result, passed = ranks.first(checked)
+    result, passed = ranks.on_rank_0(checked)
     if not passed:
         sys.exit(1)
     return result  # type: ignore[return-value]

@@ -59,6 +59,19 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     return cfg
 
 
+def training_set(cfg: CfgNode) -> str:
+    """The data set of a config, for tools that work on one.
+
+    Raises:
+        SetupError: it has none, or several.
+    """
+    names = list(cfg.DATASETS.TRAIN)
+    if len(names) != 1:
+        listed = ", ".join(names) or "none"
+        raise SetupError([f"DATASETS.TRAIN has {len(names)} data sets ({listed}): give --dataset"])
+    return str(names[0])
+
+
 def train(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Checks the set-up, then trains (`args.resume`: from the last checkpoint)."""
     check_and_set_up(cfg, args, training=True)

@@ -41,7 +41,7 @@ class OpenVocabularyCOCOEvaluator(EvaluatorMixin, COCOEvaluator):
             dataset_name: a registered data set, in COCO format or convertible to it.
             tasks: among "bbox", "segm"; by default found from the predictions.
             distributed: gather the predictions of all ranks.
-            output_dir: for detections, numbers and pictures; None writes nothing.
+            output_dir: for detections, numbers and images; None writes nothing.
             novel: one flag per category in contiguous class order.
             protocol: `protocols.COCO`, or one with another limit.
             engine: the reference (pycocotools) unless given.

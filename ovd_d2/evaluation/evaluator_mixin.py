@@ -66,7 +66,7 @@ class EvaluatorMixin:
             protocol: which detections count.
             engine: matches them.
             model_limit: the model's own limit of detections per image; negative: none.
-            failures: pictures on each sheet of the failure browser; 0: none is made.
+            failures: images on each sheet of the failure browser; 0: none is made.
         """
         self._dataset = dataset
         self._files: dict[int, str] = {}

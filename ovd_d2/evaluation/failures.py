@@ -31,7 +31,7 @@ STYLE = """body{font-family:sans-serif;margin:2em;color:#212529;max-width:1640px
 img{max-width:100%;border:1px solid #dee2e6}
 table{border-collapse:collapse;margin:1em 0 3em}
 td,th{padding:.2em .9em;text-align:left;border-bottom:1px solid #dee2e6}"""
-COLUMNS = ("", "category", "score", "IoU", "reason", "picture")
+COLUMNS = ("", "category", "score", "IoU", "reason", "image")
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,14 @@ def write_failures(
 ) -> Path:
     """Writes false_positives.png, missed_objects.png and index.html into `folder`.
 
-    A kind without mistakes has no sheet (an older one is removed). A picture that is not there
+    A kind without mistakes has no sheet (an older one is removed). An image that is not there
     leaves a grey cell, and an error that names the file in the log.
 
     Args:
         folder: is made if missing.
         ground_truth, detections, categories: as evaluated; boxes are matched at IoU 0.5.
         description: title -> text: data set, protocol, engine.
-        files: image id -> picture.
+        files: image id -> image.
         count: crops a sheet, at most.
 
     Returns:
@@ -127,16 +127,14 @@ def _crops(sheet: Sheet, categories: Categories, files: Mapping[int, str]) -> It
 
 
 def _read(file: str | None, image_id: int) -> np.ndarray | None:
-    """The picture as (H, W, 3) RGB; None, and an error in the log, where there is none."""
+    """The image as (H, W, 3) RGB; None, and an error in the log, where there is none."""
     if file is None:
         logger.error("The model's input for image %s named no file: no crop of it.", image_id)
         return None
     try:
         return read_image(file, "RGB")
     except OSError as error:
-        logger.error(
-            "Picture '%s' of image %s cannot be read (%s): no crop.", file, image_id, error
-        )
+        logger.error("File '%s' of image %s cannot be read (%s): no crop.", file, image_id, error)
         return None
 
 

@@ -43,7 +43,7 @@ class OpenVocabularyLVISEvaluator(EvaluatorMixin, LVISEvaluator):
             dataset_name: a registered data set whose metadata has `json_file` (LVIS v1 format).
             tasks: among "bbox", "segm"; by default found from the predictions.
             distributed: gather the predictions of all ranks.
-            output_dir: for detections, numbers and pictures; None writes nothing.
+            output_dir: for detections, numbers and images; None writes nothing.
             novel: one flag per category in contiguous class order.
             protocol: `protocols.FEDERATED` or `protocols.FIXED`.
             engine: the reference (the lvis package) unless given.

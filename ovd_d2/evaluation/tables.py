@@ -35,7 +35,7 @@ TASKS = {"box": ("bbox", "box"), "mask": ("segm",)}
 
 
 def results_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """A Markdown table, one row a method, in percent.
+    """A Markdown table, one row per method, in percent.
 
     Args:
         rows: method name -> what the evaluator returned (`{"bbox": {...}, "segm": {...}}`; "box" is

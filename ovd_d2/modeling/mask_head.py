@@ -48,7 +48,7 @@ class ViLDMaskHead(MaskRCNNConvUpsampleHead):
 
 @ROI_MASK_HEAD_REGISTRY.register()
 class ClassAgnosticPointRendMaskHead(PointRendMaskHead):
-    """PointRend (arXiv 1912.08193) with one mask a region, whatever its category.
+    """PointRend (arXiv 1912.08193) with one mask per region, whatever its category.
 
     Detectron2's `CLS_AGNOSTIC_MASK` reaches PointRend's point head only: its coarse head still
     predicts a mask for each of `ROI_HEADS.NUM_CLASSES` categories, which a vocabulary does not

@@ -1,6 +1,6 @@
 """Training and testing of the Pictogram CLIP, the small teacher of the Pictograms data set.
 
-Like the real CLIP it is trained on pairs of a picture and a sentence about all things, novel ones
+Like the real CLIP it is trained on pairs of an image and a sentence about all things, novel ones
 included, by the contrastive loss of Radford et al. (arXiv 2103.00020); it sees no scene and no box
 of the detection data set.
 """

@@ -52,7 +52,7 @@ class ViLDCascadeROIHeads(ViLDROIHeads, CascadeROIHeads):
 
     @property
     def predictors(self) -> Sequence[OpenVocabularyOutputLayers]:
-        """One a stage."""
+        """One per stage."""
         return list(self.box_predictor)
 
     def _shared_box_losses(

@@ -115,7 +115,7 @@ class ViLDROIHeads(OpenVocabularyROIHeads):
         cached_proposals: list[Instances],
     ) -> dict[str, Tensor]:
         """Losses of one head for both branches: all regions pass it together, as in the official
-        code, so that its batch norms see in training what they have to stand for at test time."""
+        code, so that the statistics of its batch norms are of both kinds of regions."""
         sampled, cached = apply_jointly(
             self.box_head, self._pool(features, proposals), self._pool(features, cached_proposals)
         )

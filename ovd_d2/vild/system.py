@@ -57,4 +57,5 @@ SYSTEM = System(
     idle_keys=checks.idle_keys,
     passengers=passengers,
     wrap_loader=wrap_loader,
+    showcase="ovd_d2.vild.showcase",
 )

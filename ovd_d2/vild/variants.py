@@ -1,4 +1,4 @@
-"""The systems of ViLD's table, as what each of them trains and how it scores."""
+"""The variants of ViLD: what each one trains and how it scores."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Variant:
-    """What one of the paper's systems trains and how it scores.
+    """What a variant of ViLD trains and how it scores.
 
     Attributes:
         classifies: the text branch is trained by cross-entropy.

@@ -1,4 +1,4 @@
-"""What `sample` and `info` say of a store, in words and as a picture."""
+"""What `sample` and `info` say of a store, in words and as an image."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_the_sheet_has_a_line_an_image_and_marks_novel_names(
     higher = np.asarray(Image.open(path))
     assert higher.shape[1] == lower.shape[1]
     assert higher.shape[0] > lower.shape[0] + 250
-    # The second image has no proposals: nothing stands right of its picture.
+    # The second image has no proposals: nothing stands right of its image.
     assert (higher[lower.shape[0] :, 24 + 264 + 10 : -24] == 255).all()
 
 

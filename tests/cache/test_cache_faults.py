@@ -41,10 +41,10 @@ KILLED = -signal.SIGKILL
 
 
 class ColourModel(torch.nn.Module):
-    """Embeds every picture by itself, as its mean colour: equal bits whatever the batch."""
+    """Embeds every image by itself, as its mean colour: equal bits whatever the batch."""
 
     def encode_image(self, batch: torch.Tensor) -> torch.Tensor:
-        return torch.stack([picture.mean(dim=(1, 2)) + 0.1 for picture in batch])
+        return torch.stack([image.mean(dim=(1, 2)) + 0.1 for image in batch])
 
     def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
         return torch.ones(len(tokens), 3)

@@ -86,7 +86,7 @@ def test_nobody_waits_for_a_rank_that_failed(
     def work(rank: int) -> None:
         with open_writer(tmp_path, range(4)) as writer:
             if rank == 1:
-                raise KeyError("the picture of rank 1")
+                raise KeyError("the image of rank 1")
             for image_id in writer.waiting_ids:
                 writer.add(image_id, make_record(image_id))
             with pytest.raises(RankError, match="another process of this group has ended"):

@@ -135,11 +135,11 @@ def test_tuples_in_a_recipe_do_not_stop_a_continued_build(
 def test_overwrite_deletes_the_old_store_and_nothing_else(tmp_path: Path, build: Callable) -> None:
     build(tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     build(tmp_path, [3], shard=64, teacher="Other-77", overwrite=True)
     assert list(EmbeddingCache(tmp_path)) == [3]
     assert (tmp_path / "notes.txt").read_text() == "mine"
-    assert (tmp_path / "pictures").exists()
+    assert (tmp_path / "images").exists()
     assert len(list(tmp_path.glob("shard-*"))) == 1
 
 

@@ -80,7 +80,7 @@ def teacher(**changes: object) -> CLIPTeacher:
 
 
 def framed_image() -> np.ndarray:
-    """A red 20 x 20 square in a green picture of 60 x 80."""
+    """A red 20 x 20 square in a green image of 60 x 80."""
     image = np.zeros((60, 80, 3), np.uint8)
     image[..., 1] = 255
     image[20:40, 30:50] = (255, 0, 0)

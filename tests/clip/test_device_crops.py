@@ -34,7 +34,7 @@ WINDOWS = {
 }
 
 
-def picture(height: int = 120, width: int = 160, seed: int = 0) -> np.ndarray:
+def noise_image(height: int = 120, width: int = 160, seed: int = 0) -> np.ndarray:
     """Smooth structure with some noise, like a photograph; no black or white, which clips."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(60, 196, (max(2, height // 8), max(2, width // 8), 3), dtype=np.uint8)
@@ -97,9 +97,9 @@ SETTINGS = [
 def test_matrix_products_equal_open_clips_transform(name: str, like: Preprocessing) -> None:
     windows = torch.tensor([WINDOWS[name]])
     if like.resize_mode == "longest" and name in ("one row", "one column"):
-        pytest.skip("open_clip asks Pillow for a picture without height")
-    expected = by_open_clip(picture(), windows, like)
-    difference = levels(by_matrices(picture(), windows, like), expected)
+        pytest.skip("open_clip asks Pillow for an image without height")
+    expected = by_open_clip(noise_image(), windows, like)
+    difference = levels(by_matrices(noise_image(), windows, like), expected)
     assert difference.max() <= 1.01  # rounded the other way, or the passes in the other order
     assert difference.mean() < 0.25
 
@@ -111,12 +111,12 @@ def test_single_resizes_equal_open_clips_transform(
 ) -> None:
     windows = torch.tensor([WINDOWS[name]])
     if like.resize_mode == "longest" and name in ("one row", "one column"):
-        pytest.skip("open_clip asks Pillow for a picture without height")
-    expected = by_open_clip(picture(), windows, like)
-    reduced = levels(singly(picture(), windows, like), expected)
+        pytest.skip("open_clip asks Pillow for an image without height")
+    expected = by_open_clip(noise_image(), windows, like)
+    reduced = levels(singly(noise_image(), windows, like), expected)
     assert reduced.mean() < 2
     monkeypatch.setattr(device_crops, "REDUCING_GAP", 1e9)  # exact: nothing is halved
-    exact = levels(singly(picture(), windows, like), expected)
+    exact = levels(singly(noise_image(), windows, like), expected)
     # An elongated window may be half an output pixel off.
     assert exact.mean() < (0.6 if name in ("wide", "tall", "one row", "one column") else 0.05)
     assert exact.max() <= (12 if name in ("wide", "tall", "one row", "one column") else 2.01)
@@ -137,7 +137,7 @@ def blocks(pixels: np.ndarray, side: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("top", "left"), [(0, 0), (3, 0), (2, 5), (7, 9)])
 def test_a_half_begins_at_any_pixel(top: int, left: int) -> None:
-    image = picture()
+    image = noise_image()
     half = device_crops._Halved(image).crop(1, top, left, 61, 80)
     assert half.shape == (30, 40, 3)
     expected = blocks(image[top : top + 61, left : left + 80], 2)
@@ -145,7 +145,7 @@ def test_a_half_begins_at_any_pixel(top: int, left: int) -> None:
 
 
 def test_an_eighth_begins_within_a_quarter_of_its_own_pixel() -> None:
-    image = picture()
+    image = noise_image()
     levels = device_crops._Halved(image)
     assert levels.crop(0, 3, 5, 7, 9).base is image
     for top, begin in ((0, 0), (4, 4), (5, 4), (6, 8), (8, 8), (9, 8)):
@@ -174,7 +174,7 @@ def teacher() -> CLIPTeacher:
 @pytest.mark.parametrize("squash", [False, True])
 def test_embeddings_equal_those_of_open_clips_transform(teacher: CLIPTeacher, squash: bool) -> None:
     """The stated tolerance is a mean cosine of 0.999; measured are 0.9998 and 0.996 at worst."""
-    image, like = picture(480, 640), teacher.preprocessing
+    image, like = noise_image(480, 640), teacher.preprocessing
     windows = crop_windows(proposals(80, 480, 640), (1.0, 1.5), 480, 640)
     mode = Preprocessing(like.image_size, like.mean, like.std, resize_mode="squash")
     expected = teacher.encode_images(by_open_clip(image, windows, mode if squash else like))
@@ -187,7 +187,7 @@ def test_embeddings_equal_those_of_open_clips_transform(teacher: CLIPTeacher, sq
 
 
 def test_several_images_make_one_batch_filled_with_black() -> None:
-    first, second = picture(seed=1), picture(40, 50, seed=2)
+    first, second = noise_image(seed=1), noise_image(40, 50, seed=2)
     a, b = torch.tensor([WINDOWS["inside"], WINDOWS["tall"]]), torch.tensor([[0, 0, 50, 40]])
     sources = [(torch.from_numpy(first), a), (torch.from_numpy(second), b)]
     batch = resize_crops(sources, preprocessing(), fill_to=5)
@@ -200,9 +200,9 @@ def test_several_images_make_one_batch_filled_with_black() -> None:
 
 
 def test_no_windows() -> None:
-    source = (torch.from_numpy(picture()), torch.zeros(0, 4, dtype=torch.int64))
+    source = (torch.from_numpy(noise_image()), torch.zeros(0, 4, dtype=torch.int64))
     assert resize_crops([source], preprocessing()).shape == (0, 3, 24, 24)
-    assert by_matrices(picture(), source[1], preprocessing()).shape == (0, 3, 24, 24)
+    assert by_matrices(noise_image(), source[1], preprocessing()).shape == (0, 3, 24, 24)
 
 
 class Allocations(TorchDispatchMode):
@@ -220,8 +220,8 @@ class Allocations(TorchDispatchMode):
         return result
 
 
-def test_memory_of_a_wide_picture_with_many_proposals_is_bounded() -> None:
-    image = picture(300, 20000)
+def test_memory_of_a_wide_image_with_many_proposals_is_bounded() -> None:
+    image = noise_image(300, 20000)
     windows = crop_windows(proposals(500, 300, 20000), (1.0, 1.5), 300, 20000)
     windows[:2] = torch.tensor([[0, 0, 20000, 300], [0, 150, 20000, 151]])
     with Allocations() as seen:
@@ -232,7 +232,7 @@ def test_memory_of_a_wide_picture_with_many_proposals_is_bounded() -> None:
 
 
 def test_workspace_bounds_the_matrix_products() -> None:
-    image, like, workspace = picture(500, 3000), preprocessing(mode="squash"), 2**20
+    image, like, workspace = noise_image(500, 3000), preprocessing(mode="squash"), 2**20
     windows = crop_windows(proposals(10, 500, 3000), (1.0, 1.5), 500, 3000)
     windows[3] = torch.tensor([0, 0, 3000, 500])  # more than the workspace on its own
     source = torch.from_numpy(image)
@@ -240,7 +240,7 @@ def test_workspace_bounds_the_matrix_products() -> None:
     rows, columns = _axes(windows, like, False)
     with Allocations() as seen:
         _resize_batched(source, rows, columns, "bicubic", workspace, pixels)
-    assert seen.largest <= image.nbytes  # the planes of the whole picture
+    assert seen.largest <= image.nbytes  # the planes of the whole image
     expected = by_matrices(image, windows, like, workspace=2**28)
     torch.testing.assert_close(device_crops._normalise(pixels, like), expected)
 

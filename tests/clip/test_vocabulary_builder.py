@@ -184,6 +184,32 @@ def test_command_takes_the_teacher_of_a_config(
         run_tool(monkeypatch, *names, "--config-file", str(config))
 
 
+def test_command_takes_all_from_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    annotations, output = tmp_path / "mine.json", tmp_path / "vocabulary.safetensors"
+    category = {"id": 1, "name": "star"}
+    annotations.write_text(json.dumps({"images": [], "annotations": [], "categories": [category]}))
+    DatasetCatalog.register("of_a_config", list)
+    MetadataCatalog.get("of_a_config").json_file = str(annotations)
+    teacher = "TEACHER: {ARCHITECTURE: Pictogram-RN, PRETRAINED: shipped, PROMPTS: single}"
+
+    def run(vocabulary: str, sets: str) -> None:
+        config = tmp_path / "mine.yaml"
+        ovd = f"MODEL: {{OVD: {{VOCABULARY: '{vocabulary}', {teacher}}}}}"
+        config.write_text(f"{ovd}\nDATASETS: {{TRAIN: [{sets}]}}\n")
+        run_tool(monkeypatch, "--config-file", str(config))
+
+    try:
+        run(str(output), "of_a_config")
+        with pytest.raises(SystemExit, match=r"TRAIN has 2 data sets \(a, b\): give --dataset"):
+            run(str(output), "a, b")
+        with pytest.raises(SystemExit, match="MODEL.OVD.VOCABULARY is empty: give --output"):
+            run("", "of_a_config")
+    finally:
+        DatasetCatalog.remove("of_a_config")
+        MetadataCatalog.remove("of_a_config")
+    assert Vocabulary.load(output).names == ["star"]
+
+
 def test_command_says_that_the_shipped_teacher_is_for_drawings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,7 +10,7 @@ from ovd_d2.data.public_sets import VOC_SETS, dataset_field
 from ovd_d2.data.registration import register_data_sets
 
 
-def test_minival_has_no_masks_and_pictures_from_both_splits(tmp_path):
+def test_minival_has_no_masks_and_images_from_both_splits(tmp_path):
     host = "http://images.cocodataset.org"
     images = [
         {"id": 9, "coco_url": f"{host}/train2017/9.jpg", "height": 10, "width": 20},

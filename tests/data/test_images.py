@@ -35,7 +35,7 @@ def entry(path: Path, height: int = 3, width: int = 5) -> dict[str, Any]:
     return {"file_name": str(path), "image_id": 7, "height": height, "width": width}
 
 
-def picture(height: int = 3, width: int = 5) -> Image.Image:
+def small_image(height: int = 3, width: int = 5) -> Image.Image:
     """White, its first pixel green."""
     image = Image.new("RGB", (width, height), WHITE)
     image.putpixel((0, 0), GREEN)
@@ -90,7 +90,7 @@ def test_any_colour_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
         pytest.skip("this Pillow cannot read the YCbCr TIFF that it writes")
     path = tmp_path / ("x.tif" if mode in ("CMYK", "YCbCr") else "x.png")
     grey = mode in ("1", "L", "LA")
-    (Image.new("RGB", (5, 3), WHITE) if grey else picture()).convert(mode).save(path)
+    (Image.new("RGB", (5, 3), WHITE) if grey else small_image()).convert(mode).save(path)
     image = load_image(entry(path))
     assert image.shape == (3, 5, 3)
     assert image.dtype == np.uint8
@@ -138,7 +138,7 @@ def test_the_exif_orientation_is_applied_as_in_training(
     path = tmp_path / "x.png"
     exif = Image.Exif()
     exif[274] = orientation
-    picture().save(path, exif=exif)
+    small_image().save(path, exif=exif)
     image = load_image(entry(path, *shape))
     assert image.shape == (*shape, 3)
     assert image[corner].tolist() == list(GREEN)
@@ -147,7 +147,7 @@ def test_the_exif_orientation_is_applied_as_in_training(
 
 
 def test_a_size_of_before_the_turn_is_refused(tmp_path: Path) -> None:
-    picture().save(tmp_path / "x.png", exif=turned_exif())
+    small_image().save(tmp_path / "x.png", exif=turned_exif())
     message = problem_of(entry(tmp_path / "x.png", 3, 5))
     assert "is turned by its EXIF orientation, which Detectron2 applies" in message
     assert "5 x 3 (height x width, once its EXIF orientation is applied), annotated as" in message
@@ -167,7 +167,7 @@ def test_an_orientation_behind_the_pixels_counts_as_in_training(tmp_path: Path) 
 
 
 def test_height_and_width_in_the_wrong_order(tmp_path: Path) -> None:
-    picture().save(tmp_path / "x.png")
+    small_image().save(tmp_path / "x.png")
     message = problem_of(entry(tmp_path / "x.png", 5, 3))
     assert "3 x 5 (height x width: the two are exchanged), annotated as 5 x 3" in message
 
@@ -179,7 +179,7 @@ def test_damaged_exif_data_does_not_matter(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 20_000)])
 def test_extreme_sizes(tmp_path: Path, height: int, width: int) -> None:
-    picture(height, width).save(tmp_path / "x.png")
+    small_image(height, width).save(tmp_path / "x.png")
     assert load_image(entry(tmp_path / "x.png", height, width)).shape == (height, width, 3)
 
 
@@ -193,7 +193,7 @@ def test_a_decompression_bomb(tmp_path: Path) -> None:
 def test_between_pillows_warning_and_its_limit_an_image_is_sound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    picture(30, 30).save(tmp_path / "x.png")
+    small_image(30, 30).save(tmp_path / "x.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 600)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -218,7 +218,7 @@ def test_missing_and_garbage(tmp_path: Path) -> None:
 def test_a_missing_file_that_is_there_under_another_spelling(tmp_path: Path, name: str) -> None:
     (tmp_path / "sub").mkdir()
     there = tmp_path / ("sub/x.jpg" if "sub" in name else "x.jpg")
-    picture().save(there)
+    small_image().save(there)
     assert f"no such file, but {there} is there" in problem_of(entry(tmp_path / name))
 
 
@@ -245,13 +245,13 @@ def test_files_that_do_not_open(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise error
 
-    picture().save(tmp_path / "x.png")
+    small_image().save(tmp_path / "x.png")
     monkeypatch.setattr(images.PathManager, "open", fail)
     assert said in problem_of(entry(tmp_path / "x.png"))
 
 
 def test_long_and_thin(tmp_path: Path) -> None:
-    picture(4000, 4).save(tmp_path / "x.png")
+    small_image(4000, 4).save(tmp_path / "x.png")
     item = entry(tmp_path / "x.png", 4000, 4)
     assert problems_of([item]) == problems_of([item], resize=Resize(800, 1333)) == []
     (problem,) = problems_of([item], resize=Resize(128, 256))
@@ -318,7 +318,7 @@ def is_sound(read: Any, *args: Any) -> bool:
 def test_problems_are_counted_by_kind_and_the_first_is_named(tmp_path: Path) -> None:
     entries = [{**entry(tmp_path / f"{k}.png"), "image_id": k} for k in range(9)]
     for one in entries[2:]:
-        picture().save(one["file_name"])
+        small_image().save(one["file_name"])
     entries[8]["height"] = 4
     missing, size = problems_of(entries)
     assert missing.file == "train.json"
@@ -331,7 +331,7 @@ def test_problems_are_counted_by_kind_and_the_first_is_named(tmp_path: Path) -> 
 
 def test_one_file_of_two_images_and_odd_names(tmp_path: Path) -> None:
     path = tmp_path / "two\nlines \u732b.png"
-    picture().save(path)
+    small_image().save(path)
     assert problems_of([entry(path), {**entry(path), "image_id": 8}]) == []
     path.unlink()
     (problem,) = problems_of([entry(path), {**entry(path), "image_id": 8}])

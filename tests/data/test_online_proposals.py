@@ -34,8 +34,8 @@ def teacher():
 
 @pytest.fixture(scope="module")
 def dicts(tmp_path_factory):
-    """Three coloured pictures whose sides and channels all differ."""
-    folder = tmp_path_factory.mktemp("pictures")
+    """Three coloured images whose sides and channels all differ."""
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     entries = []
     for image_id in COUNTS:
@@ -217,13 +217,13 @@ def test_what_only_the_teacher_needs_does_not_reach_the_model(dicts, proposals):
         assert set(fields) == {"proposal_boxes", "teacher_embeddings"}
 
 
-def test_nan_from_the_teacher_names_the_picture(dicts, proposals):
+def test_nan_from_the_teacher_names_the_image(dicts, proposals):
     (batch,) = draw(mapper_of(resized_and_flipped, proposals=proposals), dicts[:1], 1)
     with pytest.raises(FloatingPointError, match=r"image 1 \(.*1\.png\): .* NaN"):
         add_embeddings(batch[0], lambda image, boxes: torch.full((len(boxes), 8), torch.nan))
 
 
-def test_the_pictures_of_testing_stay_small(dicts):
+def test_the_images_of_testing_stay_small(dicts):
     cfg = tiny_config("vild")
     cfg.MODEL.VILD.DISTILLATION.CACHE = ""
     cfg.MODEL.VILD.DISTILLATION.ONLINE.PROPOSALS = "nowhere"

@@ -32,7 +32,7 @@ SIZE = (24, 32)  # height, width
 
 
 class ColourModel(torch.nn.Module):
-    """Its embedding is the mean colour of the picture: D = 3, easy to check by hand."""
+    """Its embedding is the mean colour of the image: D = 3, easy to check by hand."""
 
     def __init__(self, seed: int = 0, broken_after: int | None = None) -> None:
         super().__init__()
@@ -298,7 +298,7 @@ def test_all_bad_images_are_named_before_anything_is_written_or_deleted(
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (4, 20_000), (20_000, 4)])
-def test_extreme_pictures_and_boxes(tmp_path: Path, height: int, width: int) -> None:
+def test_extreme_images_and_boxes(tmp_path: Path, height: int, width: int) -> None:
     Image.new("RGB", (width, height), (0, 0, 255)).save(tmp_path / "x.png")
     file_name = str(tmp_path / "x.png")
     entry = {"file_name": file_name, "image_id": 1, "height": height, "width": width}
@@ -362,7 +362,7 @@ def test_impossible_parts_are_refused(
 
 def test_the_real_teacher_gives_the_same_bits_in_any_number_of_processes(tmp_path: Path) -> None:
     """On a CPU: batches have one size, and no row of a batch depends on its neighbours."""
-    entries, proposals = noise_pictures(tmp_path)
+    entries, proposals = noise_images(tmp_path)
     teacher = CLIPTeacher.from_open_clip("Pictogram-RN", "shipped")
 
     def build(path: Path) -> None:
@@ -378,8 +378,8 @@ def test_the_real_teacher_gives_the_same_bits_in_any_number_of_processes(tmp_pat
         assert EmbeddingCache(tmp_path / f"{count}").fingerprint == one.fingerprint
 
 
-def noise_pictures(folder: Path) -> tuple[list[dict[str, Any]], Path]:
-    """Nine pictures with 0 to 6 boxes each, and the folder of the boxes."""
+def noise_images(folder: Path) -> tuple[list[dict[str, Any]], Path]:
+    """Nine images with 0 to 6 boxes each, and the folder of the boxes."""
     generator = np.random.default_rng(0)
     entries = []
     for image_id in range(9):

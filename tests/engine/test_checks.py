@@ -85,7 +85,7 @@ def write_annotations(dicts):
 
 @pytest.fixture
 def cfg(tmp_path, monkeypatch):
-    """A set-up without a fault: data set, pictures, vocabulary and cache agree."""
+    """A set-up without a fault: data set, images, vocabulary and cache agree."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tests_checks").mkdir()
     for record in DICTS:
@@ -209,7 +209,7 @@ def test_unknown_optimizer(cfg):
     assert "'ADAM' is neither SGD nor ADAMW" in problems_of(cfg)[0]
 
 
-def test_missing_pictures_are_counted(cfg, tmp_path):
+def test_missing_images_are_counted(cfg, tmp_path):
     (tmp_path / DICTS[1]["file_name"]).unlink()
     problems = problems_of(cfg)
     starts = [f"DATASETS.{key} 'tests_checks': " for key in ("TRAIN", "TEST")]

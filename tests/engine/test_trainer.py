@@ -157,6 +157,6 @@ def test_the_number_of_gpus_rescales_the_recipe(two_novel_images, monkeypatch, t
     assert trainer.max_iter == solver.MAX_ITER
     rates = [group["initial_lr"] for group in trainer.optimizer.param_groups]
     assert rates == pytest.approx([0.04 * factor] * len(rates))
-    assert trainer.data_loader.batch_size == 4  # images a GPU: unchanged
+    assert trainer.data_loader.batch_size == 4  # images per GPU: unchanged
     # What does not change with the number of GPUs.
     assert trainer.cfg.MODEL.OVD == cfg.MODEL.OVD

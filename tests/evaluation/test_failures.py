@@ -124,7 +124,7 @@ def test_a_missing_picture_is_named_and_the_numbers_stay(
     )
     with caplog.at_level("ERROR"):
         assert feed(evaluator, pairs) == {"bbox": pytest.approx(expected["bbox"], nan_ok=True)}
-    message = f"Picture '{tmp_path}/val/" if lost == "file" else "named no file"
+    message = f"File '{tmp_path}/val/" if lost == "file" else "named no file"
     assert message in caplog.text
     assert (tmp_path / "new" / "failures" / "false_positives.png").is_file()
 

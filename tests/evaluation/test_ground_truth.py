@@ -113,7 +113,7 @@ def test_lvis_needs_the_federated_fields(dataset, field):
         GroundTruth(dataset, "lvis")
 
 
-def test_masks_need_the_size_of_the_picture(dataset):
+def test_masks_need_the_size_of_the_image(dataset):
     del dataset["images"][0]["height"]
     with pytest.raises(ValueError, match="1 images have no height and width"):
         GroundTruth(dataset, "coco")

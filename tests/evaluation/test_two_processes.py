@@ -1,4 +1,4 @@
-"""Two gloo processes with half of the pictures each report what one process reports."""
+"""Two gloo processes with half of the images each report what one process reports."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_two_processes_report_what_one_reports(tmp_path):
         for task in ("bbox", "segm"):
             assert both[name][task] == pytest.approx(expected[name][task], nan_ok=True)
     assert expected["federated"]["bbox"]["AP"] != expected["fixed"]["bbox"]["AP"]
-    # The pictures of both processes are known: the same crops, none of them grey
+    # The images of both processes are known: the same crops, none of them grey
     sheets = [
         (tmp_path / f"out_{world}" / "failures" / "missed_objects.png").read_bytes()
         for world in (1, 2)

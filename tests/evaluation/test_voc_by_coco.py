@@ -22,17 +22,17 @@ OBJECT = """<object><name>{name}</name><pose>Left</pose><truncated>0</truncated>
 
 
 def write_voc(folder, images):
-    """`images`: picture name -> list of (category, difficult); boxes 40 wide, side by side."""
+    """`images`: image name -> list of (category, difficult); boxes 40 wide, side by side."""
     for part in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (folder / part).mkdir(parents=True)
     (folder / "ImageSets" / "Main" / "test.txt").write_text("\n".join(images) + "\n")
-    for picture, objects in images.items():
+    for image, objects in images.items():
         boxes = "".join(
             OBJECT.format(name=name, difficult=int(difficult), x=21 + 50 * k, right=60 + 50 * k)
             for k, (name, difficult) in enumerate(objects)
         )
         size = "<size><width>320</width><height>240</height></size>"
-        (folder / "Annotations" / f"{picture}.xml").write_text(
+        (folder / "Annotations" / f"{image}.xml").write_text(
             f"<annotation>{size}{boxes}</annotation>"
         )
 
@@ -54,10 +54,10 @@ def evaluator(tmp_path):
     MetadataCatalog.remove(NAME)
 
 
-def detection(picture, category, x, score=0.9, names=CLASS_NAMES):
+def detection(image, category, x, score=0.9, names=CLASS_NAMES):
     box = np.array([[x, 30.0, x + 40, 70]])
     output = make_instances(box, np.array([score]), np.array([names.index(category)]))
-    return {"image_id": picture}, {"instances": output}
+    return {"image_id": image}, {"instances": output}
 
 
 def test_difficult_objects_are_ignored_and_coco_ap50_is_reported(evaluator):
@@ -79,8 +79,8 @@ def test_ap50_is_detectron2s_own_but_for_the_points_of_the_mean(tmp_path):
         f"{k:06d}": [(rng.choice(names), rng.uniform() < 0.4) for _ in range(5)] for k in range(60)
     }
     found = [
-        detection(picture, name, 20 + 50 * k + shift, score, names)
-        for picture, objects in images.items()
+        detection(image, name, 20 + 50 * k + shift, score, names)
+        for image, objects in images.items()
         for k, (name, _) in enumerate(objects)
         for shift, score in zip(rng.choice([0, 6, 16], 2), rng.uniform(0.1, 1, 2), strict=True)
     ]

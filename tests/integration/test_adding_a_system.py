@@ -1,10 +1,14 @@
 """A system plugs in from outside in about a hundred lines; no shared file knows its name."""
 
 import json
+import sys
 from collections.abc import Iterable
+from types import SimpleNamespace
 
 import pytest
+import run_demo
 import torch
+from benchmarks.tables import METRICS, check_orderings, orderings_about, table_of
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
@@ -18,6 +22,15 @@ from ovd_d2.engine.run import load_config, train
 from ovd_d2.errors import SetupError
 from ovd_d2.evaluation import build_evaluator
 from ovd_d2.modeling.roi_heads import OpenVocabularyROIHeads
+from ovd_d2.pictograms.showcase import (
+    Method,
+    Ordering,
+    Showcase,
+    only_once,
+    showcases,
+    steps_of,
+)
+from ovd_d2.pictograms.steps import Run, backbone_step, data_step, vocabulary_step
 from ovd_d2.structures import PerImage
 from ovd_d2.systems import System, register_system, system_of
 from tests.catalog import forget
@@ -87,6 +100,15 @@ TOY = System(
     passengers=lambda cfg: [Brightness()],
     evaluators={"brightness": lambda cfg, name, folder: f"brightness of {name} in {folder}"},
     wrap_loader=watched,
+    showcase=__name__,
+)
+
+# What it shows: trained straight on the shared data, from the shared backbone.
+SHOWCASE = Showcase(
+    prepare=lambda run: [data_step(), backbone_step(), vocabulary_step()],
+    methods=(Method("projects/Toy/toy.yaml", "Toy", needs=lambda run: ("backbone", "vocabulary")),),
+    demo=("toy",),
+    orderings=(Ordering("APr: Toy < ViLD", "segm APr", "toy", "<", "vild"),),
 )
 
 
@@ -141,6 +163,47 @@ def test_its_renamed_keys_are_errors_that_name_the_new_ones(toy, tmp_path):
     path.write_text(f"_BASE_: {ROOT}/configs/pictograms/base.yaml\nMODEL:\n  OLD_TOY: {{}}\n")
     with pytest.raises(SetupError, match=r"MODEL.OLD_TOY.* MODEL.TOY"):
         load_config(str(path))
+
+
+def test_its_demo(toy, tmp_path):
+    showcase = showcases(["toy"])["Toy"]
+    steps = steps_of(showcase, [Run(tmp_path)], showcase.select(showcase.demo))
+    assert [step.name for step in steps] == ["data", "backbone", "vocabulary", "toy_seed0"]
+    assert steps[-1].arguments[:2] == ("--config-file", "projects/Toy/toy.yaml")
+    assert steps[-1].needs == ("backbone", "vocabulary")
+
+
+def test_make_demo_shows_it(toy, tmp_path, monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr(
+        run_demo,
+        "Pipeline",
+        lambda steps, folder: SimpleNamespace(run=lambda: ran.extend(step.name for step in steps)),
+    )
+    monkeypatch.setattr(run_demo, "scene_for", lambda names, dataset_name: tmp_path / "scene.png")
+    monkeypatch.setattr(run_demo, "write_report", lambda folder, name, outputs, _: str(outputs))
+    monkeypatch.setattr(sys, "argv", ["run_demo.py", "--system", "toy", "--output", str(tmp_path)])
+    run_demo.main()
+    assert ran == ["data", "backbone", "vocabulary", "toy_seed0", "names"]
+    assert f"'Toy': {tmp_path / 'seed0' / 'toy'!r}" in capsys.readouterr().out
+
+
+def test_it_stands_in_one_table_with_vild(toy, tmp_path):
+    runs = [Run(tmp_path, 0), Run(tmp_path, 1)]
+    steps = [s for one in showcases().values() for s in steps_of(one, runs, one.methods)]
+    names = [step.name for step in only_once(steps)]
+    assert names.count("data") == names.count("toy_seed1") == names.count("vild_seed1") == 1
+
+    def row(method, value):
+        metrics = {**dict.fromkeys(METRICS), "APr": value}
+        return {"method": method, "seed": 0, "box": metrics, "segm": metrics, "ms_per_image": 9.0}
+
+    rows = [row("vild", 2.0), row("toy", 1.0)]
+    table, claims = table_of(rows), orderings_about(rows)
+    assert "| toy " in table and "| vild " in table
+    assert [(one.claim, holds) for one, _, holds in check_orderings(rows, claims)] == [
+        ("APr: Toy < ViLD", True)
+    ]
 
 
 def test_a_name_is_given_once(toy):

@@ -135,7 +135,7 @@ def test_a_damaged_cache(mini, tmp_path, damage, message):
 
 @pytest.fixture
 def breakable():
-    """Yields the path of a training picture or of the JSON; what was there comes back."""
+    """Yields the path of a training image or of the JSON; what was there comes back."""
     saved = {}
 
     def path_of(what):
@@ -150,7 +150,7 @@ def breakable():
 
 
 FILES = {
-    "picture missing": ("picture", Path.unlink, r"1 of \d+ images are missing"),
+    "image missing": ("image", Path.unlink, r"1 of \d+ images are missing"),
     "json missing": ("json", Path.unlink, r"train\.json"),
     "json truncated": ("json", _truncate, r"train\.json"),
 }

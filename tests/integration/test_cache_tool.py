@@ -71,7 +71,7 @@ def refused(tool: Tool) -> Tool:
 
 @pytest.fixture(scope="module")
 def proposals(mini: MiniPictograms, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The boxes of four objects an image, the larger the more objectness."""
+    """The boxes of four objects per image, the larger the more objectness."""
     path, records = tmp_path_factory.mktemp("proposals"), DatasetCatalog.get(TRAIN)
     info = DatasetInfo(TRAIN, dataset_fingerprint(records), len(records))
     manifest = Manifest(kind="proposals", dataset=info, proposals="boxes")
@@ -106,6 +106,17 @@ def test_an_older_cache_gets_the_list_of_its_images(
     assert "these " in refused("add-image-list", older, "--dataset", VAL)
     assert tool("add-image-list", older, "--dataset", TRAIN).startswith(str(older / "images.json"))
     assert (older / "images.json").read_bytes() == (cache / "images.json").read_bytes()
+
+
+def test_the_config_names_teacher_and_data_set(
+    cache: Path, proposals: Path, tmp_path: Path, tool: Tool
+) -> None:
+    base = Path(__file__).parents[2] / "configs" / "pictograms" / "vild.yaml"
+    config = tmp_path / "mini.yaml"
+    config.write_text(f"_BASE_: {base}\nDATASETS: {{TRAIN: [{TRAIN}]}}\n")
+    tool("build", "--config-file", config, "--proposals", proposals, "--output", tmp_path / "new")
+    assert facts(tool("info", tmp_path / "new"))["teacher"] == facts(tool("info", cache))["teacher"]
+    assert facts(tool("info", tmp_path / "new"))["state"] == "complete"
 
 
 def facts(printed: str) -> dict[str, str]:
@@ -265,6 +276,15 @@ def test_sample_shows_objects_with_their_names(
             "no data set 'nobody' is registered",
         ),
         (
+            ("build", "--dataset", TRAIN, "--proposals", "{proposals}", "--output", "{tmp}/x"),
+            "give --config-file, or --dataset, --architecture and --pretrained",
+        ),
+        (
+            ("build", "--config-file", "x.yaml", "--proposals", "{proposals}", *TEACHER)
+            + ("--output", "{tmp}/x"),
+            "--config-file names the teacher",
+        ),
+        (
             ("build", "--dataset", TRAIN, "--proposals", "{proposals}", "--architecture", "RN-0")
             + ("--pretrained", "x", "--output", "{tmp}/x"),
             "RN-0",
@@ -332,7 +352,7 @@ def test_a_script_sees_the_exit_status_and_one_line(cache: Path, tmp_path: Path)
 
 @pytest.fixture
 def half() -> Iterator[str]:
-    """A data set of its own with half of the pictures."""
+    """A data set of its own with half of the images."""
     name = f"{TRAIN}_half"
     DatasetCatalog.register(name, lambda: DatasetCatalog.get(TRAIN)[::2])
     metadata = MetadataCatalog.get(TRAIN).as_dict()

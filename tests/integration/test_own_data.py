@@ -1,4 +1,4 @@
-"""Five pictures of one's own, from a COCO-format JSON to a table, by the commands users type."""
+"""Five images of one's own, from a COCO-format JSON to a table, by the commands users type."""
 
 import json
 import os
@@ -18,15 +18,15 @@ COLOURS = [(60, 60, 200), (60, 160, 60), (200, 80, 60)]
 YAML = """
 own_train:
   json_file: own.json
-  image_root: pictures
+  image_root: images
   base: &base [heavy large circle, black square]
 own_val:
   json_file: own.json
-  image_root: pictures
+  image_root: images
   base: *base
 own_boxes:
   json_file: other_names.json
-  image_root: pictures
+  image_root: images
 """
 
 
@@ -39,9 +39,9 @@ def shape(category, x, y, size):
 
 
 def draw(folder):
-    """Writes five pictures of 96 px and the COCO JSON of what they show."""
+    """Writes five images of 96 px and the COCO JSON of what they show."""
     rng = np.random.default_rng(0)
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     images, annotations = [], []
     for image_id in range(1, 6):
         pixels = rng.integers(200, 240, (96, 96, 3), dtype=np.uint8)
@@ -62,7 +62,7 @@ def draw(folder):
                     "segmentation": [polygon.tolist()],
                 }
             )
-        cv2.imwrite(str(folder / "pictures" / f"{image_id}.png"), pixels)
+        cv2.imwrite(str(folder / "images" / f"{image_id}.png"), pixels)
         images.append({"id": image_id, "file_name": f"{image_id}.png", "height": 96, "width": 96})
     categories = [{"id": 10 + k, "name": name} for k, name in enumerate(NAMES)]
     dataset = {"images": images, "annotations": annotations, "categories": categories}

@@ -66,9 +66,10 @@ def workplace(tmp_path_factory):
     place.train("start", "MODEL.WEIGHTS", "", "DATASETS.TEST", "()")
     place.run(
         "extract_proposals.py",
-        *("--config-file", "configs/pictograms/start.yaml", "--dataset", TRAIN),
+        *("--config-file", "configs/pictograms/start.yaml"),
         *("--top-k", 8, "--output", place.folder / "proposals"),
         *("MODEL.WEIGHTS", place.start_weights, "DATALOADER.NUM_WORKERS", 0),
+        *("DATASETS.TRAIN", f"('{TRAIN}',)"),
     )
     place.run(
         "cache.py",

@@ -76,7 +76,7 @@ def test_scores_that_add_up_to_infinity_are_finite():
 @pytest.mark.parametrize("first", [1, 10, 200])
 def test_more_candidates_are_taken_while_too_few_are_left(first, monkeypatch):
     monkeypatch.setattr(detection, "FIRST_CANDIDATES", first)
-    boxes, scores = make(200, 3)  # in one small picture: most are suppressed
+    boxes, scores = make(200, 3)  # in one small image: most are suppressed
     expected = theirs(boxes, scores, nms=0.1, limit=20)
     assert_equal(ours(boxes, scores, nms=0.1, limit=20), expected)
 

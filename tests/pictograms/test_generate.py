@@ -59,7 +59,7 @@ def splits(mini: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def planned(splits) -> dict[str, list[set[int]]]:
-    """The category ids that are in each picture, by the plan and not by the annotations."""
+    """The category ids that are in each image, by the plan and not by the annotations."""
     categories = generate.build_categories(80)
     frequencies = generate.choose_frequencies(categories, 0)
     train = generate.plan_train(frequencies, REGULAR, 0)
@@ -108,7 +108,7 @@ def test_categories_follow_lvis_and_its_frequency_rule(splits, planned):
     assert [letters.count(letter) for letter in "rcf"] == [16, 40, 24]
 
 
-def test_rare_categories_are_pictured_but_not_annotated_in_training(splits, planned):
+def test_rare_categories_are_drawn_but_not_annotated_in_training(splits, planned):
     rare = {c["id"] for c in splits["train"]["categories"] if c["frequency"] == "r"}
     assert set.union(*planned["train"]) >= rare
     crowded = {a["image_id"] for a in splits["train"]["annotations"] if a["iscrowd"]}
@@ -173,7 +173,7 @@ def test_captions_point_at_their_words_and_annotations(splits):
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 30), ("val", 12)])
-def test_detectron2_loads_it_and_finds_the_pictures(mini, split, count):
+def test_detectron2_loads_it_and_finds_the_images(mini, split, count):
     dicts = load_lvis_json(str(mini / f"{MINI}_{split}.json"), f"{mini}/", dataset_name=None)
     assert len(dicts) == count
     for record in dicts:

@@ -45,7 +45,7 @@ def teacher():
 
 @pytest.fixture(scope="module")
 def dicts(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     entries = []
     for image_id in IDS:

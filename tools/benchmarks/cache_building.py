@@ -47,7 +47,7 @@ class Workload:
 
     Attributes:
         architecture, pretrained: of the teacher; pretrained "" means random weights.
-        picture: (height, width) of the JPEG files.
+        image_size: (height, width) of the JPEG files.
         images, proposals: how many, and boxes in each.
         batch_size: crops in a forward pass, of all that is compared.
         rounds: counted ones.
@@ -56,7 +56,7 @@ class Workload:
 
     architecture: str
     pretrained: str
-    picture: tuple[int, int]
+    image_size: tuple[int, int]
     images: int
     proposals: int
     batch_size: int
@@ -71,14 +71,14 @@ class Workload:
     @property
     def name(self) -> str:
         """What a table says."""
-        height, width = self.picture
+        height, width = self.image_size
         weights = self.pretrained or "random"
         return f"{self.architecture} ({weights}), {width} x {height}, {self.device}"
 
 
 def workloads(device: str, architecture: str | None = None) -> list[Workload]:
     """What is measured by default: on the CPU a teacher small enough for everything around it to
-    matter, on LVIS's pictures and on larger ones, and a teacher of the size that people use; on a
+    matter, on LVIS's images and on larger ones, and a teacher of the size that people use; on a
     GPU the latter at 1,024 pixels.
 
     Args:
@@ -90,8 +90,8 @@ def workloads(device: str, architecture: str | None = None) -> list[Workload]:
         usual = Workload("ViT-B-32", "", (1024, 1024), 64, ROWS, 512, 5, device)
     if architecture is not None:
         return [replace(usual, architecture=architecture)]
-    large_pictures = replace(small, picture=(1024, 1024), images=8)
-    return [small, large_pictures, usual] if device == "cpu" else [usual]
+    large_images = replace(small, image_size=(1024, 1024), images=8)
+    return [small, large_images, usual] if device == "cpu" else [usual]
 
 
 def measure(work: Workload) -> Row:
@@ -99,7 +99,7 @@ def measure(work: Workload) -> Row:
     teacher = load_teacher(work)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        entries = write_pictures(folder / "pictures", work)
+        entries = write_images(folder / "images", work)
         proposals = write_proposals(folder / "proposals", entries, work.proposals)
         rates = build_rates(work, teacher, entries, proposals, folder / "cache")
         shares = stage_shares(work, teacher, entries, proposals, folder / "written")
@@ -235,20 +235,20 @@ def load_teacher(work: Workload) -> CLIPTeacher:
 # Made-up data ------------------------------------------------------------------------------------
 
 
-def write_pictures(folder: Path, work: Workload, seed: int = 0) -> list[Entry]:
+def write_images(folder: Path, work: Workload, seed: int = 0) -> list[Entry]:
     """JPEG files with the power spectrum of photographs, as data set dicts."""
     folder.mkdir(parents=True, exist_ok=True)
-    rng, (height, width) = np.random.default_rng(seed), work.picture
+    rng, (height, width) = np.random.default_rng(seed), work.image_size
     entries = []
     for image_id in range(work.images):
         path = folder / f"{image_id:06d}.jpg"
-        Image.fromarray(make_picture(height, width, rng)).save(path, quality=90)
+        Image.fromarray(make_image(height, width, rng)).save(path, quality=90)
         entry = {"file_name": str(path), "image_id": image_id, "height": height, "width": width}
         entries.append(entry)
     return entries
 
 
-def make_picture(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+def make_image(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     """(height, width, 3) uint8: noise whose amplitude falls with its frequency, as in nature."""
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
     frequency[0, 0] = 1
@@ -264,7 +264,7 @@ def make_picture(height: int, width: int, rng: np.random.Generator) -> np.ndarra
 def write_proposals(
     folder: Path, entries: Sequence[Entry], count: int, seed: int = 0
 ) -> ProposalStore:
-    """Boxes of all sizes that anchors have on a picture: sides log-uniform, 1/40 to 5/6 of it."""
+    """Boxes of all sizes that anchors have on an image: sides log-uniform, 1/40 to 5/6 of it."""
     rng = np.random.default_rng(seed)
     info = DatasetInfo(NAME, dataset_fingerprint(entries), len(entries))
     with RecordWriter(folder, Manifest("proposals", info, "made-up"), images=entries) as writer:
@@ -277,7 +277,7 @@ def write_proposals(
 
 
 def make_boxes(height: int, width: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """(count, 4) float32 XYXY inside the picture."""
+    """(count, 4) float32 XYXY inside the image."""
     side = np.exp(rng.uniform(np.log(height / 40), np.log(height * 5 / 6), count))
     root = np.exp(rng.normal(0, 0.25, count))  # of the aspect ratio
     size = np.minimum(np.stack([side * root, side / root], axis=1), [width, height])
@@ -326,10 +326,10 @@ def _naive(
     """Image by image and crop by crop through open_clip's transform; nothing is written."""
     transform = _open_clip_transform(teacher)
     for entry in entries:
-        picture = Image.open(entry["file_name"]).convert("RGB")
+        image = Image.open(entry["file_name"]).convert("RGB")
         boxes = proposals[entry["image_id"]].boxes
-        windows = crop_windows(boxes, DEFAULT_SCALES, picture.height, picture.width).tolist()
-        crops = (transform(picture.crop(tuple(window))) for window in windows)
+        windows = crop_windows(boxes, DEFAULT_SCALES, image.height, image.width).tolist()
+        crops = (transform(image.crop(tuple(window))) for window in windows)
         rows = []
         while part := list(islice(crops, batch_size)):
             rows.append(_encode(teacher, torch.stack(part)).cpu())

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from benchmarks.cache_building import Entry, Workload, write_pictures
+from benchmarks.cache_building import Entry, Workload, write_images
 from benchmarks.cache_reading import DIM, ROWS, write_random_store
 from benchmarks.speed import Row, ratio_of, take_turns
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.engine.run import load_config
-from ovd_d2.pictograms.demo.steps import repository_root
+from ovd_d2.pictograms.demo.pipeline import repository_root
 
 IMAGES, ROUNDS = 16, 120
 ANNOTATIONS, CORNERS = 12, 20  # of an LVIS image, mean; points of a polygon
@@ -34,7 +34,7 @@ def measure(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         work = Workload("", "", (480, 640), images, rows, 1, rounds)
-        entries = [with_annotations(entry) for entry in write_pictures(folder / "pictures", work)]
+        entries = [with_annotations(entry) for entry in write_images(folder / "images", work)]
         caches = {
             dtype: write_random_store(folder / dtype, dtype, images=images, rows=rows, dim=dim)
             for dtype in DTYPES

@@ -46,28 +46,28 @@ def measure(*, images: int = IMAGES, workers: int = WORKERS, epochs: int = EPOCH
     """The row of `growth`, with a made-up float16 cache in a temporary folder (40 MB)."""
     with tempfile.TemporaryDirectory() as name:
         store = write_random_store(Path(name) / "cache", "float16", images=images)
-        pictures = Path(name) / "pictures"
-        return [growth(memory_by_epoch(store, pictures, workers=workers, epochs=epochs))]
+        folder = Path(name) / "images"
+        return [growth(memory_by_epoch(store, folder, workers=workers, epochs=epochs))]
 
 
 def memory_by_epoch(
-    store: Path, pictures: Path, *, workers: int = WORKERS, epochs: int = EPOCHS
+    store: Path, folder: Path, *, workers: int = WORKERS, epochs: int = EPOCHS
 ) -> list[Row]:
     """Resident memory of the workers at the end of every epoch of a training's loader.
 
     Args:
-        store: folder of a finished cache; one small picture an image is drawn.
-        pictures: folder for them.
+        store: folder of a finished cache; a small image is drawn for each of its records.
+        folder: for these images.
 
     Returns:
-        A row an epoch: `epoch` from 1, `megabytes`: mean over the workers of their resident set,
+        A row per epoch: `epoch` from 1, `megabytes`: mean over the workers of their resident set,
         shared pages included.
 
     Raises:
         OSError: the system has no /proc.
     """
     cache = EmbeddingCache(store)
-    entries = _draw_pictures(cache, pictures)
+    entries = _draw_images(cache, folder)
     augmentations = [T.ResizeShortestEdge([96, 128], 160, "choice"), T.RandomFlip()]
     mapper = OpenVocabularyDatasetMapper(
         is_train=True,
@@ -91,7 +91,7 @@ def memory_by_epoch(
 
 
 def growth(rows: Sequence[Row]) -> Row:
-    """Megabytes a worker gained from the warm-up to the last epoch."""
+    """Megabytes that a worker gained from the warm-up to the last epoch."""
     start, end = rows[min(WARM_UP, len(rows)) - 1], rows[-1]
     return {
         "name": f"memory of a loader worker, epochs {start['epoch']} to {end['epoch']}",
@@ -112,7 +112,7 @@ def resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _draw_pictures(cache: EmbeddingCache, folder: Path) -> list[dict[str, Any]]:
+def _draw_images(cache: EmbeddingCache, folder: Path) -> list[dict[str, Any]]:
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     entries = []

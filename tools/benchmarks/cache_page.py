@@ -41,7 +41,7 @@ sizes that LVIS has. Things that are compared took turns; a ratio is the median 
 
 ## Building
 
-`of bare forward`: crops a second of `build_cache` over those of the teacher's forward pass alone,
+`of bare forward`: crops per second of `build_cache` over those of the teacher's forward pass alone,
 on batches of the same size, with all threads that PyTorch takes; 1.00 is the floor that no pipeline
 can pass, unless several batches side by side use the cores better than one does. `over naive`: over
 decoding an image, taking every crop through open_clip's transform (Pillow), one after the other,

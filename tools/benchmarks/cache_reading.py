@@ -176,14 +176,14 @@ def open_time(path: Path, openings: int = OPENINGS) -> Row:
 
 
 def table_of(rows: list[Row]) -> str:
-    """Markdown: one table a kind of row."""
+    """Markdown: one table per kind of row."""
     kinds = ("bytes_an_image", "median_us", "open_seconds")
     tables = [[row for row in rows if kind in row] for kind in kinds]
     return "\n\n".join(tabulate(table, "keys", tablefmt="pipe") for table in tables if table)
 
 
 def _record(rows: int, dim: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    corners = 380 * torch.rand(rows, 2, generator=generator)  # inside pictures of 640 x 480
+    corners = 380 * torch.rand(rows, 2, generator=generator)  # inside images of 640 x 480
     sides = 100 * torch.rand(rows, 2, generator=generator)
     units = torch.nn.functional.normalize(torch.randn(rows, dim, generator=generator), dim=1)
     return {

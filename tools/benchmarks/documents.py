@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ovd_d2.pictograms.demo.steps import repository_root
+from ovd_d2.pictograms.demo.pipeline import repository_root
 
 Document = Mapping[str, Any]  # command, date, commit, rows
 CODE = ("ovd_d2", "tools", "configs", "datasets")  # what a measurement depends on

@@ -29,8 +29,9 @@ from ovd_d2.clip.untrained import untrained_model
 from ovd_d2.engine.build import build_open_vocabulary_model, build_train_loader
 from ovd_d2.engine.optimization import build_optimizer
 from ovd_d2.engine.run import load_config
-from ovd_d2.pictograms.demo.pictograms import Run
+from ovd_d2.pictograms.steps import Run
 from ovd_d2.structures import cached_proposals_of
+from ovd_d2.vild.showcase import START, cache_of
 
 ROUNDS = 12
 SEED = 0  # of the samplers: all see the same images in the same order
@@ -68,8 +69,8 @@ class OnlineCost:
 
 def pictograms_online_cost(run: Run) -> OnlineCost:
     """Of ViLD on Pictograms, with the proposals and the cache of `run`."""
-    fixed = ["MODEL.WEIGHTS", str(run.start_weights), "DATALOADER.NUM_WORKERS", "0"]
-    cache = ["MODEL.VILD.DISTILLATION.CACHE", str(run.cache)]
+    fixed = ["MODEL.WEIGHTS", str(run.weights(START)), "DATALOADER.NUM_WORKERS", "0"]
+    cache = ["MODEL.VILD.DISTILLATION.CACHE", str(cache_of(run))]
     proposals = ["MODEL.VILD.DISTILLATION.ONLINE.PROPOSALS", str(run.output("proposals"))]
     return online_cost(
         load_config("configs/pictograms/vild.yaml", [*fixed, *cache]),

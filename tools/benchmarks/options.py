@@ -27,9 +27,10 @@ from benchmarks.speed import (
 )
 from benchmarks.tables import load_method
 from ovd_d2.engine.build import build_test_loader, build_train_loader
-from ovd_d2.pictograms.demo.pictograms import VAL_SET, Run
+from ovd_d2.pictograms.steps import VAL_SET, Run
+from ovd_d2.vild.showcase import SHOWCASE
 
-METHOD = "vild"
+METHOD = SHOWCASE.method("vild")
 
 
 def measure(folder: Path, seed: int = 0, device: str = "cpu") -> list[Row]:
@@ -40,7 +41,7 @@ def measure(folder: Path, seed: int = 0, device: str = "cpu") -> list[Row]:
 
 def training_ratios(run: Run, device: str) -> list[Ratio]:
     """A training step with mixed precision, and one with a compiled backbone, over one without."""
-    cfg = training_config(run, METHOD, device)
+    cfg = training_config(run, METHOD.name, device)
     batches = list(islice(build_train_loader(cfg), ROUNDS["training"] + 1))
     models = {name: load_method(run, METHOD, device)[1] for name in ("plain", "amp", "compiled")}
     _compile_backbone(models["compiled"])
@@ -52,7 +53,7 @@ def training_ratios(run: Run, device: str) -> list[Ratio]:
         seconds = take_turns(steps, ROUNDS["training"], "training steps with options")
     half = str(HALF[torch.device(device).type]).removeprefix("torch.")
     return [
-        Ratio(f"training step, {METHOD}, {title}", ratio_of(seconds, name, "plain"), None)
+        Ratio(f"training step, {METHOD.name}, {title}", ratio_of(seconds, name, "plain"), None)
         for name, title in (
             ("amp", f"mixed precision ({half}) / float32"),
             ("compiled", "compiled backbone / not"),
@@ -69,7 +70,7 @@ def inference_ratios(run: Run, device: str) -> list[Ratio]:
     things = {"plain": inference(plain, images), "compiled": inference(compiled, images)}
     seconds = take_turns(things, ROUNDS["inference"], "inference with options")
     ratio = ratio_of(seconds, "compiled", "plain")
-    return [Ratio(f"inference, {METHOD}, compiled backbone / not", ratio, None)]
+    return [Ratio(f"inference, {METHOD.name}, compiled backbone / not", ratio, None)]
 
 
 def _compile_backbone(model: nn.Module) -> None:

@@ -34,8 +34,10 @@ from ovd_d2.engine.optimization import build_optimizer
 from ovd_d2.engine.run import load_config
 from ovd_d2.modeling import CLIPClassifier
 from ovd_d2.modeling.detection import select_detections
-from ovd_d2.pictograms.demo.pictograms import VAL_SET, Run
+from ovd_d2.pictograms.showcase import steps_of
+from ovd_d2.pictograms.steps import VAL_SET, Run, Step
 from ovd_d2.scoring import image_probabilities, in_blocks, text_probabilities, vild_ensemble
+from ovd_d2.vild.showcase import SHOWCASE, cache_of
 from ovd_d2.vocabulary import Vocabulary
 
 METHODS = ("supervised_base", "vild_text", "vild", "vild_ensemble", "clip_crops")
@@ -110,6 +112,11 @@ def operations_of(thing: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
+def steps(run: Run) -> list[Step]:
+    """What must have been trained and evaluated before."""
+    return steps_of(SHOWCASE, [run], SHOWCASE.select(METHODS))
+
+
 def measure(folder: Path, seed: int = 0, device: str = "cpu") -> list[Row]:
     """All ratios and the vocabulary's cost, as rows for the JSON document.
 
@@ -145,7 +152,7 @@ def training_ratios(run: Run, device: str) -> list[Ratio]:
     cfgs = {name: training_config(run, name, device) for name in methods}
     batches = list(islice(build_train_loader(cfgs["vild"]), ROUNDS["training"] + 1))
     steps = {
-        name: training_step(cfg, load_method(run, name, device)[1], batches)
+        name: training_step(cfg, load_method(run, SHOWCASE.method(name), device)[1], batches)
         for name, cfg in cfgs.items()
     }
     with EventStorage():
@@ -163,8 +170,9 @@ def training_ratios(run: Run, device: str) -> list[Ratio]:
 
 def training_config(run: Run, method: str, device: str = "cpu") -> CfgNode:
     """The method's config as the demo trains it, but loading in this process."""
-    options = ["MODEL.VILD.DISTILLATION.CACHE", str(run.cache), "DATALOADER.NUM_WORKERS", "0"]
-    return load_config(f"configs/pictograms/{method}.yaml", [*options, "MODEL.DEVICE", device])
+    config = SHOWCASE.method(method).config
+    options = ["MODEL.VILD.DISTILLATION.CACHE", str(cache_of(run)), "DATALOADER.NUM_WORKERS", "0"]
+    return load_config(config, [*options, "MODEL.DEVICE", device])
 
 
 def training_step(
@@ -203,11 +211,12 @@ def loading_ratios(run: Run) -> list[Ratio]:
 
 def inference_ratios(run: Run, device: str) -> list[Ratio]:
     """One image: ViLD over Mask R-CNN of its width, ViLD-ensemble and CLIP on crops over ViLD."""
-    models = {name: load_method(run, name, device) for name in METHODS}
+    models = {name: load_method(run, SHOWCASE.method(name), device) for name in METHODS}
     cfg, _ = models["vild"]
     images = list(islice(_test_loader(cfg), ROUNDS["inference"] + 1))
     things = {name: inference(model, images) for name, (_, model) in models.items()}
-    things["head_twice"] = inference(_with_head_twice(load_method(run, "vild", device)[1]), images)
+    _, again = load_method(run, SHOWCASE.method("vild"), device)
+    things["head_twice"] = inference(_with_head_twice(again), images)
     operations = {name: operations_of(partial(thing, 0)) for name, thing in things.items()}
     seconds = take_turns(things, ROUNDS["inference"], "inference")
     pairs = [

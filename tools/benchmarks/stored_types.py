@@ -10,12 +10,14 @@ from typing import Any
 from tabulate import tabulate
 
 from benchmarks.tables import spread
-from ovd_d2.pictograms.demo.pictograms import Run, benchmark_steps, cache_step, train_step
 from ovd_d2.pictograms.demo.report import read_results
-from ovd_d2.pictograms.demo.steps import Step
+from ovd_d2.pictograms.showcase import steps_of
+from ovd_d2.pictograms.steps import Run, Step
+from ovd_d2.vild.showcase import SHOWCASE, cache_step
 
-METHOD = "vild_ensemble"
-RUNS = {"float16": METHOD, "int8": f"{METHOD}_int8"}  # float16: the benchmark's own training
+METHOD = SHOWCASE.method("vild_ensemble")
+# float16: the benchmark's own training
+RUNS = {"float16": METHOD.name, "int8": f"{METHOD.name}_int8"}
 METRICS = {  # column: task and metric
     "box AP50_base": ("bbox", "AP50_base"),
     "box AP50_novel": ("bbox", "AP50_novel"),
@@ -27,15 +29,15 @@ Row = dict[str, Any]
 
 def stored_type_steps(folder: Path, seeds: Sequence[int]) -> list[Step]:
     """What has to be built and trained, for several seeds."""
-    steps = benchmark_steps(folder, seeds, [METHOD])
-    for run in (Run(folder, seed) for seed in seeds):
+    runs = [Run(folder, seed) for seed in seeds]
+    steps = steps_of(SHOWCASE, runs, [METHOD])
+    for run in runs:
         cache = cache_step(run, name="cache_int8", options=("--dtype", "int8"))
         assert cache.folder is not None
-        trained = train_step(
+        trained = METHOD.training(
             run,
-            METHOD,
-            f"Train {METHOD} from an int8 cache, seed {run.seed}",
             name=RUNS["int8"],
+            about=" from an int8 cache",
             options=("MODEL.VILD.DISTILLATION.CACHE", str(cache.folder)),
             needs=(cache.name,),
         )
@@ -44,7 +46,7 @@ def stored_type_steps(folder: Path, seeds: Sequence[int]) -> list[Step]:
 
 
 def collect_rows(folder: Path, seeds: Sequence[int]) -> list[Row]:
-    """One row a stored type and seed."""
+    """One row per stored type and seed."""
     rows = []
     for stored_type, name in RUNS.items():
         for seed in seeds:

@@ -13,17 +13,12 @@ from matplotlib.axes import Axes
 from tabulate import tabulate
 
 from ovd_d2.files import atomic_write
-from ovd_d2.pictograms.demo.pictograms import (
-    Run,
-    benchmark_steps,
-    evaluate_step,
-    prompts_step,
-    train_step,
-)
 from ovd_d2.pictograms.demo.report import read_results
-from ovd_d2.pictograms.demo.steps import Step
+from ovd_d2.pictograms.showcase import steps_of
+from ovd_d2.pictograms.steps import Run, Step, prompts_step
+from ovd_d2.vild.showcase import SHOWCASE
 
-METHOD = "vild_ensemble"
+METHOD = SHOWCASE.method("vild_ensemble")
 LINES = {"AP50_base": ("base", "#1f77b4"), "AP50_novel": ("novel", "#e8590c")}
 
 Row = dict[str, Any]
@@ -112,16 +107,17 @@ SWEEPS = (
 
 def sweep_steps(folder: Path, seeds: Sequence[int], sweeps: Sequence[Sweep] = SWEEPS) -> list[Step]:
     """What has to be trained and evaluated, for several seeds."""
-    steps = benchmark_steps(folder, seeds, [METHOD])
+    runs = [Run(folder, seed) for seed in seeds]
+    steps = steps_of(SHOWCASE, runs, [METHOD])
     steps += [
         prompts_step(folder, point.shown)
         for sweep in sweeps
         for point in sweep.points
         if sweep.name == PROMPTS and point.shown != sweep.default
     ]
-    for seed in seeds:
+    for run in runs:
         steps += [
-            _step(Run(folder, seed), sweep, point)
+            _step(run, sweep, point)
             for sweep in sweeps
             for point in sweep.points
             if point.shown != sweep.default
@@ -130,25 +126,25 @@ def sweep_steps(folder: Path, seeds: Sequence[int], sweeps: Sequence[Sweep] = SW
 
 
 def _output_name(sweep: Sweep, point: Point) -> str:
-    return METHOD if point.shown == sweep.default else f"sweep_{sweep.name}_{point.shown}"
+    return METHOD.name if point.shown == sweep.default else f"sweep_{sweep.name}_{point.shown}"
 
 
 def _step(run: Run, sweep: Sweep, point: Point) -> Step:
-    purpose = f"ViLD-ensemble, {sweep.label}: {point.shown}, seed {run.seed}"
+    about = f", {sweep.label} {point.shown}"
     name = _output_name(sweep, point)
     if sweep.trains:
-        return train_step(run, METHOD, purpose, name=name, options=point.options)
+        return METHOD.training(run, name=name, about=about, options=point.options)
     if sweep.name != PROMPTS:
-        return evaluate_step(run, METHOD, purpose, name=name, options=point.options)
+        return METHOD.evaluation(run, name=name, about=about, options=point.options)
     vocabulary = prompts_step(run.folder, point.shown)
     options = ("MODEL.OVD.VOCABULARY", str(vocabulary.product))
-    return evaluate_step(run, METHOD, purpose, name=name, options=options, needs=(vocabulary.name,))
+    return METHOD.evaluation(run, name=name, about=about, options=options, needs=(vocabulary.name,))
 
 
 def collect_points(
     folder: Path, seeds: Sequence[int], sweeps: Sequence[Sweep] = SWEEPS
 ) -> list[Row]:
-    """One row a sweep, point and seed: box AP50 of base and novel categories."""
+    """One row per sweep, point and seed: box AP50 of base and novel categories."""
     rows = []
     for sweep in sweeps:
         for point in sweep.points:
@@ -180,7 +176,7 @@ def _mean(rows: Sequence[Row], sweep: Sweep, point: Point, metric: str) -> float
 
 
 def plot(rows: Sequence[Row], path: Path, sweeps: Sequence[Sweep] = SWEEPS) -> None:
-    """A panel a sweep: mean over seeds, a dot a seed, the configs' own value marked."""
+    """A panel per sweep: mean over seeds, a dot per seed, the configs' own value marked."""
     figure, axes = plt.subplots(1, len(sweeps), figsize=(3.1 * len(sweeps), 3.2), squeeze=False)
     for axis, sweep in zip(axes[0], sweeps, strict=True):
         _panel(axis, sweep, [row for row in rows if row["sweep"] == sweep.name])

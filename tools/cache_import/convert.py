@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cache_import.layouts import Entry, ForeignBoxes, Layout, Overhang
+from cache_import.layouts import BoxTolerance, Entry, ForeignBoxes, Layout
 from ovd_d2.cache import CacheError, DatasetInfo, Manifest, RecordWriter, dataset_fingerprint
 from ovd_d2.files import readable_bytes
 
@@ -167,7 +167,7 @@ def _box_problems(
         except CacheError as error:
             yield str(error)
             continue
-        problem = _box_problem(entry, stored, layout.overhang, box_format)
+        problem = _box_problem(entry, stored, layout.tolerance, box_format)
         if problem:
             yield f"image {entry['image_id']} ({Path(entry['file_name']).name}): {problem}"
         elif len(stored.boxes):
@@ -176,7 +176,9 @@ def _box_problems(
             seen.reach = (max(seen.reach[0], reach[0].item()), max(seen.reach[1], reach[1].item()))
 
 
-def _box_problem(entry: Entry, stored: ForeignBoxes, overhang: Overhang, box_format: str) -> str:
+def _box_problem(
+    entry: Entry, stored: ForeignBoxes, tolerance: BoxTolerance, box_format: str
+) -> str:
     boxes, scores = stored.boxes, stored.scores
     if not np.isfinite(boxes).all():
         return "a box is NaN or infinite"
@@ -187,7 +189,7 @@ def _box_problem(entry: Entry, stored: ForeignBoxes, overhang: Overhang, box_for
     if inverted:
         hint = "; are they x, y, width, height? Then --box-format xywh" * (box_format == "xyxy")
         return f"{inverted} of {len(boxes)} boxes have x2 < x1 or y2 < y1{hint}"
-    outside = int(_outside(boxes, entry["width"], entry["height"], overhang).sum())
+    outside = int(_outside(boxes, entry["width"], entry["height"], tolerance).sum())
     if outside:
         return (
             f"{outside} of {len(boxes)} boxes lie outside the {entry['width']} x {entry['height']} "
@@ -199,14 +201,14 @@ def _box_problem(entry: Entry, stored: ForeignBoxes, overhang: Overhang, box_for
 
 
 def _outside(
-    boxes: NDArray[np.float32], width: int, height: int, overhang: Overhang
+    boxes: NDArray[np.float32], width: int, height: int, tolerance: BoxTolerance
 ) -> NDArray[np.bool_]:
     size = np.array([width, height], np.float32)
-    if overhang.centred:
+    if tolerance.of_centre:
         centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-        outside = (centre < -overhang.pixels) | (centre > size + overhang.pixels)
+        outside = (centre < -tolerance.pixels) | (centre > size + tolerance.pixels)
     else:
-        outside = (boxes[:, :2] < -overhang.pixels) | (boxes[:, 2:] > size + overhang.pixels)
+        outside = (boxes[:, :2] < -tolerance.pixels) | (boxes[:, 2:] > size + tolerance.pixels)
     return np.asarray(outside.any(axis=1))
 
 

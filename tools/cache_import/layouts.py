@@ -47,16 +47,16 @@ class ForeignBoxes:
 
 
 @dataclass(frozen=True)
-class Overhang:
+class BoxTolerance:
     """How far a sound box may reach out of its image.
 
     Attributes:
         pixels: on each side.
-        centred: any distance, as long as the box's centre lies in the image.
+        of_centre: only the box's centre must lie in the image; edges may lie anywhere.
     """
 
     pixels: float = 1.0
-    centred: bool = False
+    of_centre: bool = False
 
 
 class Layout(Protocol):
@@ -66,7 +66,7 @@ class Layout(Protocol):
     """What `tools/cache.py convert --layout` calls it."""
     recipe: Mapping[str, Any]
     """How the embeddings were made, for the manifest."""
-    overhang: Overhang
+    tolerance: BoxTolerance
 
     def problems(self, entries: Sequence[Entry]) -> list[str]:
         """Why `entries` cannot be converted, from names and counts alone."""
@@ -109,7 +109,7 @@ class DetProLayout:
         "corners": "floor-ceil-clamp",
         "pixels": "resized and perhaps mirrored, as in DetPro's training",
     }
-    overhang = Overhang(pixels=1.0)
+    tolerance = BoxTolerance(pixels=1.0)
 
     def __init__(
         self,
@@ -203,7 +203,7 @@ class ObjectCentricLayout:
         "objectness": "not stored: 1",
     }
     # Boxes of a DETR: centre and size are fractions of the image, edges may lie outside.
-    overhang = Overhang(centred=True)
+    tolerance = BoxTolerance(of_centre=True)
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._folder = Path(folder)
@@ -363,7 +363,7 @@ def _proposal_arrays(path: Path) -> list[PickledArray]:
     content = _load_pickle(path)
     if not isinstance(content, list):
         raise CacheError(
-            f"{path} holds a {type(content).__name__}, expected mmdet's list of one array an image"
+            f"{path} holds a {type(content).__name__}, expected mmdet's list of one array per image"
         )
     wrong = next((k for k, one in enumerate(content) if not isinstance(one, PickledArray)), None)
     if wrong is not None:

@@ -65,4 +65,4 @@ model.roi_heads.box_predictor = L(OpenVocabularyOutputLayers)(
 )
 model.roi_heads.mask_head._target_ = ViLDMaskHead
 model.roi_heads.mask_head.conv_norm = "SyncBN"
-model.roi_heads.mask_head.num_classes = 1  # one mask a region, whatever its name
+model.roi_heads.mask_head.num_classes = 1  # one mask per region, whatever its name

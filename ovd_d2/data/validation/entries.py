@@ -50,7 +50,7 @@ def check_images(table: AnnotationTable, source: Source, use: DatasetUse, found:
     twice = {rows[0]: rows for rows in _rows_by_repeated_value(ids)}
     found.add(
         "images[].id",
-        "image ids stand for several images",
+        "image ids are used for several images",
         list(twice),
         total,
         first=lambda row: _several(table, twice[row]),
@@ -176,7 +176,7 @@ def _check_missing(
 
 
 def _rows_by_repeated_value(column: Column) -> list[list[int]]:
-    """The rows of each value that stands more than once, in the file's order."""
+    """The rows of each value that occurs more than once, in the file's order."""
     values, counts = np.unique(column.values[column.sound], return_counts=True)
     repeated = np.isin(column.values, values[counts > 1]) & column.sound
     groups: dict[Hashable, list[int]] = defaultdict(list)
@@ -192,7 +192,7 @@ def _several(table: AnnotationTable, rows: list[int]) -> str:
     names = [table.image_name(row) or f"image number {row + 1}" for row in rows]
     more = f" and {len(names) - 2} more" if len(names) > 2 else ""
     own = shown(table.images["id"].raw(rows[0]))
-    return f"image id {own} stands for {' and '.join(names[:2])}{more}"
+    return f"image id {own} is used for {' and '.join(names[:2])}{more}"
 
 
 def _check_file_names(table: AnnotationTable, source: Source, found: Findings) -> None:

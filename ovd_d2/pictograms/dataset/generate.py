@@ -31,14 +31,14 @@ from .plan import (
 )
 from .scenes import draw_crowd, draw_scene
 
-GENERATOR_VERSION = 3  # raise it whenever the same arguments give other pictures or annotations
+GENERATOR_VERSION = 3  # raise it whenever the same arguments give other images or annotations
 # Training is federated as LVIS's: a quarter of the categories are known to be absent. Validation is
 # annotated exhaustively, so that every detection of an absent category counts as false.
 NEGATIVE_SHARES = {"train": 0.25, "val": 1.0}
 NAME, MINI_NAME = "pictograms_v1", "pictograms_v1_mini"
 MINI_IMAGES, MINI_SIZE, MINI_CATEGORIES = (24, 12), 96, 80
 SPLITS = ("train", "val")
-# Suffix of the JSON file -> its pictures, and whether rare categories' objects go unannotated.
+# Suffix of the JSON file -> its images, and whether rare categories' objects go unannotated.
 # "train_all" is for the supervised upper line, which no open-vocabulary detector may see.
 ANNOTATION_FILES = {
     "train": ("train", True),
@@ -111,7 +111,7 @@ def prepare(
         root: the folder of all data sets (DETECTRON2_DATASETS).
         images: number of training and of validation images. To those of training come images
             without base objects (:func:`ovd_d2.pictograms.dataset.plan.without_base`).
-        size: side of the square pictures, px, at least MIN_SIZE.
+        size: side of the square images, px, at least MIN_SIZE.
         categories: how many; above len(GLYPHS) they become colour x glyph.
         seed: decides everything else. The output does not depend on `workers`.
         workers: processes; None takes one a core, 1 works in this process.

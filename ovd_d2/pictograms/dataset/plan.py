@@ -1,4 +1,4 @@
-"""Which categories go into which picture, so that LVIS's frequency rule holds by construction.
+"""Which categories go into which image, so that LVIS's frequency rule holds by construction.
 
 LVIS calls a category rare, common or frequent by the number of training images it is in: 1-10,
 11-100, more than 100. The plan fixes these numbers first and deals the categories out after.
@@ -217,7 +217,7 @@ def _pick_images(
 ) -> np.ndarray:
     """`count` different images, likelier where more room is left; any with a free place if short.
 
-    Categories come largest first, each once an image; with a mean load of at most _MOST_DISTINCT
+    Categories come largest first, each once per image; with a mean load of at most _MOST_DISTINCT
     there are always enough images with a free place for the small ones that come last.
     """
     free = load < MAX_OBJECTS

@@ -1,7 +1,7 @@
 """Drawing of pictograms: glyph masks, appearances, and single objects on a background.
 
 Scenes (`scenes.py`) and the teacher's crops (`random_crop_sample`) draw through `draw_object`, so
-both come from one family of pictures.
+both come from one family of images.
 """
 
 from __future__ import annotations

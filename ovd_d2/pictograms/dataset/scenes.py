@@ -29,7 +29,7 @@ from .textures import textured_background
 MIN_VISIBLE = 0.45  # of an object's silhouette, after everything above it and the border
 _SAME_COLOUR = 0.6  # probability that a repeated category keeps its colour: "two blue umbrellas"
 _CROWD_MEMBERS = (14, 26)
-_CROWD_SIDE = (0.15, 0.20)  # of a member, as a fraction of the picture's side
+_CROWD_SIDE = (0.15, 0.20)  # of a member, as a fraction of the image's side
 _CROWD_SPACING = 0.62  # of a member's side, between neighbours: they overlap
 _TRIES = 40  # positions tried for one object before it shrinks
 _LETTERS = "BEFGKPQRSZ234567"  # read as clutter: no category looks like a letter or a digit
@@ -71,7 +71,7 @@ class _Wanted:
 
 
 class _Canvas:
-    """The picture in the making, and who owns each pixel of it."""
+    """The image in the making, and who owns each pixel of it."""
 
     def __init__(self, image: np.ndarray) -> None:
         self.image = image
@@ -98,7 +98,7 @@ class _Canvas:
         self._visible.append(inside)
 
     def _under(self, silhouette: np.ndarray, xy: tuple[int, int]) -> tuple[np.ndarray, int]:
-        """Pixels of each earlier object below the silhouette, and its pixels in the picture."""
+        """Pixels of each earlier object below the silhouette, and its pixels in the image."""
         window, part = self._windows(silhouette, xy)
         owners = self.owner[window][silhouette[part]]
         covered = np.bincount(owners[owners >= 0], minlength=len(self._areas))
@@ -107,7 +107,7 @@ class _Canvas:
     def _windows(
         self, patch: np.ndarray, xy: tuple[int, int]
     ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """The overlap of picture and patch, as slices into either."""
+        """The overlap of image and patch, as slices into either."""
         height, width = self.image.shape[:2]
         x, y = xy
         left, top = max(x, 0), max(y, 0)
@@ -129,7 +129,7 @@ def draw_scene(
         rng: source of all randomness.
         contents: 0-based category index of every object, at most 9.
         categories: all categories.
-        side: of the picture, px.
+        side: of the image, px.
 
     Raises:
         ValueError: more than 9 objects: the layout cannot promise to show them all.
@@ -155,7 +155,7 @@ def draw_crowd(
         rng: source of all randomness.
         category: 0-based category index of all its members.
         categories: all categories.
-        side: of the picture, px.
+        side: of the image, px.
 
     Returns:
         The scene; its one object is the crowd, whose mask covers the gaps between the members.
@@ -175,7 +175,7 @@ def draw_crowd(
         mask[top : top + part.shape[0], left : left + part.shape[1]] |= part
     around = 2 * round(0.5 * size) + 1
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (around, around))
-    # In a frame: at the picture's border, closing would grow the region to the border.
+    # In a frame: at the image's border, closing would grow the region to the border.
     framed = cv2.morphologyEx(np.pad(mask, around), cv2.MORPH_CLOSE, kernel)
     closed = framed[around:-around, around:-around].astype(bool)
     return Scene(image, [SceneObject(category, first.colour, closed, is_crowd=True)])

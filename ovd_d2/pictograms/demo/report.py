@@ -125,7 +125,7 @@ def scenes_with_novel(
 
 
 def scene_for(names: str, dataset_name: str) -> Path:
-    """The picture in which most of the comma-separated names may be found, at their largest.
+    """The image in which most of the comma-separated names may be found, at their largest.
 
     A name may be found where all words of a category are among its own ("red anchor": anchor).
     """
@@ -151,7 +151,8 @@ def to_instances(detections: Sequence[Mapping[str, Any]], image_size: tuple[int,
     instances.scores = torch.tensor([d["score"] for d in detections], dtype=torch.float32)
     classes = [d["category_id"] - 1 for d in detections]
     instances.pred_classes = torch.tensor(classes, dtype=torch.int64)
-    masks = [mask_utils.decode(d["segmentation"]) for d in detections]
-    stacked = np.stack(masks) if masks else np.zeros((0, *image_size), dtype=np.uint8)
-    instances.pred_masks = torch.from_numpy(stacked).bool()
+    if all("segmentation" in d for d in detections):  # not of a detector of boxes
+        masks = [mask_utils.decode(d["segmentation"]) for d in detections]
+        stacked = np.stack(masks) if masks else np.zeros((0, *image_size), dtype=np.uint8)
+        instances.pred_masks = torch.from_numpy(stacked).bool()
     return instances

@@ -127,14 +127,14 @@ def test_the_highest_id_is_sound(tmp_path):
     assert checked(tmp_path, dataset).problems == []
 
 
-def test_an_image_id_that_stands_for_two_files(tmp_path):
+def test_an_image_id_that_is_used_for_two_files(tmp_path):
     dataset = sound_set()
     dataset["images"][3]["id"] = 1
     first = str(checked(tmp_path, dataset).problems[0])
-    assert "image id 1 stands for 1.png and 4.png" in first
+    assert "image id 1 is used for 1.png and 4.png" in first
     for image in dataset["images"]:
         image["id"] = "same"
-    assert 'image id "same" stands for 1.png and 2.png and 2 more' in " ".join(
+    assert 'image id "same" is used for 1.png and 2.png and 2 more' in " ".join(
         map(str, checked(tmp_path, dataset).problems)
     )
 

@@ -65,6 +65,12 @@ def test_saved_detections_become_instances_again():
     assert len(to_instances([], (20, 30))) == 0
 
 
+def test_detections_without_masks():
+    instances = to_instances([{"bbox": [2, 5, 6, 5], "score": 0.5, "category_id": 3}], (20, 30))
+    assert instances.pred_boxes.tensor.tolist() == [[2, 5, 8, 10]]
+    assert not instances.has("pred_masks")
+
+
 def test_undefined_numbers_are_nan_again(tmp_path):
     path = tmp_path / "inference" / "results.json"
     path.parent.mkdir()

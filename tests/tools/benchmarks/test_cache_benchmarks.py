@@ -15,11 +15,11 @@ from benchmarks.cache_building import (
     build_rates,
     load_teacher,
     make_boxes,
-    make_picture,
+    make_image,
     stage_shares,
     table_of,
     workloads,
-    write_pictures,
+    write_images,
     write_proposals,
 )
 
@@ -51,26 +51,26 @@ def test_ratios_are_of_times_a_crop(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     rates = build_rates(TINY, None, entries, None, tmp_path)  # type: ignore[arg-type]
     assert rates["crops_per_second"] == 4.0
     assert rates["of_forward"] == 0.5  # 4 of 8 a second
-    assert rates["over_naive"] == 6.0  # 1.5 s a crop over 0.25 s
+    assert rates["over_naive"] == 6.0  # 1.5 s per crop over 0.25 s
     assert rates["forward_over_naive"] == 12.0
 
 
 def test_shares_are_of_the_sum(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seconds = {"decode": [1.0], "crop": [2.0], "encode": [6.0], "write": [1.0]}
     monkeypatch.setattr(cache_building, "take_turns", lambda things, rounds, title: seconds)
-    entries = write_pictures(tmp_path / "pictures", TINY)
+    entries = write_images(tmp_path / "images", TINY)
     proposals = write_proposals(tmp_path / "proposals", entries, 3)
     shares = stage_shares(TINY, load_teacher(TINY), entries, proposals, tmp_path / "written")
     assert shares == {"decode": 0.1, "crop": 0.2, "encode": 0.6, "write": 0.1}
 
 
 def test_workloads_of_a_device() -> None:
-    small, large_pictures, usual = workloads("cpu")
-    assert small.pretrained == large_pictures.pretrained == "shipped"
-    assert small.picture < large_pictures.picture
+    small, large_images, usual = workloads("cpu")
+    assert small.pretrained == large_images.pretrained == "shipped"
+    assert small.image_size < large_images.image_size
     assert usual.architecture == "ViT-B-32"
     (large,) = workloads("cuda:0")
-    assert large.picture == (1024, 1024)
+    assert large.image_size == (1024, 1024)
     assert large.device == "cuda:0"
     assert large.crops == 64 * 300 * 2
     assert [work.architecture for work in workloads("cpu", "RN50")] == ["RN50"]
@@ -83,11 +83,11 @@ def test_random_weights_are_the_same_in_every_run(tmp_path: Path) -> None:
 
 
 def test_made_up_data_is_what_it_says(tmp_path: Path) -> None:
-    entries = write_pictures(tmp_path, TINY)
+    entries = write_images(tmp_path, TINY)
     assert [load_image(entry).shape for entry in entries] == [(48, 64, 3)] * 2
-    picture = make_picture(48, 64, np.random.default_rng(0)).astype(float)
-    neighbours = np.abs(np.diff(picture, axis=1)).mean()
-    assert neighbours < 0.75 * picture.std()  # of white noise 1.13
+    image = make_image(48, 64, np.random.default_rng(0)).astype(float)
+    neighbours = np.abs(np.diff(image, axis=1)).mean()
+    assert neighbours < 0.75 * image.std()  # of white noise 1.13
     boxes = make_boxes(480, 640, 500, np.random.default_rng(0))
     assert (boxes[:, :2] >= 0).all()
     assert (boxes[:, 2:] <= [640.01, 480.01]).all()
@@ -107,8 +107,8 @@ def test_loading_is_measured_for_both_types(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_both_mappers_see_the_same_image_and_one_brings_proposals(tmp_path: Path) -> None:
-    work = replace(TINY, picture=(480, 640), images=1)
-    (entry,) = [cache_loading.with_annotations(e) for e in write_pictures(tmp_path / "p", work)]
+    work = replace(TINY, image_size=(480, 640), images=1)
+    (entry,) = [cache_loading.with_annotations(e) for e in write_images(tmp_path / "p", work)]
     cache = cache_loading.write_random_store(tmp_path / "c", "int8", images=1, rows=300, dim=8)
     without = cache_loading._mapper("vild_text_r50", [])
     distils = cache_loading._mapper("vild_r50", ["MODEL.VILD.DISTILLATION.CACHE", str(cache)])

@@ -52,7 +52,7 @@ def test_loader_workers_do_not_grow(tmp_path: Path) -> None:
     if not Path("/proc/self/statm").exists():
         pytest.skip("needs /proc")
     store = cache_reading.write_random_store(tmp_path / "s", "float16", images=32)  # 10 MB
-    rows = cache_memory.memory_by_epoch(store, tmp_path / "pictures", workers=2, epochs=6)
+    rows = cache_memory.memory_by_epoch(store, tmp_path / "images", workers=2, epochs=6)
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6]
     row = cache_memory.growth(rows)
     assert row["growth_mb"] < 3

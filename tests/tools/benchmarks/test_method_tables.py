@@ -3,13 +3,18 @@ import math
 import pytest
 from benchmarks.page import page
 from benchmarks.tables import (
-    DEMO_METHODS,
-    PAPER_METHODS,
-    expectations,
+    check_expectations,
+    check_orderings,
+    expectations_about,
     mean_of,
-    orderings,
+    orderings_about,
     table_of,
 )
+
+from ovd_d2.vild.showcase import SHOWCASE
+
+DEMO_METHODS = SHOWCASE.demo_table
+PAPER_METHODS = tuple(method.name for method in SHOWCASE.methods)
 
 
 def make_rows(ensemble_novel=80.0, ensemble_base=95.0, supervised_novel=0.0, methods=DEMO_METHODS):
@@ -32,7 +37,7 @@ def make_rows(ensemble_novel=80.0, ensemble_base=95.0, supervised_novel=0.0, met
 
 
 def test_expectations_by_hand():
-    found = expectations(make_rows())
+    found = check_expectations(make_rows(), SHOWCASE.expectations)
     assert [round(value, 3) for _, value, _ in found] == [2.0, 2.0, 0.99, 0.0]
     assert all(holds for _, _, holds in found)
 
@@ -46,16 +51,16 @@ def test_expectations_by_hand():
     ],
 )
 def test_expectations_can_fail(change, failing):
-    found = expectations(make_rows(**change))
+    found = check_expectations(make_rows(**change), SHOWCASE.expectations)
     assert [k for k, (_, _, holds) in enumerate(found) if not holds] == failing
 
 
 def test_mean_over_seeds_and_undefined_numbers():
     rows = make_rows()
-    assert mean_of(rows, "vild", "box", "AP") == pytest.approx(50.5)
+    assert mean_of(rows, "vild", "box AP") == pytest.approx(50.5)
     rows[0]["box"] = {**rows[0]["box"], "APr": None}
-    assert math.isnan(mean_of(rows, rows[0]["method"], "box", "APr"))
-    assert math.isnan(mean_of(rows, "no_such_method", "box", "APr"))
+    assert math.isnan(mean_of(rows, rows[0]["method"], "box APr"))
+    assert math.isnan(mean_of(rows, "no_such_method", "box APr"))
 
 
 def test_table_has_a_row_a_method_with_the_spread():
@@ -92,7 +97,7 @@ def test_orderings_by_hand():
             row["segm"] = {**row["segm"], "APr": 30.0, "APf": 57.1}
         if row["method"] == "clip_crops":
             row["ms_per_image"] = 300.0
-    found = {claim: holds for claim, _, holds in orderings(rows)}
+    found = {claim.claim: holds for claim, _, holds in check_orderings(rows, SHOWCASE.orderings)}
     assert found["APr: supervised on base < ViLD-text"]  # 0 and 20
     assert found["APr: ViLD-text < ViLD"]  # 20 and 30
     assert found["APr: ViLD <= ViLD-ensemble"]  # 30 and 40
@@ -101,3 +106,21 @@ def test_orderings_by_hand():
     assert found["APf: ViLD <= ViLD-ensemble"]
     assert not found["APf: ViLD-image < ViLD-text"]
     assert found["time: ViLD < CLIP on crops"]
+
+
+def test_claims_about_methods_without_rows_are_not_made():
+    rows = make_rows(methods=("vild_text", "vild_ensemble"))
+    claims = [one.claim for one in orderings_about(rows)]
+    assert claims == ["APf: ViLD-text = ViLD-ensemble"]
+    (expected,) = expectations_about(rows).values()
+    assert [one.method for one in expected] == ["vild_ensemble"] * 3
+    assert orderings_about([]) == [] and expectations_about([]) == {}
+
+
+def test_a_detector_of_boxes_has_no_mask_ap():
+    rows = make_rows(methods=("vild",))
+    for row in rows:
+        row["segm"] = dict.fromkeys(row["segm"])
+    assert math.isnan(mean_of(rows, "vild", "segm APr"))
+    cells = [cell.strip() for cell in table_of(rows).splitlines()[2].split("|")]
+    assert cells[2] == "50.5 ± 0.7" and cells[8:14] == ["-"] * 6

@@ -31,7 +31,7 @@ def config():
 
 @pytest.fixture
 def configs(tmp_path, monkeypatch):
-    """(cached, online) over three pictures."""
+    """(cached, online) over three images."""
     dicts = []
     for image_id in COUNTS:
         path = str(tmp_path / f"{image_id}.png")

@@ -2,7 +2,7 @@ import json
 
 from benchmarks import stored_types
 
-from ovd_d2.pictograms.demo.pictograms import Run
+from ovd_d2.pictograms.steps import Run
 
 
 def test_one_build_and_one_training_a_seed_come_on_top(tmp_path):

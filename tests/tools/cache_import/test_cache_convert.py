@@ -281,7 +281,7 @@ def test_boxes_in_xywh_are_refused_with_the_option_that_reads_them(source):
     assert torch.allclose(record.boxes, expected, atol=1e-5)
 
 
-def test_boxes_of_resized_pictures_are_refused(source):
+def test_boxes_of_resized_images_are_refused(source):
     source.arrays = {one: array * [3, 3, 3, 3, 1] for one, array in source.arrays.items()}
     source.write_detpro()
     with pytest.raises(CacheError, match=r"outside the 100 x 60 image .*resized images"):
@@ -393,7 +393,7 @@ def test_pickles_may_lie_in_folders_of_their_class(source):
     assert source.convert(source.object_centric()).images == 4
 
 
-def test_a_box_that_reaches_out_of_its_picture_is_clipped(source):
+def test_a_box_that_reaches_out_of_its_image_is_clipped(source):
     source.arrays[3] = np.array([[-20, 10, 50, 70, 1]], np.float32)
     source.write_object_centric()
     source.convert(source.object_centric())
@@ -401,7 +401,7 @@ def test_a_box_that_reaches_out_of_its_picture_is_clipped(source):
     assert record.boxes.tolist() == [[0, 10, 50, 60]]
 
 
-def test_a_box_beside_its_picture_is_refused(source):
+def test_a_box_beside_its_image_is_refused(source):
     source.arrays[3] = np.array([[110, 10, 150, 30, 1]], np.float32)
     source.write_object_centric()
     with pytest.raises(CacheError, match="image 3 .*outside the 100 x 60 image"):

@@ -18,37 +18,13 @@ from detectron2.config import CfgNode
 
 from ovd_d2.files import atomic_write_json, fingerprint_json
 from ovd_d2.pictograms.demo.status import StatusLine
+from ovd_d2.pictograms.steps import CONFIG_OPTION, Step
 
 POLL_SECONDS = 0.2
-CONFIG_OPTION = "--config-file"
 
 
 class StepFailed(RuntimeError):
     """A step's command ended with an error; what it had done is kept for the next run."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One command of a pipeline.
-
-    Attributes:
-        name: a short unique name, also of its record under `steps/`.
-        purpose: what the user gets from it, in one line.
-        script: path of the script below the repository root.
-        arguments: its arguments.
-        product: the file that exists when the step is done.
-        needs: names of the steps that must be done before.
-        folder: what the step alone fills, if it is such. Emptied before a step that was begun in
-            another form starts over, so that no half of one run is taken up by another.
-    """
-
-    name: str
-    purpose: str
-    script: str
-    arguments: tuple[str, ...]
-    product: Path
-    needs: tuple[str, ...] = ()
-    folder: Path | None = None
 
 
 @dataclass

@@ -3,9 +3,10 @@ import time
 
 import pytest
 
-from ovd_d2.pictograms.demo import steps as steps_module
+from ovd_d2.pictograms.demo import pipeline
+from ovd_d2.pictograms.demo.pipeline import Pipeline, StepFailed
 from ovd_d2.pictograms.demo.status import _short, last_progress
-from ovd_d2.pictograms.demo.steps import Pipeline, Step, StepFailed
+from ovd_d2.pictograms.steps import Step
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def checkout(tmp_path, monkeypatch):
         "if 'fail' in sys.argv: print('the reason'); sys.exit(3)\n"
         "with path.open('a') as stream: stream.write(' '.join(sys.argv[2:]) + '\\n')\n"
     )
-    monkeypatch.setattr(steps_module, "repository_root", lambda: tmp_path)
+    monkeypatch.setattr(pipeline, "repository_root", lambda: tmp_path)
     return tmp_path
 
 
@@ -71,7 +72,7 @@ def test_a_changed_step_starts_over_and_so_do_its_successors(checkout):
     assert lines(later) == [""]
 
 
-def test_a_step_starts_over_when_its_config_says_something_else(checkout):
+def test_a_step_starts_over_when_its_config_changes(checkout):
     folder = checkout / "configs"
     base, mine, other = (folder / f"{name}.yaml" for name in ("base", "mine", "other"))
     base.write_text("SOLVER:\n  MAX_ITER: 1\n")
@@ -120,7 +121,7 @@ def test_a_command_that_makes_nothing_has_failed(checkout):
 
 
 def test_the_repository_root_holds_the_tools():
-    root = steps_module.repository_root()
+    root = pipeline.repository_root()
     assert (root / "tools" / "train_net.py").is_file()
 
 

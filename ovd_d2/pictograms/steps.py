@@ -1,0 +1,216 @@
+"""The commands that lead to a detector of Pictograms, as a user would type them.
+
+What all systems share is here: the data set, its vocabulary, a training, an evaluation. A step is
+run by :class:`ovd_d2.pictograms.demo.pipeline.Pipeline`; systems list theirs in a
+:class:`ovd_d2.pictograms.showcase.Showcase`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovd_d2.data.paths import datasets_root
+from ovd_d2.pictograms.teacher import (
+    ARCHITECTURE,
+    SHIPPED_BASE_TAG,
+    SHIPPED_TAG,
+    SHIPPED_WEIGHTS,
+)
+
+DATASET = "pictograms_v1"
+TRAIN_SET = f"{DATASET}_train"
+VAL_SET = f"{DATASET}_val"
+CONFIG_OPTION = "--config-file"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a pipeline.
+
+    Attributes:
+        name: a short unique name, also of its record under `steps/`.
+        purpose: what the user gets from it, in one line.
+        script: path of the script below the repository root.
+        arguments: its arguments.
+        product: the file that exists when the step is done.
+        needs: names of the steps that must be done before.
+        folder: what the step alone fills, if it is such. Emptied before a step that was begun in
+            another form starts over, so that no half of one run is taken up by another.
+    """
+
+    name: str
+    purpose: str
+    script: str
+    arguments: tuple[str, ...]
+    product: Path
+    needs: tuple[str, ...] = ()
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of every method, with one seed.
+
+    Attributes:
+        folder: holds one sub-folder per seed, and in it one per step.
+        seed: of all randomness in training.
+    """
+
+    folder: Path
+    seed: int = 0
+
+    def output(self, name: str) -> Path:
+        """Where a step of this run writes."""
+        return self.folder / f"seed{self.seed}" / name
+
+    def weights(self, name: str) -> Path:
+        """The checkpoint that a training of this run leaves."""
+        return self.output(name) / "model_final.pth"
+
+    def step(self, name: str) -> str:
+        """What a step of this run is called among those of all runs."""
+        return f"{name}_seed{self.seed}"
+
+
+def data_step() -> Step:
+    """Draws the data set, which every other step needs."""
+    return Step(
+        "data",
+        "Draw Pictograms: scenes of glyphs, rare ones without boxes in the training set",
+        "datasets/prepare_pictograms.py",
+        ("--replace-older",),
+        datasets_root() / DATASET / f"{VAL_SET}.json",
+    )
+
+
+def teacher_step() -> Step:
+    """Evaluates the shipped teacher; nothing needs it."""
+    return Step(
+        "teacher",
+        "Look at the teacher: a small CLIP that has read all names but seen no scene",
+        "tools/train_pictogram_clip.py",
+        ("--evaluate", SHIPPED_TAG),
+        SHIPPED_WEIGHTS[SHIPPED_TAG],
+    )
+
+
+def backbone_step() -> Step:
+    """Initial weights for the backbone of `configs/pictograms/base.yaml`."""
+    output = datasets_root() / DATASET / "backbone.pth"
+    return Step(
+        "backbone",
+        "Take initial weights of the detector's backbone from a CLIP that knows no novel glyph",
+        "tools/convert_clip_backbone.py",
+        (*clip_options(SHIPPED_BASE_TAG), "--output", str(output)),
+        output,
+        needs=("data",),  # its folder, which a new data set replaces
+    )
+
+
+def vocabulary_step() -> Step:
+    """The vocabulary of `configs/pictograms/base.yaml`."""
+    output = datasets_root() / DATASET / "vocabulary.safetensors"
+    return Step(
+        "vocabulary",
+        "Write the category names as text embeddings",
+        "tools/build_vocabulary.py",
+        ("--dataset", TRAIN_SET, *clip_options(SHIPPED_TAG), "--output", str(output)),
+        output,
+        needs=("data",),
+    )
+
+
+def prompts_step(folder: Path, family: str) -> Step:
+    """The names once more, by another family of prompts, for comparison."""
+    output = folder / f"vocabulary_{family}.safetensors"
+    return Step(
+        f"vocabulary_{family}",
+        f"Write the category names as text embeddings, prompts {family}",
+        "tools/build_vocabulary.py",
+        (
+            *("--dataset", TRAIN_SET, *clip_options(SHIPPED_TAG)),
+            *("--prompts", family, "--output", str(output)),
+        ),
+        output,
+        needs=("data",),
+    )
+
+
+def clip_options(tag: str) -> tuple[str, ...]:
+    """Options of the tools that read a CLIP: the Pictogram teacher with these weights."""
+    return ("--architecture", ARCHITECTURE, "--pretrained", tag)
+
+
+def train_step(
+    run: Run,
+    name: str,
+    config: str,
+    purpose: str,
+    *,
+    options: Sequence[str] = (),
+    needs: Sequence[str] = (),
+    evaluated: bool = True,
+) -> Step:
+    """Trains a config and evaluates it.
+
+    Args:
+        run: where, and with which seed.
+        name: of the step, without the seed, and of its output folder.
+        config: yaml file, from the repository root on.
+        purpose: what the user reads.
+        options: `KEY VALUE` pairs.
+        needs: full names of the steps that come before.
+        evaluated: False where only the weights are wanted.
+    """
+    output = run.output(name)
+    fixed = ["SEED", str(run.seed), "OUTPUT_DIR", str(output)]
+    if not evaluated:
+        fixed += ["DATASETS.TEST", "()"]
+    return Step(
+        run.step(name),
+        purpose,
+        "tools/train_net.py",
+        (CONFIG_OPTION, config, "--resume", *fixed, *options),
+        _results(output) if evaluated else run.weights(name),
+        tuple(needs),
+        output,
+    )
+
+
+def evaluate_step(
+    run: Run,
+    name: str,
+    config: str,
+    purpose: str,
+    *,
+    weights_of: str,
+    options: Sequence[str] = (),
+    needs: Sequence[str] = (),
+) -> Step:
+    """Evaluates a config with the weights of a training of the same run.
+
+    Args:
+        weights_of: the training, without the seed; it comes before.
+        needs: full names of further steps that come before.
+        run, name, config, purpose, options: as of :func:`train_step`.
+    """
+    output = run.output(name)
+    return Step(
+        run.step(name),
+        purpose,
+        "tools/train_net.py",
+        (
+            *(CONFIG_OPTION, config, "--eval-only"),
+            *("SEED", str(run.seed), "OUTPUT_DIR", str(output)),
+            *("MODEL.WEIGHTS", str(run.weights(weights_of)), *options),
+        ),
+        _results(output),
+        (run.step(weights_of), *needs),
+        output,
+    )
+
+
+def _results(output: Path) -> Path:
+    return output / "inference" / "results.json"

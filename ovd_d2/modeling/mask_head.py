@@ -42,8 +42,8 @@ class ViLDMaskHead(MaskRCNNConvUpsampleHead):
         count, _, height, width = x.shape
         kernels = deconv.weight.permute(1, 2, 3, 0).reshape(-1, deconv.in_channels, 1, 1)
         x = F.conv2d(x, kernels, deconv.bias.repeat_interleave(4)).relu_()
-        x = predictor(x.view(count, deconv.out_channels, 4 * height, width))
-        return F.pixel_shuffle(x.view(count, -1, height, width), 2)
+        x = predictor(x.reshape(count, deconv.out_channels, 4 * height, width))
+        return F.pixel_shuffle(x.reshape(count, 4 * x.shape[1], height, width), 2)
 
 
 @ROI_MASK_HEAD_REGISTRY.register()

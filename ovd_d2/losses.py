@@ -36,12 +36,12 @@ def distillation_l1(student: Tensor, teacher: Tensor, weight: float) -> Tensor:
     return weight * difference.abs().sum(dim=1).mean()  # (N, D) -> (N,) -> ()
 
 
-def suppress_novel_logits(logits: Tensor, is_novel: Tensor, mode: str) -> Tensor:
+def suppress_novel_logits(logits: Tensor, novel: Tensor, mode: str) -> Tensor:
     """Takes novel categories out of the training classification.
 
     Args:
         logits: (N, C + 1), background last.
-        is_novel: (C,) bool.
+        novel: (C,) bool.
         mode: "zero" sets their logits to 0, as the official ViLD code does: a constant negative
             of similarity 0. "exclude" sets them to -inf: they take no part in the softmax.
 
@@ -51,7 +51,7 @@ def suppress_novel_logits(logits: Tensor, is_novel: Tensor, mode: str) -> Tensor
     if mode not in NOVEL_LOGIT_MODES:
         raise ValueError(f"novel logits must be one of {NOVEL_LOGIT_MODES}, got '{mode}'")
     value = 0.0 if mode == "zero" else float("-inf")
-    columns = torch.cat([is_novel, is_novel.new_zeros(1)])  # (C + 1,): background stays
+    columns = torch.cat([novel, novel.new_zeros(1)])  # (C + 1,): background stays
     return logits.masked_fill(columns, value)
 
 

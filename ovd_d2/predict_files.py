@@ -20,6 +20,7 @@ from ovd_d2.errors import SetupError
 from ovd_d2.files import atomic_write, atomic_write_json
 from ovd_d2.predictor import OpenVocabularyPredictor
 from ovd_d2.visualization import draw_instances
+from ovd_d2.vocabulary import Categories
 
 DETECTIONS = "detections.json"
 _SAVE_PERIOD = 30.0  # seconds between two writings of it
@@ -151,12 +152,13 @@ def _predict_one(
     confidence_threshold: float,
 ) -> list[dict[str, Any]]:
     image = checked_image(file)
-    instances = predictor(image, names)["instances"].to("cpu")
+    found = predictor(image, names)
+    instances, categories = found["instances"].to("cpu"), found["categories"]
     instances = instances[instances.scores >= confidence_threshold]
-    drawn = draw_instances(image[:, :, ::-1], instances, predictor.names, predictor.is_novel)
+    drawn = draw_instances(image[:, :, ::-1], instances, categories.names, categories.novel)
     with atomic_write(output / f"{file.stem}.png") as temporary:
         Image.fromarray(drawn).save(temporary, format="PNG")
-    return _as_records(instances, predictor)
+    return _as_records(instances, categories)
 
 
 def skipped_message(skipped: Mapping[str, str], total: int) -> str:
@@ -207,11 +209,11 @@ def _literal(pattern: str) -> list[Path]:
     return [Path(pattern)] if Path(pattern).is_file() else []
 
 
-def _as_records(instances: Instances, predictor: OpenVocabularyPredictor) -> list[dict[str, Any]]:
+def _as_records(instances: Instances, categories: Categories) -> list[dict[str, Any]]:
     return [
         {
-            "name": predictor.names[k],
-            "novel": predictor.is_novel[k],
+            "name": categories.names[k],
+            "novel": categories.novel[k],
             "score": round(score, 4),
             "box": [round(value, 1) for value in box],
         }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
+import threading
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -22,18 +24,34 @@ from ovd_d2.data.image_faults import ImageError, thin_fault
 from ovd_d2.engine.build import build_open_vocabulary_model
 from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
-from ovd_d2.modeling.open_vocabulary import open_vocabulary_part
-from ovd_d2.vocabulary import Vocabulary, configured_vocabulary
+from ovd_d2.modeling.open_vocabulary import detect, open_vocabulary_part
+from ovd_d2.vocabulary import Categories, Vocabulary, configured_vocabulary
 
 logger = logging.getLogger(__name__)
+
+
+class Found(TypedDict):
+    """What a call has found.
+
+    Attributes:
+        instances: Detectron2's, with `pred_boxes` (XYXY, pixels of the image), `scores`,
+            `pred_classes` and `pred_masks` where the model has masks.
+        categories: what `pred_classes` index: the names of the call; novel is what the detector was
+            trained without boxes of.
+    """
+
+    instances: Instances
+    categories: Categories
 
 
 class OpenVocabularyPredictor:
     """Detects, in one BGR image, the configured vocabulary or any names given with the call.
 
     >>> predictor = OpenVocabularyPredictor(cfg)
-    >>> instances = predictor(cv2.imread("street.jpg"), ["red car", "unicycle"])["instances"]
-    >>> [predictor.names[k] for k in instances.pred_classes]
+    >>> found = predictor(cv2.imread("street.jpg"), ["red car", "unicycle"])
+    >>> [found["categories"].names[k] for k in found["instances"].pred_classes]
+
+    Calls do not change it, nor the model: threads can share one predictor, each with its own names.
 
     Names given with the call are embedded with the prompts of the configured vocabulary. The
     teacher is loaded when names are first given; text embeddings of the last few lists of
@@ -46,8 +64,7 @@ class OpenVocabularyPredictor:
 
     Attributes:
         model: the detector, in eval mode.
-        names: what `pred_classes` of the last call index.
-        is_novel: for each of `names`, whether the detector was trained without boxes of it.
+        categories: of the configured vocabulary; None where there is none.
     """
 
     def __init__(
@@ -91,27 +108,16 @@ class OpenVocabularyPredictor:
         self.model = model.eval()
         self._teacher = teacher
         self._distractors = distractors
-        self._cache: OrderedDict[tuple[str, ...], Vocabulary] = OrderedDict()
-        self._cache_size = cached_vocabularies
+        self._embedding = threading.Lock()  # one thread at a time loads the teacher and embeds
+        self._vocabulary_of = lru_cache(cached_vocabularies)(self._embed)
         self._augmentations = T.AugmentationList(build_augmentations(self.cfg, is_train=False))
-        self._active: Vocabulary | None = None
-        self.names: list[str] = []
-        self.is_novel: list[bool] = []
-        if self._configured is not None:
-            self._report_on(self._configured, len(self._configured))
+        self.categories = None if self._configured is None else self._configured.categories
 
-    def __call__(
-        self, image_bgr: np.ndarray, names: Sequence[str] | None = None
-    ) -> dict[str, Instances]:
+    def __call__(self, image_bgr: np.ndarray, names: Sequence[str] | None = None) -> Found:
         """
         Args:
             image_bgr: (H, W, 3) uint8, channels blue, green, red, as OpenCV reads.
             names: what to look for, in words; None for the configured vocabulary.
-
-        Returns:
-            `{"instances": Instances}` with `pred_boxes` (XYXY, pixels of `image_bgr`), `scores`,
-            `pred_classes` (indices into `predictor.names`) and `pred_masks` where the model has
-            masks.
 
         Raises:
             ValueError: not such an image, one that is so long and thin that resizing leaves no
@@ -119,11 +125,14 @@ class OpenVocabularyPredictor:
             SetupError: names are given and the teacher cannot be had, or is not the vocabulary's.
         """
         _check_image(image_bgr, smallest_resize(self.cfg, is_train=False))
-        self._set_names(names)
+        vocabulary, categories = self._wanted(names)
         with torch.no_grad():
-            output = self.model([self._model_input(image_bgr)])[0]
+            output = detect(self.model, [self._model_input(image_bgr)], vocabulary)[0]
         instances = output["instances"]
-        return {"instances": instances[instances.pred_classes < len(self.names)]}
+        return {
+            "instances": instances[instances.pred_classes < len(categories)],
+            "categories": categories,
+        }
 
     @property
     def teacher(self) -> CLIPTeacher:
@@ -142,38 +151,24 @@ class OpenVocabularyPredictor:
         pixels = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
         return {"image": torch.from_numpy(pixels), "height": height, "width": width}
 
-    def _set_names(self, names: Sequence[str] | None) -> None:
-        if names is None:
-            if self._configured is None:
-                raise SetupError(
-                    [
-                        "no names were given, MODEL.OVD.VOCABULARY is empty, and MODEL.WEIGHTS "
-                        "brings no vocabulary: give one of them"
-                    ]
-                )
-            vocabulary, reported = self._configured, len(self._configured)
+    def _wanted(self, names: Sequence[str] | None) -> tuple[Vocabulary, Categories]:
+        """What to look for, and what of it to report: the first categories."""
+        if names is not None:
+            given = _checked_names(names)
+            vocabulary, count = self._vocabulary_of(given), len(given)
+        elif self._configured is not None:
+            vocabulary, count = self._configured, len(self._configured)
         else:
-            vocabulary, reported = self._vocabulary_of(_checked_names(names)), len(names)
-        part = open_vocabulary_part(self.model)
-        if vocabulary is not self._active and part is not None:
-            part.set_vocabulary(vocabulary)
-        self._active = vocabulary
-        self._report_on(vocabulary, reported)
-
-    def _report_on(self, vocabulary: Vocabulary, count: int) -> None:
-        self.names = list(vocabulary.names[:count])
-        self.is_novel = vocabulary.novel[:count].tolist()
-
-    def _vocabulary_of(self, names: tuple[str, ...]) -> Vocabulary:
-        """The names given, then their distractors."""
-        if names not in self._cache:
-            self._cache[names] = self._embed(names)
-            if len(self._cache) > self._cache_size:
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(names)
-        return self._cache[names]
+            raise SetupError(
+                [
+                    "no names were given, MODEL.OVD.VOCABULARY is empty, and MODEL.WEIGHTS "
+                    "brings no vocabulary: give one of them"
+                ]
+            )
+        return vocabulary, Categories(vocabulary.names[:count], vocabulary.novel[:count].tolist())
 
     def _embed(self, names: tuple[str, ...]) -> Vocabulary:
+        """The names given, then their distractors."""
         if open_vocabulary_part(self.model) is None:
             raise SetupError(
                 [
@@ -181,13 +176,12 @@ class OpenVocabularyPredictor:
                     "of categories; names need an open-vocabulary detector"
                 ]
             )
-        self._check_teacher()
-        given = build_vocabulary(
-            names,
-            self.teacher,
-            is_novel=[name not in self._base_names() for name in map(clean_name, names)],
-            prompts=prompt_family(self._configured, self.cfg.MODEL.OVD.TEACHER.PROMPTS),
-        )
+        base = self._base_names()
+        categories = Categories(list(names), [clean_name(name) not in base for name in names])
+        with self._embedding:
+            self._check_teacher()
+            prompts = prompt_family(self._configured, self.cfg.MODEL.OVD.TEACHER.PROMPTS)
+            given = build_vocabulary(categories, self.teacher, prompts=prompts)
         others = self._distractors_for(names)
         return self._with_distractors(given, others) if others else given
 
@@ -207,10 +201,10 @@ class OpenVocabularyPredictor:
             raise SetupError(problems)
 
     def _base_names(self) -> set[str]:
-        if self._configured is None:
+        if self.categories is None:
             return set()
-        flags = zip(self._configured.names, self._configured.novel.tolist(), strict=True)
-        return {clean_name(name) for name, is_novel in flags if not is_novel}
+        flags = zip(self.categories.names, self.categories.novel, strict=True)
+        return {clean_name(name) for name, novel in flags if not novel}
 
     def _distractors_for(self, names: Sequence[str]) -> list[int]:
         """Indices of configured names that share out nothing with a given name's words."""

@@ -54,11 +54,11 @@ class _Drawable:
     def __len__(self) -> int:
         return len(self.classes)
 
-    def label(self, k: int, names: Sequence[str], is_novel: Sequence[bool]) -> str:
+    def label(self, k: int, names: Sequence[str], novel: Sequence[bool]) -> str:
         name = names[self.classes[k]]
         if len(name) > MAX_NAME_LENGTH:
             name = name[: MAX_NAME_LENGTH - 1] + "…"
-        mark = NOVEL_MARK if is_novel[self.classes[k]] else ""
+        mark = NOVEL_MARK if novel[self.classes[k]] else ""
         return mark + name + (f" {self.scores[k]:.0%}" if self.scores is not None else "")
 
 
@@ -66,7 +66,7 @@ def draw_instances(
     image_rgb: np.ndarray,
     objects: Objects,
     names: Sequence[str],
-    is_novel: Sequence[bool],
+    novel: Sequence[bool],
     *,
     score_threshold: float = 0.0,
     scale: float | None = None,
@@ -81,7 +81,7 @@ def draw_instances(
             Detectron2 annotation dicts (`bbox`, `bbox_mode`, contiguous `category_id`, optional
             `segmentation`). Coordinates are those of `image_rgb`.
         names: C names in class order.
-        is_novel: C flags.
+        novel: C flags.
         score_threshold: objects scored below it are left out.
         scale: enlargement; by default small images grow (by a whole number) until labels are
             readable.
@@ -93,7 +93,7 @@ def draw_instances(
     Raises:
         ValueError: the image is not (H, W, 3) uint8, or a class has no name.
     """
-    _check(image_rgb, names, is_novel)
+    _check(image_rgb, names, novel)
     height, width = image_rgb.shape[:2]
     factor = readable_scale(height, width) if scale is None else scale
     size = (round(width * factor), round(height * factor))
@@ -101,8 +101,8 @@ def draw_instances(
     drawable = _enlarged(_as_drawable(objects, height, width, score_threshold), factor, size)
     _check_classes(drawable.classes, len(names))
     order = np.argsort(-_areas(drawable.boxes), kind="stable").tolist()  # small ones on top
-    shapes = _draw_shapes(canvas, drawable, order, is_novel, alpha)
-    return _draw_labels(shapes, drawable, order, names, is_novel)
+    shapes = _draw_shapes(canvas, drawable, order, novel, alpha)
+    return _draw_labels(shapes, drawable, order, names, novel)
 
 
 def readable_scale(height: int, width: int) -> int:
@@ -116,7 +116,7 @@ def picture_sheet(
     title: str,
     *,
     names: Sequence[str],
-    is_novel: Sequence[bool],
+    novel: Sequence[bool],
     score_threshold: float = 0.3,
     scenes_per_line: int = 2,
 ) -> None:
@@ -126,7 +126,7 @@ def picture_sheet(
         rows: the scenes, in reading order.
         path: the PNG; it appears whole or not at all.
         title: one line.
-        names, is_novel: as in `draw_instances`, for both sides.
+        names, novel: as in `draw_instances`, for both sides.
         score_threshold: predictions scored below it are left out.
         scenes_per_line: ground truth / prediction pairs side by side.
 
@@ -137,9 +137,9 @@ def picture_sheet(
         raise ValueError(f"no scenes to draw for {os.fspath(path)}")
     pairs = [
         (
-            draw_instances(row.image, row.ground_truth, names, is_novel),
+            draw_instances(row.image, row.ground_truth, names, novel),
             draw_instances(
-                row.image, row.predictions, names, is_novel, score_threshold=score_threshold
+                row.image, row.predictions, names, novel, score_threshold=score_threshold
             ),
         )
         for row in rows
@@ -149,13 +149,13 @@ def picture_sheet(
         sheet.save(temporary, format="PNG", optimize=True)
 
 
-def _check(image: np.ndarray, names: Sequence[str], is_novel: Sequence[bool]) -> None:
+def _check(image: np.ndarray, names: Sequence[str], novel: Sequence[bool]) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(
             f"image must be (height, width, 3) uint8 RGB, got {image.shape} {image.dtype}"
         )
-    if len(names) != len(is_novel):
-        raise ValueError(f"{len(names)} names but {len(is_novel)} novel flags")
+    if len(names) != len(novel):
+        raise ValueError(f"{len(names)} names but {len(novel)} novel flags")
 
 
 def _check_classes(classes: Sequence[int], num_names: int) -> None:
@@ -232,12 +232,12 @@ def _draw_shapes(
     canvas: np.ndarray,
     drawable: _Drawable,
     order: Sequence[int],
-    is_novel: Sequence[bool],
+    novel: Sequence[bool],
     alpha: float,
 ) -> np.ndarray:
     visualizer = Visualizer(canvas)
     for k in order:
-        color = tuple(value / 255 for value in _color(is_novel[drawable.classes[k]]))
+        color = tuple(value / 255 for value in _color(novel[drawable.classes[k]]))
         if drawable.masks is not None and drawable.masks[k].any():
             visualizer.draw_binary_mask(
                 drawable.masks[k].astype(np.uint8), color=color, alpha=alpha, area_threshold=0
@@ -251,17 +251,17 @@ def _draw_labels(
     drawable: _Drawable,
     order: Sequence[int],
     names: Sequence[str],
-    is_novel: Sequence[bool],
+    novel: Sequence[bool],
 ) -> np.ndarray:
     picture = Image.fromarray(np.ascontiguousarray(shapes[:, :, :3]))
     brush = ImageDraw.Draw(picture)
     font = label_font(max(12, round(min(picture.size) / 30)))
     taken: list[tuple[float, float, float, float]] = []
     for k in order:
-        text = drawable.label(k, names, is_novel)
+        text = drawable.label(k, names, novel)
         place = _place_label(drawable.boxes[k], _text_size(font, text), picture.size, taken)
         taken.append(place)
-        brush.rectangle(place, fill=_color(is_novel[drawable.classes[k]]))
+        brush.rectangle(place, fill=_color(novel[drawable.classes[k]]))
         brush.text((place[0] + 4, place[1] + 2), text, font=font, fill="white", anchor="lt")
     return np.asarray(picture)
 

@@ -1,4 +1,4 @@
-"""The vocabulary: category names, their text embeddings and which of them are novel."""
+"""Categories, and the vocabulary: categories with text embeddings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import os
 import reprlib
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import safetensors.torch
@@ -20,6 +22,50 @@ from ovd_d2.files import atomic_write
 SCHEMA = "ovd_d2.vocabulary/1"
 
 _NORM_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Categories:
+    """C categories in the order of the classes (Detectron2's contiguous ids).
+
+    From the loader, which reads them, to the evaluator, which counts by them.
+
+    Attributes:
+        names: C names, spelt as for a text encoder.
+        novel: C flags; a novel category has no boxes in training.
+        ids: C ids of the data set; 0 to C - 1 where it has none of its own.
+        frequencies: C letters r / c / f (LVIS); None where the format has none.
+        synonyms: C lists of what each category is called, its name first; None: by its name alone.
+
+    Raises:
+        ValueError: the lengths differ.
+    """
+
+    names: list[str]
+    novel: list[bool]
+    ids: list[int] = field(default_factory=list)
+    frequencies: list[str] | None = None
+    synonyms: list[list[str]] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.ids:
+            object.__setattr__(self, "ids", list(range(len(self.names))))
+        for what in ("novel flags", "ids", "frequencies", "synonyms"):
+            values = getattr(self, what.split()[0])
+            if values is not None and len(values) != len(self.names):
+                raise ValueError(f"{len(values)} {what} for {len(self)} categories: give one each")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def name_of(self) -> dict[int, str]:
+        """Id -> name."""
+        return dict(zip(self.ids, self.names, strict=True))
+
+    @cached_property
+    def novel_ids(self) -> frozenset[int]:
+        return frozenset(one for one, flag in zip(self.ids, self.novel, strict=True) if flag)
 
 
 class Vocabulary:
@@ -79,6 +125,11 @@ class Vocabulary:
     def embedding_dim(self) -> int:
         """D."""
         return self.embeddings.shape[1]
+
+    @property
+    def categories(self) -> Categories:
+        """The names without their embeddings."""
+        return Categories(self.names, self.novel.tolist())
 
     def index(self, name: str) -> int:
         """Position of a name; KeyError if it is not in the vocabulary."""

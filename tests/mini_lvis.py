@@ -191,7 +191,7 @@ def _minival(val: dict[str, Any]) -> dict[str, Any]:
 def _vocabulary() -> Vocabulary:
     table = get_categories("lvis_v1_train")
     units = random_units(len(table), dim=DIM)
-    return Vocabulary(table.names, units, torch.tensor(table.is_novel), teacher=TEACHER)
+    return Vocabulary(table.names, units, torch.tensor(table.novel), teacher=TEACHER)
 
 
 def _write_cache(path: Path) -> None:

@@ -58,8 +58,6 @@ def write_cache(
     dicts: Sequence[Mapping[str, Any]],
     proposals: ProposalStore,
     teacher: CLIPTeacher,
-    *,
-    resize: str = "open_clip",
 ) -> Path:
     """What the teacher says of all proposals of the original images, unrounded."""
     manifest = Manifest(
@@ -74,7 +72,7 @@ def write_cache(
         for entry in dicts:
             found = proposals[entry["image_id"]]
             image = read_image(entry["file_name"], "RGB")
-            embeddings = embed_proposals(image, found.boxes, teacher, resize=resize)
+            embeddings = embed_proposals(image, found.boxes, teacher)
             tensors = {"boxes": found.boxes, "objectness": found.objectness}
             writer.add(entry["image_id"], {**tensors, "embeddings": embeddings})
         writer.finish()

@@ -105,7 +105,7 @@ def test_the_lazy_recipe_is_the_yaml_recipe():
         assert rate(done / solver.MAX_ITER) == pytest.approx(expected)
     assert lazy.vocabulary.path == cfg.MODEL.OVD.VOCABULARY
     assert (
-        lazy.dataloader.train.mapper.passengers[0].cache.path == cfg.MODEL.VILD.DISTILLATION.CACHE
+        lazy.dataloader.train.mapper.passengers[0].store.path == cfg.MODEL.VILD.DISTILLATION.CACHE
     )
 
 

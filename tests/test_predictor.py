@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -18,7 +19,7 @@ from ovd_d2.engine.checkpoint import SafeCheckpointer
 from ovd_d2.errors import SetupError
 from ovd_d2.predict_files import expand_inputs, predict_files
 from ovd_d2.predictor import OpenVocabularyPredictor
-from ovd_d2.vocabulary import Vocabulary
+from ovd_d2.vocabulary import Categories, Vocabulary
 
 CONFIG = Path(__file__).parents[1] / "configs" / "pictograms" / "vild_ensemble.yaml"
 NAMES = ["anchor", "umbrella", "chess_knight"]
@@ -89,14 +90,23 @@ def image():
     return np.random.default_rng(0).integers(0, 255, (120, 200, 3), dtype=np.uint8)
 
 
+@pytest.fixture
+def somebodys_model():
+    """Our heads in another project's meta-architecture, which takes no vocabulary."""
+    cfg = tiny_config()
+    cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    torch.manual_seed(0)
+    return build_model(cfg).eval()
+
+
 def classes(output):
     return set(output["instances"].pred_classes.tolist())
 
 
 def test_configured_vocabulary_needs_no_teacher(predictor, teacher, image):
-    instances = predictor(image)["instances"]
-    assert predictor.names == NAMES
-    assert predictor.is_novel == [False, False, True]
+    found = predictor(image)
+    instances = found["instances"]
+    assert found["categories"] == predictor.categories == Categories(NAMES, [False, False, True])
     assert instances.image_size == (120, 200)
     assert len(instances) > 0 and classes({"instances": instances}) <= {0, 1, 2}
     assert tuple(instances.pred_masks.shape[1:]) == (120, 200)
@@ -105,19 +115,49 @@ def test_configured_vocabulary_needs_no_teacher(predictor, teacher, image):
 
 def test_names_in_words(predictor, image):
     output = predictor(image, ["snowman", "Chess Knight", "UMBRELLA", "red kite"])
-    assert predictor.names == ["snowman", "Chess Knight", "UMBRELLA", "red kite"]
+    assert output["categories"].names == ["snowman", "Chess Knight", "UMBRELLA", "red kite"]
     # only "umbrella" is a base name of the vocabulary
-    assert predictor.is_novel == [True, True, False, True]
+    assert output["categories"].novel == [True, True, False, True]
     assert classes(output) <= {0, 1, 2, 3} and len(output["instances"]) > 0
 
 
-def test_back_to_the_configured_vocabulary(predictor, image):
-    before = predictor(image)["instances"]
-    predictor(image, ["snowman"])
-    after = predictor(image)["instances"]
-    assert predictor.names == NAMES
-    torch.testing.assert_close(before.scores, after.scores)
-    assert before.pred_classes.tolist() == after.pred_classes.tolist()
+def assert_equal(one, other):
+    assert one["categories"] == other["categories"]
+    assert torch.equal(one["instances"].scores, other["instances"].scores)
+    assert torch.equal(one["instances"].pred_classes, other["instances"].pred_classes)
+
+
+def test_the_names_of_a_call_are_its_own(predictor, model, image):
+    held = model.vocabulary
+    before, given = predictor(image), predictor(image, ["snowman"])
+    after = predictor(image)
+    assert given["categories"].names == ["snowman"]
+    assert predictor.categories.names == after["categories"].names == NAMES
+    assert_equal(before, after)
+    assert model.vocabulary is held
+
+
+@pytest.mark.parametrize("kind", ["model", "somebodys_model"])
+def test_threads_with_names_of_their_own(cfg, teacher, image, kind, request):
+    model = request.getfixturevalue(kind)
+    wanted = [None, ["snowman"], ["kite", "red kite"], ["umbrella", "sun", "moon", "star"]]
+    alone = [
+        OpenVocabularyPredictor(cfg, model=model, teacher=teacher)(image, one) for one in wanted
+    ]
+    shared = OpenVocabularyPredictor(cfg, model=model, teacher=teacher)
+    with ThreadPoolExecutor(4) as pool:
+        calls = [(k, pool.submit(shared, image, wanted[k])) for k in [0, 1, 2, 3] * 4]
+        for k, call in calls:
+            assert_equal(call.result(), alone[k])
+
+
+def test_somebodys_model_has_its_vocabulary_again(cfg, somebodys_model, teacher, image):
+    held = Vocabulary(["dog"], torch.eye(1, DIM))
+    somebodys_model.roi_heads.set_vocabulary(held)
+    predictor = OpenVocabularyPredictor(cfg, model=somebodys_model, teacher=teacher)
+    found = predictor(image, ["snowman", "kite"])
+    assert classes(found) <= {0, 1} and len(found["instances"]) > 0
+    assert somebodys_model.roi_heads.vocabulary is held
 
 
 def test_text_embeddings_are_kept_for_the_last_lists(cfg, model, teacher, image):
@@ -132,7 +172,6 @@ def test_text_embeddings_are_kept_for_the_last_lists(cfg, model, teacher, image)
     assert teacher.encoded == 7
     predictor(image, ["c"])
     assert teacher.encoded == 9
-    assert predictor.names == ["c"]
 
 
 def test_the_order_of_names_is_the_order_of_classes(predictor, image):
@@ -151,11 +190,9 @@ def test_the_order_of_names_is_the_order_of_classes(predictor, image):
 def test_distractors_compete_but_are_not_reported(cfg, model, teacher, image):
     with_them = OpenVocabularyPredictor(cfg, model=model, teacher=teacher)
     without = OpenVocabularyPredictor(cfg, model=model, teacher=teacher, distractors=False)
-    competing = with_them(image, ["snowman"])["instances"]
-    assert classes({"instances": competing}) <= {0} and with_them.names == ["snowman"]
-    alone = without(image, ["snowman"])["instances"]
-    assert model.roi_heads.num_classes == 1
-    assert alone.scores.max() > competing.scores.max()
+    competing, alone = with_them(image, ["snowman"]), without(image, ["snowman"])
+    assert classes(competing) <= {0} and competing["categories"].names == ["snowman"]
+    assert alone["instances"].scores.max() > competing["instances"].scores.max()
 
 
 def test_a_name_does_not_compete_with_its_refinement(predictor, image):
@@ -184,6 +221,7 @@ def test_same_as_the_evaluation_loop(predictor, model, cfg, image, tmp_path):
     record = {"file_name": str(file), "image_id": 1, "height": 120, "width": 200}
     mapped = OpenVocabularyDatasetMapper(cfg, is_train=False)(record)
     found = predictor(image)["instances"]
+    model.set_vocabulary(Vocabulary.load(cfg.MODEL.OVD.VOCABULARY))
     with torch.no_grad():
         expected = model([mapped])[0]["instances"]
     torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor)
@@ -260,8 +298,7 @@ def test_names_get_the_prompts_of_the_vocabulary(cfg, model, teacher, image, cap
     configured.prompts = "clip7, synonyms"
     configured.save(cfg.MODEL.OVD.VOCABULARY)
     predictor = OpenVocabularyPredictor(cfg, model=model, teacher=teacher)
-    predictor(image, ["snowman"])
-    given = predictor._active
+    given = predictor._vocabulary_of(("snowman",))
     assert given.prompts == "clip7"
     torch.testing.assert_close(given.embeddings[:1], embed_names(["snowman"], teacher, "clip7"))
     assert "made with the prompts 'clip7', MODEL.OVD.TEACHER.PROMPTS is 'single'" in caplog.text
@@ -271,8 +308,8 @@ def test_without_a_configured_vocabulary(model, teacher, image):
     predictor = OpenVocabularyPredictor(tiny_config(), model=model, teacher=teacher)
     with pytest.raises(SetupError, match="no names were given"):
         predictor(image)
-    predictor(image, ["anchor"])
-    assert predictor.is_novel == [True]  # nothing is known of its training
+    assert predictor.categories is None
+    assert predictor(image, ["anchor"])["categories"].novel == [True]  # nothing known of training
 
 
 def test_the_vocabulary_of_the_checkpoint(cfg, model, teacher, image, tmp_path):
@@ -281,7 +318,7 @@ def test_the_vocabulary_of_the_checkpoint(cfg, model, teacher, image, tmp_path):
     expected = OpenVocabularyPredictor(cfg, model=model, teacher=teacher)
     cfg.MODEL.OVD.VOCABULARY, cfg.MODEL.WEIGHTS = "", str(tmp_path / "model.pth")
     predictor = OpenVocabularyPredictor(cfg, teacher=teacher)
-    assert predictor.names == expected.names and predictor.is_novel == expected.is_novel
+    assert predictor.categories == expected.categories
     for names in (None, ["snowman"]):
         one, other = (p(image, names)["instances"] for p in (predictor, expected))
         torch.testing.assert_close(one.scores, other.scores)

@@ -138,7 +138,7 @@ def test_wrong_input(image, names, objects, message):
 def test_sheet_shape(tmp_path, scenes, columns, lines):
     row = SheetRow(IMAGE, [annotation(0)], predictions([1], [0.9]))
     path = tmp_path / "new" / "sheet.png"
-    picture_sheet([row] * scenes, path, "title", names=NAMES, is_novel=IS_NOVEL)
+    picture_sheet([row] * scenes, path, "title", names=NAMES, novel=IS_NOVEL)
     with Image.open(path) as sheet:
         assert sheet.format == "PNG"
         width, height = sheet.size
@@ -153,7 +153,7 @@ def test_sheet_shape(tmp_path, scenes, columns, lines):
 
 def test_sheet_grows_for_a_long_title(tmp_path):
     row = SheetRow(IMAGE, [], [])
-    picture_sheet([row], tmp_path / "a.png", "words " * 40, names=NAMES, is_novel=IS_NOVEL)
+    picture_sheet([row], tmp_path / "a.png", "words " * 40, names=NAMES, novel=IS_NOVEL)
     with Image.open(tmp_path / "a.png") as sheet:
         assert sheet.size[0] > 2000
 
@@ -162,9 +162,9 @@ def test_an_error_keeps_the_old_sheet(tmp_path):
     path = tmp_path / "sheet.png"
     path.write_bytes(b"old")
     with pytest.raises(ValueError, match="no scenes to draw"):
-        picture_sheet([], path, "title", names=NAMES, is_novel=IS_NOVEL)
+        picture_sheet([], path, "title", names=NAMES, novel=IS_NOVEL)
     with pytest.raises(ValueError, match="classes"):
         picture_sheet(
-            [SheetRow(IMAGE, [annotation(9)], [])], path, "t", names=NAMES, is_novel=IS_NOVEL
+            [SheetRow(IMAGE, [annotation(9)], [])], path, "t", names=NAMES, novel=IS_NOVEL
         )
     assert path.read_bytes() == b"old"

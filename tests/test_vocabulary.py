@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ovd_d2.vocabulary import Vocabulary
+from ovd_d2.vocabulary import Categories, Vocabulary
 
 EMBEDDINGS = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
 NAMES = ["red anchor", "chess knight", "fleur-de-lis (é)"]
@@ -144,3 +144,24 @@ def test_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monk
 def test_equal_vocabularies_have_equal_bytes() -> None:
     assert len({make().to_bytes() for _ in range(20)}) == 1
     assert Vocabulary.from_bytes(make().to_bytes()).names == make().names
+
+
+def test_categories():
+    known = Categories(["a", "b"], [True, False], [7, 3])
+    assert (len(known), known.name_of, known.novel_ids) == (2, {7: "a", 3: "b"}, {7})
+    assert Categories(["a", "b"], [True, False]).ids == [0, 1]
+    assert Vocabulary(NAMES, EMBEDDINGS).categories == Categories(NAMES, [False] * 3)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"novel": [True]}, "1 novel flags for 2 categories"),
+        ({"ids": [1]}, "1 ids for 2"),
+        ({"frequencies": []}, "0 frequencies for 2"),
+        ({"synonyms": [["a"]]}, "1 synonyms for 2"),
+    ],
+)
+def test_categories_of_unequal_lengths(values, message):
+    with pytest.raises(ValueError, match=message):
+        Categories(**{"names": ["a", "b"], "novel": [True, False], **values})

@@ -13,13 +13,13 @@ from ovd_d2.clip.loading import load_teacher
 from ovd_d2.clip.teacher import SCHEMAS
 from ovd_d2.clip.vocabulary_builder import build_vocabulary, novel_flags, read_names
 from ovd_d2.data.builtin import PICTOGRAM_SETS
-from ovd_d2.data.categories import CategoryTable, get_categories
+from ovd_d2.data.categories import get_categories
 from ovd_d2.data.registration import register_data_sets
 from ovd_d2.engine.launching import add_device_argument
 from ovd_d2.engine.run import load_config, training_set
 from ovd_d2.errors import SetupError, exit_with_message
 from ovd_d2.pictograms.teacher import ARCHITECTURE, SHIPPED_TAG
-from ovd_d2.vocabulary import Vocabulary
+from ovd_d2.vocabulary import Categories, Vocabulary
 
 EXAMPLE = """examples:
   the categories of a registered data set, with the shipped Pictogram teacher:
@@ -114,14 +114,14 @@ def choose_teacher(args: argparse.Namespace) -> tuple[str, str, str, str]:
 
 
 @exit_with_message(OSError, KeyError, ValueError)
-def categories(args: argparse.Namespace) -> CategoryTable:
+def categories(args: argparse.Namespace) -> Categories:
     register_data_sets()
     if not args.dataset:
         names = read_names(args.names_file)
         novel = novel_flags(names, read_names(args.novel_file) if args.novel_file else [])
-        return CategoryTable(names, novel)
-    table = get_categories(args.dataset)
-    return table if args.synonyms == "all" else replace(table, synonyms=None)
+        return Categories(names, novel)
+    known = get_categories(args.dataset)
+    return known if args.synonyms == "all" else replace(known, synonyms=None)
 
 
 def print_table(vocabulary: Vocabulary, templates: int, path: str) -> None:
@@ -143,17 +143,10 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if args.config_file:
         add_what_the_config_says(args)
-    table = categories(args)
+    wanted = categories(args)
     architecture, pretrained, prompts, key = choose_teacher(args)
     teacher = load_teacher(architecture, pretrained, args.device, key=key)
-    vocabulary = build_vocabulary(
-        table.names,
-        teacher,
-        is_novel=table.is_novel,
-        synonyms=table.synonyms,
-        prompts=prompts,
-        progress=True,
-    )
+    vocabulary = build_vocabulary(wanted, teacher, prompts=prompts, progress=True)
     vocabulary.save(args.output)
     print_table(vocabulary, len(PROMPT_FAMILIES[prompts]), args.output)
 

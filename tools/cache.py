@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 import ovd_d2  # noqa: F401 (registers the data sets)
-from ovd_d2.analysis.cache_info import info_table, store_info
+from ovd_d2.analysis.cache_info import info_table, store_info, written_table
 from ovd_d2.analysis.cache_sample import sample_ids, sample_records, sample_rows, sample_sheet
 from ovd_d2.cache import CacheError, ProposalStore, verify_store
 from ovd_d2.cache.identity import add_image_list
@@ -25,11 +25,11 @@ from ovd_d2.cache.manifest import DTYPES
 from ovd_d2.cache.merge import merge_stores
 from ovd_d2.cache.shards import IMAGES_PER_SHARD
 from ovd_d2.cache.store import open_store
-from ovd_d2.clip.crops import RESIZE_CHOICES
+from ovd_d2.clip.crops import RESIZE_CHOICES, CropRecipe
 from ovd_d2.clip.loading import load_teacher
 from ovd_d2.data.images import ImageError
 from ovd_d2.data.registration import register_data_sets
-from ovd_d2.engine.cache_builder import BuildSummary, build_cache
+from ovd_d2.engine.cache_builder import build_cache
 from ovd_d2.engine.launching import (
     add_device_argument,
     add_launch_arguments,
@@ -37,7 +37,6 @@ from ovd_d2.engine.launching import (
 )
 from ovd_d2.engine.run import load_config, training_set
 from ovd_d2.errors import exit_with_message
-from ovd_d2.files import readable_bytes
 from ovd_d2.ranks import RankError
 from ovd_d2.vocabulary import Vocabulary
 
@@ -284,16 +283,17 @@ def build_in_process(args: argparse.Namespace) -> None:
         args.output,
         dataset_name=dataset,
         top_k=args.top_k,
+        recipe=CropRecipe.on(teacher.device, resize=args.resize, amp=args.amp),
         batch_size=args.batch_size,
-        resize=args.resize,
-        amp=args.amp,
         dtype=args.dtype,
         images_per_shard=args.images_per_shard,
         overwrite=args.overwrite,
         part=args.part,
     )
     if comm.is_main_process():
-        print_rows(build_rows(summary, args))
+        number, count = args.part
+        joining = ("part", f"{number} of {count}: join all with tools/cache.py merge")
+        print_rows(written_table(summary, [] if summary.complete else [joining]))
 
 
 def build_source(args: argparse.Namespace) -> tuple[str, str, tuple[str, str]]:
@@ -311,20 +311,6 @@ def build_source(args: argparse.Namespace) -> tuple[str, str, tuple[str, str]]:
     teacher = cfg.MODEL.OVD.TEACHER
     key = f"{args.config_file}: MODEL.OVD.TEACHER"
     return args.dataset or training_set(cfg), key, (teacher.ARCHITECTURE, teacher.PRETRAINED)
-
-
-def build_rows(summary: BuildSummary, args: argparse.Namespace) -> list[tuple[str, Any]]:
-    number, count = args.part
-    rows: list[tuple[str, Any]] = [
-        ("images", f"{summary.images:,} ({summary.images_built:,} in this run)"),
-        ("proposals", f"{summary.proposals:,}"),
-        ("bytes", f"{summary.bytes:,} ({readable_bytes(summary.bytes)})"),
-        ("seconds", f"{summary.seconds:.1f}"),
-        ("path", summary.path),
-    ]
-    if not summary.complete:
-        rows.append(("part", f"{number} of {count}: join all with tools/cache.py merge"))
-    return rows
 
 
 def info(args: argparse.Namespace) -> None:
@@ -351,16 +337,8 @@ def merge(args: argparse.Namespace) -> None:
         images_per_shard=args.images_per_shard,
         overwrite=args.overwrite,
     )
-    print_rows(
-        [
-            ("images", f"{summary.images:,} ({summary.images_copied:,} in this run)"),
-            ("proposals", f"{summary.proposals:,}"),
-            ("equal in two sources", f"{summary.duplicates:,}"),
-            ("bytes", f"{summary.bytes:,} ({readable_bytes(summary.bytes)})"),
-            ("seconds", f"{summary.seconds:.1f}"),
-            ("path", summary.path),
-        ]
-    )
+    equal = ("equal in two sources", f"{summary.duplicates:,}")
+    print_rows(written_table(summary.written, [equal]))
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -379,7 +357,7 @@ def convert(args: argparse.Namespace) -> None:
         images_per_shard=args.images_per_shard,
         overwrite=args.overwrite,
     )
-    print_rows(describe(summary))
+    print_rows(written_table(summary.written, describe(summary)))
 
 
 def sample(args: argparse.Namespace) -> None:

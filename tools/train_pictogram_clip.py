@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from ovd_d2.clip import CLIPTeacher
+from ovd_d2.clip.loading import load_teacher
 from ovd_d2.errors import exit_with_message
 from ovd_d2.pictograms.teacher import ARCHITECTURE, SHIPPED_TAG
 from ovd_d2.pictograms.teacher_training import (
@@ -76,7 +77,7 @@ def parse_args() -> argparse.Namespace:
 
 @exit_with_message(OSError, ValueError)
 def evaluate(weights: str, args: argparse.Namespace) -> tuple[CLIPTeacher, CropAccuracy]:
-    teacher = CLIPTeacher.from_open_clip(ARCHITECTURE, weights)
+    teacher = load_teacher(ARCHITECTURE, weights, key="weights")
     settings = TrainingSettings(categories=args.categories, base_only=args.base_only)
     categories = categories_of(settings)
     result = crop_accuracy(

@@ -2,16 +2,16 @@
 from detectron2.config import LazyCall as L
 
 from ovd_d2.cache import ProposalStore
-from ovd_d2.clip import CLIPTeacher
+from ovd_d2.clip.loading import load_teacher
 from ovd_d2.data.passengers import ProposalsToEmbed
 from ovd_d2.vild.online_teacher import OnlineTeacher
 
 from .lazy_vild import dataloader, lr_multiplier, model, optimizer, train, vocabulary
 
 proposals = L(ProposalStore)(path="datasets://pictograms_v1/proposals")
-dataloader.train.mapper.passengers = [L(ProposalsToEmbed)(proposals=proposals, per_image=25)]
+dataloader.train.mapper.passengers = [L(ProposalsToEmbed)(store=proposals, per_image=25)]
 wrap_loader = L(OnlineTeacher)(
-    teacher=L(CLIPTeacher.from_open_clip)(
+    teacher=L(load_teacher)(
         architecture="Pictogram-RN", pretrained="shipped", device="${train.device}"
     )
 )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from ovd_d2.cache import CacheError, Manifest
+from ovd_d2.cache import CacheError, Manifest, Written
 from ovd_d2.cache.fetch import fetch_store
 from ovd_d2.cache.store import open_store
 from ovd_d2.files import readable_bytes
@@ -70,7 +71,6 @@ def store_info(path: str | os.PathLike[str]) -> StoreInfo:
             per_image = (int(rows.min()), float(np.median(rows)), int(rows.max()))
     except CacheError as error:
         problem = str(error)
-    size = sum(shard.bytes for shard in manifest.shards)
     return StoreInfo(
         path=str(folder),
         kind=manifest.kind,
@@ -85,14 +85,26 @@ def store_info(path: str | os.PathLike[str]) -> StoreInfo:
         dataset_images=manifest.dataset.num_images,
         proposals=manifest.num_rows,
         proposals_per_image=per_image,
-        bytes=size,
-        bytes_per_image=size / manifest.num_images if manifest.num_images else 0.0,
+        bytes=manifest.num_bytes,
+        bytes_per_image=manifest.num_bytes / manifest.num_images if manifest.num_images else 0.0,
         shards=len(manifest.shards),
         schema_version=manifest.schema_version,
         complete=manifest.complete,
         problem=problem,
         fingerprint=manifest.fingerprint if manifest.complete else "",
     )
+
+
+def written_table(written: Written, more: Sequence[tuple[str, str]] = ()) -> list[tuple[str, str]]:
+    """What a run has written and `more` that it says, as (name, value) rows for people."""
+    return [
+        ("images", f"{written.images:,} ({written.images_written:,} in this run)"),
+        ("proposals", f"{written.proposals:,}"),
+        ("bytes", f"{written.bytes:,} ({readable_bytes(written.bytes)})"),
+        *more,
+        ("seconds", f"{written.seconds:.1f}"),
+        ("path", str(written.path)),
+    ]
 
 
 def info_table(info: StoreInfo) -> list[tuple[str, str]]:

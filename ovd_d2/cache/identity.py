@@ -10,7 +10,7 @@ import hashlib
 import json
 import operator
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,6 +75,25 @@ def id_problems(entries: Iterable[Mapping[str, Any]]) -> list[str]:
         f"{len(wrong)} of {len(ids)} image ids cannot be stored, first: {_short(wrong[0])}; "
         f"expected {ID_RANGE}: number the images of the annotation file"
     ]
+
+
+def entry_problems(entries: Sequence[Mapping[str, Any]], top_k: int | None) -> list[str]:
+    """Why a store of the best `top_k` proposals per image cannot be made for these images."""
+    if problems := id_problems(entries):
+        return problems
+    ids = [entry["image_id"] for entry in entries]
+    if len(set(ids)) < len(ids):
+        problems.append(f"{len(ids) - len(set(ids))} image ids occur more than once")
+    if not ids:
+        problems.append("it has no images")
+    if top_k is not None and top_k < 1:
+        problems.append(f"top_k is {top_k}, expected at least 1 or None")
+    return problems
+
+
+def dataset_info(name: str, entries: Sequence[Mapping[str, Any]]) -> DatasetInfo:
+    """What a manifest says of the data set with these images; errors of `dataset_fingerprint`."""
+    return DatasetInfo(name, dataset_fingerprint(entries), len(entries))
 
 
 def dataset_fingerprint(entries: Iterable[Mapping[str, Any]]) -> str:

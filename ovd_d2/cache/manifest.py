@@ -142,6 +142,11 @@ class Manifest:
         return sum(shard.rows for shard in self.shards)
 
     @property
+    def num_bytes(self) -> int:
+        """Size of the finished shards."""
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
     def fingerprint(self) -> str:
         """16 hexadecimal characters over the header and every record, however it lies in shards.
 

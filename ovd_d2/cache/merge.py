@@ -13,10 +13,10 @@ import torch
 from tqdm import tqdm
 
 from ovd_d2.cache.fetch import fetch_store
-from ovd_d2.cache.identity import ImageList, add_list_command, dataset_fingerprint, load_image_list
+from ovd_d2.cache.identity import ImageList, add_list_command, dataset_info, load_image_list
 from ovd_d2.cache.manifest import CacheError, DatasetInfo, Manifest, local_folder
 from ovd_d2.cache.store import RecordStore, open_store
-from ovd_d2.cache.writer import RecordWriter
+from ovd_d2.cache.writer import RecordWriter, Written
 from ovd_d2.files import fingerprint_json
 
 # Records made with another of these cannot be trained on together, or not be stored together.
@@ -29,20 +29,12 @@ class MergeSummary:
     """What a finished merge amounts to.
 
     Attributes:
-        images, proposals: records and rows in the new store.
-        images_copied: by this run; the others were there already.
+        written: the new store; what this run wrote it has copied.
         duplicates: records that were in more than one source, with equal content.
-        bytes: size of all shards.
-        seconds: wall-clock time of this run.
     """
 
-    path: Path
-    images: int
-    images_copied: int
-    proposals: int
+    written: Written
     duplicates: int
-    bytes: int
-    seconds: float
 
 
 def merge_stores(
@@ -91,16 +83,8 @@ def merge_stores(
             fields = owners[image_id].raw(image_id)
             record = {name: torch.from_numpy(values) for name, values in fields.items()}
             writer.add_encoded(image_id, record)
-        finished = writer.finish()
-    return MergeSummary(
-        path=writer.path,
-        images=finished.num_images,
-        images_copied=writer.missing,
-        proposals=finished.num_rows,
-        duplicates=sum(map(len, stores)) - len(owners),
-        bytes=sum(shard.bytes for shard in finished.shards),
-        seconds=time.perf_counter() - start,
-    )
+        writer.finish()
+    return MergeSummary(writer.summary(start), sum(map(len, stores)) - len(owners))
 
 
 def _open_all(sources: Sequence[str | os.PathLike[str]], target: Path) -> list[RecordStore]:
@@ -182,10 +166,8 @@ def _merged_manifest(stores: Sequence[RecordStore], images: Sequence[dict[str, A
     dataset, *others = _datasets(stores)
     proposals = sorted({store.manifest.proposals for store in stores})
     if others:
-        dataset = DatasetInfo(
-            name="+".join(sorted({one.name for one in _datasets(stores)})),
-            fingerprint=dataset_fingerprint(images),
-            num_images=len(images),
+        dataset = dataset_info(
+            "+".join(sorted({dataset.name, *(one.name for one in others)})), images
         )
     joined = proposals[0] if len(proposals) == 1 else f"merged-{fingerprint_json(proposals)}"
     values = {key: getattr(stores[0].manifest, key) for key in _SHARED_KEYS}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,28 @@ from ovd_d2.cache.shards import (
 from ovd_d2.cache.space import check_space, full_disk_explained
 from ovd_d2.files import atomic_write, flush_folder
 from ovd_d2.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a run of a writer amounts to.
+
+    Attributes:
+        path: of the store.
+        images, proposals: records and rows in it.
+        images_written: by all ranks of this run; the others were there already.
+        bytes: size of all shards.
+        seconds: wall-clock time of this run.
+        complete: the store holds every image of the data set; a part does not.
+    """
+
+    path: Path
+    images: int
+    images_written: int
+    proposals: int
+    bytes: int
+    seconds: float
+    complete: bool
 
 
 class RecordWriter:
@@ -144,6 +167,18 @@ class RecordWriter:
         self._find_whole(replace(self.manifest, shards=[], index=None))
         self.manifest = self.ranks.on_rank_0(self._list)
         return self.manifest
+
+    def summary(self, start: float) -> Written:
+        """After `finish`, of a run that began at `start` of `time.perf_counter`."""
+        return Written(
+            path=self.path,
+            images=self.manifest.num_images,
+            images_written=self.missing,
+            proposals=self.manifest.num_rows,
+            bytes=self.manifest.num_bytes,
+            seconds=time.perf_counter() - start,
+            complete=self.manifest.complete,
+        )
 
     def __enter__(self) -> RecordWriter:
         return self

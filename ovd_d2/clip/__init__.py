@@ -1,6 +1,6 @@
 """The teacher: image and text encoder, prompts and crops (built on open_clip)."""
 
-from ovd_d2.clip.crops import CROP_RECIPE, crop_batch, crop_recipe, embed_proposals, scaled_boxes
+from ovd_d2.clip.crops import CropRecipe, embed_proposals
 from ovd_d2.clip.prompts import (
     PROMPT_FAMILIES,
     article,
@@ -12,16 +12,13 @@ from ovd_d2.clip.prompts import (
 from ovd_d2.clip.teacher import CLIPTeacher
 
 __all__ = [
-    "CROP_RECIPE",
     "PROMPT_FAMILIES",
     "CLIPTeacher",
+    "CropRecipe",
     "article",
     "clean_name",
-    "crop_batch",
-    "crop_recipe",
     "embed_names",
     "embed_synonyms",
     "embed_proposals",
     "render_prompts",
-    "scaled_boxes",
 ]

@@ -8,6 +8,7 @@ averaged and normalised.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,26 +18,127 @@ import torch.nn.functional as F
 from ovd_d2.clip.device_crops import resize_crops
 from ovd_d2.clip.teacher import CLIPTeacher
 
-DEFAULT_SCALES = (1.0, 1.5)
 RESIZE_CHOICES = ("open_clip", "squash")
 
-
-def crop_recipe(
-    scales: Sequence[float] = DEFAULT_SCALES, resize: str = "open_clip", *, amp: bool = False
-) -> dict[str, Any]:
-    """What a cache manifest says about how crops became embeddings."""
-    return {
-        "scales": [float(scale) for scale in scales],
-        "average": "mean-then-normalise",
-        "corners": "floor-ceil-clamp",
-        "resize": resize,
-        "resampling": "antialias-uint8",
-        "precision": "bfloat16-autocast" if amp else "float32",
-    }
+# (H, W, 3) uint8 RGB on the teacher's device, and (n, 4) int64 windows on the CPU.
+Source = tuple[torch.Tensor, torch.Tensor]
 
 
-CROP_RECIPE: dict[str, Any] = crop_recipe()
-"""The recipe of `embed_proposals` with default arguments."""
+@dataclass(frozen=True)
+class CropRecipe:
+    """How the crops of a proposal become its embedding; the same offline and in training.
+
+    Attributes:
+        scales: one crop per scale; their embeddings are averaged.
+        resize: "open_clip" is the teacher's own inference transform, for most models: resize the
+            shorter side, then crop the centre, so an elongated box loses its ends. "squash"
+            resizes to the input size whatever the aspect ratio, so nothing is lost.
+        amp: the teacher computes in bfloat16 where PyTorch's autocast says so.
+
+    Raises:
+        ValueError: no scale, one that is not positive, or no such `resize`.
+    """
+
+    scales: tuple[float, ...] = (1.0, 1.5)
+    resize: str = "open_clip"
+    amp: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"scales are {self.scales}, expected positive ones, as (1.0, 1.5)")
+        if self.resize not in RESIZE_CHOICES:
+            choices = ", ".join(RESIZE_CHOICES)
+            raise ValueError(f"unknown resize '{self.resize}'; choices: {choices}")
+
+    @classmethod
+    def on(
+        cls, device: torch.device, *, resize: str = "open_clip", amp: bool | None = None
+    ) -> CropRecipe:
+        """The recipe of a cache built on a device: unless `amp` says otherwise, bfloat16 on CUDA.
+
+        Raises:
+            ValueError: `amp` elsewhere than on CUDA; no such `resize`.
+        """
+        is_cuda = device.type == "cuda"
+        if amp and not is_cuda:
+            raise ValueError(f"amp is for CUDA devices, the teacher runs on {device}; leave it out")
+        return cls(resize=resize, amp=is_cuda if amp is None else amp)
+
+    def describe(self) -> dict[str, Any]:
+        """What a cache manifest says about how crops became embeddings."""
+        return {
+            "scales": [float(scale) for scale in self.scales],
+            "average": "mean-then-normalise",
+            "corners": "floor-ceil-clamp",
+            "resize": self.resize,
+            "resampling": "antialias-uint8",
+            "precision": "bfloat16-autocast" if self.amp else "float32",
+        }
+
+    def windows(self, boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """(K, 4) boxes -> (K * S, 4) int64: those of a box at every scale, then the next box's.
+
+        Raises:
+            ValueError: boxes with NaN.
+        """
+        found = [scaled_boxes(boxes, scale, height, width) for scale in self.scales]
+        return torch.stack(found, dim=1).flatten(0, 1)
+
+    def encode(
+        self, sources: Sequence[Source], teacher: CLIPTeacher, *, fill_to: int = 0
+    ) -> torch.Tensor:
+        """Crops the windows of images and embeds them as one batch.
+
+        Args:
+            sources: images and their windows, n in all.
+            teacher: the image encoder; it gives size, mean, std and interpolation.
+            fill_to: black images follow until the batch has this many.
+
+        Returns:
+            (max(n, fill_to), D) float32 unit rows on the teacher's device.
+        """
+        crops = resize_crops(
+            sources, teacher.preprocessing, squash=self.resize == "squash", fill_to=fill_to
+        )
+        with torch.autocast(teacher.device.type, torch.bfloat16, enabled=self.amp):
+            return teacher.encode_images(crops)
+
+    def average(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """(K * S, D) embeddings in the order of `windows` -> (K, D) unit rows."""
+        rows = embeddings.view(-1, len(self.scales), embeddings.shape[1])
+        return F.normalize(rows.mean(dim=1), dim=1)
+
+
+VILD_RECIPE = CropRecipe()
+
+
+def embed_proposals(
+    image: np.ndarray,
+    boxes: torch.Tensor,
+    teacher: CLIPTeacher,
+    recipe: CropRecipe = VILD_RECIPE,
+    batch_size: int = 256,
+) -> torch.Tensor:
+    """Embeds the proposals of one image.
+
+    Many images are embedded faster by `ovd_d2.clip.pipeline`, which fills its batches.
+
+    Args:
+        image: (H, W, 3) uint8 RGB, at its original size.
+        boxes: (K, 4) float XYXY in pixels of `image`; K >= 0.
+        teacher: the image encoder.
+        recipe: how.
+        batch_size: crops encoded at once; the result does not depend on it.
+
+    Returns:
+        (K, D) float32 unit rows on the CPU, in the order of `boxes`.
+    """
+    windows = recipe.windows(boxes, image.shape[0], image.shape[1])
+    pixels = image_on_device(image, teacher.device)
+    if not len(windows):
+        return torch.zeros(0, teacher.embedding_dim)
+    parts = [recipe.encode([(pixels, part)], teacher) for part in windows.split(batch_size)]
+    return recipe.average(torch.cat(parts).cpu())
 
 
 def scaled_boxes(boxes: torch.Tensor, scale: float, height: int, width: int) -> torch.Tensor:
@@ -44,15 +146,13 @@ def scaled_boxes(boxes: torch.Tensor, scale: float, height: int, width: int) -> 
 
     Args:
         boxes: (K, 4) float XYXY in pixels.
-        scale: 1 keeps the box, 1.5 adds context.
+        scale: positive; 1 keeps the box, 1.5 adds context.
         height, width: of the image, pixels.
 
     Returns:
         (K, 4) int64 XYXY with 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height: a window has at
         least one pixel, even for a box without area or outside the image.
     """
-    if scale <= 0:
-        raise ValueError(f"crop scale must be positive, got {scale}")
     corners = boxes.detach().cpu().double().reshape(-1, 2, 2)  # double: exact for float32 input
     if not torch.isfinite(corners).all():
         raise ValueError("boxes hold NaN or infinity; filter them before cropping")
@@ -66,88 +166,6 @@ def scaled_boxes(boxes: torch.Tensor, scale: float, height: int, width: int) -> 
     return torch.cat([low, high], dim=1)
 
 
-def crop_windows(
-    boxes: torch.Tensor, scales: Sequence[float], height: int, width: int
-) -> torch.Tensor:
-    """(K, 4) boxes -> (K * S, 4) int64 windows: those of a box at every scale, then the next box's.
-
-    Raises:
-        ValueError: no scale, a scale that is not positive, or boxes with NaN.
-    """
-    if not scales:
-        raise ValueError("scales is empty; ViLD's recipe is (1.0, 1.5)")
-    windows = [scaled_boxes(boxes, scale, height, width) for scale in scales]
-    return torch.stack(windows, dim=1).flatten(0, 1)
-
-
-def average_scales(embeddings: torch.Tensor, scales: Sequence[float]) -> torch.Tensor:
-    """(K * S, D) embeddings in the order of `crop_windows` -> (K, D) unit rows."""
-    rows = embeddings.view(-1, len(scales), embeddings.shape[1])
-    return F.normalize(rows.mean(dim=1), dim=1)
-
-
-def crop_batch(
-    image: np.ndarray,
-    boxes: torch.Tensor,
-    scale: float,
-    teacher: CLIPTeacher,
-    *,
-    resize: str = "open_clip",
-) -> torch.Tensor:
-    """Cuts the boxes out of an image and prepares them for the teacher.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        boxes: (K, 4) float XYXY in pixels of `image`.
-        scale: see `scaled_boxes`.
-        teacher: gives size, mean, std, interpolation and device.
-        resize: "open_clip" is the teacher's own inference transform, for most models: resize the
-            shorter side, then crop the centre, so an elongated box loses its ends. "squash"
-            resizes to the input size whatever the aspect ratio, so nothing is lost.
-
-    Returns:
-        (K, 3, h, w) float32, normalised, on the teacher's device.
-    """
-    windows = crop_windows(boxes, [scale], image.shape[0], image.shape[1])
-    source = (image_on_device(image, teacher.device), windows)
-    return resize_crops([source], teacher.preprocessing, squash=is_squash(resize))
-
-
-def embed_proposals(
-    image: np.ndarray,
-    boxes: torch.Tensor,
-    teacher: CLIPTeacher,
-    scales: Sequence[float] = DEFAULT_SCALES,
-    batch_size: int = 256,
-    *,
-    resize: str = "open_clip",
-) -> torch.Tensor:
-    """Embeds the proposals of one image by `crop_recipe(scales, resize)`.
-
-    Many images are embedded faster by `ovd_d2.clip.pipeline`, which fills its batches.
-
-    Args:
-        image: (H, W, 3) uint8 RGB, at its original size.
-        boxes: (K, 4) float XYXY in pixels of `image`; K >= 0.
-        teacher: the image encoder.
-        scales: one crop a scale.
-        batch_size: crops encoded at once; the result does not depend on it.
-        resize: see `crop_batch`.
-
-    Returns:
-        (K, D) float32 unit rows on the CPU, in the order of `boxes`.
-    """
-    windows = crop_windows(boxes, scales, image.shape[0], image.shape[1])
-    squash, pixels = is_squash(resize), image_on_device(image, teacher.device)
-    if not len(windows):
-        return torch.zeros(0, teacher.embedding_dim)
-    embeddings = [
-        teacher.encode_images(resize_crops([(pixels, part)], teacher.preprocessing, squash=squash))
-        for part in windows.split(batch_size)
-    ]
-    return average_scales(torch.cat(embeddings).cpu(), scales)
-
-
 def image_on_device(image: np.ndarray, device: torch.device) -> torch.Tensor:
     """(H, W, 3) uint8 RGB pixels as a contiguous tensor on the device; checks their form."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
@@ -157,10 +175,3 @@ def image_on_device(image: np.ndarray, device: torch.device) -> torch.Tensor:
     if not image.flags.writeable:  # from_numpy warns, though nothing is written here
         image = image.copy()
     return torch.from_numpy(np.ascontiguousarray(image)).to(device)
-
-
-def is_squash(resize: str) -> bool:
-    """Checks one of RESIZE_CHOICES; True where it overrides the teacher's own transform."""
-    if resize not in RESIZE_CHOICES:
-        raise ValueError(f"unknown resize '{resize}'; choices: {', '.join(RESIZE_CHOICES)}")
-    return resize == "squash"

@@ -13,7 +13,8 @@ from ovd_d2.vocabulary import Vocabulary
 def configured_teacher(cfg: CfgNode, *, device: str) -> CLIPTeacher:
     """`MODEL.OVD.TEACHER` on a device; raises SetupError as :func:`load_teacher`."""
     teacher = cfg.MODEL.OVD.TEACHER
-    return load_teacher(teacher.ARCHITECTURE, teacher.PRETRAINED, device)
+    key = "MODEL.OVD.TEACHER"
+    return load_teacher(teacher.ARCHITECTURE, teacher.PRETRAINED, device, key=key)
 
 
 def teacher_problems(teacher: CLIPTeacher, vocabulary: Vocabulary | None, name: str) -> list[str]:
@@ -37,7 +38,7 @@ def load_teacher(
     pretrained: str,
     device: str | torch.device = "cpu",
     *,
-    key: str = "MODEL.OVD.TEACHER",
+    key: str = "teacher",
 ) -> CLIPTeacher:
     """A teacher; the state of PyTorch's random numbers is afterwards as it was.
 

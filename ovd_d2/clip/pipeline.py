@@ -21,14 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ovd_d2.clip.crops import (
-    DEFAULT_SCALES,
-    average_scales,
-    crop_windows,
-    image_on_device,
-    is_squash,
-)
-from ovd_d2.clip.device_crops import resize_crops
+from ovd_d2.clip.crops import VILD_RECIPE, CropRecipe, image_on_device
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.workers import closing
 
@@ -62,32 +55,6 @@ class ImageTask:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How crops become embeddings.
-
-    Attributes:
-        batch_size: crops in every forward pass; the last batch is filled up with black images,
-            since kernels chosen by batch size round differently and the result would depend on
-            which images were embedded together.
-        scales: one crop per scale.
-        resize: see `ovd_d2.clip.crops.crop_batch`.
-        amp: the teacher computes in bfloat16 where PyTorch's autocast says so.
-        image_bytes: see IMAGE_BYTES.
-    """
-
-    batch_size: int = 256
-    scales: tuple[float, ...] = DEFAULT_SCALES
-    resize: str = "open_clip"
-    amp: bool = False
-    image_bytes: int = IMAGE_BYTES
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}, expected at least 1")
-        is_squash(self.resize)
-
-
-@dataclass(frozen=True)
 class LoadedImage:
     """Pixels (H, W, 3) uint8 on the teacher's device and crop windows (K * S, 4) on the CPU."""
 
@@ -110,7 +77,10 @@ def embed_images(
     tasks: Iterable[ImageTask],
     teacher: CLIPTeacher,
     write: Callable[[int, Record], None],
-    settings: Settings,
+    recipe: CropRecipe = VILD_RECIPE,
+    *,
+    batch_size: int = 256,
+    image_bytes: int = IMAGE_BYTES,
 ) -> Iterator[int]:
     """Embeds the boxes of every image and writes its record with `embeddings` (K, D) added.
 
@@ -118,20 +88,29 @@ def embed_images(
         tasks: taken one by one, in this thread, as the stages can use them.
         teacher: the image encoder.
         write: called in the order of `tasks`, one at a time, in another thread.
-        settings: the recipe.
+        recipe: how crops become embeddings.
+        batch_size: crops in every forward pass; the last batch is filled up with black images,
+            since kernels chosen by batch size round differently and the result would depend on
+            which images were embedded together.
+        image_bytes: see IMAGE_BYTES.
 
     Yields:
         The image ids, in order, as they are written; the work stops when the caller does.
+
+    Raises:
+        ValueError: `batch_size` is less than 1.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, expected at least 1")
     encoders, threads = _encoder_threads(teacher.device)
     loaders = min(_MAX_LOADERS, os.cpu_count() or 1)
     failed = False  # of writing, which one thread does
 
     def load(task: ImageTask) -> LoadedImage:
-        return _load(task, settings.scales, teacher.device)
+        return _load(task, recipe, teacher.device)
 
     def embed(batch: list[Piece]) -> tuple[list[Piece], torch.Tensor]:
-        return batch, _embed(batch, teacher, settings)
+        return batch, _embed(batch, teacher, recipe, batch_size)
 
     def write_one(item: tuple[ImageTask, torch.Tensor]) -> int:
         task, rows = item
@@ -139,7 +118,7 @@ def embed_images(
         if failed:  # what was queued before the error was noticed
             raise RuntimeError(f"image {task.image_id} is not written after an error")
         failed = True
-        write(task.image_id, {**task.record, "embeddings": average_scales(rows, settings.scales)})
+        write(task.image_id, {**task.record, "embeddings": recipe.average(rows)})
         failed = False
         return task.image_id
 
@@ -148,8 +127,8 @@ def embed_images(
         _thread_pool("encode", encoders, threads) as encode_pool,
         _thread_pool("write", 1) as write_pool,
     ):
-        images = run_ahead(load_pool, load, tasks, loaders + 1, _size_of, settings.image_bytes)
-        batches = pack(images, settings.batch_size, settings.image_bytes)
+        images = run_ahead(load_pool, load, tasks, loaders + 1, _size_of, image_bytes)
+        batches = pack(images, batch_size, image_bytes)
         embedded = run_ahead(encode_pool, embed, batches, encoders + 1)
         yield from run_ahead(write_pool, write_one, _finished(embedded), _WRITES_AHEAD)
 
@@ -209,9 +188,9 @@ def _pieces(image: LoadedImage, room: int, batch_size: int) -> Iterator[Piece]:
         start, room = stop, batch_size
 
 
-def _load(task: ImageTask, scales: Sequence[float], device: torch.device) -> LoadedImage:
+def _load(task: ImageTask, recipe: CropRecipe, device: torch.device) -> LoadedImage:
     pixels = task.load()
-    windows = crop_windows(task.record["boxes"], scales, pixels.shape[0], pixels.shape[1])
+    windows = recipe.windows(task.record["boxes"], pixels.shape[0], pixels.shape[1])
     return LoadedImage(task, image_on_device(pixels, device), windows)
 
 
@@ -219,19 +198,15 @@ def _size_of(task: ImageTask) -> int:
     return task.size
 
 
-def _embed(batch: Sequence[Piece], teacher: CLIPTeacher, settings: Settings) -> torch.Tensor:
+def _embed(
+    batch: Sequence[Piece], teacher: CLIPTeacher, recipe: CropRecipe, batch_size: int
+) -> torch.Tensor:
     """(n, D) float32 on the CPU; n is the number of windows in the batch."""
     count = sum(len(piece.windows) for piece in batch)
     if not count:
         return torch.zeros(0, teacher.embedding_dim)
-    crops = resize_crops(
-        [(piece.pixels, piece.windows) for piece in batch],
-        teacher.preprocessing,
-        squash=is_squash(settings.resize),
-        fill_to=settings.batch_size,
-    )
-    with torch.autocast(teacher.device.type, torch.bfloat16, enabled=settings.amp):
-        embeddings = teacher.encode_images(crops)
+    sources = [(piece.pixels, piece.windows) for piece in batch]
+    embeddings = recipe.encode(sources, teacher, fill_to=batch_size)
     return embeddings[:count].cpu()  # waits for the device, while another thread feeds it
 
 

@@ -1,4 +1,4 @@
-"""From category names to a `Vocabulary`, by a teacher's text encoder."""
+"""From categories to a `Vocabulary`, by a teacher's text encoder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from ovd_d2.clip.prompts import PROMPT_FAMILIES, embed_names, embed_synonyms
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.files import read_text
-from ovd_d2.vocabulary import Vocabulary
+from ovd_d2.vocabulary import Categories, Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -20,31 +20,26 @@ SYNONYMS = ", synonyms"  # after the family's name, where a vocabulary averages 
 
 
 def build_vocabulary(
-    names: Sequence[str],
+    categories: Categories,
     teacher: CLIPTeacher,
     *,
-    is_novel: Sequence[bool] | None = None,
-    synonyms: Sequence[Sequence[str]] | None = None,
     prompts: str = "vild63",
     progress: bool = False,
 ) -> Vocabulary:
-    """Embeds names with a prompt family.
+    """Embeds the names of categories, or the mean over their synonyms, with a prompt family.
 
     Args:
-        names: C distinct category names, in the order of the data set's contiguous ids.
+        categories: C of them, distinct.
         teacher: its fingerprint goes into the vocabulary.
-        is_novel: C flags; None means that every category is a base category.
-        synonyms: C lists of what each category is called, `names` among them; None: `names` alone.
         prompts: key of `ovd_d2.clip.PROMPT_FAMILIES`.
         progress: show a progress bar.
     """
-    novel = None if is_novel is None else torch.tensor(list(is_novel), dtype=torch.bool)
-    groups = [[name] for name in names] if synonyms is None else synonyms
+    groups = categories.synonyms or [[name] for name in categories.names]
     several = any(len(group) > 1 for group in groups)
     return Vocabulary(
-        names,
+        categories.names,
         embed_synonyms(groups, teacher, prompts, progress=progress),
-        novel,
+        torch.tensor(categories.novel, dtype=torch.bool),
         teacher=teacher.fingerprint,
         prompts=prompts + SYNONYMS if several else prompts,
         background=embed_names(["background"], teacher, prompts)[0],

@@ -10,19 +10,19 @@ logger = logging.getLogger(__name__)
 
 
 def drop_annotations(
-    dataset_dicts: list[dict[str, Any]], is_novel: Sequence[bool]
+    dataset_dicts: list[dict[str, Any]], novel: Sequence[bool]
 ) -> list[dict[str, Any]]:
     """Removes the annotations of novel categories; the images stay.
 
     Args:
         dataset_dicts: Detectron2's dicts with contiguous `category_id`; not changed. One without
             "annotations" gets an empty list.
-        is_novel: one flag per category, in the order of contiguous ids.
+        novel: one flag per category, in the order of contiguous ids.
     """
     kept, dropped = [], 0
     for record in dataset_dicts:
         present = record.get("annotations", ())
-        annotations = [a for a in present if not is_novel[a["category_id"]]]
+        annotations = [a for a in present if not novel[a["category_id"]]]
         dropped += len(present) - len(annotations)
         kept.append({**record, "annotations": annotations})
     if dropped:

@@ -24,8 +24,8 @@ PICTOGRAM_SETS = ("pictograms_v1", "pictograms_v1_mini")
 def _load_pictograms(json_file: str, image_root: str, name: str) -> list[dict[str, Any]]:
     from ovd_d2.pictograms.dataset import check_version  # what draws them: 0.1 s of an import
 
-    table = get_categories(name)  # a clear error where the file is missing
-    MetadataCatalog.get(name).set(thing_classes=table.names)
+    names = get_categories(name).names  # a clear error where the file is missing
+    MetadataCatalog.get(name).set(thing_classes=names)
     check_version(json_file)
     patch_lvis()  # before Detectron2 imports lvis
     # No data set name is passed on: Detectron2 would take every name with "v1" for LVIS v1. LVIS
@@ -44,7 +44,7 @@ def pictograms(folder: str, split: str) -> DataSet:
 def _load_lvis_base(json_file: str, image_root: str, name: str) -> list[dict[str, Any]]:
     patch_lvis()  # before Detectron2 imports lvis
     dataset_dicts = load_lvis_json(json_file, image_root, "lvis_v1_train")
-    return drop_annotations(dataset_dicts, get_categories("lvis_v1_train").is_novel)
+    return drop_annotations(dataset_dicts, get_categories("lvis_v1_train").novel)
 
 
 def lvis_base() -> DataSet:

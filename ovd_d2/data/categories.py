@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 from detectron2.utils.file_io import PathManager
 
@@ -18,30 +17,11 @@ from ovd_d2.data.paths import datasets_root
 from ovd_d2.data.problems import Problem
 from ovd_d2.data.public_sets import dataset_field
 from ovd_d2.data.registration import known_names, register_data_sets
+from ovd_d2.vocabulary import Categories
 
 
-@dataclass(frozen=True)
-class CategoryTable:
-    """The categories of one data set, in the order of Detectron2's contiguous class ids.
-
-    Attributes:
-        names: C category names, as the data set spells them.
-        is_novel: C flags; a novel category has no training annotations.
-        frequencies: C letters r / c / f (LVIS), or None where the format has none.
-        synonyms: C lists of what each category is called, its name first; None: by its name alone.
-    """
-
-    names: list[str]
-    is_novel: list[bool]
-    frequencies: list[str] | None = None
-    synonyms: list[list[str]] | None = None
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-
-def get_categories(dataset_name: str) -> CategoryTable:
-    """The category table of a registered data set, read from its annotation file.
+def get_categories(dataset_name: str) -> Categories:
+    """The categories of a registered data set, read from its annotation file.
 
     Novel are, in this order of precedence: the names that the metadata field `base_classes` does
     not list (OV-COCO needs no such field); the rare categories (`frequency: r`) of an LVIS-format
@@ -63,34 +43,40 @@ def get_categories(dataset_name: str) -> CategoryTable:
         )
     metadata = MetadataCatalog.get(dataset_name)
     if dataset_name.startswith("lvis_v1"):
-        categories = LVIS_CATEGORIES  # ships with Detectron2; the official JSON takes 20 s to parse
+        entries = LVIS_CATEGORIES  # ships with Detectron2; the official JSON takes 20 s to parse
     elif metadata.get("json_file", None) is None and metadata.get("thing_classes", None):
-        categories = [{"id": k, "name": name} for k, name in enumerate(metadata.thing_classes)]
+        entries = _of_metadata(metadata)
     else:
-        categories = _read_categories(metadata.json_file, dataset_name)
-    return category_table(categories, dataset_name)
+        entries = _read_categories(metadata.json_file, dataset_name)
+    return categories_of(entries, dataset_name)
 
 
-def category_table(categories: Sequence[Mapping[str, Any]], dataset_name: str) -> CategoryTable:
-    """The table of categories that have been read already; :func:`category_problems` finds none.
+def categories_of(entries: Sequence[Mapping[str, Any]], dataset_name: str) -> Categories:
+    """Of entries that have been read already; :func:`category_problems` finds none.
 
     Args:
-        categories: COCO's or LVIS's entries, in any order.
+        entries: COCO's or LVIS's entries, in any order.
         dataset_name: a registered data set, whose metadata says what is novel and how it is spelt.
 
     Raises:
         ValueError: `base_classes` holds a name that is not there; synonyms are no list.
     """
-    categories = sorted(categories, key=lambda category: category["id"])
+    entries = sorted(entries, key=lambda entry: entry["id"])
     spellings = dataset_field(dataset_name, "spellings", {})
-    called = [_names_of(category, dataset_name) for category in categories]
+    called = [_names_of(entry, dataset_name) for entry in entries]
     names = [group[0] for group in called]
-    letters = [category.get("frequency") for category in categories]
+    letters = [entry.get("frequency") for entry in entries]
     frequencies = [str(letter) for letter in letters] if all(letters) else None
     base = dataset_field(dataset_name, "base_classes")
     novel = _novel_flags(dataset_name, names, frequencies, base)
     synonyms = [[spellings.get(name, name) for name in group] for group in called]
-    return CategoryTable([group[0] for group in synonyms], novel, frequencies, synonyms)
+    return Categories(
+        [group[0] for group in synonyms],
+        novel,
+        ids=[entry["id"] for entry in entries],
+        frequencies=frequencies,
+        synonyms=synonyms,
+    )
 
 
 def category_problems(file: str, categories: Sequence[Mapping[str, Any]]) -> list[Problem]:
@@ -192,9 +178,11 @@ def missing_file_problem(dataset_name: str) -> str | None:
     )
 
 
-def get_novel_flags(dataset_name: str) -> list[bool]:
-    """Which categories are novel, in the order of contiguous class ids (:func:`get_categories`)."""
-    return get_categories(dataset_name).is_novel
+def _of_metadata(metadata: Metadata) -> list[dict[str, Any]]:
+    """Numbered as Detectron2's conversion to COCO's format does."""
+    names = metadata.thing_classes
+    ids = metadata.get("thing_dataset_id_to_contiguous_id", None) or range(len(names))
+    return [{"id": one, "name": name} for one, name in zip(sorted(ids), names, strict=True)]
 
 
 def _names_of(category: Mapping[str, Any], dataset_name: str) -> list[str]:

@@ -14,7 +14,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 from numpy.typing import NDArray
 
-from ovd_d2.cache import EmbeddingCache, ProposalStore, check_compatible, coverage_problems
+from ovd_d2.cache import RecordStore, check_compatible, coverage_problems
 from ovd_d2.structures import ORIGINAL_IMAGE, attach_cached_proposals
 from ovd_d2.systems import SetupContext
 
@@ -60,37 +60,65 @@ class Passenger(ABC):
         return []
 
 
-class CachedProposals(Passenger):
-    """Stored proposals with the teacher's embeddings, for heads that distil.
+class StoredProposals(Passenger):
+    """The most certain proposals that a store holds of an image; base of the two kinds.
 
     They ride on `instances` (:func:`ovd_d2.structures.attach_cached_proposals`), as
     :func:`transform_cached_proposals` returns them.
+
+    Attributes:
+        store: records of every training image.
+        per_image: at most so many proposals per image.
     """
 
-    def __init__(self, cache: EmbeddingCache, *, per_image: int) -> None:
-        """
-        Args:
-            cache: embeddings of every training image.
-            per_image: at most so many proposals per image, the most certain ones.
-        """
-        self.cache = cache
+    def __init__(self, store: RecordStore, *, per_image: int) -> None:
+        """See the attributes."""
+        self.store = store
         self.per_image = per_image
 
     def __call__(self, image: MappedImage) -> None:
-        # The embeddings stay as stored, whatever their length: the loss normalises them.
-        stored = self.cache.raw(image.record["image_id"])
+        # Embeddings stay as stored, whatever their length: the loss normalises them.
+        stored = self._best_first(self.store.raw(image.record["image_id"]))
         proposals = transform_cached_proposals(stored, image.transforms, image.size, self.per_image)
         attach_cached_proposals(image.record, proposals)
 
+    def _best_first(self, stored: dict[str, NDArray]) -> dict[str, NDArray]:
+        return stored
+
+
+class CachedProposals(StoredProposals):
+    """Proposals of an `EmbeddingCache`, with the teacher's embeddings, for heads that distil."""
+
     def problems(self, context: SetupContext) -> list[str]:
         """A cache of another teacher, or of other images."""
-        own = self.cache.manifest.teacher
+        own = self.store.manifest.teacher
         return check_compatible(
-            self.cache,
+            self.store,
             teacher_fingerprint=own if context.teacher is None else context.teacher,
             embedding_dim=context.embedding_dim,
             images=context.training_images,
         )
+
+
+class ProposalsToEmbed(StoredProposals):
+    """Proposals of a `ProposalStore`, and the original image to embed them from.
+
+    The batch then goes through :class:`ovd_d2.data.online.OnlineTeacherLoader`.
+    """
+
+    def __call__(self, image: MappedImage) -> None:
+        super().__call__(image)
+        image.record[ORIGINAL_IMAGE] = image.original_rgb()
+
+    def _best_first(self, stored: dict[str, NDArray]) -> dict[str, NDArray]:
+        """In the order in which the cache builder keeps them, so that the first K are the same."""
+        order = np.argsort(-stored["objectness"], kind="stable")
+        return {name: values[order] for name, values in stored.items()}
+
+    def problems(self, context: SetupContext) -> list[str]:
+        """Proposals of other images."""
+        fix = "run tools/extract_proposals.py for the training data set"
+        return coverage_problems(self.store, context.training_images, fix)
 
 
 class OriginalImage(Passenger):
@@ -98,33 +126,6 @@ class OriginalImage(Passenger):
 
     def __call__(self, image: MappedImage) -> None:
         image.record[ORIGINAL_IMAGE] = image.original_rgb()
-
-
-class ProposalsToEmbed(Passenger):
-    """Stored proposals without embeddings, and the original image to make them from.
-
-    The batch then goes through :class:`ovd_d2.data.online.OnlineTeacherLoader`.
-    """
-
-    def __init__(self, proposals: ProposalStore, *, per_image: int) -> None:
-        """
-        Args:
-            proposals: boxes of every training image.
-            per_image: at most so many proposals per image, the most certain ones.
-        """
-        self.proposals = proposals
-        self.per_image = per_image
-
-    def __call__(self, image: MappedImage) -> None:
-        stored = _most_certain_first(self.proposals.raw(image.record["image_id"]))
-        proposals = transform_cached_proposals(stored, image.transforms, image.size, self.per_image)
-        attach_cached_proposals(image.record, proposals)
-        image.record[ORIGINAL_IMAGE] = image.original_rgb()
-
-    def problems(self, context: SetupContext) -> list[str]:
-        """Proposals of other images."""
-        fix = "run tools/extract_proposals.py for the training data set"
-        return coverage_problems(self.proposals, context.training_images, fix)
 
 
 def transform_cached_proposals(
@@ -180,9 +181,3 @@ def _transform_boxes(
     if len(kept) == len(boxes):
         return moved, slice(None)  # spares a copy of the embeddings
     return moved.take(kept, axis=0), kept
-
-
-def _most_certain_first(proposals: dict[str, NDArray]) -> dict[str, NDArray]:
-    """In the order in which the cache builder keeps them, so that the first K are the same."""
-    order = np.argsort(-proposals["objectness"], kind="stable")
-    return {name: values[order] for name, values in proposals.items()}

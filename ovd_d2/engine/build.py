@@ -144,7 +144,7 @@ def get_base_dataset_dicts(
             check_consistency=False,
         )
         if drop_novel:
-            records = drop_annotations(records, get_categories(name).is_novel)
+            records = drop_annotations(records, get_categories(name).novel)
         dataset_dicts += records
     if filter_empty:
         dataset_dicts = filter_images_with_only_crowd_annotations(dataset_dicts)

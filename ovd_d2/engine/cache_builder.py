@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,40 +16,20 @@ from tqdm import tqdm
 from ovd_d2.cache import (
     CachedProposals,
     CacheError,
-    DatasetInfo,
     Manifest,
     ProposalStore,
     RecordWriter,
-    dataset_fingerprint,
+    Written,
+    dataset_info,
+    entry_problems,
     id_problems,
     identity_problems,
 )
-from ovd_d2.clip.crops import crop_recipe
-from ovd_d2.clip.pipeline import ImageTask, Settings, embed_images
+from ovd_d2.clip.crops import CropRecipe
+from ovd_d2.clip.pipeline import ImageTask, embed_images
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.data.images import ImageError, image_problems, load_image
 from ovd_d2.ranks import Ranks
-
-
-@dataclass(frozen=True)
-class BuildSummary:
-    """What a finished build amounts to.
-
-    Attributes:
-        images, proposals: records and rows in the cache.
-        images_built: those embedded by this run; the others were there already.
-        bytes: size of all shards.
-        seconds: wall-clock time of this run.
-        complete: the cache holds every image of the data set; a part does not.
-    """
-
-    path: Path
-    images: int
-    images_built: int
-    proposals: int
-    bytes: int
-    seconds: float
-    complete: bool
 
 
 def build_cache(
@@ -62,15 +40,14 @@ def build_cache(
     *,
     dataset_name: str,
     top_k: int | None = None,
+    recipe: CropRecipe | None = None,
     batch_size: int = 256,
-    resize: str = "open_clip",
-    amp: bool | None = None,
     dtype: str = "float16",
     images_per_shard: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
     part: tuple[int, int] = (1, 1),
-) -> BuildSummary:
+) -> Written:
     """Embed the proposals of every image of a data set; killed and run again, it continues.
 
     Each proposal's crops of the original pixels (`ovd_d2.clip.crops`) are embedded, averaged and
@@ -87,10 +64,9 @@ def build_cache(
         dataset_dicts: Detectron2's list of dicts (file_name, image_id, height, width).
         proposals: boxes for at least these images.
         top_k: keep the K proposals of highest objectness; None keeps all.
+        recipe: how crops become embeddings; None: `CropRecipe.on` the teacher's device. The
+            manifest holds it: with bfloat16, embeddings differ in the third digit.
         batch_size: crops in one forward pass of the teacher.
-        resize: how a crop becomes the teacher's input, see `ovd_d2.clip.crops.crop_batch`.
-        amp: the teacher computes in bfloat16, on CUDA only; None: there yes, on the CPU no. The
-            manifest says which, since embeddings differ in the third digit.
         dtype: stored type of the embeddings: "float32", "float16" or "int8".
         images_per_shard: images in one file, which a killed process has to embed again; None: 64,
             or as in the folder.
@@ -105,14 +81,20 @@ def build_cache(
         ValueError: the teacher returned NaN or no unit vectors; the image id is named.
     """
     start = time.perf_counter()
+    recipe = recipe or CropRecipe.on(teacher.device)
     _check_inputs(dataset_dicts, proposals, dataset_name, top_k, part)
-    settings = Settings(batch_size, resize=resize, amp=_use_amp(amp, teacher.device))
-    recipe = {**crop_recipe(settings.scales, resize, amp=settings.amp), "top_k": top_k}
-    manifest = _embedding_manifest(dataset_dicts, dataset_name, proposals, teacher, recipe, dtype)
+    manifest = Manifest(
+        kind="embeddings",
+        dataset=dataset_info(dataset_name, dataset_dicts),
+        proposals=proposals.fingerprint,
+        recipe={**recipe.describe(), "top_k": top_k},
+        teacher=teacher.fingerprint,
+        embedding_dim=teacher.embedding_dim,
+        dtype=dtype,
+    )
     ranks = Ranks()
     progress = progress and ranks.rank == 0
     _check_images(dataset_dicts, dataset_name, ranks, progress)
-    by_id = {entry["image_id"]: entry for entry in dataset_dicts}
     with RecordWriter(
         path,
         manifest,
@@ -123,21 +105,13 @@ def build_cache(
         ranks=ranks,
     ) as writer:
         writer.check_space(_rows_per_image(proposals, top_k))
-        tasks = (_task(by_id[image_id], proposals, top_k) for image_id in writer.waiting_ids)
-        written = embed_images(tasks, teacher, writer.add, settings)
-        for _ in tqdm(written, f"embed {dataset_name}", len(writer.waiting_ids), unit="image",
-                      disable=not progress):  # fmt: skip
+        tasks = _tasks(dataset_dicts, writer.waiting_ids, proposals, top_k)
+        written = embed_images(tasks, teacher, writer.add, recipe, batch_size=batch_size)
+        title, count = f"embed {dataset_name}", len(writer.waiting_ids)
+        for _ in tqdm(written, title, count, unit="image", disable=not progress):
             pass
-        finished = writer.finish()
-    return BuildSummary(
-        path=writer.path,
-        images=finished.num_images,
-        images_built=writer.missing,
-        proposals=finished.num_rows,
-        bytes=sum(shard.bytes for shard in finished.shards),
-        seconds=time.perf_counter() - start,
-        complete=finished.complete,
-    )
+        writer.finish()
+    return writer.summary(start)
 
 
 def load_pixels(entry: Mapping[str, Any]) -> NDArray[np.uint8]:
@@ -174,26 +148,6 @@ def _rows_per_image(proposals: ProposalStore, top_k: int | None) -> float:
     return mean if top_k is None else min(mean, top_k)
 
 
-def _embedding_manifest(
-    dataset_dicts: Sequence[Mapping[str, Any]],
-    dataset_name: str,
-    proposals: ProposalStore,
-    teacher: CLIPTeacher,
-    recipe: dict[str, Any],
-    dtype: str,
-) -> Manifest:
-    """What the cache is made of; a cache with another of these is another cache."""
-    return Manifest(
-        kind="embeddings",
-        dataset=DatasetInfo(dataset_name, dataset_fingerprint(dataset_dicts), len(dataset_dicts)),
-        proposals=proposals.fingerprint,
-        recipe=recipe,
-        teacher=teacher.fingerprint,
-        embedding_dim=teacher.embedding_dim,
-        dtype=dtype,
-    )
-
-
 def _check_inputs(
     dataset_dicts: Sequence[Mapping[str, Any]],
     proposals: ProposalStore,
@@ -202,16 +156,9 @@ def _check_inputs(
     part: tuple[int, int],
 ) -> None:
     """Find what would stop the build hours later, and report all of it at once."""
-    ids = [entry["image_id"] for entry in dataset_dicts]
-    problems = id_problems(dataset_dicts)
-    if not problems:
+    problems = entry_problems(dataset_dicts, top_k)
+    if not id_problems(dataset_dicts):
         problems += _proposal_problems(dataset_dicts, proposals, dataset_name)
-    if len(set(ids)) < len(ids):
-        problems.append(f"{len(ids) - len(set(ids))} image ids occur more than once")
-    if not ids:
-        problems.append("it has no images")
-    if top_k is not None and top_k < 1:
-        problems.append(f"top_k is {top_k}, expected at least 1 or None")
     if not 1 <= part[0] <= part[1]:
         problems.append(f"part is {part}, expected (i, n) with 1 <= i <= n")
     if problems:
@@ -233,10 +180,16 @@ def _proposal_problems(
     return problems
 
 
-def _use_amp(amp: bool | None, device: torch.device) -> bool:
-    if amp and device.type != "cuda":
-        raise ValueError(f"amp is for CUDA devices, the teacher runs on {device}; leave it out")
-    return device.type == "cuda" if amp is None else amp
+def _tasks(
+    entries: Sequence[Mapping[str, Any]],
+    image_ids: Sequence[int],
+    proposals: ProposalStore,
+    top_k: int | None,
+) -> Iterator[ImageTask]:
+    """Of these images, one by one: proposals are read when the teacher can use them."""
+    by_id = {entry["image_id"]: entry for entry in entries}
+    for image_id in image_ids:
+        yield _task(by_id[image_id], proposals, top_k)
 
 
 def _task(entry: Mapping[str, Any], proposals: ProposalStore, top_k: int | None) -> ImageTask:

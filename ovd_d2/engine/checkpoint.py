@@ -165,7 +165,7 @@ class SafeCheckpointer(DetectionCheckpointer):
                 module.forget_loaded_vocabulary()
         try:
             incompatible = super()._load_model(checkpoint)
-        except ValueError as error:  # values that are no arrays, names that match twice
+        except ValueError as error:  # values that are no arrays, names twice, a damaged vocabulary
             raise SetupError([f"{self.key}: {self._path}: {error}"]) from error
         absent = set(_filter_reused_missing_keys(self.model, incompatible.missing_keys))
         shapes = {name: shapes for name, *shapes in incompatible.incorrect_shapes}

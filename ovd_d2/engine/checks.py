@@ -227,10 +227,11 @@ def _category_problems(
     cfg: CfgNode, vocabulary: Vocabulary | None, data: CheckedData
 ) -> Iterable[str]:
     for name, report in data.train.items():
-        if report.table is not None and len(report.table) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        found, expected = report.categories, cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        if found is not None and len(found) != expected:
             yield (
-                f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but '{name}' "
-                f"has {len(report.table)} categories: set it to {len(report.table)}"
+                f"MODEL.ROI_HEADS.NUM_CLASSES is {expected}, but '{name}' has {len(found)} "
+                f"categories: set it to {len(found)}"
             )
     is_open = takes_vocabulary(cfg)
     if vocabulary is not None or not is_open:

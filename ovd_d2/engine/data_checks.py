@@ -12,7 +12,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ovd_d2.data.augmentation import Resize
-from ovd_d2.data.categories import CategoryTable, missing_file_problem
+from ovd_d2.data.categories import missing_file_problem
 from ovd_d2.data.image_faults import KINDS
 from ovd_d2.data.image_memory import default_memory
 from ovd_d2.data.images import image_problems
@@ -20,7 +20,7 @@ from ovd_d2.data.problems import Problem
 from ovd_d2.data.registration import known_names, register_data_sets
 from ovd_d2.data.validation import DatasetUse, Report, validate_dataset
 from ovd_d2.evaluation.builder import evaluator_factories
-from ovd_d2.vocabulary import Vocabulary
+from ovd_d2.vocabulary import Categories, Vocabulary
 
 SHOWN = 3  # names in a message
 MASK_FORMATS = ("polygon", "bitmask")  # that Detectron2's mapper reads
@@ -125,14 +125,16 @@ def category_problems(
         by_name: test sets are evaluated with the vocabulary's entries in their own order
             (:func:`ovd_d2.engine.build.vocabulary_of`), so that names need only be there.
     """
-    for name, report in data.train.items():
-        if vocabulary is not None and report.table is not None:
-            yield from _order_problems(vocabulary, path, name, report.table)
-    for name, report in data.test.items():
-        if vocabulary is not None and report.table is not None:
-            yield from _test_problems(vocabulary, path, name, report.table, by_name)
     if vocabulary is None:
         yield from _fixed_list_problems(data)
+        return
+    ours = vocabulary.categories
+    for name, report in data.train.items():
+        if report.categories is not None:
+            yield from _order_problems(ours, path, name, report.categories)
+    for name, report in data.test.items():
+        if report.categories is not None:
+            yield from _test_problems(ours, path, name, report.categories, by_name)
 
 
 def _not_there(name: str) -> str | None:
@@ -181,59 +183,61 @@ def _with_own_fix(name: str, problem: Problem) -> Problem:
 
 
 def _order_problems(
-    vocabulary: Vocabulary, path: str, name: str, table: CategoryTable
+    ours: Categories, path: str, name: str, categories: Categories
 ) -> Iterable[str]:
-    names = list(vocabulary.names)
-    if names != table.names:
+    if ours.names != categories.names:
         yield (
-            f"the names in {path} ({len(vocabulary)}) are not the categories of '{name}' "
-            f"({len(table)}) in their order, first difference: {_difference(names, table.names)}; "
+            f"the names in {path} ({len(ours)}) are not the categories of '{name}' "
+            f"({len(categories)}) in their order, first difference: "
+            f"{_difference(ours.names, categories.names)}; "
             f"build it with tools/build_vocabulary.py --dataset {name}"
         )
-    elif vocabulary.novel.tolist() != table.is_novel:
+    elif ours.novel != categories.novel:
         yield (
-            f"{path} calls {int(vocabulary.novel.sum())} names novel, '{name}' "
-            f"{sum(table.is_novel)}: build it again with --dataset {name}"
+            f"{path} calls {sum(ours.novel)} names novel, '{name}' {sum(categories.novel)}: "
+            f"build it again with --dataset {name}"
         )
 
 
 def _test_problems(
-    vocabulary: Vocabulary, path: str, name: str, table: CategoryTable, by_name: bool
+    ours: Categories, path: str, name: str, categories: Categories, by_name: bool
 ) -> Iterable[str]:
-    unknown = [one for one in table.names if one not in set(vocabulary.names)]
+    novel = dict(zip(ours.names, ours.novel, strict=True))
+    unknown = [one for one in categories.names if one not in novel]
     if unknown:
         shown = ", ".join(f"'{one}'" for one in unknown[:SHOWN])
         yield (
-            f"{len(unknown)} of the {len(table)} categories of '{name}' are not among the "
-            f"{len(vocabulary)} names in {path}, first {shown}: evaluate it with "
+            f"{len(unknown)} of the {len(categories)} categories of '{name}' are not among the "
+            f"{len(ours)} names in {path}, first {shown}: evaluate it with "
             "tools/evaluate_transfer.py, or build a vocabulary with "
             f"tools/build_vocabulary.py --dataset {name}"
         )
         return
-    if not by_name and table.names != list(vocabulary.names):
-        yield from _order_problems(vocabulary, path, name, table)
+    if not by_name and categories.names != ours.names:
+        yield from _order_problems(ours, path, name, categories)
         return
-    flags = vocabulary.select(table.names).novel.tolist()
-    other = [one for one, a, b in zip(table.names, flags, table.is_novel, strict=True) if a != b]
+    flags = zip(categories.names, categories.novel, strict=True)
+    other = [one for one, flag in flags if flag != novel[one]]
     if other:
         yield (
             f"{path} and '{name}' do not agree on which categories are novel, first "
-            f"'{other[0]}' ({len(other)} of {len(table)}): build the vocabulary again with "
+            f"'{other[0]}' ({len(other)} of {len(categories)}): build the vocabulary again with "
             f"--dataset {name}, or correct the data set's base categories"
         )
 
 
 def _fixed_list_problems(data: CheckedData) -> Iterable[str]:
     """Class k is what it was in training; nothing can be matched by name afterwards."""
-    tables = [(n, r.table) for n, r in (data.train | data.test).items() if r.table is not None]
-    for name, table in tables[1:]:
-        first_name, first = tables[0]
-        if table.names != first.names:
+    reports = (data.train | data.test).items()
+    known = [(name, one.categories) for name, one in reports if one.categories is not None]
+    for name, categories in known[1:]:
+        first_name, first = known[0]
+        if categories.names != first.names:
             yield (
-                f"the categories of '{name}' ({len(table)}) are not those of '{first_name}' "
+                f"the categories of '{name}' ({len(categories)}) are not those of '{first_name}' "
                 f"({len(first)}) in their order, first difference: "
-                f"{_difference(first.names, table.names)}; a detector without a vocabulary has "
-                "a fixed list of categories: number them alike in both files"
+                f"{_difference(first.names, categories.names)}; a detector without a vocabulary "
+                "has a fixed list of categories: number them alike in both files"
             )
 
 

@@ -32,7 +32,7 @@ NO_VOCABULARY = (
 )
 _NO_TEACHER = (
     "dataloader.train.mapper brings proposals to embed, but the config has no wrap_loader that "
-    "embeds them: add wrap_loader = L(OnlineTeacher)(teacher=L(CLIPTeacher.from_open_clip)(...))"
+    "embeds them: add wrap_loader = L(OnlineTeacher)(teacher=L(load_teacher)(...))"
 )
 
 
@@ -176,6 +176,9 @@ def _wrapper_problems(
         return
     try:
         wrap = instantiate(cfg.wrap_loader)
+    except SetupError as error:
+        yield from (f"wrap_loader: {problem}" for problem in error.problems)
+        return
     except (OSError, ValueError, ImportError) as error:
         yield f"wrap_loader: {error}"
         return

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from tqdm import tqdm
 
-from ovd_d2.cache import DatasetInfo, Manifest, RecordWriter, dataset_fingerprint
+from ovd_d2.cache import Manifest, RecordWriter, dataset_info
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.files import fingerprint_json, sha256_file
 from ovd_d2.modeling.objectness import objectness_kind
@@ -32,10 +32,9 @@ def proposal_manifest(
         "pre_nms_top_k": cfg.MODEL.RPN.PRE_NMS_TOPK_TEST,
         "input_size": [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST],
     }
-    fingerprint = dataset_fingerprint(dataset_dicts)
     return Manifest(
         kind="proposals",
-        dataset=DatasetInfo(dataset_name, fingerprint, len(dataset_dicts)),
+        dataset=dataset_info(dataset_name, dataset_dicts),
         proposals=fingerprint_json(recipe),
         recipe=recipe,
     )

@@ -23,7 +23,7 @@ from ovd_d2.clip.loading import configured_teacher, teacher_problems
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.clip.vocabulary_builder import build_vocabulary, prompt_family
 from ovd_d2.data.augmentation import smallest_resize
-from ovd_d2.data.categories import CategoryTable, get_categories
+from ovd_d2.data.categories import get_categories
 from ovd_d2.engine.build import build_test_loader
 from ovd_d2.engine.checkpoint import WHOLE_MODEL, SafeCheckpointer
 from ovd_d2.engine.data_checks import DataNeeds, check_data
@@ -35,7 +35,7 @@ from ovd_d2.errors import SetupError
 from ovd_d2.evaluation import build_evaluator, masks_in_boxes
 from ovd_d2.files import atomic_write_json
 from ovd_d2.modeling.open_vocabulary import open_vocabulary_part, takes_vocabulary
-from ovd_d2.vocabulary import Vocabulary
+from ovd_d2.vocabulary import Categories, Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class TransferSet:
     """A data set that passed the checks."""
 
     name: str
-    categories: CategoryTable
+    categories: Categories
     num_images: int
 
 
@@ -136,14 +136,8 @@ def _build_model(cfg: CfgNode) -> nn.Module:
 
 
 def _vocabulary_of(test_set: TransferSet, teacher: CLIPTeacher, prompts: str) -> Vocabulary:
-    table = test_set.categories
     return build_vocabulary(
-        table.names,
-        teacher,
-        is_novel=table.is_novel,
-        synonyms=table.synonyms,
-        prompts=prompts,
-        progress=comm.is_main_process(),
+        test_set.categories, teacher, prompts=prompts, progress=comm.is_main_process()
     )
 
 

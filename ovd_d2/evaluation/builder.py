@@ -9,7 +9,6 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 
-from ovd_d2.data.categories import get_categories
 from ovd_d2.data.public_sets import dataset_field
 from ovd_d2.data.registration import register_data_sets
 from ovd_d2.evaluation.coco_evaluator import OpenVocabularyCOCOEvaluator
@@ -80,7 +79,6 @@ def _detection_evaluator(
         dataset_name,
         tasks=("bbox", "segm") if masks else ("bbox",),
         output_dir=output_folder,
-        novel=get_categories(dataset_name).is_novel,
         protocol=_protocol(cfg, evaluator_type),
         engine=build_engine(cfg.TEST.OVD.ENGINE),
         model_limit=cfg.TEST.DETECTIONS_PER_IMAGE,

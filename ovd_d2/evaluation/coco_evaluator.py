@@ -32,7 +32,6 @@ class OpenVocabularyCOCOEvaluator(EvaluatorMixin, COCOEvaluator):
         distributed: bool = True,
         output_dir: str | None = None,
         *,
-        novel: Sequence[bool],
         protocol: Protocol = COCO,
         engine: Engine | None = None,
         **options: Any,
@@ -42,13 +41,12 @@ class OpenVocabularyCOCOEvaluator(EvaluatorMixin, COCOEvaluator):
             tasks: among "bbox", "segm"; by default found from the predictions.
             distributed: gather the predictions of all ranks.
             output_dir: for detections, numbers and images; None writes nothing.
-            novel: one flag per category in contiguous class order.
             protocol: `protocols.COCO`, or one with another limit.
             engine: the reference (pycocotools) unless given.
             options: `model_limit` and `failures`, see :class:`EvaluatorMixin`.
 
         Raises:
-            ValueError: the number of flags is not the number of categories.
+            ValueError: the annotations have other categories than the loader of the data set.
         """
         register_data_sets([dataset_name])
         super().__init__(
@@ -62,7 +60,6 @@ class OpenVocabularyCOCOEvaluator(EvaluatorMixin, COCOEvaluator):
         self._set_up(
             dataset_name,
             self._coco_api.dataset,
-            novel=novel,
             protocol=protocol,
             engine=engine or ReferenceEngine(),
             **options,

@@ -12,10 +12,10 @@ from pathlib import Path
 from tabulate import tabulate
 
 from ovd_d2.evaluation.ground_truth import GroundTruth
-from ovd_d2.evaluation.groups import Categories
 from ovd_d2.evaluation.overlap import BoxRecord, best_overlap, group_by_image
 from ovd_d2.evaluation.protocols import Detection
 from ovd_d2.files import atomic_write_json
+from ovd_d2.vocabulary import Categories
 
 MAX_NAMES_SHOWN = 3
 CONFUSION_FILE = "novel_confusion.json"

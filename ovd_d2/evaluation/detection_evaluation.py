@@ -13,13 +13,13 @@ from ovd_d2.evaluation.engines import Engine
 from ovd_d2.evaluation.failures import write_failures
 from ovd_d2.evaluation.ground_truth import GroundTruth
 from ovd_d2.evaluation.groups import (
-    Categories,
     CategoryAP,
     named_metrics,
     write_category_csv,
     write_per_category,
 )
 from ovd_d2.evaluation.protocols import Detection, Protocol, select
+from ovd_d2.vocabulary import Categories
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class DetectionEvaluation:
 
     Attributes:
         dataset_name: as printed.
-        categories: of the data set, in contiguous class order.
+        categories: of the data set.
         protocol: which detections count.
         engine: matches them.
         model_limit: detections per image that the model gives at most (`TEST.DETECTIONS_PER_IMAGE`;
@@ -103,9 +103,7 @@ class DetectionEvaluation:
         precision = self.engine.precision(ground_truth, counted, task)  # (T, R, C, A)
         column = {category_id: k for k, category_id in enumerate(ground_truth.category_ids)}
         precision = precision[:, :, [column[one] for one in self.categories.ids]]
-        table = CategoryAP.from_precision(
-            self.categories.names, self.categories.novel, precision[..., 0]
-        )
+        table = CategoryAP.from_precision(self.categories, precision[..., 0])
         metrics = named_metrics(precision, self.categories.frequencies)
         return {**metrics, **table.group_means()}, table
 

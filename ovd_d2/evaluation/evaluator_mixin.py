@@ -15,16 +15,17 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from detectron2.utils import comm
 
+from ovd_d2.data.categories import get_categories
 from ovd_d2.evaluation.detection_evaluation import DetectionEvaluation
 from ovd_d2.evaluation.engines import Engine
 from ovd_d2.evaluation.ground_truth import GroundTruth
-from ovd_d2.evaluation.groups import Categories
 from ovd_d2.evaluation.overlap import group_by_image
 from ovd_d2.evaluation.protocols import Detection, Protocol
 from ovd_d2.evaluation.streaming import BestPerCategory
 from ovd_d2.evaluation.tables import evaluation_table
 from ovd_d2.files import atomic_write
 from ovd_d2.modeling.masks import BoxMasks
+from ovd_d2.vocabulary import Categories
 
 
 class EvaluatorMixin:
@@ -52,7 +53,6 @@ class EvaluatorMixin:
         dataset_name: str,
         dataset: Mapping[str, Any],
         *,
-        novel: Sequence[bool],
         protocol: Protocol,
         engine: Engine,
         model_limit: int = -1,
@@ -62,7 +62,6 @@ class EvaluatorMixin:
         Args:
             dataset_name: as registered.
             dataset: the loaded annotation file.
-            novel: one flag per category in contiguous class order.
             protocol: which detections count.
             engine: matches them.
             model_limit: the model's own limit of detections per image; negative: none.
@@ -70,8 +69,9 @@ class EvaluatorMixin:
         """
         self._dataset = dataset
         self._files: dict[int, str] = {}
+        categories = self._checked(get_categories(dataset_name))
         self.evaluation = DetectionEvaluation(
-            dataset_name, self._categories(novel), protocol, engine, model_limit, failures
+            dataset_name, categories, protocol, engine, model_limit, failures
         )
 
     @property
@@ -151,14 +151,18 @@ class EvaluatorMixin:
             temporary.write_text(json.dumps(results))
         self._logger.info("Saved %d detections to %s", len(results), path)
 
-    def _categories(self, novel: Sequence[bool]) -> Categories:
-        """In contiguous class order (LVIS itself: id = class + 1)."""
-        records = {category["id"]: category for category in self._dataset["categories"]}
+    def _checked(self, categories: Categories) -> Categories:
+        """The annotations must number them as the loader does: it numbers the detections."""
         mapping = self._metadata.get("thing_dataset_id_to_contiguous_id", None)
-        ids = sorted(records) if mapping is None else sorted(mapping, key=mapping.__getitem__)
-        names = self._metadata.get("thing_classes", None) or [records[k]["name"] for k in ids]
-        frequencies = [records[k].get("frequency") for k in ids]
-        return Categories(ids, list(names), [bool(flag) for flag in novel], frequencies)
+        annotated = sorted(one["id"] for one in self._dataset["categories"])
+        ids = annotated if mapping is None else sorted(mapping, key=mapping.__getitem__)
+        if categories.ids != ids:
+            raise ValueError(
+                f"data set '{self._metadata.name}' is loaded with {len(categories)} categories "
+                f"(ids {categories.ids[:5]} ...), its annotations have {len(ids)} "
+                f"(ids {ids[:5]} ...): register the annotation file that it is loaded from"
+            )
+        return categories
 
 
 def detections_to_coco_json(found: Instances, image_id: int) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ from detectron2.data.detection_utils import read_image
 
 from ovd_d2.crop_sheet import Crop, CropBox, crop_sheet
 from ovd_d2.evaluation.ground_truth import GroundTruth
-from ovd_d2.evaluation.groups import Categories
 from ovd_d2.evaluation.mistakes import (
     Mistake,
     match_novel,
@@ -24,6 +23,7 @@ from ovd_d2.evaluation.overlap import BoxRecord
 from ovd_d2.evaluation.protocols import Detection
 from ovd_d2.files import atomic_write
 from ovd_d2.visualization import NOVEL_MARK
+from ovd_d2.vocabulary import Categories
 
 logger = logging.getLogger(__name__)
 

@@ -8,12 +8,12 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from ovd_d2.files import atomic_write, atomic_write_json
+from ovd_d2.vocabulary import Categories
 
 logger = logging.getLogger(__name__)
 
@@ -23,77 +23,34 @@ CSV_TITLES = {"bbox": "box", "segm": "mask"}
 
 
 @dataclass(frozen=True)
-class Categories:
-    """The categories of an evaluation, in contiguous class order.
-
-    Attributes:
-        ids: C ids of the data set.
-        names: C names.
-        novel: C flags.
-        frequencies: C letters r / c / f, None where the data set does not say.
-
-    Raises:
-        ValueError: the lengths differ.
-    """
-
-    ids: list[int]
-    names: list[str]
-    novel: list[bool]
-    frequencies: list[str | None]
-
-    def __post_init__(self) -> None:
-        check_novel_flags(self.novel, len(self.ids))
-        if not len(self.names) == len(self.frequencies) == len(self.ids):
-            raise ValueError(
-                f"{len(self.names)} class names and {len(self.frequencies)} frequencies for "
-                f"{len(self.ids)} categories in the annotations"
-            )
-
-    @cached_property
-    def name_of(self) -> dict[int, str]:
-        """Data set id -> name."""
-        return dict(zip(self.ids, self.names, strict=True))
-
-    @cached_property
-    def novel_ids(self) -> frozenset[int]:
-        return frozenset(one for one, flag in zip(self.ids, self.novel, strict=True) if flag)
-
-
-@dataclass(frozen=True)
 class CategoryAP:
     """AP of every category, in percent; nan for a category without ground truth.
 
     Attributes:
-        names: C category names in contiguous class order.
-        novel: (C,) bool.
+        categories: C of them.
         ap: (C,) float64, mean over IoU 0.50:0.95 and 101 recall points.
         ap50: (C,) float64, the same at IoU 0.50.
     """
 
-    names: list[str]
-    novel: np.ndarray
+    categories: Categories
     ap: np.ndarray
     ap50: np.ndarray
 
     @classmethod
-    def from_precision(
-        cls, names: Sequence[str], novel: Sequence[bool], precision: np.ndarray
-    ) -> CategoryAP:
+    def from_precision(cls, categories: Categories, precision: np.ndarray) -> CategoryAP:
         """Args:
-        names, novel: C names and flags.
+        categories: C of them.
         precision: (T, R, C) over IoU thresholds (the first one is 0.50), recall points and
             categories, as LVISEval and COCOeval keep it for one area range and one limit of
             detections; -1 marks a category without ground truth.
         """
-        check_novel_flags(novel, len(names))
-        if precision.ndim != 3 or precision.shape[2] != len(names):
+        if precision.ndim != 3 or precision.shape[2] != len(categories):
             raise ValueError(
                 f"precision has shape {precision.shape}, expected (thresholds, recalls, "
-                f"{len(names)} categories)"
+                f"{len(categories)} categories)"
             )
         return cls(
-            list(names),
-            np.asarray(novel, dtype=bool),
+            categories,
             _mean_over_recall(precision),
             _mean_over_recall(precision[:1]),
         )
@@ -102,8 +59,9 @@ class CategoryAP:
         """`AP_base`, `AP_novel`, `AP50_base`, `AP50_novel`: means over the categories that have
         ground truth; nan (with a log line) where a group has none."""
         means: dict[str, float] = {}
+        novel = np.array(self.categories.novel, dtype=bool)
         for metric, values in (("AP", self.ap), ("AP50", self.ap50)):
-            for group, members in (("base", ~self.novel), ("novel", self.novel)):
+            for group, members in (("base", ~novel), ("novel", novel)):
                 means[f"{metric}_{group}"] = _mean_of_known(values[members])
         for group in ("base", "novel"):
             if math.isnan(means[f"AP_{group}"]):
@@ -112,7 +70,7 @@ class CategoryAP:
 
     def as_dict(self) -> dict[str, float | None]:
         """`{"AP-<name>": ..., "AP50-<name>": ...}`; None (JSON has no nan) without ground truth."""
-        values = zip(self.names, self.ap.tolist(), self.ap50.tolist(), strict=True)
+        values = zip(self.categories.names, self.ap.tolist(), self.ap50.tolist(), strict=True)
         flat: dict[str, float | None] = {}
         for name, ap, ap50 in values:
             flat[f"AP-{name}"] = None if math.isnan(ap) else ap
@@ -121,7 +79,7 @@ class CategoryAP:
 
 
 def named_metrics(
-    precision: np.ndarray, frequencies: Sequence[str | None] = ()
+    precision: np.ndarray, frequencies: Sequence[str] | None = None
 ) -> dict[str, float]:
     """AP, AP50, AP75, APs, APm, APl, and APr, APc, APf where there are frequencies.
 
@@ -129,7 +87,7 @@ def named_metrics(
 
     Args:
         precision: (T, R, C, A) as :class:`ovd_d2.evaluation.engines.Engine` returns it.
-        frequencies: C letters r / c / f, or None.
+        frequencies: C letters r / c / f; None where the data set does not say.
 
     Returns:
         Percent; nan where nothing has ground truth.
@@ -142,19 +100,11 @@ def named_metrics(
     }
     for name, area in AREAS.items():
         metrics[name] = _mean_of_defined(precision[..., area])
-    if any(frequencies):
+    if frequencies is not None:
         for name, letter in FREQUENCIES.items():
             members = [k for k, one in enumerate(frequencies) if one == letter]
             metrics[name] = _mean_of_defined(everywhere[:, :, members])
     return metrics
-
-
-def check_novel_flags(novel: Sequence[bool], num_categories: int) -> None:
-    if len(novel) != num_categories:
-        raise ValueError(
-            f"{len(novel)} novel flags for {num_categories} categories; pass one flag per "
-            "category in contiguous class order (ovd_d2.data.categories.get_categories)"
-        )
 
 
 def write_per_category(tasks: Mapping[str, CategoryAP], output_folder: str | Path) -> Path:
@@ -196,17 +146,18 @@ def write_category_csv(
             categories.names[k],
         )
 
+    letters = categories.frequencies or [""] * len(categories)
     path = Path(output_folder) / "per_category.csv"
     with atomic_write(path) as temporary, temporary.open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(header)
-        for k in sorted(range(len(categories.ids)), key=rank):
+        for k in sorted(range(len(categories)), key=rank):
             values = [value for table in tasks.values() for value in (table.ap[k], table.ap50[k])]
             writer.writerow(
                 [
                     categories.names[k],
                     "novel" if categories.novel[k] else "base",
-                    categories.frequencies[k] or "",
+                    letters[k],
                     objects.get(categories.ids[k], 0),
                     *("" if math.isnan(value) else f"{value:.3f}" for value in values),
                 ]

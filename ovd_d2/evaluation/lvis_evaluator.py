@@ -34,7 +34,6 @@ class OpenVocabularyLVISEvaluator(EvaluatorMixin, LVISEvaluator):
         distributed: bool = True,
         output_dir: str | None = None,
         *,
-        novel: Sequence[bool],
         protocol: Protocol = FEDERATED,
         engine: Engine | None = None,
         **options: Any,
@@ -44,13 +43,12 @@ class OpenVocabularyLVISEvaluator(EvaluatorMixin, LVISEvaluator):
             tasks: among "bbox", "segm"; by default found from the predictions.
             distributed: gather the predictions of all ranks.
             output_dir: for detections, numbers and images; None writes nothing.
-            novel: one flag per category in contiguous class order.
             protocol: `protocols.FEDERATED` or `protocols.FIXED`.
             engine: the reference (the lvis package) unless given.
             options: `model_limit` and `failures`, see :class:`EvaluatorMixin`.
 
         Raises:
-            ValueError: the number of flags is not the number of categories.
+            ValueError: the annotations have other categories than the loader of the data set.
         """
         register_data_sets([dataset_name])
         patch_lvis()  # before the base class imports lvis
@@ -60,7 +58,6 @@ class OpenVocabularyLVISEvaluator(EvaluatorMixin, LVISEvaluator):
         self._set_up(
             dataset_name,
             self._lvis_api.dataset,
-            novel=novel,
             protocol=protocol,
             engine=engine or ReferenceEngine(),
             **options,

@@ -215,7 +215,7 @@ class OpenVocabularyOutputLayers(FastRCNNOutputLayers):
         logits = self.classifier(self.embed(x), words)
         if self.training:
             logits = suppress_novel_logits(
-                logits, self.classifier.is_novel, self.novel_training_logits
+                logits, self.classifier.novel, self.novel_training_logits
             )
         return logits, self.bbox_pred(x.flatten(1))
 
@@ -235,7 +235,7 @@ class OpenVocabularyOutputLayers(FastRCNNOutputLayers):
         if not proposals:
             return
         classes = torch.cat([one.gt_classes for one in proposals])
-        novel = F.pad(self.classifier.is_novel, (0, 1))  # background is not novel
+        novel = F.pad(self.classifier.novel, (0, 1))  # background is not novel
         if novel[classes].any():
             first = int(classes[novel[classes]][0])
             known = self.classifier.vocabulary

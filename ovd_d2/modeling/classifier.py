@@ -43,12 +43,12 @@ class CLIPClassifier(nn.Module):
     Attributes:
         vocabulary: names and all; None where none was given or loaded.
         text_embeddings: (C, D) float32 unit rows.
-        is_novel: (C,) bool.
+        novel: (C,) bool.
         background: (D,), normalised in use; a parameter where it is learned.
     """
 
     text_embeddings: Tensor
-    is_novel: Tensor
+    novel: Tensor
     background: Tensor
 
     def __init__(
@@ -90,7 +90,7 @@ class CLIPClassifier(nn.Module):
         embeddings = torch.zeros(num_classes, embedding_dim)
         self.register_buffer("text_embeddings", embeddings, persistent=False)
         flags = torch.zeros(num_classes, dtype=torch.bool)
-        self.register_buffer("is_novel", flags, persistent=False)
+        self.register_buffer("novel", flags, persistent=False)
         self.vocabulary: Vocabulary | None = None
         self._was_given = False
         if vocabulary is not None:
@@ -127,7 +127,7 @@ class CLIPClassifier(nn.Module):
                 "checkpoint, or call model.set_vocabulary(vocabulary)"
             )
         background = None if self.learns_background else self.background
-        return Words(self.text_embeddings, self.is_novel, background)
+        return Words(self.text_embeddings, self.novel, background)
 
     def words_of(self, vocabulary: Vocabulary) -> Words:
         """Of another vocabulary, for one call: what the classifier holds does not change."""
@@ -150,7 +150,7 @@ class CLIPClassifier(nn.Module):
             self.background.copy_(_background_of(vocabulary))
         self._resize(len(vocabulary))
         self.text_embeddings.copy_(vocabulary.embeddings)
-        self.is_novel.copy_(vocabulary.novel)
+        self.novel.copy_(vocabulary.novel)
         self.vocabulary = vocabulary
 
     def forget_loaded_vocabulary(self) -> None:
@@ -180,9 +180,9 @@ class CLIPClassifier(nn.Module):
 
     def _resize(self, num_classes: int) -> None:
         # New buffers (not in-place resizing): the old ones may be shared with a state dict.
-        embeddings, novel = self.text_embeddings, self.is_novel
+        embeddings, novel = self.text_embeddings, self.novel
         self.text_embeddings = embeddings.new_zeros(num_classes, self.embedding_dim)
-        self.is_novel = novel.new_zeros(num_classes)
+        self.novel = novel.new_zeros(num_classes)
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
@@ -197,10 +197,21 @@ class CLIPClassifier(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
         if stored is None or self._was_given:
             return
+        vocabulary = _unpacked(stored, prefix + _VOCABULARY)
         try:
-            self._take(Vocabulary.from_bytes(stored.cpu().numpy().tobytes()))
-        except (TypeError, ValueError, AttributeError) as error:
+            self._take(vocabulary)
+        except ValueError as error:  # another teacher's: of use to what needs no names
             logger.warning("The vocabulary of the checkpoint is left out: %s", error)
+
+
+def _unpacked(stored: Any, key: str) -> Vocabulary:
+    try:
+        return Vocabulary.from_bytes(stored.cpu().numpy().tobytes())
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"its vocabulary ({key}) cannot be read: {error}. Copy the checkpoint again, or name "
+            "the vocabulary that it was trained with by MODEL.OVD.VOCABULARY"
+        ) from error
 
 
 def _background_of(vocabulary: Vocabulary) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import threading
 from collections.abc import Iterable
 from typing import Any, Protocol, cast
 
@@ -13,6 +15,8 @@ from torch import nn
 
 from ovd_d2.modeling.meta_arch import OpenVocabularyRCNN
 from ovd_d2.vocabulary import Vocabulary
+
+_HOLDS_ANOTHER = threading.Lock()  # a model of another project holds the vocabulary of one call
 
 
 class OpenVocabularyModule(Protocol):
@@ -53,6 +57,36 @@ def open_vocabulary_part(model: nn.Module) -> OpenVocabularyModule | None:
         if hasattr(part, "set_vocabulary"):
             return cast(OpenVocabularyModule, part)
     return None
+
+
+def detect(
+    model: nn.Module, inputs: list[dict[str, Any]], vocabulary: Vocabulary | None = None
+) -> list[dict[str, Any]]:
+    """What a model in eval mode finds of a vocabulary, whatever it holds; any thread may call it.
+
+    A meta-architecture whose `forward` takes `vocabulary` does not change. In one of another
+    project the ROI heads hold the vocabulary for as long as the call takes: such calls wait for one
+    another. (A call of the model itself does not wait.)
+
+    Args:
+        model: a detector.
+        inputs: Detectron2's.
+        vocabulary: what to look for; None, or a model with a fixed list of categories: what the
+            model knows.
+    """
+    part = open_vocabulary_part(model)
+    if part is None or vocabulary is None:
+        return model(inputs)
+    if "vocabulary" in inspect.signature(unwrapped(model).forward).parameters:
+        return model(inputs, vocabulary=vocabulary)
+    with _HOLDS_ANOTHER:
+        own = part.vocabulary
+        part.set_vocabulary(vocabulary)
+        try:
+            return model(inputs)
+        finally:
+            if own is not None:
+                part.set_vocabulary(own)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

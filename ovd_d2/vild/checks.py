@@ -22,7 +22,7 @@ KEYS = "MODEL.VILD.DISTILLATION"
 
 _NO_CACHE = (
     "dataloader.train.mapper has no passengers, but this variant distils: add "
-    'passengers=[L(CachedProposals)(cache=L(EmbeddingCache)(path="..."), per_image=300)]'
+    'passengers=[L(CachedProposals)(store=L(EmbeddingCache)(path="..."), per_image=300)]'
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from ovd_d2.clip.crops import embed_proposals
+from ovd_d2.clip.crops import VILD_RECIPE, CropRecipe, embed_proposals
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.data.online import Embed, OnlineTeacherLoader
 from ovd_d2.systems import Batches, SetupContext
@@ -17,18 +17,17 @@ class OnlineTeacher:
     """
 
     def __init__(
-        self, teacher: CLIPTeacher, *, batch_size: int = 256, resize: str = "open_clip"
+        self, teacher: CLIPTeacher, *, batch_size: int = 256, recipe: CropRecipe = VILD_RECIPE
     ) -> None:
         """
         Args:
             teacher: the one that embedded the vocabulary.
             batch_size: crops in one pass of the teacher; the result does not depend on it.
-            resize: how a crop becomes the teacher's input, one of
-                `ovd_d2.clip.crops.RESIZE_CHOICES`.
+            recipe: how crops become embeddings.
         """
         self.teacher = teacher
         self.embed: Embed = partial(
-            embed_proposals, teacher=teacher, batch_size=batch_size, resize=resize
+            embed_proposals, teacher=teacher, recipe=recipe, batch_size=batch_size
         )
 
     def __call__(self, loader: Batches) -> OnlineTeacherLoader:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 
 from ovd_d2.cache import EmbeddingCache, ProposalStore
+from ovd_d2.clip.crops import CropRecipe
 from ovd_d2.clip.loading import configured_teacher
 from ovd_d2.data.passengers import CachedProposals, Passenger, ProposalsToEmbed
 from ovd_d2.systems import Batches, System
@@ -42,7 +43,8 @@ def wrap_loader(cfg: CfgNode, loader: Batches) -> Batches:
     if not (online.PROPOSALS and checks.distils(cfg)):
         return loader
     teacher = configured_teacher(cfg, device=cfg.MODEL.DEVICE)
-    return OnlineTeacher(teacher, batch_size=online.BATCH_SIZE, resize=online.RESIZE)(loader)
+    recipe = CropRecipe(resize=online.RESIZE)
+    return OnlineTeacher(teacher, batch_size=online.BATCH_SIZE, recipe=recipe)(loader)
 
 
 SYSTEM = System(

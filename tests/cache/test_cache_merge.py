@@ -60,13 +60,13 @@ def test_parts_become_the_store_that_one_build_makes(
     whole = write("whole", dtype=dtype)
     before = [files_of(source) for source in sources]
     summary = merge_stores(sources, tmp_path / "merged", images_per_shard=2, progress=False)
-    assert (summary.images, summary.images_copied, summary.duplicates) == (9, 9, 0)
-    assert summary.proposals == sum(image_id % 4 for image_id in IDS)
-    assert files_of(summary.path) == files_of(whole)
+    assert (summary.written.images, summary.written.images_written, summary.duplicates) == (9, 9, 0)
+    assert summary.written.proposals == sum(image_id % 4 for image_id in IDS)
+    assert files_of(summary.written.path) == files_of(whole)
     assert [files_of(source) for source in sources] == before
     other = merge_stores(sources, tmp_path / "other", progress=False)  # all in one shard
-    assert content(other.path) == content(whole)
-    assert EmbeddingCache(other.path).fingerprint == EmbeddingCache(whole).fingerprint
+    assert content(other.written.path) == content(whole)
+    assert EmbeddingCache(other.written.path).fingerprint == EmbeddingCache(whole).fingerprint
 
 
 def test_proposal_stores_are_merged_too(write: Write, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_stores_of_two_data_sets_become_one(write: Write, tmp_path: Path) -> Non
     b = write("b", range(100, 103), of="second", proposals="y")
     summary = merge_stores([a, b], tmp_path / "merged", progress=False)
     merged = EmbeddingCache(tmp_path / "merged")
-    assert summary.images == len(merged) == 8
+    assert summary.written.images == len(merged) == 8
     assert merged.manifest.dataset.name == "first+second"
     assert merged.manifest.dataset.num_images == 8
     assert merged.manifest.proposals.startswith("merged-")
@@ -90,7 +90,7 @@ def test_stores_of_two_data_sets_become_one(write: Write, tmp_path: Path) -> Non
     images = [{"image_id": image_id, **one._asdict()} for image_id, one in listed.items()]
     assert merged.manifest.dataset.fingerprint == dataset_fingerprint(images)
     backwards = merge_stores([b, a], tmp_path / "backwards", progress=False)
-    assert EmbeddingCache(backwards.path).fingerprint == merged.fingerprint
+    assert EmbeddingCache(backwards.written.path).fingerprint == merged.fingerprint
 
 
 def test_ids_that_mean_other_images_in_another_data_set_are_refused(
@@ -114,7 +114,7 @@ def test_images_that_two_data_sets_share_are_stored_once(write: Write, tmp_path:
     a = write("a", range(5), of="first")
     b = write("b", range(3, 7), of="second")
     summary = merge_stores([a, b], tmp_path / "merged", progress=False)
-    assert (summary.images, summary.duplicates) == (7, 2)
+    assert (summary.written.images, summary.duplicates) == (7, 2)
     assert EmbeddingCache(tmp_path / "merged").verify() == []
 
 
@@ -192,14 +192,14 @@ def test_a_damaged_source_is_named_and_the_merge_goes_on_once_it_is_repaired(
         EmbeddingCache(tmp_path / "merged")
     path.write_bytes(sound)
     summary = merge_stores(parts, tmp_path / "merged", images_per_shard=1, progress=False)
-    assert 0 < summary.images_copied < 9
+    assert 0 < summary.written.images_written < 9
     assert EmbeddingCache(tmp_path / "merged").verify() == []
 
 
 def test_a_merge_that_dies_at_any_step_never_looks_finished(
     parts: list[Path], tmp_path: Path
 ) -> None:
-    expected = content(merge_stores(parts, tmp_path / "undisturbed", progress=False).path)
+    expected = content(merge_stores(parts, tmp_path / "undisturbed", progress=False).written.path)
     sources = [files_of(part) for part in parts]
     step, code = 0, CRASHED
     while code == CRASHED:
@@ -224,7 +224,7 @@ def test_a_merge_that_dies_at_any_step_never_looks_finished(
 def test_a_finished_merge_has_nothing_left_to_do(parts: list[Path], tmp_path: Path) -> None:
     merge_stores(parts, tmp_path / "merged", progress=False)
     before = files_of(tmp_path / "merged")
-    assert merge_stores(parts, tmp_path / "merged", progress=False).images_copied == 0
+    assert merge_stores(parts, tmp_path / "merged", progress=False).written.images_written == 0
     assert files_of(tmp_path / "merged") == before
 
 

@@ -10,14 +10,13 @@ import pytest
 import torch
 
 from ovd_d2.clip.crops import (
-    CROP_RECIPE,
-    average_scales,
-    crop_batch,
-    crop_recipe,
-    crop_windows,
+    VILD_RECIPE,
+    CropRecipe,
     embed_proposals,
+    image_on_device,
     scaled_boxes,
 )
+from ovd_d2.clip.device_crops import resize_crops
 from ovd_d2.clip.preprocess import Preprocessing
 from ovd_d2.clip.teacher import CLIPTeacher
 
@@ -51,11 +50,9 @@ def test_scaled_boxes_types_and_empty() -> None:
     assert result.dtype == torch.int64
 
 
-def test_scaled_boxes_refuses_nan_and_scale_zero() -> None:
+def test_scaled_boxes_refuses_nan() -> None:
     with pytest.raises(ValueError, match="NaN"):
         windows([0, 0, float("nan"), 4], 1.0)
-    with pytest.raises(ValueError, match="positive, got 0"):
-        windows([0, 0, 4, 4], 0)
 
 
 @dataclass
@@ -77,6 +74,20 @@ class MeanColourTeacher:
 def teacher(**changes: object) -> CLIPTeacher:
     preprocessing = Preprocessing((8, 8), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), **changes)  # type: ignore[arg-type]
     return cast(CLIPTeacher, MeanColourTeacher(preprocessing))
+
+
+def crop_batch(
+    image: np.ndarray,
+    boxes: torch.Tensor,
+    scale: float,
+    teacher: CLIPTeacher,
+    resize: str = "open_clip",
+) -> torch.Tensor:
+    """The crops themselves, (K, 3, 8, 8)."""
+    sources = [
+        (image_on_device(image, teacher.device), scaled_boxes(boxes, scale, *image.shape[:2]))
+    ]
+    return resize_crops(sources, teacher.preprocessing, squash=resize == "squash")
 
 
 def framed_image() -> np.ndarray:
@@ -156,13 +167,22 @@ def test_refuses_other_images_and_modes() -> None:
     with pytest.raises(ValueError, match=r"got \(60, 80, 3\) float32"):
         crop_batch(framed_image().astype(np.float32), BOX, 1.0, teacher())
     with pytest.raises(ValueError, match="'stretch'; choices: open_clip, squash"):
-        crop_batch(framed_image(), BOX, 1.0, teacher(), resize="stretch")
-    with pytest.raises(ValueError, match="scales is empty"):
-        embed_proposals(framed_image(), BOX, teacher(), scales=())
+        CropRecipe(resize="stretch")
+    for scales in ((), (1.0, 0.0)):
+        with pytest.raises(ValueError, match="scales are .*expected positive"):
+            CropRecipe(scales)
+
+
+def test_bfloat16_is_for_cuda() -> None:
+    assert CropRecipe.on(torch.device("cpu"), resize="squash") == CropRecipe(resize="squash")
+    assert CropRecipe.on(torch.device("cuda:0")).amp
+    assert not CropRecipe.on(torch.device("cuda:0"), amp=False).amp
+    with pytest.raises(ValueError, match="amp is for CUDA devices, the teacher runs on cpu"):
+        CropRecipe.on(torch.device("cpu"), amp=True)
 
 
 def test_recipe_names_what_was_done() -> None:
-    assert CROP_RECIPE == {
+    assert VILD_RECIPE.describe() == {
         "scales": [1.0, 1.5],
         "average": "mean-then-normalise",
         "corners": "floor-ceil-clamp",
@@ -170,16 +190,14 @@ def test_recipe_names_what_was_done() -> None:
         "resampling": "antialias-uint8",
         "precision": "float32",
     }
-    assert crop_recipe((2,), "squash")["resize"] == "squash"
-    assert crop_recipe(amp=True)["precision"] == "bfloat16-autocast"
+    assert CropRecipe((2,), "squash").describe()["resize"] == "squash"
+    assert CropRecipe(amp=True).describe()["precision"] == "bfloat16-autocast"
 
 
 def test_windows_of_a_box_stand_together() -> None:
     boxes = torch.tensor([[10.0, 20, 30, 60], [0, 0, 4, 4]])
     expected = [[10, 20, 30, 60], [5, 10, 35, 70], [0, 0, 4, 4], [0, 0, 5, 5]]
-    assert crop_windows(boxes, (1.0, 1.5), 100, 200).tolist() == expected
+    assert VILD_RECIPE.windows(boxes, 100, 200).tolist() == expected
     rows = torch.tensor([[1.0, 0], [0, 1], [0, -1], [0, -1]])
     half = 0.5**0.5
-    torch.testing.assert_close(
-        average_scales(rows, (1.0, 1.5)), torch.tensor([[half, half], [0.0, -1.0]])
-    )
+    torch.testing.assert_close(VILD_RECIPE.average(rows), torch.tensor([[half, half], [0.0, -1.0]]))

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ovd_d2.clip import CLIPTeacher, device_crops
-from ovd_d2.clip.crops import crop_windows
+from ovd_d2.clip.crops import VILD_RECIPE, CropRecipe
 from ovd_d2.clip.device_crops import _axes, _chunks, _crop_bytes, _resize_batched, resize_crops
 from ovd_d2.clip.preprocess import Preprocessing
 
@@ -175,7 +175,7 @@ def teacher() -> CLIPTeacher:
 def test_embeddings_equal_those_of_open_clips_transform(teacher: CLIPTeacher, squash: bool) -> None:
     """The stated tolerance is a mean cosine of 0.999; measured are 0.9998 and 0.996 at worst."""
     image, like = noise_image(480, 640), teacher.preprocessing
-    windows = crop_windows(proposals(80, 480, 640), (1.0, 1.5), 480, 640)
+    windows = VILD_RECIPE.windows(proposals(80, 480, 640), 480, 640)
     mode = Preprocessing(like.image_size, like.mean, like.std, resize_mode="squash")
     expected = teacher.encode_images(by_open_clip(image, windows, mode if squash else like))
     source = [(torch.from_numpy(image), windows)]
@@ -222,7 +222,7 @@ class Allocations(TorchDispatchMode):
 
 def test_memory_of_a_wide_image_with_many_proposals_is_bounded() -> None:
     image = noise_image(300, 20000)
-    windows = crop_windows(proposals(500, 300, 20000), (1.0, 1.5), 300, 20000)
+    windows = VILD_RECIPE.windows(proposals(500, 300, 20000), 300, 20000)
     windows[:2] = torch.tensor([[0, 0, 20000, 300], [0, 150, 20000, 151]])
     with Allocations() as seen:
         crops = singly(image, windows, preprocessing())
@@ -233,7 +233,7 @@ def test_memory_of_a_wide_image_with_many_proposals_is_bounded() -> None:
 
 def test_workspace_bounds_the_matrix_products() -> None:
     image, like, workspace = noise_image(500, 3000), preprocessing(mode="squash"), 2**20
-    windows = crop_windows(proposals(10, 500, 3000), (1.0, 1.5), 500, 3000)
+    windows = VILD_RECIPE.windows(proposals(10, 500, 3000), 500, 3000)
     windows[3] = torch.tensor([0, 0, 3000, 500])  # more than the workspace on its own
     source = torch.from_numpy(image)
     pixels = torch.zeros(len(windows), 24, 24, 3, dtype=torch.uint8)
@@ -246,7 +246,7 @@ def test_workspace_bounds_the_matrix_products() -> None:
 
 
 def test_chunks_hold_every_crop_once_and_fit() -> None:
-    windows = crop_windows(proposals(40, 480, 640), (1.0,), 480, 640)
+    windows = CropRecipe((1.0,)).windows(proposals(40, 480, 640), 480, 640)
     rows, columns = _axes(windows, preprocessing(), False)
     chunks = list(_chunks(rows, columns, workspace=2**21))
     assert len(chunks) > 2

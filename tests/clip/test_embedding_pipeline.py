@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from ovd_d2.clip.crops import embed_proposals
+from ovd_d2.clip.crops import CropRecipe, embed_proposals
 from ovd_d2.clip.pipeline import (
     ImageTask,
     LoadedImage,
     Piece,
-    Settings,
     _encoder_threads,
     embed_images,
     pack,
@@ -101,7 +100,7 @@ def test_every_image_gets_the_embeddings_of_its_own_boxes(
 ) -> None:
     tasks = [task(image_id, count) for image_id, count in COUNTS.items()]
     written = Written()
-    order = list(embed_images(tasks, teacher, written, Settings(batch_size)))
+    order = list(embed_images(tasks, teacher, written, batch_size=batch_size))
     assert order == list(COUNTS) == list(written.records)
     assert len(written.threads) == 1
     crops = 2 * sum(COUNTS.values())
@@ -116,8 +115,9 @@ def test_every_image_gets_the_embeddings_of_its_own_boxes(
 
 def test_the_recipe_reaches_the_crops(teacher: CLIPTeacher) -> None:
     one, written = task(3, 6), Written()
-    list(embed_images([one], teacher, written, Settings(4, (2.0,), "squash")))
-    expected = embed_proposals(pixels_of(3), one.record["boxes"], teacher, (2.0,), resize="squash")
+    recipe = CropRecipe((2.0,), "squash")
+    list(embed_images([one], teacher, written, recipe, batch_size=4))
+    expected = embed_proposals(pixels_of(3), one.record["boxes"], teacher, recipe)
     torch.testing.assert_close(written.records[3]["embeddings"], expected)
 
 
@@ -126,26 +126,24 @@ def test_the_content_does_not_depend_on_what_shares_a_batch() -> None:
     real = CLIPTeacher.from_open_clip("Pictogram-RN", "shipped")
     tasks = [task(image_id, count) for image_id, count in COUNTS.items()]
     together, apart = Written(), Written()
-    list(embed_images(tasks, real, together, Settings(48)))
+    list(embed_images(tasks, real, together, batch_size=48))
     for each in reversed(tasks):
-        list(embed_images([each], real, apart, Settings(48)))
+        list(embed_images([each], real, apart, batch_size=48))
     for image_id, record in together.records.items():
         assert torch.equal(record["embeddings"], apart.records[image_id]["embeddings"])
 
 
 def test_nothing_to_do(teacher: CLIPTeacher, model: GridModel) -> None:
-    assert list(embed_images([], teacher, Written(), Settings())) == []
+    assert list(embed_images([], teacher, Written())) == []
     empty = Written()
-    assert list(embed_images([task(1, 0)], teacher, empty, Settings())) == [1]
+    assert list(embed_images([task(1, 0)], teacher, empty)) == [1]
     assert empty.records[1]["embeddings"].shape == (0, 12)
     assert model.batches == []
 
 
-def test_settings_are_checked() -> None:
+def test_the_batch_size_is_checked(teacher: CLIPTeacher) -> None:
     with pytest.raises(ValueError, match="batch_size is 0"):
-        Settings(0)
-    with pytest.raises(ValueError, match="unknown resize 'x'"):
-        Settings(resize="x")
+        list(embed_images([], teacher, Written(), batch_size=0))
 
 
 # Packing -----------------------------------------------------------------------------------------
@@ -227,7 +225,7 @@ def test_few_images_are_decoded_before_they_are_needed(teacher: CLIPTeacher) -> 
 
     tasks = (task(k, 8, lambda k=k: load(k)) for k in range(200))  # type: ignore[misc]
     written = Written()
-    for done, _ in enumerate(embed_images(tasks, teacher, written, Settings(16))):
+    for done, _ in enumerate(embed_images(tasks, teacher, written, batch_size=16)):
         most = max(most, len(decoded) - done)
     assert done == 199
     assert most < 40  # stages times a few, whatever the number of images
@@ -260,7 +258,7 @@ def test_an_error_of_decoding_stops_the_build(teacher: CLIPTeacher) -> None:
     taken: list[int] = []
     written = Written()
     with pytest.raises(OSError, match=r"image 3: scene\.jpg is missing"):
-        list(embed_images(tasks_with_error(3, 1000, taken), teacher, written, Settings(16)))
+        list(embed_images(tasks_with_error(3, 1000, taken), teacher, written, batch_size=16))
     assert_stopped_early(taken, written)
 
 
@@ -268,7 +266,7 @@ def test_an_error_of_the_teacher_stops_the_build(teacher: CLIPTeacher, model: Gr
     taken: list[int] = []
     written, model.fail_at = Written(), 3
     with pytest.raises(RuntimeError, match="out of memory"):
-        list(embed_images(tasks_with_error(-1, 1000, taken), teacher, written, Settings(16)))
+        list(embed_images(tasks_with_error(-1, 1000, taken), teacher, written, batch_size=16))
     assert_stopped_early(taken, written)
 
 
@@ -276,7 +274,7 @@ def test_an_error_of_writing_stops_the_build(teacher: CLIPTeacher) -> None:
     taken: list[int] = []
     written = Written(fail_at=4)
     with pytest.raises(OSError, match="No space left on device"):
-        list(embed_images(tasks_with_error(-1, 1000, taken), teacher, written, Settings(16)))
+        list(embed_images(tasks_with_error(-1, 1000, taken), teacher, written, batch_size=16))
     assert_stopped_early(taken, written)
     assert list(written.records)[:4] == [0, 1, 2, 3]
 
@@ -285,7 +283,9 @@ def test_a_keyboard_interrupt_stops_the_build(teacher: CLIPTeacher) -> None:
     taken: list[int] = []
     written = Written()
     with pytest.raises(KeyboardInterrupt):
-        for done in embed_images(tasks_with_error(-1, 1000, taken), teacher, written, Settings(16)):
+        for done in embed_images(
+            tasks_with_error(-1, 1000, taken), teacher, written, batch_size=16
+        ):
             if done == 5:
                 raise KeyboardInterrupt
     assert len(taken) < 60
@@ -297,7 +297,7 @@ def test_an_error_of_the_task_list_reaches_the_caller(teacher: CLIPTeacher) -> N
         raise KeyError("no proposals for image 1")
 
     with pytest.raises(KeyError, match="no proposals for image 1"):
-        list(embed_images(tasks(), teacher, Written(), Settings(16)))
+        list(embed_images(tasks(), teacher, Written(), batch_size=16))
 
 
 def test_threads_of_torch_are_as_before(teacher: CLIPTeacher) -> None:
@@ -306,7 +306,7 @@ def test_threads_of_torch_are_as_before(teacher: CLIPTeacher) -> None:
     try:
         assert _encoder_threads(torch.device("cpu")) == (3, 1)
         assert _encoder_threads(torch.device("cuda")) == (2, 3)
-        list(embed_images([task(1, 5), task(2, 9)], teacher, Written(), Settings(4)))
+        list(embed_images([task(1, 5), task(2, 9)], teacher, Written(), batch_size=4))
         assert torch.get_num_threads() == 3
         with ThreadPoolExecutor(1) as pool:
             assert pool.submit(torch.get_num_threads).result() == 3

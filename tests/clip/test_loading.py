@@ -42,7 +42,7 @@ def test_wrong_names_and_files(tiny_architecture: str, tiny_weights: Path, tmp_p
     }
     for (architecture, pretrained), expected in cases.items():
         problem = problem_of(architecture, pretrained)
-        assert problem.startswith("MODEL.OVD.TEACHER: ") and expected in problem
+        assert problem.startswith("teacher: ") and expected in problem
     assert problem_of("ViT-X", "openai", key="--architecture").startswith("--architecture: unknown")
 
 
@@ -55,7 +55,7 @@ def test_without_a_network_the_local_way_is_told(
     monkeypatch.setattr(open_clip.factory, "download_pretrained", unreachable)
     with caplog.at_level(logging.WARNING):
         problem = problem_of("ViT-B-32-quickgelu", "openai")
-    assert problem.startswith("MODEL.OVD.TEACHER: ViT-B-32-quickgelu openai: these weights are not")
+    assert problem.startswith("teacher: ViT-B-32-quickgelu openai: these weights are not")
     assert "Name or service not known" in problem
     assert "copy ~/.cache/huggingface" in problem and "--pretrained FILE" in problem
     assert "\n" not in problem

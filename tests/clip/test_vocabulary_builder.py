@@ -19,14 +19,14 @@ from ovd_d2.clip.vocabulary_builder import (
     prompt_family,
     read_names,
 )
-from ovd_d2.vocabulary import Vocabulary
+from ovd_d2.vocabulary import Categories, Vocabulary
 
 TOOL = Path(__file__).parents[2] / "tools" / "build_vocabulary.py"
 
 
 def test_vocabulary_carries_teacher_and_prompts(tiny_teacher: CLIPTeacher) -> None:
     names = ["star", "red_anchor"]
-    vocabulary = build_vocabulary(names, tiny_teacher, is_novel=[False, True], prompts="clip7")
+    vocabulary = build_vocabulary(Categories(names, [False, True]), tiny_teacher, prompts="clip7")
     assert vocabulary.names == names
     assert vocabulary.novel.tolist() == [False, True]
     assert (vocabulary.teacher, vocabulary.prompts) == (tiny_teacher.fingerprint, "clip7")
@@ -36,13 +36,15 @@ def test_vocabulary_carries_teacher_and_prompts(tiny_teacher: CLIPTeacher) -> No
 
 def test_synonyms_are_averaged_in_and_said(tiny_teacher: CLIPTeacher) -> None:
     names, synonyms = ["star", "anchor"], [["star", "asterisk"], ["anchor"]]
-    vocabulary = build_vocabulary(names, tiny_teacher, synonyms=synonyms, prompts="single")
+    several = Categories(names, [False, False], synonyms=synonyms)
+    vocabulary = build_vocabulary(several, tiny_teacher, prompts="single")
     assert vocabulary.names == names
     assert vocabulary.prompts == "single, synonyms"
     torch.testing.assert_close(
         vocabulary.embeddings, embed_synonyms(synonyms, tiny_teacher, "single")
     )
-    alone = build_vocabulary(names, tiny_teacher, synonyms=[["star"], ["anchor"]], prompts="single")
+    single = Categories(names, [False, False], synonyms=[["star"], ["anchor"]])
+    alone = build_vocabulary(single, tiny_teacher, prompts="single")
     assert alone.prompts == "single"
     torch.testing.assert_close(alone.embeddings[1], vocabulary.embeddings[1])
     assert not torch.allclose(alone.embeddings[0], vocabulary.embeddings[0])
@@ -92,7 +94,7 @@ def test_new_names_get_the_vocabularys_prompts(
     tiny_teacher: CLIPTeacher,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    vocabulary = build_vocabulary(["star"], tiny_teacher, prompts="single")
+    vocabulary = build_vocabulary(Categories(["star"], [False]), tiny_teacher, prompts="single")
     vocabulary.prompts = written
     assert prompt_family(vocabulary, configured) == expected
     assert bool(caplog.records) == warned

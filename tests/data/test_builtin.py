@@ -37,7 +37,7 @@ def test_minival_has_no_masks_and_images_from_both_splits(tmp_path):
 
 def test_minival_has_lvis_categories():
     table = get_categories("lvis_v1_minival")
-    assert (len(table), sum(table.is_novel)) == (1203, 337)
+    assert (len(table), sum(table.novel)) == (1203, 337)
     metadata = MetadataCatalog.get("lvis_v1_minival")
     assert (metadata.evaluator_type, metadata.boxes_only) == ("lvis", True)
     assert metadata.json_file.endswith("lvis/lvis_v1_minival.json")
@@ -76,7 +76,7 @@ def test_ov_coco_has_its_base_categories(tmp_path, monkeypatch):
         path.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
         monkeypatch.setitem(vars(metadata), "json_file", str(path))
         table = get_categories(name)
-        novel = {one for one, flag in zip(table.names, table.is_novel, strict=True) if flag}
+        novel = {one for one, flag in zip(table.names, table.novel, strict=True) if flag}
         assert novel == set(ov_coco.NOVEL_CLASSES)
 
 

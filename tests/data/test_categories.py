@@ -35,7 +35,7 @@ def test_rare_categories_of_an_lvis_file_are_novel(register):
         ]
     )
     table = get_categories(name)
-    assert (table.names, table.is_novel, table.frequencies) == (
+    assert (table.names, table.novel, table.frequencies) == (
         ["a", "b"],
         [False, True],
         ["f", "r"],
@@ -65,7 +65,7 @@ def test_synonyms_that_are_one_word_are_refused(register):
 def test_what_the_metadata_does_not_call_base_is_novel(register):
     name = register([{"id": 5, "name": "a"}, {"id": 9, "name": "b"}], base_classes=["b"])
     table = get_categories(name)
-    assert (table.is_novel, table.frequencies) == ([True, False], None)
+    assert (table.novel, table.frequencies) == ([True, False], None)
 
 
 def test_base_classes_come_before_frequencies(register):
@@ -73,8 +73,8 @@ def test_base_classes_come_before_frequencies(register):
         {"id": 1, "name": "a", "frequency": "r"},
         {"id": 2, "name": "b", "frequency": "f"},
     ]
-    assert get_categories(register(categories, base_classes=["a"])).is_novel == [False, True]
-    assert get_categories(register(categories, base_classes=[])).is_novel == [True, True]
+    assert get_categories(register(categories, base_classes=["a"])).novel == [False, True]
+    assert get_categories(register(categories, base_classes=[])).novel == [True, True]
 
 
 def test_unknown_base_class_is_refused(register):
@@ -88,7 +88,7 @@ def test_spellings_are_for_the_teacher_and_base_names_as_in_the_file(register):
     spellings = {"pottedplant": "potted plant"}
     name = register(categories, spellings=spellings, base_classes=["pottedplant"])
     table = get_categories(name)
-    assert (table.names, table.is_novel) == (["potted plant", "cat"], [False, True])
+    assert (table.names, table.novel) == (["potted plant", "cat"], [False, True])
 
 
 def test_voc_has_no_annotation_file_and_readable_names():
@@ -99,7 +99,7 @@ def test_voc_has_no_annotation_file_and_readable_names():
 
 def test_lvis_has_866_base_and_337_novel_categories():
     table = get_categories("lvis_v1_train_norare")
-    assert (len(table), sum(table.is_novel)) == (1203, 337)
+    assert (len(table), sum(table.novel)) == (1203, 337)
     assert sum(map(len, table.synonyms)) == 1825
 
 

@@ -10,6 +10,7 @@ from detectron2.structures import BoxMode
 
 from ovd_d2.cache import EmbeddingCache
 from ovd_d2.clip import CLIPTeacher
+from ovd_d2.clip.crops import CropRecipe
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.data.online import OnlineTeacherLoader, add_embeddings
 from ovd_d2.data.passengers import (
@@ -148,12 +149,12 @@ def test_the_teacher_sees_colours_whatever_the_detector_sees(
 
 @pytest.mark.parametrize("resize", ["open_clip", "squash"])
 def test_online_is_what_the_builder_stores(resize, dicts, proposals, teacher, tmp_path):
-    build_cache(
-        dicts, proposals, teacher, tmp_path, dataset_name="toy_train", resize=resize, progress=False
-    )
+    recipe = CropRecipe(resize=resize)
+    options = {"dataset_name": "toy_train", "recipe": recipe, "progress": False}
+    build_cache(dicts, proposals, teacher, tmp_path, **options)
     from_cache = mapper_of(lsj, cache=EmbeddingCache(tmp_path))
     waiting = mapper_of(lsj, proposals=proposals)
-    embed = embedder(teacher, batch_size=5, resize=resize)
+    embed = embedder(teacher, batch_size=5, recipe=recipe)
     for found, expected in zip(
         OnlineTeacherLoader(draw(waiting, dicts, 3), embed), draw(from_cache, dicts, 3), strict=True
     ):
@@ -186,8 +187,8 @@ def test_the_resize_matters(dicts, proposals, teacher):
         batch[0]["original_image"].numpy(),
         cached_proposals_of(batch[0]["instances"]).original_boxes,
     )
-    first = embedder(teacher, resize="open_clip")(image, boxes.tensor)
-    second = embedder(teacher, resize="squash")(image, boxes.tensor)
+    first = embedder(teacher)(image, boxes.tensor)
+    second = embedder(teacher, recipe=CropRecipe(resize="squash"))(image, boxes.tensor)
     assert (first - second).abs().max() > 0.01
 
 

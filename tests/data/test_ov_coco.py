@@ -130,8 +130,8 @@ def test_the_registered_sets_know_their_split(root, monkeypatch):
         assert metadata.json_file.endswith(f"{ov_coco.FOLDER}/{file}")
         monkeypatch.setitem(vars(metadata), "json_file", str(root / ov_coco.FOLDER / file))
         table = get_categories(name)
-        assert (len(table), sum(table.is_novel)) == (65, 17)
-        novel = [name for name, flag in zip(table.names, table.is_novel, strict=True) if flag]
+        assert (len(table), sum(table.novel)) == (65, 17)
+        novel = [name for name, flag in zip(table.names, table.novel, strict=True) if flag]
         assert novel == list(ov_coco.NOVEL_CLASSES)
 
 

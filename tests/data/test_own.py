@@ -45,7 +45,7 @@ def test_what_is_not_listed_as_base_is_novel(folder):
     assert register_own(write(folder, text)) == ["own_train"]
     table = get_categories("own_train")
     assert table.names == ["cat", "bell", "anchor"]  # by rising id
-    assert table.is_novel == [False, True, False]
+    assert table.novel == [False, True, False]
     (record,) = DatasetCatalog.get("own_train")
     assert record["file_name"] == str(folder / "pictures" / "one.png")
     assert table.names[record["annotations"][0]["category_id"]] == "anchor"
@@ -53,12 +53,12 @@ def test_what_is_not_listed_as_base_is_novel(folder):
 
 def test_without_a_list_everything_is_base(folder):
     register_own(write(folder, "own_val: {json_file: train.json, image_root: ''}"))
-    assert get_categories("own_val").is_novel == [False] * 3
+    assert get_categories("own_val").novel == [False] * 3
 
 
 def test_an_empty_list_leaves_no_base(folder):
     register_own(write(folder, "own_val: {json_file: train.json, image_root: '', base: []}"))
-    assert get_categories("own_val").is_novel == [True] * 3
+    assert get_categories("own_val").novel == [True] * 3
 
 
 def test_absolute_paths_stay(folder):
@@ -217,7 +217,7 @@ a: &common {json_file: train.json, image_root: '', base: [cat]}
 b: {<<: *common, base: [bell]}
 """
     register_own(write(folder, text))
-    assert get_categories("b").is_novel == [True, False, True]
+    assert get_categories("b").novel == [True, False, True]
 
 
 def test_the_environment_names_the_file(folder, monkeypatch):

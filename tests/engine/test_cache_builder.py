@@ -21,7 +21,7 @@ from ovd_d2.cache import (
     dataset_fingerprint,
 )
 from ovd_d2.cache.identity import ImageIdentity, load_image_list
-from ovd_d2.clip.crops import embed_proposals
+from ovd_d2.clip.crops import CropRecipe, embed_proposals
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.engine.cache_builder import build_cache, load_image
 from tests.processes import run_ranks
@@ -134,7 +134,7 @@ def test_embeddings_are_those_of_the_crops_best_first(
 def test_manifest_names_what_the_cache_was_made_from(
     run: Callable[..., EmbeddingCache], dataset: list[dict[str, Any]], proposals: ProposalStore
 ) -> None:
-    manifest = run(top_k=2, resize="squash").manifest
+    manifest = run(top_k=2, recipe=CropRecipe(resize="squash")).manifest
     assert manifest.teacher == colour_teacher().fingerprint
     assert manifest.embedding_dim == 3
     assert manifest.proposals == proposals.fingerprint
@@ -161,11 +161,11 @@ def test_summary_counts(
     options: dict[str, Any] = {"dataset_name": NAME, "images_per_shard": 3, "progress": False}
     teacher = colour_teacher()
     summary = build_cache(dataset, proposals, teacher, tmp_path / "cache", **options)
-    assert (summary.images, summary.images_built, summary.proposals) == (4, 4, 9)
+    assert (summary.images, summary.images_written, summary.proposals) == (4, 4, 9)
     files = (tmp_path / "cache").glob("shard-*.safetensors")
     assert summary.bytes == sum(path.stat().st_size for path in files)
     again = build_cache(dataset, proposals, teacher, tmp_path / "cache", **options)
-    assert (again.images, again.images_built, again.proposals) == (4, 0, 9)
+    assert (again.images, again.images_written, again.proposals) == (4, 0, 9)
 
 
 def test_an_interrupted_build_continues_without_repeating(
@@ -333,7 +333,7 @@ def test_parts_hold_every_nth_shard_under_one_header(
             summary = build_cache(
                 dataset[::-1], proposals, colour_teacher(), path, part=(number, 3), **options
             )
-            assert summary.images_built == built
+            assert summary.images_written == built
             assert not summary.complete
         stores.append(EmbeddingCache(path, allow_incomplete=True))
     assert [list(store) for store in stores] == [[11, 14], [12], [13]]

@@ -1,6 +1,5 @@
 """What is loaded is the model's, whole, with its vocabulary; and what is not is refused."""
 
-import logging
 import pickle
 
 import pytest
@@ -12,7 +11,7 @@ from ovd_d2.engine import build
 from ovd_d2.engine.checkpoint import FIRST_STAGE, WHOLE_MODEL, SafeCheckpointer
 from ovd_d2.errors import SetupError
 from ovd_d2.vocabulary import Vocabulary
-from tests.tiny import random_units, tiny_config, tiny_vocabulary
+from tests.tiny import DIM, random_units, tiny_config, tiny_vocabulary
 
 FIVE = ["dog", "cow", "bell", "rat", "hen"]
 
@@ -66,7 +65,7 @@ def test_the_vocabulary_travels_whole_whatever_its_length(five, checkpointer):
     checkpointer(model).load(five)
     same_vocabulary(classifier_of(model).vocabulary, five_names())
     assert torch.equal(classifier_of(model).text_embeddings, five_names().embeddings)
-    assert classifier_of(model).is_novel.tolist() == [True, False, False, False, True]
+    assert classifier_of(model).novel.tolist() == [True, False, False, False, True]
     assert model.roi_heads.num_classes == model.roi_heads.box_predictor.num_classes == 5
     assert classifier_of(model)(random_units(2)).shape == (2, 6)  # it detects
 
@@ -103,16 +102,41 @@ def test_every_stage_of_a_cascade_gets_it(tmp_path):
         assert predictor.num_classes == 5
 
 
-def test_a_damaged_vocabulary_is_left_out(five, tmp_path, caplog):
+@pytest.fixture
+def damaged(five, tmp_path):
+    """A checkpoint whose vocabulary is cut short."""
     content = torch.load(five, weights_only=True)
     (key,) = [name for name in content["model"] if name.endswith("classifier.vocabulary")]
     content["model"][key] = content["model"][key][:100]
     torch.save(content, tmp_path / "damaged.pth")
+    return tmp_path / "damaged.pth"
+
+
+@pytest.mark.parametrize("required", [None, FIRST_STAGE, WHOLE_MODEL])
+def test_a_damaged_vocabulary_is_refused(damaged, required):
+    message = refusal(model_of(), damaged, required)
+    assert f"MODEL.WEIGHTS: {damaged}: its vocabulary (" in message
+    assert "classifier.vocabulary) cannot be read" in message and "MODEL.OVD.VOCABULARY" in message
+    with pytest.raises(ValueError, match="classifier.vocabulary.* cannot be read"):
+        DetectionCheckpointer(model_of()).load(str(damaged))
+
+
+def test_a_damaged_vocabulary_does_not_matter_beside_one_that_was_given(damaged):
+    model = model_of(vocabulary=five_names())
+    SafeCheckpointer(model, required=WHOLE_MODEL).load(str(damaged))
+    same_vocabulary(classifier_of(model).vocabulary, five_names())
+
+
+def test_a_vocabulary_of_another_width_is_left_out(five, tmp_path, caplog):
+    content = torch.load(five, weights_only=True)
+    (key,) = [name for name in content["model"] if name.endswith("classifier.vocabulary")]
+    wide = Vocabulary(["a"], torch.eye(1, DIM + 1)).to_bytes()
+    content["model"][key] = torch.frombuffer(bytearray(wide), dtype=torch.uint8)
+    torch.save(content, tmp_path / "wide.pth")
     model = model_of()
-    with caplog.at_level(logging.WARNING):
-        DetectionCheckpointer(model).load(str(tmp_path / "damaged.pth"))
+    SafeCheckpointer(model, required=FIRST_STAGE).load(str(tmp_path / "wide.pth"))
     assert classifier_of(model).vocabulary is None
-    assert "vocabulary of the checkpoint is left out" in caplog.text
+    assert "The vocabulary of the checkpoint is left out" in caplog.text
 
 
 def refusal(model, path, required=WHOLE_MODEL):

@@ -24,7 +24,7 @@ def test_the_configured_vocabulary_wins_over_the_checkpoints(tmp_path):
     model = build.build_open_vocabulary_model(cfg)
     classifier = model.roi_heads.box_predictor.classifier
     assert torch.equal(classifier.text_embeddings, wanted.embeddings)
-    assert classifier.is_novel.tolist() == [True, False, False, False]
+    assert classifier.novel.tolist() == [True, False, False, False]
     assert torch.equal(
         model.backbone.fpn_output3.weight, trained.backbone.fpn_output3.weight
     )  # the weights did come
@@ -76,7 +76,7 @@ def test_images_without_annotation_stay_or_go_as_the_config_says(monkeypatch):
     monkeypatch.setattr(build, "get_detection_dataset_dicts", lambda *_, **__: records)
 
     class Table:
-        is_novel = [False, False, False, True]
+        novel = [False, False, False, True]
 
     monkeypatch.setattr(build, "get_categories", lambda _: Table)
     kept = build.load_training_dicts(cfg)
@@ -102,7 +102,7 @@ def records_of(categories):
 
 
 class FourNames:
-    is_novel = [False, False, False, True]
+    novel = [False, False, False, True]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import torch
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
 from detectron2.modeling import build_model
-from evaluation_scenes import NAMES, NOVEL, feed, make_dataset, noisy_detections
+from evaluation_scenes import NAMES, feed, make_dataset, noisy_detections
 from torch import nn
 
 from ovd_d2.engine.trainer import OpenVocabularyTrainer
@@ -64,9 +64,7 @@ def test_detections_and_numbers_are_those_of_full_size_masks(
     results, files = [], []
     for name, pairs in (("boxed", boxed), ("full", full_size(boxed))):
         out = tmp_path / name
-        evaluator = evaluator_class(
-            "ov_boxed", ("bbox", "segm"), False, str(out), novel=NOVEL, **options
-        )
+        evaluator = evaluator_class("ov_boxed", ("bbox", "segm"), False, str(out), **options)
         results.append(feed(evaluator, pairs))
         files.append(json.loads((out / evaluator.results_file).read_text()))
     assert files[0] == files[1] and len(files[0]) > 20
@@ -86,7 +84,7 @@ def model():
 @pytest.fixture
 def evaluator(register):
     register("ov_boxed", make_dataset(IDS), "lvis", thing_classes=NAMES)
-    return OpenVocabularyLVISEvaluator("ov_boxed", novel=NOVEL)
+    return OpenVocabularyLVISEvaluator("ov_boxed")
 
 
 class Holder(nn.Module):
@@ -145,7 +143,7 @@ def test_the_trainer_evaluates_without_full_size_masks(model, register, tmp_path
     cfg.DATASETS.TEST, cfg.OUTPUT_DIR = ("ov_boxed",), str(tmp_path)
     cfg.TEST.AUG.MIN_SIZES, cfg.TEST.AUG.MAX_SIZE = (48,), 100
     model.set_vocabulary(tiny_vocabulary(NAMES))
-    ours = Ours("ov_boxed", ("bbox", "segm"), False, novel=NOVEL)
+    ours = Ours("ov_boxed", ("bbox", "segm"), False)
     inputs = [[{**tiny_input(cached=None), "image_id": 1}]]
     monkeypatch.setattr(OpenVocabularyTrainer, "build_test_loader", lambda *_: inputs)
     monkeypatch.setattr(OpenVocabularyTrainer, "build_evaluator", lambda *_: ours)

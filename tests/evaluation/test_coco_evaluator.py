@@ -41,9 +41,7 @@ def evaluator(register, dataset, tmp_path):
         thing_classes=NAMES,
         thing_dataset_id_to_contiguous_id={one: k for k, one in enumerate(COCO_IDS)},
     )
-    return OpenVocabularyCOCOEvaluator(
-        "ov_coco_test", output_dir=str(tmp_path / "out"), novel=NOVEL
-    )
+    return OpenVocabularyCOCOEvaluator("ov_coco_test", output_dir=str(tmp_path / "out"))
 
 
 def reference(tmp_path, iou_type: str) -> COCOeval:
@@ -111,7 +109,7 @@ def test_one_category(register):
         thing_classes=["anchor"],
         thing_dataset_id_to_contiguous_id={7: 0},
     )
-    evaluator = OpenVocabularyCOCOEvaluator("ov_coco_test", novel=[True])
+    evaluator = OpenVocabularyCOCOEvaluator("ov_coco_test")
     metrics = feed(evaluator, noisy_detections(dataset, [7]))["bbox"]
     assert metrics["AP_novel"] == pytest.approx(metrics["AP"]) and metrics["AP"] > 0
     assert math.isnan(metrics["AP_base"]) and math.isnan(metrics["AP50_base"])
@@ -124,9 +122,7 @@ def test_engines_report_the_same(register, dataset):
     pairs = noisy_detections(dataset, COCO_IDS)
     results = []
     for name in ("reference", "hotcoco"):
-        evaluator = OpenVocabularyCOCOEvaluator(
-            "ov_coco_test", novel=NOVEL, engine=build_engine(name)
-        )
+        evaluator = OpenVocabularyCOCOEvaluator("ov_coco_test", engine=build_engine(name))
         results.append(feed(evaluator, pairs))
     for task in ("bbox", "segm"):
         assert results[0][task] == pytest.approx(results[1][task], abs=1e-9, nan_ok=True)
@@ -142,15 +138,9 @@ def test_description_names_everything(evaluator):
 
 def test_keypoints_are_refused(register, dataset):
     register("ov_coco_test", dataset, "coco", thing_classes=NAMES)
-    evaluator = OpenVocabularyCOCOEvaluator("ov_coco_test", ("keypoints",), novel=NOVEL)
+    evaluator = OpenVocabularyCOCOEvaluator("ov_coco_test", ("keypoints",))
     with pytest.raises(ValueError, match=r"\['keypoints'\] cannot be evaluated"):
         feed(evaluator, noisy_detections(dataset, COCO_IDS))
-
-
-def test_wrong_number_of_flags(register, dataset):
-    register("ov_coco_test", dataset, "coco", thing_classes=NAMES)
-    with pytest.raises(ValueError, match="2 novel flags for 7 categories"):
-        OpenVocabularyCOCOEvaluator("ov_coco_test", novel=[True, False])
 
 
 def test_iscrowd_may_be_null(register):
@@ -162,7 +152,7 @@ def test_iscrowd_may_be_null(register):
             one["iscrowd"] = value
         name = f"ov_coco_null_{k}"
         register(name, dataset, "coco", thing_classes=NAMES)
-        evaluator = OpenVocabularyCOCOEvaluator(name, ("bbox", "segm"), novel=NOVEL)
+        evaluator = OpenVocabularyCOCOEvaluator(name, ("bbox", "segm"))
         numbers.append(feed(evaluator, noisy_detections(dataset, COCO_IDS)))
     assert numbers[0]["segm"] == pytest.approx(numbers[1]["segm"], nan_ok=True)
 
@@ -176,9 +166,7 @@ def test_a_function_is_read_again_for_every_evaluation(tmp_path):
     try:
         for count in (1, 2):
             image["annotations"] = [box] * count
-            evaluator = OpenVocabularyCOCOEvaluator(
-                "ov_coco_function", output_dir=str(tmp_path), novel=[False]
-            )
+            evaluator = OpenVocabularyCOCOEvaluator("ov_coco_function", output_dir=str(tmp_path))
             assert len(evaluator._coco_api.dataset["annotations"]) == count
             del MetadataCatalog.get("ov_coco_function").json_file  # a later run has none
     finally:

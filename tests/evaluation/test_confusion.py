@@ -13,14 +13,14 @@ from ovd_d2.evaluation import (
 )
 from ovd_d2.evaluation.confusion import write_confusion
 from ovd_d2.evaluation.ground_truth import GroundTruth
-from ovd_d2.evaluation.groups import Categories
+from ovd_d2.vocabulary import Categories
 
 NAMES = ["anchor", "bell", "cloud", "drum"]
 NOVEL = [True, False, True, True]
 ANCHOR, BELL, CLOUD, DRUM = 1, 2, 3, 4
 
 
-CATEGORIES = Categories([1, 2, 3, 4], NAMES, NOVEL, [None] * 4)
+CATEGORIES = Categories(NAMES, NOVEL, [1, 2, 3, 4])
 NAN = math.nan
 
 
@@ -100,7 +100,7 @@ def test_crowds_are_no_objects(scene):
 
 def test_no_novel_categories_and_no_ground_truth(scene):
     gt, predictions = scene
-    nothing_novel = Categories([1, 2, 3, 4], NAMES, [False] * 4, [None] * 4)
+    nothing_novel = Categories(NAMES, [False] * 4, [1, 2, 3, 4])
     assert confusion_of(gt, predictions, categories=nothing_novel) == []
     assert confusion_of(truth(), predictions, ap50=[NAN] * 4) == []
 

@@ -5,7 +5,7 @@ import dataclasses
 import re
 
 import pytest
-from evaluation_scenes import FREQUENCIES, NAMES, NOVEL, feed, make_dataset, noisy_detections
+from evaluation_scenes import FREQUENCIES, NAMES, feed, make_dataset, noisy_detections
 
 from ovd_d2.evaluation import OpenVocabularyLVISEvaluator
 from ovd_d2.evaluation.protocols import FEDERATED, FIXED
@@ -25,7 +25,6 @@ def evaluate(register, dataset, tmp_path):
 
     def run(tasks=("bbox", "segm"), **options):
         folder = str(tmp_path / "out")
-        options = {"novel": NOVEL, **options}
         evaluator = OpenVocabularyLVISEvaluator(
             "ov_evaluation", tasks, output_dir=folder, **options
         )
@@ -101,6 +100,6 @@ def test_a_model_that_gives_too_few_is_told(evaluate, caplog, protocol, limit, m
 
 def test_another_data_set_is_refused(register, dataset):
     register("ov_other", make_dataset(IDS, images=2), "lvis", thing_classes=NAMES)
-    evaluator = OpenVocabularyLVISEvaluator("ov_other", novel=NOVEL)
+    evaluator = OpenVocabularyLVISEvaluator("ov_other")
     with pytest.raises(ValueError, match=r"images \[3, 4, 5, 6, 7\] that ov_other does not have"):
         feed(evaluator, noisy_detections(dataset, IDS))

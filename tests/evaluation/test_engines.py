@@ -24,6 +24,7 @@ from ovd_d2.evaluation.engines import build_engine
 from ovd_d2.evaluation.ground_truth import GroundTruth
 from ovd_d2.evaluation.groups import CategoryAP, named_metrics
 from ovd_d2.evaluation.protocols import COCO, FEDERATED, FIXED, select
+from ovd_d2.vocabulary import Categories
 
 Scene = tuple[dict[str, Any], list[dict[str, Any]]]
 
@@ -200,7 +201,7 @@ SCENES = [
 
 
 def numbers(precision: np.ndarray) -> dict[str, float]:
-    table = CategoryAP.from_precision(NAMES, NOVEL, precision[..., 0])
+    table = CategoryAP.from_precision(Categories(NAMES, NOVEL), precision[..., 0])
     metrics = named_metrics(precision, FREQUENCIES)
     assert {"AP", "AP50", "APr", "APc", "APf", "APs", "APm", "APl"} <= metrics.keys()
     per_category = {k: np.nan if v is None else v for k, v in table.as_dict().items()}

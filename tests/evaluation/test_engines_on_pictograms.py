@@ -14,6 +14,7 @@ from ovd_d2.evaluation.ground_truth import GroundTruth
 from ovd_d2.evaluation.groups import CategoryAP, named_metrics
 from ovd_d2.evaluation.protocols import LVIS_PROTOCOLS, select
 from ovd_d2.pictograms.dataset import prepare
+from ovd_d2.vocabulary import Categories
 
 
 @pytest.fixture(scope="module", params=["train", "val"])
@@ -62,7 +63,7 @@ def test_engines_agree(dataset, protocol, iou_type):
     numbers = {}
     for engine in ("reference", "hotcoco"):
         precision = build_engine(engine).precision(truth, counted, iou_type)
-        table = CategoryAP.from_precision(names, novel, precision[..., 0])
+        table = CategoryAP.from_precision(Categories(names, novel), precision[..., 0])
         numbers[engine] = (named_metrics(precision, truth.frequencies), table)
     (expected, by_category), (metrics, fast_by_category) = numbers.values()
     assert metrics == pytest.approx(expected, abs=1e-4, nan_ok=True)

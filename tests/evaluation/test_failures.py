@@ -9,7 +9,6 @@ from evaluation_scenes import (
     COCO_IDS,
     HEIGHT,
     NAMES,
-    NOVEL,
     WIDTH,
     feed,
     make_dataset,
@@ -42,10 +41,10 @@ def with_files(pairs, files):
     return [({**one, "file_name": files[one["image_id"]]}, output) for one, output in pairs]
 
 
-def evaluate(register, dataset, tmp_path, pairs, *, names=NAMES, novel=NOVEL, failures=4):
-    register("ov_failures", dataset, "coco", thing_classes=names)
+def evaluate(register, dataset, tmp_path, pairs, *, failures=4, **metadata):
+    register("ov_failures", dataset, "coco", **{"thing_classes": NAMES, **metadata})
     evaluator = OpenVocabularyCOCOEvaluator(
-        "ov_failures", ("bbox",), output_dir=str(tmp_path / "out"), novel=novel, failures=failures
+        "ov_failures", ("bbox",), output_dir=str(tmp_path / "out"), failures=failures
     )
     metrics = feed(evaluator, pairs)
     return metrics, tmp_path / "out" / "failures"
@@ -104,7 +103,7 @@ def test_no_novel_categories_and_old_sheets_go(register, dataset, tmp_path, pict
     folder.mkdir(parents=True)
     (folder / "false_positives.png").write_bytes(b"of an older evaluation")
     pairs = with_files(noisy_detections(dataset, COCO_IDS), pictures)
-    evaluate(register, dataset, tmp_path, pairs, novel=[False] * len(NAMES))
+    evaluate(register, dataset, tmp_path, pairs, base_classes=NAMES)
     assert [one.name for one in folder.iterdir()] == ["index.html"]
     assert "no novel categories" in (folder / "index.html").read_text()
 
@@ -120,7 +119,7 @@ def test_a_missing_picture_is_named_and_the_numbers_stay(
             (tmp_path / path).unlink()
         pairs = with_files(pairs, pictures)
     evaluator = OpenVocabularyCOCOEvaluator(
-        "ov_failures", ("bbox",), output_dir=str(tmp_path / "new"), novel=NOVEL, failures=4
+        "ov_failures", ("bbox",), output_dir=str(tmp_path / "new"), failures=4
     )
     with caplog.at_level("ERROR"):
         assert feed(evaluator, pairs) == {"bbox": pytest.approx(expected["bbox"], nan_ok=True)}
@@ -143,5 +142,5 @@ def test_names_are_escaped(register, dataset, tmp_path, pictures):
 def test_the_pictures_do_not_change_the_numbers(register, dataset, tmp_path, pictures):
     pairs = noisy_detections(dataset, COCO_IDS)
     metrics, _ = evaluate(register, dataset, tmp_path, with_files(pairs, pictures))
-    plain = OpenVocabularyCOCOEvaluator("ov_failures", ("bbox",), novel=NOVEL)
+    plain = OpenVocabularyCOCOEvaluator("ov_failures", ("bbox",))
     assert json.dumps(metrics) == json.dumps(feed(plain, pairs))

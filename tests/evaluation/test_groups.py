@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from ovd_d2.evaluation.groups import (
-    Categories,
     CategoryAP,
     named_metrics,
     percent,
@@ -15,6 +14,9 @@ from ovd_d2.evaluation.groups import (
     write_category_csv,
     write_per_category,
 )
+from ovd_d2.vocabulary import Categories
+
+AB = Categories(["a", "b"], [False, True])
 
 
 def precision_of(ap: list[list[float]]) -> np.ndarray:
@@ -24,7 +26,9 @@ def precision_of(ap: list[list[float]]) -> np.ndarray:
 
 def test_means_over_groups_by_hand():
     precision = precision_of([[0.8, 0.6, 0.4, -1.0], [0.4, 0.2, 0.0, -1.0]])
-    table = CategoryAP.from_precision(list("abcd"), [False, True, True, True], precision)
+    table = CategoryAP.from_precision(
+        Categories(list("abcd"), [False, True, True, True]), precision
+    )
     np.testing.assert_allclose(table.ap, [60, 40, 20, np.nan])
     np.testing.assert_allclose(table.ap50, [80, 60, 40, np.nan])
     assert table.group_means() == pytest.approx(
@@ -33,7 +37,7 @@ def test_means_over_groups_by_hand():
 
 
 def test_a_group_without_ground_truth_is_nan_and_says_so(caplog):
-    table = CategoryAP.from_precision(["a", "b"], [False, True], precision_of([[0.5, -1.0]]))
+    table = CategoryAP.from_precision(AB, precision_of([[0.5, -1.0]]))
     with caplog.at_level("INFO"):
         means = table.group_means()
     assert means["AP_base"] == pytest.approx(50.0)
@@ -43,23 +47,17 @@ def test_a_group_without_ground_truth_is_nan_and_says_so(caplog):
 
 
 def test_no_categories():
-    table = CategoryAP.from_precision([], [], np.zeros((10, 101, 0)))
+    table = CategoryAP.from_precision(Categories([], []), np.zeros((10, 101, 0)))
     assert all(math.isnan(value) for value in table.group_means().values())
-
-
-@pytest.mark.parametrize("novel", [[True], [True, False, True]])
-def test_wrong_number_of_flags(novel):
-    with pytest.raises(ValueError, match=f"{len(novel)} novel flags for 2 categories"):
-        CategoryAP.from_precision(["a", "b"], novel, precision_of([[0.5, 0.5]]))
 
 
 def test_wrong_precision_shape():
     with pytest.raises(ValueError, match=r"\(1, 4, 3\), expected .* 2 categories"):
-        CategoryAP.from_precision(["a", "b"], [True, False], precision_of([[0.5, 0.5, 0.1]]))
+        CategoryAP.from_precision(AB, precision_of([[0.5, 0.5, 0.1]]))
 
 
 def test_per_category_file_round_trip_is_strict_json(tmp_path):
-    table = CategoryAP.from_precision(["a", "b"], [False, True], precision_of([[0.5, -1.0]]))
+    table = CategoryAP.from_precision(AB, precision_of([[0.5, -1.0]]))
     path = write_per_category({"bbox": table}, tmp_path / "new")
     expected = {"bbox": {"AP-a": 50.0, "AP50-a": 50.0, "AP-b": None, "AP50-b": None}}
     assert read_per_category(path) == expected
@@ -99,14 +97,14 @@ def test_named_metrics_by_hand():
 
 
 def test_no_frequencies_no_means_of_them():
-    metrics = named_metrics(np.zeros((10, 101, 2, 4)), [None, None])
+    metrics = named_metrics(np.zeros((10, 101, 2, 4)))
     assert list(metrics) == ["AP", "AP50", "AP75", "APs", "APm", "APl"]
 
 
 def test_category_csv(tmp_path):
-    categories = Categories([1, 2, 5], ['a "b", c', "d", "e"], [False, True, True], ["f", "r", "r"])
+    categories = Categories(['a "b", c', "d", "e"], [False, True, True], [1, 2, 5], ["f", "r", "r"])
     precision = precision_of([[0.5, 0.25, -1.0]])
-    table = CategoryAP.from_precision(categories.names, categories.novel, precision)
+    table = CategoryAP.from_precision(categories, precision)
     path = write_category_csv({"bbox": table}, tmp_path / "new", categories, {1: 7, 2: 3})
     assert path.read_text().splitlines() == [
         "category,group,frequency,objects,box AP,box AP50",
@@ -114,10 +112,3 @@ def test_category_csv(tmp_path):
         "e,novel,r,0,,",
         '"a ""b"", c",base,f,7,50.000,50.000',
     ]
-
-
-def test_categories_of_unequal_lengths():
-    with pytest.raises(ValueError, match="1 novel flags for 2 categories"):
-        Categories([1, 2], ["a", "b"], [True], [None, None])
-    with pytest.raises(ValueError, match="1 class names and 2 frequencies for 2 categories"):
-        Categories([1, 2], ["a"], [True, False], [None, None])

@@ -36,9 +36,7 @@ def dataset():
 @pytest.fixture
 def evaluator(register, dataset, tmp_path):
     register("ov_lvis_test", dataset, "lvis", thing_classes=NAMES)
-    return OpenVocabularyLVISEvaluator(
-        "ov_lvis_test", output_dir=str(tmp_path / "out"), novel=NOVEL
-    )
+    return OpenVocabularyLVISEvaluator("ov_lvis_test", output_dir=str(tmp_path / "out"))
 
 
 def reference(tmp_path, iou_type: str) -> LVISEval:
@@ -107,9 +105,7 @@ def test_one_lvis_run_per_iou_type(evaluator, dataset, monkeypatch):
 @pytest.mark.parametrize("tasks", [None, ("bbox", "segm")])
 def test_no_detections_is_zero_not_nan(register, dataset, tmp_path, tasks):
     register("ov_lvis_test", dataset, "lvis", thing_classes=NAMES)
-    evaluator = OpenVocabularyLVISEvaluator(
-        "ov_lvis_test", tasks, output_dir=str(tmp_path / "out"), novel=NOVEL
-    )
+    evaluator = OpenVocabularyLVISEvaluator("ov_lvis_test", tasks, output_dir=str(tmp_path / "out"))
     metrics = feed(evaluator, no_detections(dataset))
     assert set(metrics) == set(tasks or ("bbox",))
     for values in metrics.values():
@@ -149,8 +145,8 @@ def test_predicting_base_names_only_gives_novel_zero(evaluator, dataset):
 
 
 def test_no_novel_categories_is_nan_and_does_not_poison(register, dataset, caplog):
-    register("ov_lvis_test", dataset, "lvis", thing_classes=NAMES)
-    evaluator = OpenVocabularyLVISEvaluator("ov_lvis_test", novel=[False] * len(NAMES))
+    register("ov_lvis_test", dataset, "lvis", thing_classes=NAMES, base_classes=NAMES)
+    evaluator = OpenVocabularyLVISEvaluator("ov_lvis_test")
     with caplog.at_level("INFO"):
         metrics = feed(evaluator, noisy_detections(dataset, IDS))["bbox"]
     assert math.isnan(metrics["AP_novel"])
@@ -164,7 +160,7 @@ def test_one_category(register):
     for image in dataset["images"]:
         image["neg_category_ids"] = []
     register("ov_lvis_test", dataset, "lvis", thing_classes=["anchor"])
-    evaluator = OpenVocabularyLVISEvaluator("ov_lvis_test", novel=[True])
+    evaluator = OpenVocabularyLVISEvaluator("ov_lvis_test")
     metrics = feed(evaluator, noisy_detections(dataset, [1]))["bbox"]
     assert metrics["AP_novel"] == pytest.approx(metrics["AP"]) and metrics["AP"] > 0
     assert math.isnan(metrics["AP_base"])
@@ -172,7 +168,7 @@ def test_one_category(register):
 
 def make_evaluator(register, dataset, **options):
     register("ov_lvis_test", dataset, "lvis", thing_classes=NAMES)
-    return OpenVocabularyLVISEvaluator("ov_lvis_test", ("bbox",), novel=NOVEL, **options)
+    return OpenVocabularyLVISEvaluator("ov_lvis_test", ("bbox",), **options)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +195,7 @@ def test_engines_report_the_same(register, dataset):
     pairs = noisy_detections(dataset, IDS)
     register("ov_lvis_test", dataset, "lvis", thing_classes=NAMES)
     results = [
-        feed(OpenVocabularyLVISEvaluator("ov_lvis_test", novel=NOVEL, engine=engine), pairs)
+        feed(OpenVocabularyLVISEvaluator("ov_lvis_test", engine=engine), pairs)
         for engine in (build_engine("reference"), build_engine("hotcoco"))
     ]
     for task in ("bbox", "segm"):
@@ -211,7 +207,7 @@ def test_ground_truth_without_masks_evaluates_boxes(register, dataset, caplog):
     for one in dataset["annotations"]:
         del one["segmentation"]
     register("ov_boxes_only", dataset, "lvis", thing_classes=NAMES)
-    evaluator = OpenVocabularyLVISEvaluator("ov_boxes_only", ("bbox", "segm"), novel=NOVEL)
+    evaluator = OpenVocabularyLVISEvaluator("ov_boxes_only", ("bbox", "segm"))
     with caplog.at_level("WARNING"):
         metrics = feed(evaluator, noisy_detections(dataset, IDS))
     assert metrics == {"bbox": pytest.approx(with_masks["bbox"], nan_ok=True)}
@@ -240,15 +236,15 @@ def test_data_set_ids_with_gaps(register):
     )
     register("ov_lvis_test", make_dataset(IDS), "lvis", thing_classes=NAMES)
     pairs = noisy_detections(dataset, ids)
-    gaps = feed(OpenVocabularyLVISEvaluator("ov_lvis_gaps", novel=NOVEL), pairs)
-    plain = feed(OpenVocabularyLVISEvaluator("ov_lvis_test", novel=NOVEL), pairs)
+    gaps = feed(OpenVocabularyLVISEvaluator("ov_lvis_gaps"), pairs)
+    plain = feed(OpenVocabularyLVISEvaluator("ov_lvis_test"), pairs)
     assert gaps["bbox"] == pytest.approx(plain["bbox"], nan_ok=True)
     assert gaps["segm"]["AP_novel"] == pytest.approx(plain["segm"]["AP_novel"])
 
 
 def test_masks_asked_for_but_not_predicted(register, dataset):
     register("ov_lvis_test", dataset, "lvis", thing_classes=NAMES)
-    evaluator = OpenVocabularyLVISEvaluator("ov_lvis_test", ("bbox", "segm"), novel=NOVEL)
+    evaluator = OpenVocabularyLVISEvaluator("ov_lvis_test", ("bbox", "segm"))
     pairs = copy.deepcopy(noisy_detections(dataset, IDS))
     for _, output in pairs:
         output["instances"].remove("pred_masks")
@@ -256,7 +252,11 @@ def test_masks_asked_for_but_not_predicted(register, dataset):
         feed(evaluator, pairs)
 
 
-def test_wrong_number_of_flags(register, dataset):
-    register("ov_lvis_test", dataset, "lvis", thing_classes=NAMES)
-    with pytest.raises(ValueError, match="2 novel flags for 7 categories"):
-        OpenVocabularyLVISEvaluator("ov_lvis_test", novel=[True, False])
+def test_annotations_that_the_data_set_is_not_loaded_from(register, dataset):
+    numbered = {one: k for k, one in enumerate(IDS[:2])}
+    register("ov_lvis_test", dataset, "lvis", thing_dataset_id_to_contiguous_id=numbered)
+    message = (
+        r"'ov_lvis_test' is loaded with 7 categories .*, its annotations have 2 \(ids \[1, 2\]"
+    )
+    with pytest.raises(ValueError, match=message):
+        OpenVocabularyLVISEvaluator("ov_lvis_test")

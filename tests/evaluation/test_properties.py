@@ -25,8 +25,8 @@ from ovd_d2.evaluation import lvis_runner  # makes lvis work with today's numpy
 from ovd_d2.evaluation.detection_evaluation import DetectionEvaluation
 from ovd_d2.evaluation.engines import build_engine
 from ovd_d2.evaluation.ground_truth import GroundTruth
-from ovd_d2.evaluation.groups import Categories
 from ovd_d2.evaluation.protocols import Protocol
+from ovd_d2.vocabulary import Categories
 
 SHARDS, SETS_PER_SHARD = 5, 100  # of each rules: 1,000 sets in all
 HEIGHT, WIDTH = 110, 120  # room for large objects: more than 96 x 96 pixels
@@ -196,7 +196,7 @@ def check(rules: Any, path: Path, dataset: dict[str, Any], found: Records, limit
     ids = [one["id"] for one in dataset["categories"]]
     letters = [one["frequency"] for one in dataset["categories"]]
     names = [one["name"] for one in dataset["categories"]]
-    categories = Categories(ids, names, [False] * len(ids), letters)
+    categories = Categories(names, [False] * len(ids), ids, letters)
     for iou_type in ("bbox", "segm"):
         expected, stats = expected_of(rules, path, dataset, found, iou_type, limit)
         for name in ENGINES:

@@ -9,7 +9,7 @@ import numpy as np
 import pycocotools.mask as mask_utils
 import pytest
 from detectron2.structures import Instances
-from evaluation_scenes import NAMES, NOVEL, feed, make_dataset, noisy_detections
+from evaluation_scenes import NAMES, feed, make_dataset, noisy_detections
 
 from ovd_d2.evaluation import OpenVocabularyLVISEvaluator
 from ovd_d2.evaluation.protocols import COCO, FEDERATED, FIXED, Protocol, select
@@ -76,7 +76,7 @@ def evaluate(register, pairs):
 
     def run(protocol, *, streams=True, feed_with=pairs, **options):
         evaluator = OpenVocabularyLVISEvaluator(
-            "ov_streaming", ("bbox", "segm"), False, novel=NOVEL, protocol=protocol, **options
+            "ov_streaming", ("bbox", "segm"), False, protocol=protocol, **options
         )
         evaluator.streams = streams
         return feed(evaluator, feed_with)
@@ -128,9 +128,7 @@ def test_a_score_that_is_not_finite_is_still_refused(evaluate, pairs):
 
 def test_evaluating_twice_and_images_without_detections(evaluate, pairs, register):
     pairs[3] = (pairs[3][0], {"instances": pairs[3][1]["instances"][:0]})
-    evaluator = OpenVocabularyLVISEvaluator(
-        "ov_streaming", ("bbox",), False, novel=NOVEL, protocol=FEW
-    )
+    evaluator = OpenVocabularyLVISEvaluator("ov_streaming", ("bbox",), False, protocol=FEW)
     assert feed(evaluator, pairs)["bbox"] == pytest.approx(
         evaluator.evaluate()["bbox"], nan_ok=True
     )

@@ -12,7 +12,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
-from evaluation_scenes import HEIGHT, NAMES, NOVEL, WIDTH, feed, make_dataset, noisy_detections
+from evaluation_scenes import HEIGHT, NAMES, WIDTH, feed, make_dataset, noisy_detections
 from PIL import Image
 
 from ovd_d2.evaluation import OpenVocabularyLVISEvaluator
@@ -31,9 +31,7 @@ def evaluate(folder: str, rank: int, world: int, protocol: Protocol = FEDERATED)
     DatasetCatalog.register(NAME, list)
     MetadataCatalog.get(NAME).set(json_file=path, thing_classes=NAMES)
     output = os.path.join(folder, f"out_{world}")
-    evaluator = OpenVocabularyLVISEvaluator(
-        NAME, output_dir=output, novel=NOVEL, failures=4, protocol=protocol
-    )
+    evaluator = OpenVocabularyLVISEvaluator(NAME, output_dir=output, failures=4, protocol=protocol)
     pairs = [
         ({**one, "file_name": os.path.join(folder, f"{one['image_id']}.png")}, found)
         for one, found in noisy_detections(dataset, IDS)

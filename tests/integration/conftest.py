@@ -72,11 +72,8 @@ def mini(tmp_path_factory: pytest.TempPathFactory) -> Any:
         patch.setenv("DETECTRON2_DATASETS", str(place.folder))
         forget(TRAIN, VAL)
         register_data_sets([TRAIN, VAL])
-        table = get_categories(TRAIN)
         teacher = CLIPTeacher.from_open_clip(ARCHITECTURE, SHIPPED_TAG)
-        vocabulary = build_vocabulary(
-            table.names, teacher, is_novel=table.is_novel, prompts="single"
-        )
+        vocabulary = build_vocabulary(get_categories(TRAIN), teacher, prompts="single")
         vocabulary.save(place.vocabulary)
         _write_cache(place.cache, vocabulary)
         yield place

@@ -147,7 +147,7 @@ def test_the_lazy_model_is_the_yaml_model(mini):
     ("options", "message"),
     [
         (["vocabulary.path=nothing.safetensors"], "vocabulary: "),
-        (["dataloader.train.mapper.passengers.0.cache.path=nowhere"], "dataloader.train.mapper: "),
+        (["dataloader.train.mapper.passengers.0.store.path=nowhere"], "dataloader.train.mapper: "),
         (["dataloader.train.dataset.names=unknown_train"], "unknown_train"),
         (["dataloader.test.dataset.names=objects365_v2_val"], "zhiyuan_objv2_val.json (set DETEC"),
         (["dataloader.evaluator.engine.name=warm"], "dataloader.evaluator.engine: "),

@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ovd_d2.clip import CLIPTeacher
 from ovd_d2.clip.vocabulary_builder import build_vocabulary, novel_flags
 from ovd_d2.pictograms.teacher import ARCHITECTURE, SHIPPED_TAG
-from ovd_d2.vocabulary import Vocabulary
+from ovd_d2.vocabulary import Categories, Vocabulary
 from tests.integration.conftest import SET, read_results
 
 FOLDER = Path(__file__).parents[2] / "docs" / "plugging_in"
@@ -40,9 +40,8 @@ def shop(mini):
     novel = ["snowman", "sun"]
     (folder / "base.txt").write_text("\n".join(name for name in names if name not in novel))
     build_vocabulary(
-        names,
+        Categories(names, novel_flags(names, novel)),
         CLIPTeacher.from_open_clip(ARCHITECTURE, SHIPPED_TAG),
-        is_novel=novel_flags(names, novel),
         prompts="single",
     ).save(folder / "vocabulary.safetensors")
     return folder

@@ -75,15 +75,15 @@ def test_a_cascade_and_two_test_sets_of_the_averaged_weights(mini, tmp_path, arg
 
 def test_images_are_as_in_evaluation_and_annotations_as_in_training(mini, tmp_path):
     cfg = mini_config("vild", tmp_path, "INPUT.LSJ.ENABLED", True)
-    is_novel = get_categories(VAL).is_novel
+    novel = get_categories(VAL).novel
     records = {one["image_id"]: one for one in DatasetCatalog.get(VAL)}
     loader = build_validation_loader(cfg, VAL)
     for (one,) in loader:
         record = records.pop(one["image_id"])
         assert min(one["image"].shape[1:]) == cfg.INPUT.MIN_SIZE_TEST
-        base = [a["category_id"] for a in record["annotations"] if not is_novel[a["category_id"]]]
+        base = [a["category_id"] for a in record["annotations"] if not novel[a["category_id"]]]
         assert one["instances"].gt_classes.tolist() == base
-    assert records == {} and any(is_novel)
+    assert records == {} and any(novel)
 
 
 def test_test_sets_without_what_losses_need(mini, tmp_path, monkeypatch):

@@ -156,7 +156,7 @@ def test_resumed_with_another_vocabulary(tmp_path):
     assert list(resumed.model.vocabulary.names) == ["dog", "cow"]
     resumed.after_step()
     assert torch.equal(classifier.text_embeddings, wanted.embeddings)
-    assert classifier.is_novel.tolist() == [True, False]
+    assert classifier.novel.tolist() == [True, False]
 
 
 def test_it_begins_late_where_the_checkpoint_has_none(tmp_path, caplog):

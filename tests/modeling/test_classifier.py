@@ -104,7 +104,7 @@ def test_a_state_dict_brings_its_vocabulary_to_a_classifier_without():
     second.load_state_dict(first.state_dict())
     assert second.vocabulary.names == ["dog", "cow"]
     assert second.num_classes == 2
-    assert second.is_novel.tolist() == [True, False]
+    assert second.novel.tolist() == [True, False]
     torch.testing.assert_close(second(random_units(3)), first(random_units(3)))
 
 

@@ -10,6 +10,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from ovd_d2.cache import EmbeddingCache
+from ovd_d2.clip.crops import CropRecipe
 from ovd_d2.clip.loading import configured_teacher
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.data.online import OnlineTeacherLoader
@@ -134,7 +135,7 @@ def test_options_reach_the_teacher(cfg):
     cfg.MODEL.VILD.DISTILLATION.ONLINE.RESIZE = "squash"
     cfg.MODEL.VILD.DISTILLATION.ONLINE.BATCH_SIZE = 4
     options = build.build_train_loader(cfg).embed.keywords
-    assert (options["resize"], options["batch_size"]) == ("squash", 4)
+    assert (options["recipe"], options["batch_size"]) == (CropRecipe(resize="squash"), 4)
 
 
 def test_a_variant_that_does_not_distil_has_no_teacher(cfg):

@@ -151,7 +151,7 @@ def test_scores_by_variant(variant):
     expected = {
         "text": text,
         "image": image,
-        "ensemble": vild_ensemble(text, image, classifier.is_novel, 2 / 3),
+        "ensemble": vild_ensemble(text, image, classifier.novel, 2 / 3),
     }[VARIANTS[variant].scores]
     found = heads._scores(
         heads.box_predictor, classifier.words, logits, region, Regions({}, [], pooled)

@@ -27,14 +27,15 @@ from tabulate import tabulate
 from benchmarks.cache_reading import LVIS_IMAGES, ROWS, make_manifest
 from benchmarks.speed import Row, ratio_of, take_turns
 from ovd_d2.cache import DatasetInfo, Manifest, ProposalStore, RecordWriter, dataset_fingerprint
-from ovd_d2.clip.crops import DEFAULT_SCALES, average_scales, crop_windows, image_on_device
+from ovd_d2.clip import loading
+from ovd_d2.clip.crops import VILD_RECIPE, image_on_device
 from ovd_d2.clip.device_crops import resize_crops
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.clip.untrained import untrained_model
 from ovd_d2.engine.cache_builder import build_cache, load_image
 
 NAME = "made_up"
-SCALES = len(DEFAULT_SCALES)
+SCALES = len(VILD_RECIPE.scales)
 STAGES = ("decode", "crop", "encode", "write")
 NAIVE_PART = 4  # the naive way gets every 4th image: it would take most of the time
 
@@ -185,7 +186,7 @@ class _Stages:
         for entry in entries:
             pixels = load_image(entry)
             boxes = proposals[entry["image_id"]].boxes
-            windows = crop_windows(boxes, DEFAULT_SCALES, *pixels.shape[:2])
+            windows = VILD_RECIPE.windows(boxes, *pixels.shape[:2])
             self.sources.append((image_on_device(pixels, teacher.device), windows))
         self.records = [proposals[entry["image_id"]] for entry in entries]
         self.batch = _noise(teacher, batch_size)
@@ -220,7 +221,7 @@ class _Stages:
 def load_teacher(work: Workload) -> CLIPTeacher:
     """The workload's teacher, with random weights where it names none."""
     if work.pretrained:
-        return CLIPTeacher.from_open_clip(work.architecture, work.pretrained, work.device)
+        return loading.load_teacher(work.architecture, work.pretrained, work.device)
     torch.manual_seed(0)
     model = untrained_model(work.architecture)
     return CLIPTeacher(
@@ -328,12 +329,12 @@ def _naive(
     for entry in entries:
         image = Image.open(entry["file_name"]).convert("RGB")
         boxes = proposals[entry["image_id"]].boxes
-        windows = crop_windows(boxes, DEFAULT_SCALES, image.height, image.width).tolist()
+        windows = VILD_RECIPE.windows(boxes, image.height, image.width).tolist()
         crops = (transform(image.crop(tuple(window))) for window in windows)
         rows = []
         while part := list(islice(crops, batch_size)):
             rows.append(_encode(teacher, torch.stack(part)).cpu())
-        average_scales(torch.cat(rows), DEFAULT_SCALES)
+        VILD_RECIPE.average(torch.cat(rows))
 
 
 def _open_clip_transform(teacher: CLIPTeacher) -> Callable[[Image.Image], torch.Tensor]:

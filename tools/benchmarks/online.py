@@ -22,7 +22,7 @@ from benchmarks.probe import (
     training_pixels,
 )
 from benchmarks.speed import Ratio, Row, Timed, operations_of, ratio_of, take_turns
-from ovd_d2.clip.crops import DEFAULT_SCALES
+from ovd_d2.clip.crops import VILD_RECIPE
 from ovd_d2.clip.loading import configured_teacher
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.clip.untrained import untrained_model
@@ -128,7 +128,7 @@ def predicted_ratio(cfg: CfgNode) -> float:
     pixels = torch.zeros(1, 3, *((size, size) if isinstance(size, int) else size))
     with torch.no_grad():
         crop = operations_of(lambda: clip.encode_image(pixels))
-    crops = len(DEFAULT_SCALES) * cfg.MODEL.VILD.DISTILLATION.PROPOSALS_PER_IMAGE
+    crops = len(VILD_RECIPE.scales) * cfg.MODEL.VILD.DISTILLATION.PROPOSALS_PER_IMAGE
     return (step + crops * crop) / step
 
 
@@ -136,7 +136,7 @@ def _crops_of_batches(cfg: CfgNode, count: int) -> list[int]:
     """Crops the teacher must see for each of the first batches (flips do not change it)."""
     seed_all_rng(SEED)
     batches = islice(build_train_loader(cfg), count)
-    return [sum(len(DEFAULT_SCALES) * _proposals_in(x) for x in b) for b in batches]
+    return [sum(len(VILD_RECIPE.scales) * _proposals_in(x) for x in b) for b in batches]
 
 
 def _proposals_in(record: dict[str, Any]) -> int:

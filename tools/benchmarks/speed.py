@@ -299,7 +299,7 @@ def classification(size: int, *, ensemble: bool = False, device: str = "cpu") ->
     def mixed(logits: Tensor, embeddings: Tensor) -> Tensor:
         words = classifier.text_embeddings
         image_probs = image_probabilities(embeddings, words, classifier.temperature)
-        return vild_ensemble(text_probabilities(logits), image_probs, classifier.is_novel)
+        return vild_ensemble(text_probabilities(logits), image_probs, classifier.novel)
 
     def scores() -> Tensor:  # as ViLDROIHeads
         logits = classifier(regions)

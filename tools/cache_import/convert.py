@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cache_import.layouts import BoxTolerance, Entry, ForeignBoxes, Layout
-from ovd_d2.cache import CacheError, DatasetInfo, Manifest, RecordWriter, dataset_fingerprint
-from ovd_d2.files import readable_bytes
+from ovd_d2.cache import CacheError, Manifest, RecordWriter, Written, dataset_info, entry_problems
 
 BOX_FORMATS = ("xyxy", "xywh")
 _MAX_LISTED = 8  # problems shown in full
@@ -47,21 +45,14 @@ class ConversionSummary:
     """What a finished conversion amounts to.
 
     Attributes:
-        images, proposals: records and rows in the cache.
-        images_converted: by this run; the others were there already.
+        written: the cache.
         unused: images of the source that the data set does not have.
-        bytes: size of all shards.
-        seconds: wall-clock time of this run.
+        seen: what was stored.
     """
 
-    path: Path
-    images: int
-    images_converted: int
-    proposals: int
+    written: Written
     unused: int
-    bytes: int
-    seconds: float
-    seen: Observations = field(default_factory=Observations)
+    seen: Observations
 
 
 def convert_cache(
@@ -98,15 +89,11 @@ def convert_cache(
             lie in the data set's images.
     """
     start = time.perf_counter()
-    if box_format not in BOX_FORMATS:
-        raise ValueError(f"unknown box format '{box_format}'; choices: {', '.join(BOX_FORMATS)}")
     seen = Observations()
-    _refuse([*_size_problems(dataset_dicts), *layout.problems(dataset_dicts)], layout, dataset_name)
-    bar = tqdm(dataset_dicts, f"check {layout.name}", unit="image", disable=not progress)
-    _refuse(list(_box_problems(bar, layout, box_format, seen)), layout, dataset_name)
+    _check(dataset_dicts, layout, dataset_name, box_format, top_k, seen, progress)
     manifest = Manifest(
         kind="embeddings",
-        dataset=DatasetInfo(dataset_name, dataset_fingerprint(dataset_dicts), len(dataset_dicts)),
+        dataset=dataset_info(dataset_name, dataset_dicts),
         proposals=layout.identity(dataset_dicts),
         recipe={**layout.recipe, "top_k": top_k},
         teacher=teacher,
@@ -121,23 +108,31 @@ def convert_cache(
         images_per_shard=images_per_shard,
         overwrite=overwrite,
     ) as writer:
-        for image_id in tqdm(
-            writer.waiting_ids, f"convert {dataset_name}", unit="image", disable=not progress
-        ):
+        title = f"convert {dataset_name}"
+        for image_id in tqdm(writer.waiting_ids, title, unit="image", disable=not progress):
             boxes, rows = layout.read(by_id[image_id])
             record = _record(by_id[image_id], boxes, rows, box_format, embedding_dim, seen)
             writer.add(image_id, _best(record, top_k))
-        finished = writer.finish()
-    return ConversionSummary(
-        path=writer.path,
-        images=finished.num_images,
-        images_converted=writer.missing,
-        proposals=finished.num_rows,
-        unused=layout.unused(dataset_dicts),
-        bytes=sum(shard.bytes for shard in finished.shards),
-        seconds=time.perf_counter() - start,
-        seen=seen,
-    )
+        writer.finish()
+    return ConversionSummary(writer.summary(start), layout.unused(dataset_dicts), seen)
+
+
+def _check(
+    entries: Sequence[Entry],
+    layout: Layout,
+    dataset_name: str,
+    box_format: str,
+    top_k: int | None,
+    seen: Observations,
+    progress: bool,
+) -> None:
+    """Names and counts, then every box; before anything is written."""
+    if box_format not in BOX_FORMATS:
+        raise ValueError(f"unknown box format '{box_format}'; choices: {', '.join(BOX_FORMATS)}")
+    _refuse(entry_problems(entries, top_k), layout, dataset_name)
+    _refuse([*_size_problems(entries), *layout.problems(entries)], layout, dataset_name)
+    bar = tqdm(entries, f"check {layout.name}", unit="image", disable=not progress)
+    _refuse(list(_box_problems(bar, layout, box_format, seen)), layout, dataset_name)
 
 
 def _refuse(problems: Sequence[str], layout: Layout, dataset_name: str) -> None:
@@ -268,28 +263,17 @@ def _best(record: dict[str, torch.Tensor], top_k: int | None) -> dict[str, torch
     return {name: value[order] for name, value in record.items()}
 
 
-def describe(summary: ConversionSummary) -> list[tuple[str, Any]]:
-    """The summary as (name, value) rows for a table."""
+def describe(summary: ConversionSummary) -> list[tuple[str, str]]:
+    """What `written_table` does not say of it, as (name, value) rows."""
     seen = summary.seen
-    rows: list[tuple[str, Any]] = [
-        ("images", f"{summary.images:,} ({summary.images_converted:,} in this run)"),
-        ("proposals", f"{summary.proposals:,}"),
-        ("bytes", f"{summary.bytes:,} ({readable_bytes(summary.bytes)})"),
-        (
-            "furthest box edge",
-            f"{seen.reach[0]:.2f} of the width, {seen.reach[1]:.2f} of the height",
-        ),
-    ]
+    right, low = seen.reach
+    rows = [("furthest box edge", f"{right:.2f} of the width, {low:.2f} of the height")]
     if seen.rows:
-        low, high = seen.norms
-        rows.append(
-            (
-                "rows normalised",
-                f"{seen.rows_normalised:,} of {seen.rows:,} (norms {low:.4g} to {high:.4g})",
-            )
-        )
+        least, most = seen.norms
+        share = f"{seen.rows_normalised:,} of {seen.rows:,}"
+        rows.append(("rows normalised", f"{share} (norms {least:.4g} to {most:.4g})"))
     if seen.without_scores:
         rows.append(("without objectness", f"{seen.without_scores:,} images: stored as 1"))
     if summary.unused:
         rows.append(("not in the data set", f"{summary.unused:,} images of the source"))
-    return [*rows, ("seconds", f"{summary.seconds:.1f}"), ("path", summary.path)]
+    return rows

@@ -4,7 +4,6 @@ from detectron2.data import transforms as T
 from omegaconf import OmegaConf
 
 from ovd_d2.cache import EmbeddingCache
-from ovd_d2.data.categories import get_novel_flags
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.data.passengers import CachedProposals
 from ovd_d2.data.train_loader import build_resumable_train_loader
@@ -32,7 +31,7 @@ dataloader.train = L(build_resumable_train_loader)(
         recompute_boxes=True,  # the crop cuts objects
         passengers=[
             L(CachedProposals)(
-                cache=L(EmbeddingCache)(path="datasets://lvis/cache_vit_b32"), per_image=300
+                store=L(EmbeddingCache)(path="datasets://lvis/cache_vit_b32"), per_image=300
             )
         ],
     ),
@@ -54,7 +53,6 @@ dataloader.evaluator = L(OpenVocabularyLVISEvaluator)(
     dataset_name="${..test.dataset.names}",
     tasks=("bbox", "segm"),
     output_dir="${train.output_dir}/inference/${.dataset_name}",
-    novel=L(get_novel_flags)(dataset_name="${..dataset_name}"),
     # TEST.OVD of yaml configs (docs/evaluation.md)
     protocol=L(lvis_protocol)(name="federated"),
     engine=L(build_engine)(name="reference"),

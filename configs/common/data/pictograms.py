@@ -4,7 +4,6 @@ from detectron2.data import transforms as T
 from omegaconf import OmegaConf
 
 from ovd_d2.cache import EmbeddingCache
-from ovd_d2.data.categories import get_novel_flags
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.data.passengers import CachedProposals
 from ovd_d2.data.train_loader import build_resumable_train_loader
@@ -30,7 +29,7 @@ dataloader.train = L(build_resumable_train_loader)(
         use_instance_mask=True,
         passengers=[
             L(CachedProposals)(
-                cache=L(EmbeddingCache)(path="datasets://pictograms_v1/cache"), per_image=25
+                store=L(EmbeddingCache)(path="datasets://pictograms_v1/cache"), per_image=25
             )
         ],
     ),
@@ -52,7 +51,6 @@ dataloader.evaluator = L(OpenVocabularyLVISEvaluator)(
     dataset_name="${..test.dataset.names}",
     tasks=("bbox", "segm"),
     output_dir="${train.output_dir}/inference/${.dataset_name}",
-    novel=L(get_novel_flags)(dataset_name="${..dataset_name}"),
     # TEST.OVD of yaml configs (docs/evaluation.md)
     protocol=L(lvis_protocol)(name="federated"),
     engine=L(build_engine)(name="reference"),

@@ -12,12 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 from detectron2.utils.file_io import PathManager
 
-from ovd_d2.data.categories import (
-    CategoryTable,
-    category_table,
-    get_categories,
-    missing_file_problem,
-)
+from ovd_d2.data.categories import categories_of, get_categories, missing_file_problem
 from ovd_d2.data.json_stream import AnnotationFileError, file_problem
 from ovd_d2.data.public_sets import dataset_field
 from ovd_d2.data.registration import known_names, register_data_sets
@@ -30,6 +25,7 @@ from ovd_d2.data.validation.reports import (
     table_of_records,
 )
 from ovd_d2.data.validation.table import AnnotationTable, DatasetUse, Source
+from ovd_d2.vocabulary import Categories
 
 # Public data sets as they are: COCO and Objects365 have a few boxes without area.
 OFFICIAL = ("coco_", "lvis_", "objects365_", "voc_")
@@ -68,7 +64,7 @@ def validate_dataset(name: str, use: DatasetUse, *, progress: bool = True) -> Re
         path,
         use,
         source=source,
-        categories=partial(_registered_table, name),
+        categories=partial(_registered_categories, name),
         image_root=metadata.get("image_root", ""),
         progress=progress,
     )
@@ -89,7 +85,7 @@ def validate_file(
         path: of the file.
         use: what for.
         source: what loads it; by default the loader of data sets of one's own (COCO format).
-        categories: entries -> category table; by default the names alone, none of them novel.
+        categories: makes them of entries; by default the names alone, none of them novel.
         image_root: folder of the images, for `Report.images`.
         progress: show bars for what takes longer than two seconds.
     """
@@ -166,13 +162,14 @@ def _has_own_loader(name: str) -> bool:
     return getattr(function, "func", function).__module__.startswith("ovd_d2.")
 
 
-def _registered_table(name: str, entries: Any) -> CategoryTable:
-    return get_categories(name) if name.startswith("lvis_v1") else category_table(entries, name)
+def _registered_categories(name: str, entries: Any) -> Categories:
+    return get_categories(name) if name.startswith("lvis_v1") else categories_of(entries, name)
 
 
-def _names_alone(entries: Any) -> CategoryTable:
+def _names_alone(entries: Any) -> Categories:
     ordered = sorted(entries, key=lambda entry: entry["id"])
-    return CategoryTable([entry["name"] for entry in ordered], [False] * len(ordered))
+    names, ids = ([entry[key] for entry in ordered] for key in ("name", "id"))
+    return Categories(names, [False] * len(ordered), ids)
 
 
 def _image_path(root: str, source: Source, table: AnnotationTable, row: int) -> str:

@@ -16,7 +16,7 @@ from detectron2.structures import BoxMode
 from tqdm import tqdm
 
 from ovd_d2.data.annotation_files import PARTS
-from ovd_d2.data.categories import CategoryTable, category_problems
+from ovd_d2.data.categories import category_problems
 from ovd_d2.data.findings import Findings
 from ovd_d2.data.json_stream import BAR_DELAY, file_problem, read_parts
 from ovd_d2.data.problems import Problem
@@ -30,6 +30,7 @@ from ovd_d2.data.validation.entries import (
 from ovd_d2.data.validation.masks import check_masks
 from ovd_d2.data.validation.split import check_split
 from ovd_d2.data.validation.table import AnnotationTable, DatasetUse, Source
+from ovd_d2.vocabulary import Categories
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Report:
             data set's loader gives it, `image_id`, `height`, `width`.
         annotated_images: those of them that show an object of a base category, crowds apart
             (what `DATALOADER.FILTER_EMPTY_ANNOTATIONS` leaves of a training set).
-        table: the categories; None where they have faults.
+        categories: None where they have faults.
         counts: what there is, for people: "images", "annotations", ...
     """
 
@@ -53,7 +54,7 @@ class Report:
     notices: list[str] = field(default_factory=list)
     images: list[dict[str, Any]] = field(default_factory=list)
     annotated_images: list[dict[str, Any]] = field(default_factory=list)
-    table: CategoryTable | None = None
+    categories: Categories | None = None
     counts: dict[str, int] = field(default_factory=dict)
 
 
@@ -123,7 +124,7 @@ def report_on(
     source: Source,
     use: DatasetUse,
     *,
-    categories: Callable[[Sequence[Mapping[str, Any]]], CategoryTable],
+    categories: Callable[[Sequence[Mapping[str, Any]]], Categories],
     image_path: Callable[[AnnotationTable, int], str],
     progress: bool = True,
 ) -> Report:
@@ -133,7 +134,7 @@ def report_on(
         table: its columns.
         source: what loads it.
         use: what for.
-        categories: makes the category table of sound entries; raises ValueError.
+        categories: makes them of sound entries; raises ValueError.
         image_path: the path of a row of `table.images`, as the loader gives it.
     """
     found = Findings(source.file, is_file=source.kind != "records")
@@ -152,11 +153,11 @@ def report_on(
     bar = tqdm(steps, desc="checking", unit="step", delay=BAR_DELAY, disable=not progress)
     for step in bar:
         step()
-    report.table = _category_table(table, source, categories, found)
-    if report.table is not None and use.objects:
-        check_split(table, report.table, source, use, found)
+    report.categories = _sound_categories(table, source, categories, found)
+    if report.categories is not None and use.objects:
+        check_split(table, report.categories, source, use, found)
     report.images, rows = _image_entries(table, image_path)
-    annotated = _annotated_rows(table, report.table)
+    annotated = _annotated_rows(table, report.categories)
     report.annotated_images = [
         entry for entry, row in zip(report.images, rows, strict=True) if annotated[row]
     ]
@@ -164,12 +165,12 @@ def report_on(
     return report
 
 
-def _category_table(
+def _sound_categories(
     table: AnnotationTable,
     source: Source,
-    categories: Callable[[Sequence[Mapping[str, Any]]], CategoryTable],
+    categories: Callable[[Sequence[Mapping[str, Any]]], Categories],
     found: Findings,
-) -> CategoryTable | None:
+) -> Categories | None:
     if not table.categories or category_problems(source.file, table.categories):
         return None
     try:
@@ -202,12 +203,12 @@ def _image_entries(
     return entries, rows
 
 
-def _annotated_rows(table: AnnotationTable, categories: CategoryTable | None) -> np.ndarray:
+def _annotated_rows(table: AnnotationTable, categories: Categories | None) -> np.ndarray:
     """(images,) whether an image shows an object that is trained on."""
     shown = np.zeros(table.num_images, np.bool_)
     if categories is None:
         return shown
-    base = ~np.array([*categories.is_novel, True], np.bool_)  # the last one serves -1
+    base = ~np.array([*categories.novel, True], np.bool_)  # the last one serves -1
     rows = table.image_rows[base[table.classes] & ~table.crowd]
     shown[rows[rows >= 0]] = True
     return shown

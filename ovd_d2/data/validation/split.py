@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ovd_d2.data.categories import CategoryTable
 from ovd_d2.data.findings import Findings
 from ovd_d2.data.validation.table import AnnotationTable, DatasetUse, Source
+from ovd_d2.vocabulary import Categories
 
 SHOWN = 3  # examples in a message
 _KEY = "annotations[].category_id"
@@ -15,13 +15,13 @@ _KEY = "annotations[].category_id"
 
 def check_split(
     table: AnnotationTable,
-    categories: CategoryTable,
+    categories: Categories,
     source: Source,
     use: DatasetUse,
     found: Findings,
 ) -> None:
     """A training set needs annotated base categories; an odd split is noted."""
-    novel = np.array(categories.is_novel, np.bool_)
+    novel = np.array(categories.novel, np.bool_)
     if not use.training:
         _check_evaluated(table, novel, source, found)
         return

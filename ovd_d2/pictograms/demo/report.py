@@ -16,10 +16,11 @@ from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, BoxMode, Instances
 from tabulate import tabulate
 
-from ovd_d2.data.categories import CategoryTable, get_categories
+from ovd_d2.data.categories import get_categories
 from ovd_d2.evaluation import confusion_table, read_confusion, results_table
 from ovd_d2.files import atomic_write
 from ovd_d2.visualization import SheetRow, picture_sheet
+from ovd_d2.vocabulary import Categories
 
 SHOWN_SCORE = 0.5
 NUM_SCENES = 6
@@ -55,7 +56,7 @@ def write_report(
     Returns:
         The text of report.txt.
     """
-    table = get_categories(dataset_name)
+    categories = get_categories(dataset_name)
     title, output = next(iter(runs.items()))
     detections = json.loads(detections_path(output, dataset_name).read_text())
     confusions = read_confusion(detections_path(output, dataset_name).parent)[:NUM_CONFUSIONS]
@@ -71,7 +72,7 @@ def write_report(
     )
     with atomic_write(folder / "report.txt") as temporary:
         temporary.write_text(text + "\n")
-    _draw_scenes(folder / "pictures.png", dataset_name, title, detections, table)
+    _draw_scenes(folder / "pictures.png", dataset_name, title, detections, categories)
     return text
 
 
@@ -86,14 +87,15 @@ def _draw_scenes(
     dataset_name: str,
     title: str,
     detections: Sequence[Mapping[str, Any]],
-    table: CategoryTable,
+    categories: Categories,
 ) -> None:
     by_image = defaultdict(list)
     for detection in detections:
         if detection["score"] >= SHOWN_SCORE:
             by_image[detection["image_id"]].append(detection)
     rows = []
-    for record in scenes_with_novel(DatasetCatalog.get(dataset_name), table.is_novel, NUM_SCENES):
+    dataset_dicts = DatasetCatalog.get(dataset_name)
+    for record in scenes_with_novel(dataset_dicts, categories.novel, NUM_SCENES):
         size = (record["height"], record["width"])
         rows.append(
             SheetRow(
@@ -106,20 +108,20 @@ def _draw_scenes(
         rows,
         path,
         f"{title} on {dataset_name}",
-        names=table.names,
-        is_novel=table.is_novel,
+        names=categories.names,
+        novel=categories.novel,
         score_threshold=SHOWN_SCORE,
     )
 
 
 def scenes_with_novel(
-    dataset_dicts: Sequence[Mapping[str, Any]], is_novel: Sequence[bool], count: int
+    dataset_dicts: Sequence[Mapping[str, Any]], novel: Sequence[bool], count: int
 ) -> list[Mapping[str, Any]]:
     """The first `count` scenes with at least two novel objects and one base object."""
     chosen = []
     for record in dataset_dicts:
-        novel = sum(is_novel[one["category_id"]] for one in record["annotations"])
-        if novel >= 2 and len(record["annotations"]) > novel:
+        flags = [novel[one["category_id"]] for one in record["annotations"]]
+        if sum(flags) >= 2 and not all(flags):
             chosen.append(record)
     return chosen[:count]
 

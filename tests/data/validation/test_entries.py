@@ -197,7 +197,7 @@ def test_names_of_categories(tmp_path, name):
     dataset["categories"][1]["name"] = name
     report = checked(tmp_path, dataset)
     assert "1 of 3 categories have a 'name' that is not a name" in only_problem(report)
-    assert report.table is None
+    assert report.categories is None
     dataset["categories"][1]["name"] = "ant"
     assert "2 of 3 categories share their 'name'" in only_problem(checked(tmp_path, dataset))
 

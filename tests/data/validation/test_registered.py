@@ -48,8 +48,8 @@ def own(folder, dataset, base="[ant, bee]"):
 def test_a_sound_set_of_ones_own(tmp_path):
     report = own(tmp_path, sound_set())
     assert report.problems == [] and report.notices == []
-    assert report.table.names == ["ant", "bee", "cat"]
-    assert report.table.is_novel == [False, False, True]
+    assert report.categories.names == ["ant", "bee", "cat"]
+    assert report.categories.novel == [False, False, True]
     assert report.source == str(tmp_path / "train.json")
     loaded = DatasetCatalog.get("my_train")
     keys = ("file_name", "image_id", "height", "width")
@@ -142,7 +142,7 @@ def test_pictograms_are_lvis(tmp_path):
     dataset = {**lvis_set(), "info": {"arguments": {"generator_version": GENERATOR_VERSION}}}
     written(folder, dataset, "tests_pictograms_val.json")
     report = validate_dataset("tests_pictograms_val", TEST, progress=False)
-    assert report.problems == [] and report.table.is_novel == [True, False, False]
+    assert report.problems == [] and report.categories.novel == [True, False, False]
     loaded = DatasetCatalog.get("tests_pictograms_val")
     assert [one["file_name"] for one in report.images] == [one["file_name"] for one in loaded]
 

@@ -14,12 +14,13 @@ from ovd_d2.errors import SetupError, exit_with_message
 
 EPILOG = """
 examples:
-  train on one machine:
-    tools/train_net.py --config-file configs/vild_r50.yaml --num-gpus 8
+  train on one machine (the recipes without _short are for 64 GPUs: docs/recipes.md):
+    tools/train_net.py --config-file configs/vild_r50_short.yaml --num-gpus 8
   change an option:
-    tools/train_net.py --config-file configs/vild_r50.yaml MODEL.WEIGHTS r50.pkl SOLVER.BASE_LR 0.01
+    tools/train_net.py --config-file configs/vild_r50_short.yaml --num-gpus 8 MODEL.WEIGHTS r50.pkl
   evaluate a checkpoint:
-    tools/train_net.py --config-file configs/vild_r50.yaml --eval-only MODEL.WEIGHTS model_final.pth
+    tools/train_net.py --config-file configs/vild_r50_short.yaml --eval-only \\
+        MODEL.WEIGHTS model_final.pth
   on the processor:
     tools/train_net.py --config-file configs/pictograms/vild_text.yaml MODEL.DEVICE cpu
 """

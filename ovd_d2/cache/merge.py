@@ -80,7 +80,7 @@ def merge_stores(
         path, manifest, images=images, images_per_shard=images_per_shard, overwrite=overwrite
     ) as writer:
         for image_id in tqdm(writer.waiting_ids, "merge", unit="image", disable=not progress):
-            fields = owners[image_id].raw(image_id)
+            fields = owners[image_id].read_undecoded(image_id)
             record = {name: torch.from_numpy(values) for name, values in fields.items()}
             writer.add_encoded(image_id, record)
         writer.finish()

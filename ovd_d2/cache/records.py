@@ -138,7 +138,7 @@ def pack_shard(records: Sequence[tuple[int, Record]]) -> bytes:
 
     Args:
         records: at least one image id with its record, the fields in the order of
-            `Manifest.fields` (as `encode_record` and `RecordStore.raw` give them).
+            `Manifest.fields` (as `encode_record` and `RecordStore.read_undecoded` give them).
     """
     ordered = sorted(records, key=lambda item: item[0])
     counts = [record["boxes"].shape[0] for _, record in ordered]

@@ -122,7 +122,9 @@ class RecordStore:
             DamagedFileError: the record is not what was written, or its shard is gone; the file,
                 the image and the fix are named.
         """
-        fields = {name: torch.from_numpy(v[:top_k]) for name, v in self.raw(image_id).items()}
+        fields = {
+            name: torch.from_numpy(v[:top_k]) for name, v in self.read_undecoded(image_id).items()
+        }
         embeddings = fields.get("embeddings")
         if embeddings is not None:
             embeddings = decode(embeddings)
@@ -135,7 +137,7 @@ class RecordStore:
             )
         return proposals
 
-    def raw(self, image_id: int) -> Arrays:
+    def read_undecoded(self, image_id: int) -> Arrays:
         """The stored fields of one image (`Manifest.fields`), compared with the checksum, not
         decoded: embeddings have the right direction and any length. The arrays are the caller's.
 

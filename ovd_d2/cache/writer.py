@@ -141,7 +141,7 @@ class RecordWriter:
         self.add_encoded(int(image_id), encode_record(self.manifest, int(image_id), tensors))
 
     def add_encoded(self, image_id: int, record: Record) -> None:
-        """As `add`, of a record in the stored types (as `RecordStore.raw` gives it)."""
+        """As `add`, of a record in the stored types (as `RecordStore.read_undecoded` gives it)."""
         shard = self._shard_of.pop(image_id, None)
         if shard is None:
             raise ValueError(

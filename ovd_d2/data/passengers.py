@@ -78,7 +78,7 @@ class StoredProposals(Passenger):
 
     def __call__(self, image: MappedImage) -> None:
         # Embeddings stay as stored, whatever their length: the loss normalises them.
-        stored = self._best_first(self.store.raw(image.record["image_id"]))
+        stored = self._best_first(self.store.read_undecoded(image.record["image_id"]))
         proposals = transform_cached_proposals(stored, image.transforms, image.size, self.per_image)
         attach_cached_proposals(image.record, proposals)
 
@@ -138,9 +138,9 @@ def transform_cached_proposals(
     Proposals that have no embedding yet take along where they are in the original image.
 
     Args:
-        stored: fields of a record (:meth:`ovd_d2.cache.EmbeddingCache.raw`), the best of the K
-            proposals first: `boxes` in the original image, `embeddings` unless from a proposal
-            store; others are not looked at.
+        stored: fields of a record (:meth:`ovd_d2.cache.EmbeddingCache.read_undecoded`), the best
+            of the K proposals first: `boxes` in the original image, `embeddings` unless from a
+            proposal store; others are not looked at.
         transforms: what the image went through.
         image_size: (height, width) after it.
         top_k: only the first K' = top_k take part.

@@ -49,7 +49,7 @@ def parts(write: Write) -> list[Path]:
 
 def content(path: Path) -> dict[int, list[bytes]]:
     store = open_store(path)
-    return {one: [value.tobytes() for value in store.raw(one).values()] for one in store}
+    return {one: [value.tobytes() for value in store.read_undecoded(one).values()] for one in store}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])

@@ -114,7 +114,7 @@ def test_round_trip_through_a_store(
     for image_id in cache:
         read, written = cache[image_id], make_record(image_id)
         expected = encode(written["embeddings"], dtype)
-        stored = torch.from_numpy(cache.raw(image_id)["embeddings"])
+        stored = torch.from_numpy(cache.read_undecoded(image_id)["embeddings"])
         assert torch.equal(stored, expected["embeddings"])
         assert torch.equal(read.embeddings, decode(expected["embeddings"]))
         assert torch.equal(read.boxes, written["boxes"])

@@ -103,7 +103,7 @@ def test_parts_of_then_are_merged(old: Path, tmp_path: Path, build: Callable) ->
     merged = merge_stores(
         [old / "part", old / "part2"], tmp_path / "merged", images_per_shard=2, progress=False
     )
-    assert files_of(merged.path) == files_of(build(tmp_path / "built"))
+    assert files_of(merged.written.path) == files_of(build(tmp_path / "built"))
 
 
 def test_a_store_without_a_list_serves_all_of_its_images(old: Path, make_images: Callable) -> None:

@@ -40,7 +40,7 @@ class FakeCache:
     def __init__(self, records):
         self.records = records
 
-    def raw(self, image_id):
+    def read_undecoded(self, image_id):
         return self.records[image_id]
 
 

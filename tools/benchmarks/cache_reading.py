@@ -151,8 +151,8 @@ def read_latency(stores: Mapping[str, Path], reads: int = READS, seed: int = 0) 
         cache = EmbeddingCache(path)
         ids = random.Random(seed).choices(list(cache), k=reads)
         for image_id in cache:  # warms the page cache
-            cache.raw(image_id)
-        things[f"{dtype} copy"] = partial(_copy, cache.raw(ids[0]))
+            cache.read_undecoded(image_id)
+        things[f"{dtype} copy"] = partial(_copy, cache.read_undecoded(ids[0]))
         things[f"{dtype} raw"] = partial(_raw, cache, ids)
         things[f"{dtype} read"] = partial(_read, cache, ids, None)
         things[f"{dtype} read, top {TOP_K}"] = partial(_read, cache, ids, TOP_K)
@@ -211,7 +211,7 @@ def _copy(record: dict[str, NDArray], _: int) -> None:
 
 
 def _raw(cache: EmbeddingCache, ids: list[int], number: int) -> None:
-    cache.raw(ids[number])
+    cache.read_undecoded(ids[number])
 
 
 def _read(cache: EmbeddingCache, ids: list[int], top_k: int | None, number: int) -> None:

@@ -121,6 +121,16 @@ class Malicious:
         return os.system, (f"touch {self.victim}",)
 
 
+def test_what_no_store_can_be_made_of(source):
+    source.write_detpro()
+    with pytest.raises(CacheError, match="top_k is 0, expected at least 1"):
+        source.convert(source.detpro(), top_k=0)
+    source.dataset.append(source.dataset[0])
+    with pytest.raises(CacheError, match="1 image ids occur more than once"):
+        source.convert(source.detpro())
+    assert not (source.folder / "cache").exists()
+
+
 # DetPro
 
 

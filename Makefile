@@ -7,13 +7,24 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-lowest lint
 
+# uv compiles nothing, so that every module is compiled by whoever imports it first, and kept.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 WORKERS ?= 2
+# Each worker has a run of neighbours, which share what their module makes.
+SPREAD := -n $(WORKERS) --dist worksteal
 # The lowest versions that setup.py allows have an environment of their own (8 GB).
 LOWEST := .venv-lowest
-QUICK := tests/data tests/clip tests/modeling tests/vild tests/evaluation \
-  tests/engine/test_trainer.py tests/engine/test_checks.py tests/test_predictor.py \
-  tests/test_vocabulary.py
+# What other libraries have a part in: reading, training, evaluating, writing weights.
+QUICK := tests/integration/test_pipeline.py tests/integration/test_plain_lazy_loop.py \
+  tests/cache/test_cache_store.py tests/test_visualization.py tests/test_lvis_compat.py \
+  $(addprefix tests/clip/test_,device_crops.py loading.py teacher.py vocabulary_builder.py) \
+  $(addprefix tests/data/test_,coco_json.py images.py json_stream.py mapper.py train_loader.py) \
+  $(addprefix tests/engine/test_,checkpoint.py optimization.py trainer.py weights.py) \
+  $(addprefix tests/evaluation/test_,coco_evaluator.py engines.py failures.py lvis_evaluator.py) \
+  $(addprefix tests/modeling/test_,backbone.py classifier.py mask_head.py meta_arch.py tta.py) \
+  tests/vild/test_roi_heads.py
 
 ifdef PYTHON
   PY := $(PYTHON)
@@ -58,12 +69,12 @@ demo: setup
 	  $(if $(NAMES),--names "$(NAMES)") $(if $(OUTPUT),--output "$(OUTPUT)")
 
 test: setup
-	@OMP_NUM_THREADS=1 "$(PY)" -m pytest -q -n $(WORKERS) $(if $(ARGS),$(ARGS),tests)
+	@OMP_NUM_THREADS=1 "$(PY)" -m pytest -q $(SPREAD) $(if $(ARGS),$(ARGS),tests)
 
 test-lowest: $(NEEDS)
 	@test -x $(LOWEST)/bin/python || "$(PY)" -m venv $(LOWEST)
 	@$(LOWEST)/bin/python tools/setup_environment.py --lowest
-	@OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -n $(WORKERS) $(if $(ARGS),$(ARGS),$(QUICK))
+	@OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q $(SPREAD) $(if $(ARGS),$(ARGS),$(QUICK))
 
 lint: setup
 	"$(PY)" -m ruff check .

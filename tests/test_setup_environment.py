@@ -35,7 +35,22 @@ def steps(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, 
     monkeypatch.setattr(tool, "step", lambda title, *arguments: taken.append(arguments))
     monkeypatch.setattr(tool, "install_detectron2", lambda: taken.append(("detectron2",)))
     monkeypatch.setattr(tool, "has_opencv", lambda: False)
+    monkeypatch.setattr(tool, "ensure_uv", lambda: None)
+    monkeypatch.setattr(tool, "first_import", lambda: None)
     return taken
+
+
+@pytest.fixture
+def commands(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """The commands that are run; those of uv fail, the others do nothing."""
+    run: list[tuple[str, ...]] = []
+
+    def record(command: tuple[str, ...], **_: Any) -> subprocess.CompletedProcess[str]:
+        run.append(tuple(command))
+        return subprocess.CompletedProcess(command, int("uv" in command))
+
+    monkeypatch.setattr(tool.subprocess, "run", record)
+    return run
 
 
 def requirement_lines() -> list[Requirement]:
@@ -72,10 +87,11 @@ def test_requirements_by_name(tool: ModuleType) -> None:
 def test_order_of_the_steps(tool: ModuleType, steps: list[tuple[str, ...]]) -> None:
     assert tool.main([]) == 0
     requirements, opencv, lvis, detectron2, package = steps
+    assert not any(entry.startswith("uv") for entry in requirements)
     assert "torch==2.11.0" in requirements
     assert not any(entry.startswith(("opencv", "lvis")) for entry in requirements)
-    assert opencv[1].startswith("opencv-python-headless==")
-    assert lvis[1:] == ("--no-deps", "lvis==0.5.3")
+    assert opencv[0].startswith("opencv-python-headless==")
+    assert lvis == ("--no-deps", "lvis==0.5.3")
     assert detectron2 == ("detectron2",)
     assert package[-1] == str(ROOT) and "--editable" in package
 
@@ -121,12 +137,9 @@ def test_the_lowest_versions_are_those_of_setup_py(
     assert "opencv-python-headless==4.10.0.84" in steps[1]
     (pytest_pin,) = [entry for entry in requirements if entry.startswith("pytest==")]
     assert pytest_pin == "pytest==8"
-    assert requirements[1:5] == (
-        "--only-binary",
-        ":all:",
-        "--no-binary",
-        ",".join(tool.SOURCE_ONLY),
-    )
+    fvcore, antlr = tool.SOURCE_ONLY
+    built = ("--no-binary", fvcore, "--no-binary", antlr)
+    assert requirements[:6] == ("--only-binary", ":all:", *built)
 
 
 def test_pinned_and_lowest_versions_are_different_set_ups(
@@ -173,6 +186,61 @@ def test_failing_pip_leaves_no_stamp(
     assert not tool.STAMP.exists()
 
 
+def test_pip_installs_where_uv_fails_and_it_is_said(
+    tool: ModuleType,
+    commands: list[tuple[str, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(tool, "has_uv", lambda: True)
+    tool.step("lvis", "lvis==1")
+    assert [command[:4] for command in commands] == [tool.UV[:4], tool.PIP[:4]]
+    assert all(command[-1] == "lvis==1" for command in commands)
+    assert "uv failed (above); pip installs lvis" in capsys.readouterr().out
+
+
+def test_uv_alone_installs_where_it_works(
+    tool: ModuleType, commands: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tool, "has_uv", lambda: True)
+    monkeypatch.setattr(tool, "UV", ("works",))
+    tool.step("lvis", "lvis==1")
+    assert [command[0] for command in commands] == ["works"]
+
+
+def test_uv_is_installed_at_its_pin_unless_it_is_there(
+    tool: ModuleType, commands: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = {"uv": "0.0.1"}
+    monkeypatch.setattr(tool.importlib.metadata, "version", versions.__getitem__)
+    tool.ensure_uv()
+    (command,) = commands
+    assert command[:4] == tool.PIP[:4] and command[-1] == tool.pinned_uv()
+    versions["uv"] = command[-1].removeprefix("uv==")
+    tool.ensure_uv()
+    assert len(commands) == 1
+
+
+def test_missing_uv_is_said(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed = subprocess.CompletedProcess([], 1)
+    monkeypatch.setattr(tool.subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setattr(tool, "has_uv", lambda: False)
+    tool.ensure_uv()
+    assert f"{tool.pinned_uv()} cannot be had" in capsys.readouterr().out
+
+
+def test_what_cannot_be_imported_is_an_error(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tool, "USED", ("json",))
+    tool.first_import()
+    monkeypatch.setattr(tool, "USED", ("no_such_module_here",))
+    with pytest.raises(tool.SetupError, match="cannot be imported"):
+        tool.first_import()
+
+
 def test_pins_lie_in_the_ranges_of_setup_py() -> None:
     ranges = [Requirement(text) for text in setup_keyword("install_requires")]
     for wanted in ranges:
@@ -217,3 +285,12 @@ def test_make_chooses_the_environment(
         check=True,
     )
     assert result.stdout.splitlines()[-1].rstrip() == f'"{expected}" tools/setup_environment.py'
+
+
+def test_looking_for_pip_leaves_setuptools_its_distutils() -> None:
+    # Else whatever imports setuptools later in this process (detectron2.model_zoo) fails.
+    command = "import _distutils_hack; print(_distutils_hack.DISTUTILS_FINDER.spec_for_distutils)"
+    code = f"import sys; sys.path.insert(0, {str(TOOL.parent)!r})\n"
+    code += f"import setup_environment; setup_environment.ensure_pip()\n{command}"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "lambda" not in result.stdout and result.returncode == 0

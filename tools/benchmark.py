@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import (
+    cache_kills,
     cache_page,
-    end_to_end,
+    inference,
     online,
     options,
     speed,
@@ -39,6 +40,8 @@ all rows of the paper's table (about half an hour more; takes up what demo-table
 the embedding cache (a few minutes; trains nothing; on a GPU where there is one):
   python tools/benchmark.py cache
   python tools/benchmark.py cache --device cuda --architecture ViT-L-14
+inference beside Detectron2's own (five minutes on two quiet cores; trains nothing):
+  python tools/benchmark.py inference
 """
 # The methods of a system in each table.
 TABLES: dict[str, Callable[[Showcase], list[Method]]] = {
@@ -86,6 +89,7 @@ def parse_args() -> argparse.Namespace:
             "--docs", type=Path, default=repository_root() / "docs", help="written to"
         )
     add_cache_command(commands)
+    add_inference_command(commands)
     return parser.parse_args()
 
 
@@ -96,6 +100,22 @@ def add_cache_command(commands: Any) -> None:
     add_device_argument(command)
     command.add_argument(
         "--architecture", help="measure building with this teacher alone, random weights"
+    )
+    command.add_argument(
+        "--kills",
+        type=int,
+        default=cache_kills.KILLS,
+        help="builds killed at random moments and run again (default: %(default)s)",
+    )
+    command.add_argument("--docs", type=Path, default=repository_root() / "docs", help="written to")
+
+
+def add_inference_command(commands: Any) -> None:
+    command = commands.add_parser(
+        "inference",
+        help="whole images, masks, many names, memory: beside Detectron2's own, on the CPU",
+        epilog="example:\n  python tools/benchmark.py inference --docs output/docs",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("--docs", type=Path, default=repository_root() / "docs", help="written to")
 
@@ -146,22 +166,32 @@ def measure_speed(args: argparse.Namespace) -> None:
     rows += options.measure(folder, args.seeds[0], args.device)
     if args.device == "cpu":
         rows.append(online.pictograms_online_cost(Run(folder, args.seeds[0])).row())
-        rows += speed.rows_of(end_to_end.measure())
     write_document(args, rows)
     print(speed.table_of(rows))
 
 
 def measure_cache(args: argparse.Namespace) -> None:
     """Measures everything about the cache in one run; writes the JSON and its page."""
-    rows = cache_page.measure(args.device, args.architecture)
+    rows = cache_page.measure(args.device, args.architecture, args.kills)
     command = f"python tools/benchmark.py cache --device {args.device}"
     if args.architecture is not None:
         command += f" --architecture {args.architecture}"
+    if args.kills != cache_kills.KILLS:
+        command += f" --kills {args.kills}"
     document = make_document(command, rows)
     atomic_write_json(args.docs / "results" / "cache.json", document)
     with atomic_write(args.docs / "results-cache.md") as temporary:
         temporary.write_text(cache_page.page(document))
     print(cache_page.table_of(rows))
+
+
+def measure_inference(args: argparse.Namespace) -> None:
+    """Measures, then writes the JSON and its page."""
+    document = make_document("python tools/benchmark.py inference", inference.measure())
+    atomic_write_json(args.docs / "results" / "inference.json", document)
+    with atomic_write(args.docs / "results-inference.md") as temporary:
+        temporary.write_text(inference.page(document))
+    print("\n\n".join(inference.tables_of(document["rows"]).values()))
 
 
 def write_document(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
@@ -191,6 +221,7 @@ MEASURE = {
     "stored-types": measure_stored_types,
     "speed": measure_speed,
     "cache": measure_cache,
+    "inference": measure_inference,
 }
 
 if __name__ == "__main__":

@@ -5,6 +5,10 @@ in editable mode. What was done is stamped into the environment, so that a secon
 the same requirements ends at once. `make setup` calls it; `make test-lowest` calls it with
 --lowest, for the lower bounds of setup.py instead of the pins.
 
+uv installs, at the version that requirements.txt pins: it downloads in parallel, and a second
+environment shares the files of the first through its cache. Where uv cannot be had, or fails
+(it does not read pip's settings, a mirror for example), pip does the same, and it is said.
+
 Stands alone on the standard library, because it runs before anything is installed.
 """
 
@@ -13,6 +17,7 @@ from __future__ import annotations
 import argparse
 import ast
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -33,6 +38,11 @@ MODULES = ("torch", "torchvision", "cv2", "lvis", "open_clip", "detectron2", "ov
 OLDEST, NEWEST = (3, 10), (3, 12)
 # Released as source alone, and pure Python; whatever else a lower bound names must have a wheel.
 SOURCE_ONLY = ("fvcore", "antlr4-python3-runtime")
+# Imported once at the end: it shows that they work, and leaves them compiled.
+USED = (*MODULES, "detectron2.model_zoo", "ovd_d2.engine.run", "hypothesis", "scipy.stats", "xdist")
+
+PIP = (sys.executable, "-m", "pip", "install", "--disable-pip-version-check")
+UV = (sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable)
 
 EPILOG = """example:
   .venv/bin/python tools/setup_environment.py
@@ -96,16 +106,19 @@ def set_up(lowest: bool = False) -> None:
     options: list[str] = []
     if lowest:
         pins |= lowest_pins(RANGES.read_text(encoding="utf-8"))
-        options = ["--only-binary", ":all:", "--no-binary", ",".join(SOURCE_ONLY)]
+        options = ["--only-binary", ":all:"]
+        options += [option for name in SOURCE_ONLY for option in ("--no-binary", name)]
     ensure_pip()
-    title = "requirements (some minutes the first time; 5 GB on disk)"
-    step(title, "install", *options, *plain_pins(pins))
+    ensure_uv()
+    title = "requirements (a minute or some the first time; 5 GB on disk)"
+    step(title, *options, *plain_pins(pins))
     if not has_opencv():
-        step("opencv", "install", pins["opencv-python-headless"])
+        step("opencv", pins["opencv-python-headless"])
     # Its requirements name opencv-python, which would be written over the headless build.
-    step("lvis", "install", "--no-deps", pins["lvis"])
+    step("lvis", "--no-deps", pins["lvis"])
     install_detectron2()
-    step("ovd_d2", "install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
+    step("ovd_d2", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
+    first_import()
     write_stamp(lowest)
     print(f"set-up: done in {time.monotonic() - start:.0f} s, in {sys.prefix}", flush=True)
 
@@ -146,7 +159,7 @@ def lowest_pins(setup_py: str) -> dict[str, str]:
 
 def plain_pins(pins: dict[str, str]) -> list[str]:
     """The requirements that need no special treatment, one a list entry."""
-    special = ("opencv-python-headless", "lvis")
+    special = ("opencv-python-headless", "lvis", "uv")
     return [line for name in pins if name not in special for line in pins[name].splitlines()]
 
 
@@ -158,7 +171,7 @@ def has_opencv() -> bool:
 
 def ensure_pip() -> None:
     """Bring pip into an environment that lacks it, as one does whose creation was cut short."""
-    if importlib.util.find_spec("pip") is not None:
+    if installed_version("pip") is not None:
         return
     if subprocess.run([sys.executable, "-m", "ensurepip"], check=False).returncode != 0:
         raise SetupError(
@@ -167,16 +180,56 @@ def ensure_pip() -> None:
         )
 
 
+def ensure_uv() -> None:
+    """Bring the pinned uv into the environment; where it cannot be had, say so."""
+    if has_uv():
+        return
+    pin = pinned_uv()
+    if subprocess.run([*PIP, "--quiet", pin], check=False).returncode != 0:
+        print(f"set-up: {pin} cannot be had (above); pip installs, which takes longer", flush=True)
+
+
+def has_uv() -> bool:
+    """Whether the pinned uv is in this environment."""
+    return f"uv=={installed_version('uv')}" == pinned_uv()
+
+
+def installed_version(name: str) -> str | None:
+    """Of a package here. (Looking for the module pip makes setuptools give up its distutils.)"""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def pinned_uv() -> str:
+    return parse_requirements(REQUIREMENTS.read_text(encoding="utf-8"))["uv"]
+
+
 def step(title: str, *arguments: str) -> None:
-    """Run one pip command; raise SetupError if it fails."""
+    """Install by uv, or by pip where uv is not there or fails; SetupError if pip fails, too."""
     print(f"set-up: {title}", flush=True)
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
-    if not sys.stdout.isatty():
-        command.append("--quiet")  # progress bars are for people
-    if subprocess.run(command, check=False).returncode != 0:
+    # Progress bars are for people.
+    options = arguments if sys.stdout.isatty() else ("--quiet", *arguments)
+    if has_uv():
+        if subprocess.run([*UV, *options], check=False).returncode == 0:
+            return
+        print(f"set-up: uv failed (above); pip installs {title}, which takes longer", flush=True)
+    if subprocess.run([*PIP, *options], check=False).returncode != 0:
         raise SetupError(
             f"{title}: pip failed (above). Check the network and the free disk space (6 GB), "
             "then run the same command again: finished steps are not repeated"
+        )
+
+
+def first_import() -> None:
+    """Import what is used, in a fresh interpreter that leaves it compiled (uv compiles nothing)."""
+    print("set-up: first import", flush=True)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, "-W", "ignore", "-c", f"import {', '.join(USED)}"]
+    if subprocess.run(command, env=environment, check=False).returncode != 0:
+        raise SetupError(
+            "what was installed cannot be imported (above). Check every step: make setup FORCE=1"
         )
 
 

@@ -19,6 +19,7 @@ from ovd_d2.engine.optimization import optimizer_problems
 from ovd_d2.engine.validation import (
     missing_annotation_problems,
     selection_notices,
+    selection_of,
     selection_problems,
 )
 from ovd_d2.engine.weights import weights_problems
@@ -68,7 +69,7 @@ def check_setup(cfg: CfgNode, *, training: bool, progress: bool = True) -> list[
         problems += missing_annotation_problems(cfg)
     if problems:
         raise SetupError(problems)
-    return data.notices + (selection_notices(cfg) if training else [])
+    return data.notices + (selection_notices(selection_of(cfg)) if training else [])
 
 
 def check_images(cfg: CfgNode, dataset: str, *, progress: bool = True) -> None:
@@ -106,7 +107,7 @@ def config_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
     yield from optimizer_problems(cfg)
     yield from evaluation_problems(cfg)
     if training:
-        yield from selection_problems(cfg)
+        yield from selection_problems(selection_of(cfg))
         yield from precision_problems(cfg.SOLVER.AMP.ENABLED, cfg.MODEL.DEVICE, "SOLVER.AMP")
         yield from process_problems(cfg.MODEL.DEVICE)
     yield from output_problems(cfg.OUTPUT_DIR)

@@ -6,7 +6,8 @@ which the model's classifier refers ("${vocabulary}").
 Where it has `wrap_loader`, a LazyCall that gives a function of the training loader, batches go
 through that on their way to the model (configs/pictograms/lazy_vild_online.py).
 `train.model_ema = dict(enabled=True, decay=0.9998)` averages the weights
-(:class:`ovd_d2.engine.hooks.WeightAveraging`).
+(:class:`ovd_d2.engine.hooks.WeightAveraging`); `train.freeze`, `train.validation_loss` and
+`train.best_checkpoint` are what docs/training.md says of the yaml keys.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,11 +37,20 @@ from torch import nn
 
 from ovd_d2.engine.build import vocabulary_of
 from ovd_d2.engine.checkpoint import WHOLE_MODEL, SafeCheckpointer
-from ovd_d2.engine.hooks import ProgressBar, SeedIterations, WeightAveraging
+from ovd_d2.engine.hooks import BestCheckpoint, ProgressBar, SeedIterations, WeightAveraging
 from ovd_d2.engine.launching import available_device, on_main_process
-from ovd_d2.engine.lazy_checks import NO_VOCABULARY, WEIGHTS_KEY, check_lazy_setup
+from ovd_d2.engine.lazy_checks import (
+    FREEZE_KEY,
+    NO_VOCABULARY,
+    WEIGHTS_KEY,
+    build_validation_loader,
+    check_lazy_setup,
+    data_set_names,
+)
+from ovd_d2.engine.optimization import freeze
 from ovd_d2.engine.scalars import defined, write_scalars
 from ovd_d2.engine.trainer import finish, loader_states, write_results
+from ovd_d2.engine.validation import GROUP, validation_losses
 from ovd_d2.errors import SetupError
 from ovd_d2.evaluation import masks_in_boxes
 from ovd_d2.modeling.open_vocabulary import open_vocabulary_part
@@ -53,6 +64,7 @@ def train(cfg: DictConfig, args: argparse.Namespace) -> None:
     if not cfg.train.device.startswith("cuda"):
         cfg.train.ddp.device_ids = None  # else Detectron2 asks for a GPU for each process
     model = _build_model(cfg)
+    freeze(model, cfg.train.get("freeze") or (), FREEZE_KEY)
     loader = instantiate(cfg.dataloader.train)
     if "wrap_loader" in cfg:
         loader = instantiate(cfg.wrap_loader)(loader)
@@ -126,16 +138,32 @@ def _build_hooks(
     if comm.is_main_process():
         built.append(hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer))
 
-    def evaluate() -> dict[str, Any]:
-        results = _test(cfg, model if averaging is None else averaging.model)
-        return defined(results)  # undefined numbers have no place in the event storage
-
-    built.append(hooks.EvalHook(cfg.train.eval_period, evaluate))
+    built += _build_evaluation(cfg, lambda: model if averaging is None else averaging.model)
     if comm.is_main_process():
         writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
         built.append(hooks.PeriodicWriter(writers, period=cfg.train.log_period))
         built.append(ProgressBar(os.path.basename(cfg.train.output_dir) or "training"))
     return built
+
+
+def _build_evaluation(cfg: DictConfig, evaluated: Callable[[], nn.Module]) -> list[HookBase]:
+    """What follows every `train.eval_period` iterations; undefined numbers are not stored."""
+    period = cfg.train.eval_period
+    built: list[HookBase] = [hooks.EvalHook(period, lambda: defined(_test(cfg, evaluated())))]
+    if cfg.train.get("validation_loss"):
+        built.append(hooks.EvalHook(period, lambda: defined(_validate(cfg, evaluated()))))
+    best = cfg.train.get("best_checkpoint")
+    if best and comm.is_main_process():
+        folder = Path(cfg.train.output_dir)
+        built.append(BestCheckpoint(best, period=period, folder=folder, model=evaluated))
+    return built
+
+
+def _validate(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
+    """The training losses over the test set."""
+    (name,) = data_set_names(cfg.dataloader.test)
+    with vocabulary_of(name, model):
+        return {GROUP: validation_losses(model, build_validation_loader(cfg))}
 
 
 def _build_averaging(cfg: DictConfig, model: nn.Module) -> WeightAveraging | None:

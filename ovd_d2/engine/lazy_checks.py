@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from detectron2.config import instantiate
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig
+from torch.utils.data import DataLoader
 
 from ovd_d2.cache import CacheError
 from ovd_d2.data.augmentation import Resize, smallest_of
@@ -15,7 +19,13 @@ from ovd_d2.data.mapper import mapping_problems
 from ovd_d2.data.passengers import Passenger, ProposalsToEmbed
 from ovd_d2.engine.checks import output_problems, precision_problems
 from ovd_d2.engine.data_checks import CheckedData, DataNeeds, category_problems, check_data
-from ovd_d2.engine.optimization import decay_problems
+from ovd_d2.engine.optimization import decay_problems, name_problems
+from ovd_d2.engine.validation import (
+    Selection,
+    annotation_problems,
+    selection_notices,
+    selection_problems,
+)
 from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
 from ovd_d2.evaluation import OpenVocabularyLVISEvaluator
@@ -24,7 +34,7 @@ from ovd_d2.evaluation.protocols import fixed_ap_problems
 from ovd_d2.systems import SetupContext, systems
 from ovd_d2.vocabulary import Vocabulary
 
-WEIGHTS_KEY = "train.init_checkpoint"
+WEIGHTS_KEY, FREEZE_KEY = "train.init_checkpoint", "train.freeze"
 
 NO_VOCABULARY = (
     'the config has no vocabulary: add vocabulary = L(Vocabulary.load)(path="...") and '
@@ -64,16 +74,57 @@ def check_lazy_setup(cfg: DictConfig, *, training: bool, progress: bool = True) 
         problems += precision_problems(amp, cfg.train.device, "train.amp.enabled")
         problems += _mapper_problems(cfg, vocabulary, data)
         problems += decay_problems(cfg.train.get("model_ema") or {}, "train.model_ema.decay")
+        problems += name_problems(cfg.train.get("freeze") or (), FREEZE_KEY)
+        problems += _selection_problems(cfg, data)
     if problems:
         raise SetupError(problems)
-    return data.notices
+    return data.notices + (selection_notices(_selection(cfg)) if training else [])
+
+
+def build_validation_loader(cfg: DictConfig) -> DataLoader:
+    """As :func:`ovd_d2.engine.validation.build_validation_loader`, of a LazyConfig."""
+    cfg = copy.deepcopy(cfg)
+    mapper, test = cfg.dataloader.train.mapper, cfg.dataloader.test
+    mapper.augmentations = test.mapper.get("augmentations", [])
+    changes = {"recompute_boxes": False, "passengers": []}
+    mapper.update({key: value for key, value in changes.items() if key in mapper})
+    return build_detection_test_loader(
+        _validation_dicts(cfg), mapper=instantiate(mapper), num_workers=test.get("num_workers", 0)
+    )
+
+
+def _validation_dicts(cfg: DictConfig) -> list[dict[str, Any]]:
+    """The test images, with the annotations that training would keep."""
+    names = cfg.dataloader.test.dataset.names
+    return instantiate({**cfg.dataloader.train.dataset, "names": names, "filter_empty": False})
+
+
+def _selection(cfg: DictConfig) -> Selection:
+    return Selection(
+        loss=bool(cfg.train.get("validation_loss")),
+        best=cfg.train.get("best_checkpoint") or "",
+        period=cfg.train.eval_period,
+        test=data_set_names(cfg.dataloader.test),
+        masks=bool(cfg.dataloader.train.mapper.get("use_instance_mask", False)),
+        loss_key="train.validation_loss",
+        best_key="train.best_checkpoint",
+        period_key="train.eval_period",
+        test_key="dataloader.test.dataset.names",
+    )
+
+
+def _selection_problems(cfg: DictConfig, data: CheckedData) -> Iterable[str]:
+    wanted = _selection(cfg)
+    yield from selection_problems(wanted)
+    if wanted.loss and not data.problems:
+        yield from annotation_problems(wanted.test[0], _validation_dicts(cfg), wanted)
 
 
 def _data_needs(cfg: DictConfig, training: bool) -> DataNeeds:
     mapper = cfg.dataloader.train.mapper
     return DataNeeds(
-        train=_names(cfg.dataloader.train) if training else (),
-        test=_names(cfg.dataloader.test),
+        train=data_set_names(cfg.dataloader.train) if training else (),
+        test=data_set_names(cfg.dataloader.test),
         masks=bool(mapper.get("use_instance_mask", False)),
         mask_format=mapper.get("instance_mask_format", "polygon"),
         train_resize=_resize(mapper) if training else None,
@@ -85,7 +136,7 @@ def _data_needs(cfg: DictConfig, training: bool) -> DataNeeds:
     )
 
 
-def _names(part: DictConfig) -> list[str]:
+def data_set_names(part: DictConfig) -> list[str]:
     """The data sets of `dataloader.train` or `dataloader.test`."""
     names = part.dataset.names
     return [names] if isinstance(names, str) else list(names)
@@ -97,7 +148,7 @@ def _resize(mapper: DictConfig) -> Resize | None:
 
 def _evaluator_problems(cfg: DictConfig) -> Iterable[str]:
     """Of its options only, for it reads the ground truth when it is made."""
-    names = _names(cfg.dataloader.test)
+    names = data_set_names(cfg.dataloader.test)
     if len(names) != 1:
         yield (
             f"dataloader.test.dataset.names: {len(names)} data sets, but dataloader.evaluator is "
@@ -105,6 +156,7 @@ def _evaluator_problems(cfg: DictConfig) -> Iterable[str]:
         )
         return
     yield from _rules_problems(cfg, names[0])
+    yield from _argument_problems(cfg)
     for part in ("protocol", "engine"):
         try:
             instantiate(cfg.dataloader.evaluator.get(part))
@@ -113,6 +165,18 @@ def _evaluator_problems(cfg: DictConfig) -> Iterable[str]:
     limit = cfg.dataloader.evaluator.get("model_limit", 0)
     protocol = cfg.dataloader.evaluator.get("protocol", None) or {}
     yield from fixed_ap_problems(protocol.get("name", ""), limit)
+
+
+def _argument_problems(cfg: DictConfig) -> Iterable[str]:
+    """Arguments that are missing or unknown, which would come out when training is over."""
+    evaluator = cfg.dataloader.evaluator
+    target = evaluator.get("_target_")
+    target = locate(target) if isinstance(target, str) else target
+    try:
+        inspect.signature(target).bind(**{key: None for key in evaluator if key != "_target_"})
+    except TypeError as error:
+        name = getattr(target, "__name__", target)
+        yield f"dataloader.evaluator: {error} of {name}; it takes {inspect.signature(target)}"
 
 
 def _rules_problems(cfg: DictConfig, name: str) -> Iterable[str]:

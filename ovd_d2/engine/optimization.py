@@ -98,11 +98,16 @@ def lr_factor(name: str, factors: dict[str, float]) -> float:
     return factors[max(fitting, key=len)] if fitting else 1.0
 
 
-def freeze(model: nn.Module, prefixes: Sequence[str]) -> None:
+def freeze(model: nn.Module, prefixes: Sequence[str], key: str = FREEZE_KEY) -> None:
     """Parameters whose names begin with one of these train no more, in place.
 
     Batch norms below keep their statistics, in training, too: they become Detectron2's
     `FrozenBatchNorm2d`, or timm's where they include an activation. Names in the state dict stay.
+
+    Args:
+        model: is changed.
+        prefixes: beginnings of the names of parameters.
+        key: of the prefixes in the config, for messages.
 
     Raises:
         SetupError: no parameter's name begins so; nothing is left to train; a norm has statistics
@@ -110,7 +115,7 @@ def freeze(model: nn.Module, prefixes: Sequence[str]) -> None:
     """
     if not prefixes:
         return
-    _check_prefixes(FREEZE_KEY, prefixes, model)
+    _check_prefixes(key, prefixes, model)
     beginnings = tuple(prefixes)
     for name, parameter in model.named_parameters():
         if name.startswith(beginnings):
@@ -118,12 +123,12 @@ def freeze(model: nn.Module, prefixes: Sequence[str]) -> None:
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if f"{name}.".startswith(beginnings) and isinstance(module, _NormBase):
             parent, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(parent), attribute, _frozen_norm(name, module))
+            setattr(model.get_submodule(parent), attribute, _frozen_norm(name, module, key))
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise SetupError([f"{FREEZE_KEY} {list(prefixes)}: no parameter is left to train"])
+        raise SetupError([f"{key} {list(prefixes)}: no parameter is left to train"])
 
 
-def _frozen_norm(name: str, norm: _NormBase) -> nn.Module:
+def _frozen_norm(name: str, norm: _NormBase, key: str) -> nn.Module:
     """A norm with the same statistics, for good; one that has none stays as it is."""
     if norm.running_mean is None:
         return norm
@@ -133,7 +138,7 @@ def _frozen_norm(name: str, norm: _NormBase) -> nn.Module:
         return FrozenBatchNorm2d.convert_frozen_batchnorm(norm)
     raise SetupError(
         [
-            f"{FREEZE_KEY}: {name} is a {type(norm).__name__}, whose statistics would go on "
+            f"{key}: {name} is a {type(norm).__name__}, whose statistics would go on "
             "changing; BatchNorm2d and SyncBatchNorm can be frozen: choose another norm, or freeze "
             "the layers beside it alone"
         ]
@@ -169,11 +174,17 @@ def optimizer_problems(cfg: CfgNode) -> Iterable[str]:
             f"{MULTIPLIERS_KEY}: {list(options.LR_MULTIPLIERS)} are not pairs of the beginning of "
             'parameter names and a factor >= 0, as [["backbone.bottom_up.", 0.3]]'
         )
-    for key, values in (("SOLVER.NO_DECAY", options.NO_DECAY), (FREEZE_KEY, cfg.MODEL.OVD.FREEZE)):
-        if isinstance(values, str) or not all(isinstance(one, str) for one in values):
-            yield f'{key}: {values!r} is not a list of names, as ["pos_embed"]'
+    yield from name_problems(options.NO_DECAY, "SOLVER.NO_DECAY")
+    yield from name_problems(cfg.MODEL.OVD.FREEZE, FREEZE_KEY)
     average = {"enabled": options.EMA.ENABLED, "decay": options.EMA.DECAY}
     yield from decay_problems(average, "SOLVER.EMA.DECAY")
+
+
+def name_problems(values: Any, key: str) -> list[str]:
+    """Of what should be a list of names of parameters, or of their parts."""
+    if not isinstance(values, str) and all(isinstance(one, str) for one in values):
+        return []
+    return [f'{key}: {values!r} is not a list of names, as ["pos_embed"]']
 
 
 def decay_problems(average: Mapping[str, Any], key: str) -> list[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -33,6 +34,41 @@ TASKS = ("bbox", "segm")
 _SEED = 5  # sets these random numbers apart from those of training
 # What else than the losses depends on the mode (training or evaluation) of a model.
 _AS_IN_EVALUATION = (_NormBase, _DropoutNd, DropPath)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a config wants of the evaluations during training, and what its keys are called.
+
+    Attributes:
+        loss: the validation loss is computed.
+        best: metric of the best checkpoint; empty: none is kept.
+        period: iterations between two evaluations.
+        test: the data sets that are evaluated.
+        masks: the model learns masks.
+    """
+
+    loss: bool
+    best: str
+    period: int
+    test: Sequence[str]
+    masks: bool
+    loss_key: str = VALIDATION_KEY
+    best_key: str = BEST_KEY
+    period_key: str = "TEST.EVAL_PERIOD"
+    test_key: str = "DATASETS.TEST"
+
+
+def selection_of(cfg: CfgNode) -> Selection:
+    """That of a yaml config."""
+    test, options = cfg.TEST, cfg.TEST.OVD
+    return Selection(
+        loss=options.VALIDATION_LOSS,
+        best=options.BEST_CHECKPOINT,
+        period=test.EVAL_PERIOD,
+        test=cfg.DATASETS.TEST,
+        masks=cfg.MODEL.MASK_ON,
+    )
 
 
 def validate(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
@@ -127,64 +163,73 @@ def lower_is_better(metric: str) -> bool:
     return GROUP in metric.split("/")
 
 
-def selection_problems(cfg: CfgNode) -> Iterable[str]:
-    """`TEST.OVD.VALIDATION_LOSS` and `BEST_CHECKPOINT`, before any data set is opened."""
-    metric = cfg.TEST.OVD.BEST_CHECKPOINT
-    wanted = {
-        f"{VALIDATION_KEY} True": cfg.TEST.OVD.VALIDATION_LOSS,
-        f"{BEST_KEY} '{metric}'": metric,
+def selection_problems(wanted: Selection) -> Iterable[str]:
+    """What is seen before any data set is opened."""
+    keys = {
+        f"{wanted.loss_key} True": wanted.loss,
+        f"{wanted.best_key} '{wanted.best}'": wanted.best,
     }
-    for key in (key for key, value in wanted.items() if value):
-        if cfg.TEST.EVAL_PERIOD <= 0:
+    for key in (key for key, value in keys.items() if value):
+        if wanted.period <= 0:
             yield (
-                f"{key} needs evaluations during training, but TEST.EVAL_PERIOD is "
-                f"{cfg.TEST.EVAL_PERIOD}: set it to a number of iterations"
+                f"{key} needs evaluations during training, but {wanted.period_key} is "
+                f"{wanted.period}: set it to a number of iterations"
             )
-        if not cfg.DATASETS.TEST:
-            yield f"{key} needs a data set to evaluate, but DATASETS.TEST is empty"
-    if metric and cfg.DATASETS.TEST:
-        yield from _metric_problems(cfg, metric)
+        if not wanted.test:
+            yield f"{key} needs a data set to evaluate, but {wanted.test_key} is empty"
+    if wanted.best and wanted.test:
+        yield from _metric_problems(wanted)
 
 
-def _metric_problems(cfg: CfgNode, metric: str) -> Iterable[str]:
-    names = cfg.DATASETS.TEST
-    prefixes = [""] if len(names) == 1 else [f"{name}/" for name in names]
-    if any(metric.startswith(f"{prefix}{GROUP}/") for prefix in prefixes):
-        if not cfg.TEST.OVD.VALIDATION_LOSS:
-            yield f"{BEST_KEY} '{metric}' is only there with {VALIDATION_KEY} True: set it"
+def _metric_problems(wanted: Selection) -> Iterable[str]:
+    prefixes = [""] if len(wanted.test) == 1 else [f"{name}/" for name in wanted.test]
+    if any(wanted.best.startswith(f"{prefix}{GROUP}/") for prefix in prefixes):
+        if not wanted.loss:
+            yield (
+                f"{wanted.best_key} '{wanted.best}' is only there with {wanted.loss_key} True: "
+                "set it"
+            )
         return
-    tasks = TASKS if cfg.MODEL.MASK_ON else TASKS[:1]
+    tasks = TASKS if wanted.masks else TASKS[:1]
     known = [
         f"{one}{task}/{column}" for one in prefixes for task in tasks for column in ALL_COLUMNS
     ]
-    if metric not in known:
-        near = difflib.get_close_matches(metric, known, n=3, cutoff=0.3)
+    if wanted.best not in known:
+        near = difflib.get_close_matches(wanted.best, known, n=3, cutoff=0.3)
         yield (
-            f"{BEST_KEY}: '{metric}' is no metric of these evaluations; expected one as "
-            f"{', '.join(near or known[:3])}"
+            f"{wanted.best_key}: '{wanted.best}' is no metric of these evaluations; expected one "
+            f"as {', '.join(near or known[:3])}"
         )
 
 
-def selection_notices(cfg: CfgNode) -> list[str]:
+def selection_notices(wanted: Selection) -> list[str]:
     """A checkpoint that is chosen by what a zero-shot comparison must not look at."""
-    metric = cfg.TEST.OVD.BEST_CHECKPOINT
-    if "novel" not in metric and not metric.endswith("/APr"):
+    if "novel" not in wanted.best and not wanted.best.endswith("/APr"):
         return []
     return [
-        f"{BEST_KEY} '{metric}' selects by boxes of novel categories, which an open-vocabulary "
-        "detector must not have seen: choose AP50_base or a validation loss (docs/training.md)"
+        f"{wanted.best_key} '{wanted.best}' selects by boxes of novel categories, which an "
+        "open-vocabulary detector must not have seen: choose AP50_base or a validation loss "
+        "(docs/training.md)"
     ]
 
 
 def missing_annotation_problems(cfg: CfgNode) -> Iterable[str]:
     """Test sets that losses cannot be computed over. Loads them."""
-    for name in cfg.DATASETS.TEST if cfg.TEST.OVD.VALIDATION_LOSS else ():
-        objects = [one for record in _validation_dicts(cfg, name) for one in objects_of(record)]
-        if not objects:
-            yield f"{VALIDATION_KEY}: '{name}' has no annotation to compute losses of: set it False"
-        without = sum(not len(one.get("segmentation") or ()) for one in objects)
-        if without and cfg.MODEL.MASK_ON:
-            yield (
-                f"{VALIDATION_KEY}: {without} of the {len(objects)} objects of '{name}' have no "
-                "'segmentation', but the model learns masks: add masks, or set the key False"
-            )
+    wanted = selection_of(cfg)
+    for name in wanted.test if wanted.loss else ():
+        yield from annotation_problems(name, _validation_dicts(cfg, name), wanted)
+
+
+def annotation_problems(
+    name: str, records: Sequence[dict[str, Any]], wanted: Selection
+) -> Iterable[str]:
+    """Of a test set, whose images with the annotations that training would keep are `records`."""
+    objects = [one for record in records for one in objects_of(record)]
+    if not objects:
+        yield f"{wanted.loss_key}: '{name}' has no annotation to compute losses of: set it False"
+    without = sum(not len(one.get("segmentation") or ()) for one in objects)
+    if without and wanted.masks:
+        yield (
+            f"{wanted.loss_key}: {without} of the {len(objects)} objects of '{name}' have no "
+            "'segmentation', but the model learns masks: add masks, or set the key False"
+        )

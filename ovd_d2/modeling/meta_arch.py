@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
-from detectron2.structures import Instances
+from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
 from ovd_d2.modeling.masks import postprocess
@@ -36,9 +37,12 @@ class BatchInvariantRCNN(GeneralizedRCNN):
         full_masks: `pred_masks` is Detectron2's (N, height, width) bool tensor; where False, which
             evaluation sets for as long as it runs (:func:`ovd_d2.evaluation.masks_in_boxes`), it is
             :class:`ovd_d2.modeling.BoxMasks`, and no full-size mask is ever made.
+        channels_last: at test time on a CPU the backbone gets images in PyTorch's memory format of
+            that name, in which convolutions are faster; False for one that calls `view` on them.
     """
 
     full_masks = True
+    channels_last = True
 
     @configurable
     def __init__(self, *, batch_norm: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
@@ -80,6 +84,13 @@ class BatchInvariantRCNN(GeneralizedRCNN):
             {"instances": self._postprocess_one(found, one)}
             for found, one in zip(raw, batched_inputs, strict=True)
         ]
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """See :meth:`GeneralizedRCNN.preprocess_image`."""
+        images = super().preprocess_image(batched_inputs)
+        if self.channels_last and not self.training and images.tensor.device.type == "cpu":
+            images.tensor = images.tensor.contiguous(memory_format=torch.channels_last)
+        return images
 
     def _infer(self, one: dict[str, Any], known: Instances | None) -> Instances:
         """Raw detections of one image, in the coordinates of the network's input."""

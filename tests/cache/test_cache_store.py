@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +19,7 @@ from ovd_d2.cache import (
 )
 from tests.attacks.hostile import DEEP_JSON, sign_manifest
 from tests.processes import exit_code, fork
+from tests.programs import SERVER
 
 
 def read_boxes(cache: EmbeddingCache, image_id: int) -> list:
@@ -117,9 +117,9 @@ def test_threads_read_side_by_side(tmp_path: Path, build: Callable) -> None:
     assert all(torch.equal(a, cache[i].boxes) for a, i in zip(threaded, ids, strict=True))
 
 
-def test_a_spawned_process_reads(tmp_path: Path, build: Callable) -> None:
+def test_a_process_that_shares_nothing_reads(tmp_path: Path, build: Callable) -> None:
     cache = EmbeddingCache(build(tmp_path))
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with SERVER.Pool(1) as pool:
         assert pool.apply(read_boxes, (cache, 3)) == cache[3].boxes.tolist()
 
 

@@ -1,9 +1,6 @@
 """Data sets of one's own, from a yaml file."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -14,6 +11,7 @@ from ovd_d2.data.registration import register_data_sets
 from ovd_d2.engine.build import get_base_dataset_dicts
 from ovd_d2.engine.run import load_config
 from ovd_d2.errors import SetupError
+from tests.programs import run_program
 
 CONFIG = "configs/pictograms/vild_text.yaml"
 NAMES = ["anchor", "bell", "cat"]
@@ -244,12 +242,11 @@ def test_a_fault_of_the_environments_file_is_raised_at_every_use(folder, monkeyp
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--config-file", CONFIG]])
 def test_a_tool_says_it_in_one_message(folder, arguments):
-    environment = {**os.environ, "OVD_DATASETS": str(write(folder, "own: {json: a}"))}
-    command = [sys.executable, "tools/check_setup.py", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    path = write(folder, "own: {json: a}")
+    done = run_program("tools/check_setup.py", *arguments, OVD_DATASETS=path)
     if arguments == ["--help"]:
-        assert done.returncode == 0 and "usage:" in done.stdout
+        assert done.status == 0 and "usage:" in done.stdout
         return
-    assert done.returncode == 1
+    assert done.status == 1
     assert "Traceback" not in done.stderr
     assert "own: unknown key 'json'; did you mean json_file?" in done.stderr

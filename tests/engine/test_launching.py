@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
 from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.run
 
 from ovd_d2.cache import EmbeddingCache
 from ovd_d2.engine import launching
@@ -24,22 +22,16 @@ from ovd_d2.engine.launching import (
 )
 from ovd_d2.errors import SetupError
 from tests.processes import run_ranks
+from tests.programs import ROOT, run_program
 
-ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = str(Path(__file__).with_name("rank_build.py"))
-
-
-def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(
-        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=300
-    )
+PROGRAM = Path(__file__).with_name("rank_build.py")
+ENVIRONMENT = {"PYTHONPATH": ROOT, "CUDA_VISIBLE_DEVICES": ""}
 
 
 def test_torchrun(tmp_path: Path) -> None:
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    done = run_python(*torchrun, PROGRAM, str(tmp_path))
-    assert done.returncode == 0, done.stderr
+    torchrun, options = torch.distributed.run.__file__, ("--standalone", "--nproc-per-node", 2)
+    done = run_program(torchrun, *options, PROGRAM, tmp_path, **ENVIRONMENT)
+    assert done.status == 0, done.stderr
     cache = EmbeddingCache(tmp_path)
     assert cache.verify() == []
     assert list(cache) == list(range(5))
@@ -47,8 +39,8 @@ def test_torchrun(tmp_path: Path) -> None:
 
 
 def test_a_process_that_fails_ends_the_others_and_says_why(tmp_path: Path) -> None:
-    done = run_python(PROGRAM, str(tmp_path), "--num-gpus", "2", "--fail", "3")
-    assert done.returncode == 1
+    done = run_program(PROGRAM, tmp_path, "--num-gpus", 2, "--fail", 3, **ENVIRONMENT)
+    assert done.status == 1
     assert "image 3 is bad" in done.stderr
     assert "process 1 of this machine ended with status 1" in done.stderr
     assert "Traceback" not in done.stderr

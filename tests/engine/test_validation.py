@@ -15,6 +15,7 @@ from ovd_d2.engine.checkpoint_files import find_last_good, write_checkpoint
 from ovd_d2.engine.hooks import BestCheckpoint
 from ovd_d2.engine.validation import (
     selection_notices,
+    selection_of,
     selection_problems,
     validation_losses,
 )
@@ -117,37 +118,37 @@ WRONG = {
 
 @pytest.mark.parametrize(("options", "expected"), WRONG.values(), ids=WRONG.keys())
 def test_a_selection_that_cannot_be_meant(options, expected):
-    (problem,) = selection_problems(config(**options))
+    (problem,) = selection_problems(selection_of(config(**options)))
     assert expected in problem
 
 
 def test_selections_that_can_be_meant():
     for metric in ("", "bbox/AP", "segm/AP50_base", "bbox/APr"):
-        assert list(selection_problems(config(BEST_CHECKPOINT=metric))) == []
+        assert list(selection_problems(selection_of(config(BEST_CHECKPOINT=metric)))) == []
     losses = {"VALIDATION_LOSS": True, "BEST_CHECKPOINT": "val_loss/loss_cls"}
-    assert list(selection_problems(config(**losses))) == []
-    assert list(selection_problems(config(EVAL_PERIOD=0))) == []
+    assert list(selection_problems(selection_of(config(**losses)))) == []
+    assert list(selection_problems(selection_of(config(EVAL_PERIOD=0)))) == []
 
 
 def test_selecting_by_novel_categories_is_noted():
     for metric in ("bbox/AP50_novel", "segm/APr"):
-        (notice,) = selection_notices(config(BEST_CHECKPOINT=metric))
+        (notice,) = selection_notices(selection_of(config(BEST_CHECKPOINT=metric)))
         assert f"'{metric}' selects by boxes of novel categories" in notice
     for metric in ("", "bbox/AP50_base", "val_loss/total_loss"):
-        assert selection_notices(config(BEST_CHECKPOINT=metric)) == []
+        assert selection_notices(selection_of(config(BEST_CHECKPOINT=metric))) == []
 
 
 def test_selections_of_several_test_sets_and_of_none():
     cfg = config(BEST_CHECKPOINT="bbox/AP")
     cfg.DATASETS.TEST = ("one", "two")
-    (problem,) = selection_problems(cfg)
+    (problem,) = selection_problems(selection_of(cfg))
     assert "expected one as" in problem and "one/bbox/AP" in problem
     cfg.TEST.OVD.BEST_CHECKPOINT = "two/bbox/AP"
-    assert list(selection_problems(cfg)) == []
+    assert list(selection_problems(selection_of(cfg))) == []
     cfg.MODEL.MASK_ON, cfg.TEST.OVD.BEST_CHECKPOINT = False, "two/segm/AP"
-    assert len(list(selection_problems(cfg))) == 1
+    assert len(list(selection_problems(selection_of(cfg)))) == 1
     cfg.DATASETS.TEST = ()
-    (problem,) = selection_problems(cfg)
+    (problem,) = selection_problems(selection_of(cfg))
     assert "DATASETS.TEST is empty" in problem
 
 

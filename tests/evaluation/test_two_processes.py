@@ -17,6 +17,7 @@ from PIL import Image
 
 from ovd_d2.evaluation import OpenVocabularyLVISEvaluator
 from ovd_d2.evaluation.protocols import FEDERATED, FIXED, Protocol
+from tests.programs import SERVER
 
 IDS = list(range(1, len(NAMES) + 1))
 NAME = "ov_two_processes"
@@ -65,7 +66,7 @@ def test_two_processes_report_what_one_reports(tmp_path):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     torch.multiprocessing.start_processes(
-        _worker, args=(str(tmp_path), port), nprocs=2, start_method="spawn"
+        _worker, args=(str(tmp_path), port), nprocs=2, start_method=SERVER.get_start_method()
     )
     both = torch.load(tmp_path / "both.pt", weights_only=True)
     for name in PROTOCOLS:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,20 +67,36 @@ def _write_cache(path: Path, vocabulary: Vocabulary) -> None:
         writer.finish()
 
 
-@pytest.fixture(scope="module")
-def mini(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    place = MiniPictograms(tmp_path_factory.mktemp("datasets"))
-    prepare(place.folder, full=False, workers=1, progress=False)
+@contextmanager
+def _registered(folder: Path) -> Iterator[None]:
+    """The two sets, in this folder."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(place.folder))
+        patch.setenv("DETECTRON2_DATASETS", str(folder))
         forget(TRAIN, VAL)
         register_data_sets([TRAIN, VAL])
+        yield
+    forget(TRAIN, VAL)
+
+
+@pytest.fixture(scope="session")
+def _drawn_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = MiniPictograms(tmp_path_factory.mktemp("drawn"))
+    prepare(place.folder, full=False, workers=1, progress=False)
+    with _registered(place.folder):
         teacher = CLIPTeacher.from_open_clip(ARCHITECTURE, SHIPPED_TAG)
         vocabulary = build_vocabulary(get_categories(TRAIN), teacher, prompts="single")
         vocabulary.save(place.vocabulary)
         _write_cache(place.cache, vocabulary)
+    return place.folder
+
+
+@pytest.fixture(scope="module")
+def mini(_drawn_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MiniPictograms]:
+    """A copy for each module, which may add to it."""
+    place = MiniPictograms(tmp_path_factory.mktemp("datasets"))
+    shutil.copytree(_drawn_once, place.folder, dirs_exist_ok=True)
+    with _registered(place.folder):
         yield place
-    forget(TRAIN, VAL)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
+from tests.programs import SERVER
 from tests.tiny import tiny_config, tiny_input, tiny_vocabulary
 
 
@@ -81,7 +82,7 @@ def test_two_processes_take_the_step_of_one(tmp_path):
     losses, gradients = train_step(fixed_model(), fixed_inputs())
     path = tmp_path / "ranks.pt"
     torch.multiprocessing.start_processes(
-        _worker, args=(str(path), free_port()), nprocs=2, start_method="spawn"
+        _worker, args=(str(path), free_port()), nprocs=2, start_method=SERVER.get_start_method()
     )
     found = torch.load(path, weights_only=True)
     assert found["losses"].keys() == losses.keys()

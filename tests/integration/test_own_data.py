@@ -1,17 +1,14 @@
 """Five images of one's own, from a COCO-format JSON to a table, by the commands users type."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
-ROOT = Path(__file__).parents[2]
+from tests.programs import run_program
+
 TEACHER = ["--architecture", "Pictogram-RN", "--pretrained", "shipped"]
 NAMES = ["heavy large circle", "black square", "black diamond"]
 COLOURS = [(60, 60, 200), (60, 160, 60), (200, 80, 60)]
@@ -75,19 +72,15 @@ def draw(folder):
 class Workplace:
     def __init__(self, folder):
         self.folder = folder
-        self.environment = {
-            **os.environ,
-            "DETECTRON2_DATASETS": str(folder / "empty"),
-            "OVD_DATASETS": str(folder / "own.yaml"),
-            "OMP_NUM_THREADS": "1",
-        }
 
     def run(self, script, *arguments):
-        command = [sys.executable, str(ROOT / "tools" / script), *map(str, arguments)]
-        done = subprocess.run(
-            command, cwd=ROOT, env=self.environment, capture_output=True, text=True
+        done = run_program(
+            f"tools/{script}",
+            *arguments,
+            DETECTRON2_DATASETS=self.folder / "empty",
+            OVD_DATASETS=self.folder / "own.yaml",
         )
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        assert done.status == 0, done.stdout[-2000:] + done.stderr[-2000:]
         return done.stdout
 
     @property

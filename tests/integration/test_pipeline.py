@@ -1,9 +1,6 @@
 """The whole way on the mini Pictograms, by the commands users type, in a few iterations."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +9,8 @@ import torch
 
 from ovd_d2.cache import EmbeddingCache, Manifest
 from ovd_d2.pictograms.dataset import prepare
+from tests.programs import run_program
 
-ROOT = Path(__file__).parents[2]
 TRAIN, VAL = "pictograms_v1_mini_train", "pictograms_v1_mini_val"
 TEACHER = ["--architecture", "Pictogram-RN", "--pretrained", "shipped"]
 
@@ -23,18 +20,11 @@ class Workplace:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.environment = {
-            **os.environ,
-            "DETECTRON2_DATASETS": str(folder / "datasets"),
-            "OMP_NUM_THREADS": "1",
-        }
 
     def run(self, script, *arguments, status=0):
-        command = [sys.executable, str(ROOT / "tools" / script), *map(str, arguments)]
-        done = subprocess.run(
-            command, cwd=ROOT, env=self.environment, capture_output=True, text=True
-        )
-        assert done.returncode == status, done.stdout[-2000:] + done.stderr[-2000:]
+        data = self.folder / "datasets"
+        done = run_program(f"tools/{script}", *arguments, DETECTRON2_DATASETS=data)
+        assert done.status == status, done.stdout[-2000:] + done.stderr[-2000:]
         return done.stdout + done.stderr
 
     def train(self, method, *options, status=0):

@@ -152,6 +152,12 @@ def test_the_lazy_model_is_the_yaml_model(mini):
         (["dataloader.test.dataset.names=objects365_v2_val"], "zhiyuan_objv2_val.json (set DETEC"),
         (["dataloader.evaluator.engine.name=warm"], "dataloader.evaluator.engine: "),
         (["dataloader.evaluator.protocol.name=free"], "dataloader.evaluator.protocol: "),
+        (["train.freeze=backbone."], "train.freeze: 'backbone.' is not a list of names"),
+        (["train.validation_loss=True"], "but train.eval_period is 0: set it"),
+        (
+            ["train.eval_period=1", "train.best_checkpoint=bbox/AP50_bass"],
+            "train.best_checkpoint: 'bbox/AP50_bass' is no metric of these evaluations",
+        ),
         (["train.amp.enabled=True"], "train.amp.enabled: Detectron2 trains with mixed precision"),
     ],
 )
@@ -167,6 +173,7 @@ def test_a_wrong_setup_is_refused_before_anything_is_written(options, message, m
     [
         ("dataloader.train.mapper.passengers=[]", "has no passengers, but this variant distils"),
         ("model.roi_heads.box_predictor.classifier.embedding_dim=32", "use one teacher for both"),
+        ("train.freeze=[backbone.top_up.]", "train.freeze: no parameter's name begins with"),
     ],
 )
 def test_a_model_that_does_not_fit_is_not_trained(option, message, mini, tmp_path):
@@ -181,6 +188,15 @@ def test_a_config_without_vocabulary_is_refused(tmp_path, arguments):
     for run_config in (train, evaluate):
         with pytest.raises(SetupError, match="has no vocabulary: add"):
             run_config(cfg, arguments)
+
+
+def test_a_missing_argument_of_the_evaluator_is_found_before_training(mini, tmp_path, arguments):
+    cfg = LazyConfig.load(str(CONFIGS / "lazy_vild.py"))
+    cfg.train.update(output_dir=str(tmp_path / "out"), init_checkpoint="")
+    cfg.dataloader.train.dataset.names, cfg.dataloader.test.dataset.names = TRAIN, VAL
+    del cfg.dataloader.evaluator.novel
+    with pytest.raises(SetupError, match="dataloader.evaluator: missing a required.*'novel'"):
+        train(cfg, arguments)
 
 
 def test_names_in_another_order_are_refused(mini, tmp_path):

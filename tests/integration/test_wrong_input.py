@@ -1,10 +1,10 @@
 """Tools that read no config say what is wrong with their arguments, without a traceback."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.programs import run_program
 
 
 @pytest.mark.parametrize(
@@ -26,9 +26,7 @@ import pytest
 def test_the_last_word_is_the_message(command: str, said: str, tmp_path: Path):
     (tmp_path / "names.txt").write_text("red anchor\n")
     tool, *arguments = command.replace("NAMES", str(tmp_path / "names.txt")).split()
-    done = subprocess.run(
-        [sys.executable, f"tools/{tool}.py", *arguments], capture_output=True, text=True
-    )
-    assert done.returncode == 1
+    done = run_program(f"tools/{tool}.py", *arguments)
+    assert done.status == 1
     assert said in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,9 +1,11 @@
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
+from detectron2.modeling.roi_heads import MaskRCNNConvUpsampleHead
 from detectron2.utils.events import EventStorage
 
-from ovd_d2.modeling import ClassAgnosticPointRendMaskHead
+from ovd_d2.modeling import ClassAgnosticPointRendMaskHead, ViLDMaskHead
 from tests.tiny import pointrend_config, tiny_input, tiny_vocabulary
 
 
@@ -51,3 +53,24 @@ def test_no_detections_no_masks():
     model = make_model().eval()
     model.roi_heads.box_predictor.test_score_thresh = 2.0
     assert len(model([tiny_input()])[0]["instances"]) == 0
+
+
+@pytest.mark.parametrize("norm", ["", "BN"])
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("regions", [0, 1, 16, 37])
+def test_the_convolutional_head_computes_what_detectron2s_does(regions, classes, norm):
+    shape, sizes = ShapeSpec(channels=6, height=5, width=5), [8, 8, 4]
+    heads = [
+        head(shape, num_classes=classes, conv_dims=sizes, conv_norm=norm)
+        for head in (ViLDMaskHead, MaskRCNNConvUpsampleHead)
+    ]
+    for value in heads[1].parameters():
+        torch.nn.init.normal_(value)
+    heads[0].load_state_dict(heads[1].state_dict())
+    pooled = torch.randn(regions, 6, 5, 5)
+    found, expected = (head.eval().layers(pooled) for head in heads)
+    assert found.shape == (regions, classes, 10, 10)
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-4)
+    if regions:
+        found, expected = (head.train().layers(pooled) for head in heads)
+        assert torch.equal(found, expected)

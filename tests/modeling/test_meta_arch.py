@@ -52,6 +52,29 @@ def test_a_vocabulary_for_one_call_changes_nothing_in_the_model(heads, variant):
     assert torch.equal(held.pred_masks, called.pred_masks)
 
 
+@pytest.mark.parametrize("architecture", ["OpenVocabularyRCNN", "BatchInvariantRCNN"])
+@torch.no_grad()
+def test_channels_last_on_a_cpu_at_test_time_alone(architecture):
+    cfg = tiny_config()
+    cfg.MODEL.META_ARCHITECTURE = architecture
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    model.roi_heads.set_vocabulary(tiny_vocabulary())
+    formats = []
+    model.backbone.register_forward_pre_hook(
+        lambda _, inputs: formats.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    fast = model([tiny_input()])[0]["instances"]
+    model.channels_last = False
+    plain = model([tiny_input()])[0]["instances"]
+    assert formats == [True, False]
+    assert torch.allclose(fast.scores, plain.scores, atol=1e-5)
+    assert torch.allclose(fast.pred_boxes.tensor, plain.pred_boxes.tensor, atol=1e-3)
+    model.train().channels_last = True
+    assert model.preprocess_image([tiny_input()]).tensor.is_contiguous()
+
+
 def test_training_takes_no_vocabulary_by_the_way():
     model = build_model(tiny_config()).train()
     with pytest.raises(ValueError, match="set_vocabulary"):

@@ -66,6 +66,7 @@ def test_the_config_of_the_caller_stays():
     augmented = make(NAMES)
     before = augmented.cfg.clone()
     cfg = tiny_config("vild")
+    cfg.TEST.AUG.MIN_SIZES, cfg.TEST.AUG.MAX_SIZE = (48,), 100
     cfg.freeze()
     other = OpenVocabularyRCNNWithTTA(cfg, augmented.model)
     detect(other)

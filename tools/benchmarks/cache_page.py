@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from benchmarks import cache_building, cache_loading, cache_memory, cache_reading
+from benchmarks import cache_building, cache_kills, cache_loading, cache_memory, cache_reading
 from benchmarks.documents import Document, origin
 from benchmarks.speed import Row
 
 
-def measure(device: str, architecture: str | None = None) -> list[Row]:
-    """Building (see `cache_building.workloads`), then loading, reading and memory."""
+def measure(
+    device: str, architecture: str | None = None, kills: int = cache_kills.KILLS
+) -> list[Row]:
+    """Building (see `cache_building.workloads`), then loading, reading, memory and kills."""
     works = cache_building.workloads(device, architecture)
     built = [cache_building.measure(work) for work in works]
     read = [*cache_loading.measure(), *cache_reading.measure(), *cache_memory.measure()]
-    return [*built, *read, machine()]
+    return [*built, *read, cache_kills.measure(kills), machine()]
 
 
 def machine() -> Row:
@@ -24,8 +26,8 @@ def machine() -> Row:
 
 
 def table_of(rows: Sequence[Row]) -> str:
-    """Markdown: building, loading, reading, memory."""
-    parts = (cache_building, cache_loading, cache_reading, cache_memory)
+    """Markdown: building, loading, reading, memory, kills."""
+    parts = (cache_building, cache_loading, cache_reading, cache_memory, cache_kills)
     return "\n\n".join(part.table_of(list(rows)) for part in parts)
 
 
@@ -71,4 +73,11 @@ Resident set of a worker of the training's loader, mean over {cache_memory.WORKE
 the warm-up to the last of {cache_memory.EPOCHS} epochs; pages shared with other processes count.
 
 {cache_memory.table_of(rows)}
+
+## Killed builds
+
+Each build, in a folder of its own, gets SIGKILL at a random moment and is run again; its files are
+compared with those of an undisturbed build.
+
+{cache_kills.table_of(rows)}
 """

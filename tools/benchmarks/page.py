@@ -116,10 +116,8 @@ backbone (`MODEL.OVD.COMPILE_BACKBONE`) are off unless a config says so; below 1
 Compiling itself, a minute or two at the first images, is not counted. "Loading" is of images of
 160 px, which take 2 ms each; of images as large as LVIS trains on:
 [results-cache.md](results-cache.md). Online training ([online.md](online.md)) is predicted from the
-teacher's bare forward pass, measured in the same run. "Evaluation" goes from the image to COCO's
-records of boxes and masks: ViLD-ensemble in this package's way over Mask R-CNN in Detectron2's,
-both with random weights, which give as many detections as may be given. "Network alone / all" is
-its floor: ViLD-ensemble without masks' pixels and records over all of Mask R-CNN.
+teacher's bare forward pass, measured in the same run. Against Detectron2's own code:
+[results-inference.md](results-inference.md).
 {origin(document)}; numbers:
 [results/pictograms_speed.json](results/pictograms_speed.json).
 

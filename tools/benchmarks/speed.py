@@ -271,7 +271,7 @@ def vocabulary_cost(device: str = "cpu") -> list[Row]:
 
 def _cost_of(size: int, branches: str, device: str) -> Row:
     """Milliseconds; megabytes at the worst moment, and of the scores alone, which must be."""
-    thing = _classification(size, ensemble=branches == "ensemble", device=device)
+    thing = classification(size, ensemble=branches == "ensemble", device=device)
     title = f"{size:,} names, {branches}"
     seconds = take_turns({"head": thing}, ROUNDS["vocabulary"], title)["head"]
     return {
@@ -282,7 +282,14 @@ def _cost_of(size: int, branches: str, device: str) -> Row:
     }
 
 
-def _classification(size: int, *, ensemble: bool = False, device: str = "cpu") -> Timed:
+def classification(size: int, *, ensemble: bool = False, device: str = "cpu") -> Timed:
+    """From embeddings of `HEAD_REGIONS` regions to detections among `size` names, in a model's way.
+
+    Args:
+        size: names, with random embeddings.
+        ensemble: two branches instead of the text branch alone.
+        device: that it runs on.
+    """
     classifier = _classifier(size).to(device)
     generator = torch.Generator().manual_seed(0)
     regions = _units(HEAD_REGIONS, generator).to(device)

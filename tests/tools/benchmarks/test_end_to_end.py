@@ -2,38 +2,35 @@
 
 import torch
 from benchmarks import end_to_end
-from benchmarks.end_to_end import OURS, THEIRS, Case
+from benchmarks.end_to_end import PICTOGRAMS, Case, Evaluation
 from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.roi_heads import MaskRCNNConvUpsampleHead
 
-from ovd_d2.modeling import BoxMasks
-
-SMALL = Case("small", (64, 96), detections=30, rounds=1)
+SMALL = Case("small", PICTOGRAMS, (64, 96), detections=30, rounds=1)
 
 
 def test_both_make_coco_records_of_all_detections():
-    things = end_to_end._things(SMALL)
+    ours = Evaluation(SMALL)
     with torch.no_grad():
-        for name in ("ours", "theirs"):
-            records = things[name](0)
+        for thing in (ours, end_to_end._theirs(SMALL)):
+            records = thing(0)
             assert len(records) == 30
             assert all(record["segmentation"]["size"] == [64, 96] for record in records)
-        assert isinstance(things["network"](0)[0].pred_masks, torch.Tensor)  # as predicted
+    assert len(ours.network_seconds) == 1
 
 
 def test_mask_rcnn_is_detectron2s_and_gives_full_size_masks():
-    theirs = end_to_end._untrained(THEIRS, SMALL)
-    ours = end_to_end._untrained(OURS, SMALL)
+    theirs = end_to_end._untrained(PICTOGRAMS[1], SMALL)
     assert type(theirs) is GeneralizedRCNN
-    ours.full_masks = False
+    assert type(theirs.roi_heads.mask_head) is MaskRCNNConvUpsampleHead
     inputs = [{"image": torch.zeros(3, 64, 96), "height": 64, "width": 96}]
     with torch.no_grad():
         assert theirs(inputs)[0]["instances"].pred_masks.shape == (30, 64, 96)
-        assert isinstance(ours(inputs)[0]["instances"].pred_masks, BoxMasks)
 
 
-def test_rows_name_what_was_measured():
-    all_of_it, network = end_to_end.measure([SMALL])
-    assert all_of_it.name == "evaluation, vild_ensemble / Mask R-CNN, small, 30 detections"
-    assert network.name == f"{all_of_it.name}: network alone / all"
-    assert min(network.measured, all_of_it.measured) > 0
-    assert all_of_it.predicted == network.predicted > 1  # a head more
+def test_a_row_names_what_was_measured():
+    (row,) = end_to_end.measure([SMALL])
+    assert row["name"] == "small, 64 x 96 px, 30 detections"
+    assert row["floor"] > 0
+    assert row["ratio"] > 0
+    assert row["operations"] > 1  # a head more

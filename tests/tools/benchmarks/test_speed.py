@@ -8,8 +8,8 @@ from benchmarks.memory import peak_memory
 from benchmarks.page import page
 from benchmarks.speed import (
     HEAD_REGIONS,
-    _classification,
     _with_head_twice,
+    classification,
     operations_of,
     ratio_of,
     table_of,
@@ -59,7 +59,7 @@ def test_operations_of_attention_in_evaluation_mode():
 @pytest.mark.parametrize("size", [1, 2000])
 @pytest.mark.parametrize("ensemble", [False, True])
 def test_classification_runs_for_any_vocabulary(size, ensemble):
-    _classification(size, ensemble=ensemble)(0)
+    classification(size, ensemble=ensemble)(0)
 
 
 @pytest.mark.parametrize("ensemble", [False, True])
@@ -68,7 +68,7 @@ def test_no_more_than_two_score_tensors_are_alive(ensemble, monkeypatch):
     monkeypatch.setattr(scoring, "BLOCK", 2**14)
     monkeypatch.setattr(detection, "FIRST_CANDIDATES", 1)
     monkeypatch.setattr(detection, "suppress", lambda boxes, *_: torch.arange(len(boxes)))
-    thing = _classification(300, ensemble=ensemble)
+    thing = classification(300, ensemble=ensemble)
     scores = 4 * HEAD_REGIONS * 301
     assert 2 * scores <= peak_memory(lambda: thing(0)) < 2.5 * scores
 

@@ -30,6 +30,10 @@ class ViLDMaskHead(MaskRCNNConvUpsampleHead):
             return run_layers(self, x)
         return torch.cat([self._infer(part) for part in x.split(REGIONS_AT_ONCE)])
 
+    def normalise(self, x: Tensor) -> Tensor:
+        """What comes between deconvolution and ReLU, (N, C, H, W); a subclass may have a norm."""
+        return x
+
     def _infer(self, x: Tensor) -> Tensor:
         """`layers` up to rounding, with nothing but the result in the size of the result.
 
@@ -41,8 +45,9 @@ class ViLDMaskHead(MaskRCNNConvUpsampleHead):
             x = conv(x)
         count, _, height, width = x.shape
         kernels = deconv.weight.permute(1, 2, 3, 0).reshape(-1, deconv.in_channels, 1, 1)
-        x = F.conv2d(x, kernels, deconv.bias.repeat_interleave(4)).relu_()
-        x = predictor(x.reshape(count, deconv.out_channels, 4 * height, width))
+        x = F.conv2d(x, kernels, deconv.bias.repeat_interleave(4))
+        x = self.normalise(x.reshape(count, deconv.out_channels, 4 * height, width))
+        x = predictor(x.relu_())
         return F.pixel_shuffle(x.reshape(count, 4 * x.shape[1], height, width), 2)
 
 

@@ -49,6 +49,10 @@ class LateNormMaskHead(ViLDMaskHead):
         ret = super().from_config(cfg, input_shape)
         return {**ret, "soft_targets": cfg.MODEL.VILD.SOFT_MASK_TARGETS}
 
+    def normalise(self, x: Tensor) -> Tensor:
+        """See :class:`ViLDMaskHead`."""
+        return self.deconv.norm(x)
+
     def forward(self, x: Tensor, instances: list[Instances]) -> Any:
         """See :meth:`BaseMaskRCNNHead.forward`."""
         if not (self.training and self.soft_targets):
@@ -69,8 +73,7 @@ class _NormedDeconv(nn.ConvTranspose2d):
         self.norm = get_norm(norm, out_channels)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        x = super().forward(x, output_size)
-        return x if self.norm is None else self.norm(x)
+        return self.norm(super().forward(x, output_size))
 
 
 def _targets_of(regions: Instances, side: int) -> Tensor:

@@ -48,7 +48,7 @@ class Case:
 
 
 PICTOGRAMS = ("configs/pictograms/vild_ensemble.yaml", "configs/pictograms/supervised_base.yaml")
-RESNET_50 = ("configs/vild_ensemble_r50.yaml", "configs/supervised_base_r50.yaml")
+RESNET_50 = ("configs/vild_ensemble_r50_short.yaml", "configs/supervised_base_r50_short.yaml")
 CASES = (
     Case("Pictograms network", PICTOGRAMS, (160, 160), 100, 30),
     Case("Pictograms network", PICTOGRAMS, (800, 1333), 300, 10),

@@ -1,4 +1,4 @@
-"""Inference on the CPU beside Detectron2's own: whole images, masks, selection, memory.
+"""On the CPU beside Detectron2's own: whole images, masks, selection, memory; official parts.
 
 What is compared takes turns in one run; ratios are medians over the rounds.
 """
@@ -19,7 +19,7 @@ from tabulate import tabulate
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks import end_to_end
+from benchmarks import end_to_end, official_cost
 from benchmarks.documents import Document, origin
 from benchmarks.memory import peak_memory
 from benchmarks.speed import (
@@ -49,6 +49,7 @@ class Sizes:
         compared: images per size whose pixels are compared.
         names: to select from.
         large: (height, width) and masks of the image whose memory is measured.
+        official: pixels a side and rounds, of the official network's cost.
     """
 
     cases: Sequence[end_to_end.Case] = end_to_end.CASES
@@ -58,6 +59,7 @@ class Sizes:
     compared: int = 25
     names: int = NAMES
     large: tuple[tuple[int, int], int] = ((800, 1333), 300)
+    official: tuple[int, int] = (320, 2)
 
 
 def measure(sizes: Sizes | None = None) -> list[Row]:
@@ -68,6 +70,7 @@ def measure(sizes: Sizes | None = None) -> list[Row]:
         *(mask_row(image, sizes.masks, sizes.rounds, sizes.compared) for image in sizes.images),
         *selection_rows(sizes.names, sizes.rounds),
         memory_row(*sizes.large),
+        *official_cost.measure(*sizes.official),
     ]
 
 
@@ -164,7 +167,7 @@ def _peak(thing: Callable[[], Any]) -> int:
 
 
 def tables_of(rows: Sequence[Row]) -> dict[str, str]:
-    """Markdown by subject: "evaluation", "masks", "selection", "memory"."""
+    """Markdown by subject: "evaluation", "masks", "selection", "memory", "official"."""
     return {
         "evaluation": _table(
             rows, name="image to records", ratio="time over time", floor="floor",
@@ -182,6 +185,10 @@ def tables_of(rows: Sequence[Row]) -> dict[str, str]:
         "memory": _table(
             rows, name="peak of masks to records", their_megabytes="Detectron2, MB",
             our_megabytes="here, MB",
+        ),
+        "official": _table(
+            rows, name="official parts over Detectron2's", official_over="time over time",
+            official_operations="operations over operations",
         ),
     }  # fmt: skip
 
@@ -227,4 +234,11 @@ Embeddings of regions to detections, random ones of width {HEAD_DIM}; the ensemb
 need two matrix products.
 
 {tables["selection"]}
+
+## The official network
+
+The full recipe (vild_r50.yaml) over the same with Detectron2's parts in place of the official ones
+([recipes.md](recipes.md), "value by value"), random weights, one image:
+
+{tables["official"]}
 """

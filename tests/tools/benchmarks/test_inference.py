@@ -17,17 +17,19 @@ TINY = Sizes(
     compared=3,
     names=300,
     large=((200, 300), 40),
+    official=(64, 1),
 )
 
 
 def test_all_rows_and_their_page():
     rows = inference.measure(TINY)
-    assert len(rows) == 5
+    assert len(rows) == 7
     masks = rows[1]
     assert masks["masks_compared"] == 15
     assert masks["pixels_compared"] == 15 * 40 * 60
     assert masks["pixels_differing"] <= 2
     assert [row["products"] for row in rows[2:4]] == [1, 2]
+    assert all(0.5 < row["official_operations"] < 2 for row in rows[5:])
     text = inference.page(
         {"command": "python x", "date": "2026-01-04", "commit": "c0ffee1", "rows": rows}
     )

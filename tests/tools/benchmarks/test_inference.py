@@ -17,7 +17,7 @@ TINY = Sizes(
     compared=3,
     names=300,
     large=((200, 300), 40),
-    official=(64, 1),
+    official=(128, 1),
 )
 
 

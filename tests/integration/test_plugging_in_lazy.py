@@ -195,7 +195,9 @@ def test_a_missing_argument_of_the_evaluator_is_found_before_training(mini, tmp_
     cfg.train.update(output_dir=str(tmp_path / "out"), init_checkpoint="")
     cfg.dataloader.train.dataset.names, cfg.dataloader.test.dataset.names = TRAIN, VAL
     del cfg.dataloader.evaluator.dataset_name
-    with pytest.raises(SetupError, match="dataloader.evaluator: missing a required.*'dataset_name'"):
+    with pytest.raises(
+        SetupError, match="dataloader.evaluator: missing a required.*'dataset_name'"
+    ):
         train(cfg, arguments)
 
 

@@ -49,7 +49,7 @@ class Sizes:
         compared: images per size whose pixels are compared.
         names: to select from.
         large: (height, width) and masks of the image whose memory is measured.
-        official: pixels a side and rounds, of the official network's cost.
+        official: pixels per side, rounds and config options, of the official network's cost.
     """
 
     cases: Sequence[end_to_end.Case] = end_to_end.CASES
@@ -59,7 +59,7 @@ class Sizes:
     compared: int = 25
     names: int = NAMES
     large: tuple[tuple[int, int], int] = ((800, 1333), 300)
-    official: tuple[int, int] = (320, 2)
+    official: tuple[int, int, Sequence[str]] = (320, 2, ())
 
 
 def measure(sizes: Sizes | None = None) -> list[Row]:

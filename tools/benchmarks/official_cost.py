@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -32,9 +33,15 @@ DETECTRON2S = (
 )
 
 
-def measure(side: int = 320, rounds: int = 5) -> list[Row]:
-    """A row for a training step and one for an image, both of `side` x `side` pixels."""
-    official, detectron2s = _built((), side), _built(DETECTRON2S, side)
+def measure(side: int, rounds: int, options: Sequence[str] = ()) -> list[Row]:
+    """A row for a training step and one for an image.
+
+    Args:
+        side: of the image, pixels.
+        rounds: that are counted.
+        options: `KEY VALUE` pairs that both configs take, e.g. for fewer channels.
+    """
+    official, detectron2s = _built(options, side), _built([*DETECTRON2S, *options], side)
     return [
         _row(
             f"training step, {side} px",
@@ -47,7 +54,7 @@ def measure(side: int = 320, rounds: int = 5) -> list[Row]:
     ]
 
 
-def _built(options: tuple[str, ...], side: int) -> tuple[Any, dict[str, Any]]:
+def _built(options: Sequence[str], side: int) -> tuple[Any, dict[str, Any]]:
     """Model with random weights, and an input."""
     fixed = ("MODEL.OVD.VOCABULARY", "", "MODEL.VILD.SQUARE_PAD", "0")
     cfg: CfgNode = on_cpu(load_config(CONFIG, [*fixed, *options]))

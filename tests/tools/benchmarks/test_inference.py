@@ -9,6 +9,13 @@ from benchmarks.inference import Sizes, memory_row, random_masks, tables_of
 
 from ovd_d2.modeling import BoxMasks
 
+FEW = [
+    *("MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "MODEL.RESNETS.WIDTH_PER_GROUP", "4"),
+    *("MODEL.RESNETS.STEM_OUT_CHANNELS", "16", "MODEL.FPN.OUT_CHANNELS", "16"),
+    *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "16", "MODEL.RPN.POST_NMS_TOPK_TEST", "20"),
+    *("MODEL.ROI_BOX_HEAD.CONV_DIM", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
+    *("MODEL.VILD.DISTILLATION.PROPOSALS_PER_IMAGE", "10", "TEST.DETECTIONS_PER_IMAGE", "10"),
+]
 TINY = Sizes(
     cases=[Case("small", PICTOGRAMS, (64, 96), detections=30, rounds=1)],
     images=[(40, 60)],
@@ -17,7 +24,7 @@ TINY = Sizes(
     compared=3,
     names=300,
     large=((200, 300), 40),
-    official=(128, 1),
+    official=(128, 1, FEW),
 )
 
 

@@ -42,7 +42,8 @@ SOURCE_ONLY = ("fvcore", "antlr4-python3-runtime")
 USED = (*MODULES, "detectron2.model_zoo", "ovd_d2.engine.run", "hypothesis", "scipy.stats", "xdist")
 
 PIP = (sys.executable, "-m", "pip", "install", "--disable-pip-version-check")
-UV = (sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable)
+# The certificates that pip takes, too: a proxy's may be the system's alone.
+UV = (sys.executable, "-m", "uv", "pip", "install", "--system-certs", "--python", sys.executable)
 
 EPILOG = """example:
   .venv/bin/python tools/setup_environment.py

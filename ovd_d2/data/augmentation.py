@@ -66,7 +66,9 @@ def _interpolated(x: np.ndarray, size: int, axis: int) -> np.ndarray:
     places = np.arange(size, dtype=np.float32) * np.float32(x.shape[axis] / size)
     first = np.floor(places).astype(int)
     second = np.minimum(first + 1, x.shape[axis] - 1)
-    share = (places - first).reshape([-1 if k == axis else 1 for k in range(x.ndim)])
+    share = (places - first.astype(np.float32)).reshape(
+        [-1 if k == axis else 1 for k in range(x.ndim)]
+    )
     begin = x.take(first, axis)
     return begin + (x.take(second, axis) - begin) * share
 

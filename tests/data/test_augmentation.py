@@ -8,7 +8,16 @@ from detectron2.config import get_cfg
 from detectron2.data import transforms as T
 
 from ovd_d2 import add_ovd_config
-from ovd_d2.data.augmentation import Resize, build_augmentations, resized, smallest_resize
+from ovd_d2.data.augmentation import (
+    Resize,
+    TensorFlowResize,
+    TensorFlowResizeTransform,
+    build_augmentations,
+    resized,
+    smallest_of,
+    smallest_resize,
+)
+from ovd_d2.engine.run import load_config
 
 
 @pytest.fixture
@@ -44,3 +53,26 @@ def test_no_pixel_is_left(cfg):
     augmented = T.AugInput(np.zeros((4, 1000, 3), np.uint8))
     with pytest.raises(ValueError, match="must be > 0"):
         T.AugmentationList(build_augmentations(cfg, is_train=False))(augmented)
+
+
+def test_tensorflow_resizes_without_half_pixels_and_antialiasing():
+    image = np.arange(12, dtype=np.uint8).reshape(2, 6)
+    larger = TensorFlowResizeTransform(2, 6, 4, 12).apply_image(image)
+    assert larger.dtype == np.float32  # not rounded
+    assert larger[0, :5].tolist() == [0, 0.5, 1, 1.5, 2]
+    assert larger[:, 0].tolist() == [0, 3, 6, 6]  # the last row again below it
+    smaller = TensorFlowResizeTransform(2, 6, 1, 3).apply_image(image)
+    assert smaller.tolist() == [[0, 2, 4]]  # every second pixel, nothing averaged
+    labels = TensorFlowResizeTransform(2, 6, 4, 12).apply_segmentation(image)
+    assert labels.dtype == np.uint8 and set(labels.flat) <= set(image.flat)
+
+
+def test_the_full_recipe_pads_in_the_model_and_flips_first():
+    cfg = load_config("configs/vild_r50.yaml")
+    augmentations = build_augmentations(cfg, is_train=True)
+    assert [type(one) for one in augmentations] == [T.RandomFlip, TensorFlowResize, T.FixedSizeCrop]
+    given = T.AugInput(np.full((300, 400, 3), 7, np.uint8))
+    T.AugmentationList(augmentations)(given)
+    assert given.image.dtype == np.float32 and set(given.image.flat) == {7}
+    assert max(given.image.shape) <= 1024
+    assert smallest_of(augmentations) == smallest_resize(cfg, is_train=True)

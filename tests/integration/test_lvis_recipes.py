@@ -45,6 +45,9 @@ QUICK = {
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
     "MODEL.VILD.DISTILLATION.PROPOSALS_PER_IMAGE": 8,
     "INPUT.LSJ.SIZE": SIZE,
+    "INPUT.MIN_SIZE_TEST": SIZE,
+    "INPUT.MAX_SIZE_TEST": SIZE,
+    "MODEL.VILD.SQUARE_PAD": SIZE,
     "INPUT.MIN_SIZE_TRAIN": (SIZE,),
     "INPUT.MAX_SIZE_TRAIN": 2 * SIZE,
     "DATALOADER.NUM_WORKERS": 0,
@@ -134,11 +137,13 @@ def quick_lazy_config(variant, output):
     cfg.optimizer.lr = QUICK["SOLVER.BASE_LR"]
     part = cfg.dataloader.train
     part.update(total_batch_size=2, num_workers=0)
-    part.mapper.augmentations[0].update(target_height=SIZE, target_width=SIZE)
-    part.mapper.augmentations[1].crop_size = (SIZE, SIZE)
+    _, jitter, crop = part.mapper.augmentations
+    jitter.resize.update(target_height=SIZE, target_width=SIZE)
+    crop.crop_size = (SIZE, SIZE)
     part.mapper.passengers[0].per_image = 8
     cfg.dataloader.test.num_workers = 0
-    cfg.dataloader.test.mapper.augmentations[0].update(short_edge_length=SIZE, max_size=SIZE)
+    resize = cfg.dataloader.test.mapper.augmentations[0].resize
+    resize.update(short_edge_length=SIZE, max_size=SIZE)
     cfg.dataloader.evaluator.engine.name = "hotcoco"  # the numbers of the reference, sooner
     shrink(cfg.model)
     cfg.model.roi_heads.variant.name = variant
@@ -150,7 +155,7 @@ def quick_lazy_config(variant, output):
 
 
 def shrink(model):
-    model.backbone.out_channels = WIDTH
+    model.backbone.update(out_channels=WIDTH, square_pad=SIZE)
     model.proposal_generator.head.in_channels = WIDTH
     model.proposal_generator.update(pre_nms_topk=(100, 50), post_nms_topk=(50, 20))
     heads = model.roi_heads

@@ -5,7 +5,7 @@
 # otherwise .venv in this folder.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-lowest lint
+.PHONY: help setup setup-lowest demo test test-lowest lint
 
 # uv compiles nothing, so that every module is compiled by whoever imports it first, and kept.
 unexport PYTHONDONTWRITEBYTECODE
@@ -71,9 +71,11 @@ demo: setup
 test: setup
 	@OMP_NUM_THREADS=1 "$(PY)" -m pytest -q $(SPREAD) $(if $(ARGS),$(ARGS),tests)
 
-test-lowest: $(NEEDS)
+setup-lowest: $(NEEDS)
 	@test -x $(LOWEST)/bin/python || "$(PY)" -m venv $(LOWEST)
 	@$(LOWEST)/bin/python tools/setup_environment.py --lowest
+
+test-lowest: setup-lowest
 	@OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q $(SPREAD) $(if $(ARGS),$(ARGS),$(QUICK))
 
 lint: setup

@@ -29,6 +29,7 @@ def add_ovd_config(cfg: CfgNode) -> None:
     >>> cfg.merge_from_file("configs/vild_r50.yaml")
     """
     _add_model_keys(cfg)
+    _add_batch_norm_keys(cfg.MODEL.OVD)
     _add_head_keys(cfg)
     _add_backbone_keys(cfg.MODEL.OVD)
     _add_input_keys(cfg)
@@ -116,14 +117,6 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # statistics: ["backbone.bottom_up."], say. A beginning that no parameter has is an error.
     ovd.FREEZE = ()
 
-    # Of every batch norm that is not frozen; the defaults are PyTorch's, Detectron2 has no keys for
-    # them. MOMENTUM is the share of a batch in the running statistics (TensorFlow: 1 minus it).
-    ovd.BATCH_NORM = CfgNode()
-    ovd.BATCH_NORM.MOMENTUM = 0.1
-    ovd.BATCH_NORM.EPS = 1e-5
-    # Whether the running variance is the batch's, as TensorFlow's, or n / (n - 1) of it.
-    ovd.BATCH_NORM.BIASED_VARIANCE = False
-
     # The frozen CLIP: an open_clip architecture with a pretrained tag or a local checkpoint file.
     # Names given at test time and "clip_crops" load it; training, where it embeds online.
     ovd.TEACHER = CfgNode()
@@ -131,6 +124,16 @@ def _add_model_keys(cfg: CfgNode) -> None:
     ovd.TEACHER.PRETRAINED = "openai"
     # Prompt family for names given at test time (ovd_d2/clip/prompts.py).
     ovd.TEACHER.PROMPTS = "vild63"
+
+
+def _add_batch_norm_keys(ovd: CfgNode) -> None:
+    # Of every batch norm that is not frozen; the defaults are PyTorch's, Detectron2 has no keys for
+    # them. MOMENTUM is the share of a batch in the running statistics (TensorFlow: 1 minus it).
+    ovd.BATCH_NORM = CfgNode()
+    ovd.BATCH_NORM.MOMENTUM = 0.1
+    ovd.BATCH_NORM.EPS = 1e-5
+    # Whether the running variance is the batch's, as TensorFlow's, or n / (n - 1) of it.
+    ovd.BATCH_NORM.BIASED_VARIANCE = False
 
 
 def _add_solver_keys(cfg: CfgNode) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from contextlib import redirect_stderr
 from pathlib import Path
 
@@ -42,7 +43,8 @@ def test_a_process_that_fails_ends_the_others_and_says_why(tmp_path: Path) -> No
     done = run_program(PROGRAM, tmp_path, "--num-gpus", 2, "--fail", 3, **ENVIRONMENT)
     assert done.status == 1
     assert "image 3 is bad" in done.stderr
-    assert "process 1 of this machine ended with status 1" in done.stderr
+    # A thread of a library may abort the interpreter on its way out, with SIGABRT in place of 1.
+    assert re.search(r"process 1 of this machine ended with status (1|-6)\n", done.stderr)
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "index.safetensors").exists()
 

@@ -23,8 +23,9 @@ trained before, so the same method can differ between sections.
 """
 # Version of Pictograms -> what numbers of the version before it have not seen.
 CHANGES = {
-    3: """Version 3 of Pictograms adds to the 1,000 training images of version 2 another 30 without any
-base object (crowds, novel categories alone, nothing), which distillation and the RPN see, too.
+    3: """\
+Version 3 of Pictograms adds to the 1,000 training images of version 2 another 30 without any base
+object (crowds, novel categories alone, nothing), which distillation and the RPN see, too.
 """
 }
 

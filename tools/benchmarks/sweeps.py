@@ -130,7 +130,7 @@ def _output_name(sweep: Sweep, point: Point) -> str:
 
 
 def _step(run: Run, sweep: Sweep, point: Point) -> Step:
-    options, needs = point.options, ()
+    options, needs = point.options, tuple[str, ...]()
     if sweep.name == PROMPTS:
         vocabulary = prompts_step(run.folder, point.shown)
         options, needs = ("MODEL.OVD.VOCABULARY", str(vocabulary.product)), (vocabulary.name,)

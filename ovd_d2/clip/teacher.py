@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from open_clip.factory import load_state_dict
 from PIL import Image
 
+from ovd_d2.clip.eva_weights import eva_to_open_clip, is_eva_checkpoint, unwrapped_state
 from ovd_d2.clip.preprocess import Preprocessing
 from ovd_d2.clip.shipped import MODULES, shipped_weights
 from ovd_d2.clip.untrained import untrained_model
@@ -126,6 +127,15 @@ class CLIPTeacher:
             digest.update(f"{key}:{array.dtype}:{tuple(array.shape)};".encode())
             digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
         return f"{self.architecture}-{digest.hexdigest()[:16]}"
+
+    @property
+    def visual(self) -> torch.nn.Module:
+        """open_clip's image tower, the one that is used here: copy it before you change it."""
+        return self._model.visual  # type: ignore[return-value]
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """All weights under open_clip's names, image tower below `visual.`."""
+        return self._model.state_dict()
 
     def timm_trunk_state(self) -> dict[str, torch.Tensor]:
         """The weights of the image tower's timm network, under timm's own names.
@@ -254,21 +264,31 @@ def _is_no_download_error(record: logging.LogRecord) -> bool:
 def _load_local(architecture: str, path: Path) -> torch.nn.Module:
     """Strict load without the network; on failure differing keys are listed with both shapes."""
     try:
-        found = load_state_dict(str(path), weights_only=True)
+        found = unwrapped_state(load_state_dict(str(path), weights_only=True))
     except Exception as error:  # the readers raise whatever they like on a damaged file
         raise ValueError(
             f"{path}: cannot be read as a checkpoint ({type(error).__name__}: {error}); expected "
             "safetensors, or a .pt state dict without pickled objects"
         ) from error
+    untrained = untrained_model(architecture, "meta")
     try:
+        if is_eva_checkpoint(found, untrained):
+            found = eva_to_open_clip(found, untrained)
+            return _loaded(untrained_model(architecture), found)
         return open_clip.create_model(architecture, pretrained=str(path), weights_only=True)
     except (KeyError, RuntimeError, TypeError) as error:
-        problems = _shape_problems(untrained_model(architecture, "meta").state_dict(), found)
+        problems = _shape_problems(untrained.state_dict(), found)
         raise ValueError(
             f"{path} does not fit the architecture {architecture}:\n  "
             + "\n  ".join(problems or [str(error)])
             + "\nGive the architecture the file was trained with, or another file."
         ) from error
+
+
+def _loaded(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> torch.nn.Module:
+    """Strictly, also weights in half precision."""
+    model.load_state_dict(state)
+    return model
 
 
 def _shape_problems(expected: dict[str, torch.Tensor], found: dict[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.factory import load_state_dict
 from PIL import Image
+from safetensors.torch import load_file
 
 from ovd_d2.clip.eva_weights import eva_to_open_clip, is_eva_checkpoint, unwrapped_state
 from ovd_d2.clip.preprocess import Preprocessing
@@ -264,7 +264,7 @@ def _is_no_download_error(record: logging.LogRecord) -> bool:
 def _load_local(architecture: str, path: Path) -> torch.nn.Module:
     """Strict load without the network; on failure differing keys are listed with both shapes."""
     try:
-        found = unwrapped_state(load_state_dict(str(path), weights_only=True))
+        found = unwrapped_state(_read(path))
     except Exception as error:  # the readers raise whatever they like on a damaged file
         raise ValueError(
             f"{path}: cannot be read as a checkpoint ({type(error).__name__}: {error}); expected "
@@ -274,7 +274,9 @@ def _load_local(architecture: str, path: Path) -> torch.nn.Module:
     try:
         if is_eva_checkpoint(found, untrained):
             found = eva_to_open_clip(found, untrained)
-            return _loaded(untrained_model(architecture), found)
+            model = untrained_model(architecture)
+            model.load_state_dict(found)
+            return model
         return open_clip.create_model(architecture, pretrained=str(path), weights_only=True)
     except (KeyError, RuntimeError, TypeError) as error:
         problems = _shape_problems(untrained.state_dict(), found)
@@ -285,10 +287,10 @@ def _load_local(architecture: str, path: Path) -> torch.nn.Module:
         ) from error
 
 
-def _loaded(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> torch.nn.Module:
-    """Strictly, also weights in half precision."""
-    model.load_state_dict(state)
-    return model
+def _read(path: Path) -> dict[str, Any]:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _shape_problems(expected: dict[str, torch.Tensor], found: dict[str, Any]) -> list[str]:

@@ -81,5 +81,5 @@ test-lowest: setup-lowest
 lint: setup
 	"$(PY)" -m ruff check .
 	"$(PY)" -m ruff format --check .
-	"$(PY)" -m mypy ovd_d2 tools
+	"$(PY)" -m mypy ovd_d2 tools projects
 	"$(PY)" -c 'from importlinter.cli import lint_imports_command as run; run()'

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# projects/NAME/name is the package ovd_d2.projects.name.
+# projects/NAME/name is the package ovd_d2.projects.name, with what is in it.
 PROJECTS = {
-    f"ovd_d2.projects.{path.parent.name}": str(path.parent)
-    for path in sorted(Path("projects").glob("*/*/__init__.py"))
+    ".".join(["ovd_d2.projects", *path.parent.parts[2:]]): str(path.parent)
+    for path in sorted(Path("projects").glob("*/*/**/__init__.py"))
 }
 
 setup(

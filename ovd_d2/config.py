@@ -203,8 +203,9 @@ def _add_input_keys(cfg: CfgNode) -> None:
     # Pad to the square in the mapper, with grey; False: leave it to the model, whose padding is
     # the mean (build_vild_resnet_fpn_backbone with MODEL.VILD.SQUARE_PAD).
     _add(jitter, "PAD", True)
-    # How images are resized, in training and at test time: "pillow" (Detectron2's) or
-    # "tensorflow" (TensorFlow 1's bilinear, without antialiasing: official ViLD weights want it).
+    # How images are resized, in training and at test time: "pillow" (Detectron2's bilinear),
+    # "pillow_bicubic", or without antialiasing "opencv" (bilinear, as mmdet) and "tensorflow"
+    # (TensorFlow 1's bilinear: official ViLD weights want it).
     _add(cfg.INPUT, "RESIZE", "pillow")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,10 @@ from ovd_d2.errors import SetupError
 # (config file of this repository, KEY VALUE pairs) -> the model it builds, in eval mode; any kind
 # of model, so that its parts have no types here
 Build = Callable[[str, Sequence[str]], Any]
+
+
+# of one tensor: its name, its difference, the tolerance
+Found = Iterator[tuple[str, float, float]]
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,13 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
     if ours.shape != theirs.shape:
         return float("inf")
     return (ours.double() - theirs.double()).abs().max().item() if ours.numel() else 0.0
+
+
+def relative_difference(ours: Tensor, theirs: Tensor) -> float:
+    """Norm of the difference over that of `theirs`; infinity where the shapes differ."""
+    if ours.shape != theirs.shape:
+        return float("inf")
+    return ((ours.double() - theirs.double()).norm() / theirs.double().norm()).item()
 
 
 def unmatched_boxes(

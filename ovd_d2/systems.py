@@ -14,14 +14,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from detectron2.config import CfgNode
+from detectron2.engine import HookBase
 from detectron2.evaluation import DatasetEvaluator
 from omegaconf import DictConfig
+from torch import nn
 
 if TYPE_CHECKING:
     from ovd_d2.data.passengers import Passenger
 
 # One line per system. Imported when first asked for: `import ovd_d2` stays quick.
-SYSTEM_MODULES = ("ovd_d2.vild.system",)
+SYSTEM_MODULES = (
+    "ovd_d2.vild.system",
+    "ovd_d2.projects.clipself.system",
+    "ovd_d2.projects.clipself.fvit.system",
+)
 
 Batches = Iterable[list[dict[str, Any]]]
 # (cfg, data set, output folder) -> evaluator
@@ -63,10 +69,12 @@ class System:
             config is not one of this system.
         idle_keys: keys that the config sets and nothing reads.
         passengers: what the training mapper carries along with every image.
+        test_passengers: the same at test time, of a data set by its name.
         evaluators: evaluator_type of a data set's metadata -> what makes its evaluator, for types
             that are not detection.
         wrap_loader: changes the batches on their way from the loader to the model, in the
             training process.
+        hooks: what runs in a training beside the shared hooks; is given the config and the model.
         showcase: module whose `SHOWCASE` (:class:`ovd_d2.pictograms.showcase.Showcase`) is what
             `make demo` and the tables of results show of it; imported when they are made. Empty:
             nothing.
@@ -84,8 +92,10 @@ class System:
     lazy_problems: Callable[[DictConfig, Sequence[Passenger]], Iterable[str]] = lambda *_: ()
     idle_keys: Callable[[CfgNode], Iterable[IdleKeys]] = lambda *_: ()
     passengers: Callable[[CfgNode], Sequence[Passenger]] = lambda *_: ()
+    test_passengers: Callable[[CfgNode, str], Sequence[Passenger]] = lambda *_: ()
     evaluators: Mapping[str, EvaluatorFactory] = field(default_factory=dict)
     wrap_loader: Callable[[CfgNode, Batches], Batches] = lambda cfg, loader: loader
+    hooks: Callable[[CfgNode, nn.Module], Sequence[HookBase]] = lambda *_: ()
     showcase: str = ""
     golden: str = ""
 

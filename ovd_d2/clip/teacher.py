@@ -17,9 +17,10 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.factory import load_state_dict
 from PIL import Image
+from safetensors.torch import load_file
 
+from ovd_d2.clip.eva_weights import eva_to_open_clip, is_eva_checkpoint, unwrapped_state
 from ovd_d2.clip.preprocess import Preprocessing
 from ovd_d2.clip.shipped import MODULES, shipped_weights
 from ovd_d2.clip.untrained import untrained_model
@@ -126,6 +127,15 @@ class CLIPTeacher:
             digest.update(f"{key}:{array.dtype}:{tuple(array.shape)};".encode())
             digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
         return f"{self.architecture}-{digest.hexdigest()[:16]}"
+
+    @property
+    def visual(self) -> torch.nn.Module:
+        """open_clip's image tower, the one that is used here: copy it before you change it."""
+        return self._model.visual  # type: ignore[return-value]
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """All weights under open_clip's names, image tower below `visual.`."""
+        return self._model.state_dict()
 
     def timm_trunk_state(self) -> dict[str, torch.Tensor]:
         """The weights of the image tower's timm network, under timm's own names.
@@ -254,21 +264,33 @@ def _is_no_download_error(record: logging.LogRecord) -> bool:
 def _load_local(architecture: str, path: Path) -> torch.nn.Module:
     """Strict load without the network; on failure differing keys are listed with both shapes."""
     try:
-        found = load_state_dict(str(path), weights_only=True)
+        found = unwrapped_state(_read(path))
     except Exception as error:  # the readers raise whatever they like on a damaged file
         raise ValueError(
             f"{path}: cannot be read as a checkpoint ({type(error).__name__}: {error}); expected "
             "safetensors, or a .pt state dict without pickled objects"
         ) from error
+    untrained = untrained_model(architecture, "meta")
     try:
+        if is_eva_checkpoint(found, untrained):
+            found = eva_to_open_clip(found, untrained)
+            model = untrained_model(architecture)
+            model.load_state_dict(found)
+            return model
         return open_clip.create_model(architecture, pretrained=str(path), weights_only=True)
     except (KeyError, RuntimeError, TypeError) as error:
-        problems = _shape_problems(untrained_model(architecture, "meta").state_dict(), found)
+        problems = _shape_problems(untrained.state_dict(), found)
         raise ValueError(
             f"{path} does not fit the architecture {architecture}:\n  "
             + "\n  ".join(problems or [str(error)])
             + "\nGive the architecture the file was trained with, or another file."
         ) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _shape_problems(expected: dict[str, torch.Tensor], found: dict[str, Any]) -> list[str]:

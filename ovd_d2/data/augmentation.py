@@ -5,25 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
-
-RESIZES = ("pillow", "tensorflow")  # INPUT.RESIZE
+from PIL import Image
 
 
 def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     """Large-scale jitter where `INPUT.LSJ.ENABLED` (training only), else Detectron2's own list.
 
     Jitter (ViLD: 0.1-2.0 at 1024): scale by a random factor of the square SIZE, crop or pad to
-    SIZE x SIZE, flip. With `INPUT.RESIZE` "tensorflow" every resize is a :class:`TensorFlowResize`.
+    SIZE x SIZE, flip. Every resize is as `INPUT.RESIZE` says (:class:`ResizeBy`).
     """
     augmentations = _augmentations(cfg, is_train)
-    if cfg.INPUT.RESIZE == "pillow":
+    if cfg.INPUT.RESIZE == PILLOW:
         return augmentations
+    resizes = (T.ResizeScale, T.ResizeShortestEdge)
     return [
-        TensorFlowResize(one) if isinstance(one, (T.ResizeScale, T.ResizeShortestEdge)) else one
+        ResizeBy(one, cfg.INPUT.RESIZE) if isinstance(one, resizes) else one
         for one in augmentations
     ]
 
@@ -73,19 +74,47 @@ def _interpolated(x: np.ndarray, size: int, axis: int) -> np.ndarray:
     return begin + (x.take(second, axis) - begin) * share
 
 
-class TensorFlowResize(T.Augmentation):
-    """Another augmentation's size by :class:`TensorFlowResizeTransform`."""
+class OpenCVResizeTransform(T.ResizeTransform):
+    """Bilinear resizing as OpenCV's (and mmcv's), which averages nothing that it skips."""
 
-    def __init__(self, resize: T.Augmentation) -> None:
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        """(H, W) or (H, W, C) -> the same type; with `interp` as Detectron2's."""
+        if interp is not None:
+            return super().apply_image(img, interp)
+        return cv2.resize(img, (self.new_w, self.new_h), interpolation=cv2.INTER_LINEAR)
+
+
+class BicubicResizeTransform(T.ResizeTransform):
+    """Pillow's bicubic resizing, which averages what it skips."""
+
+    def __init__(self, h: int, w: int, new_h: int, new_w: int) -> None:
+        super().__init__(h, w, new_h, new_w, interp=Image.Resampling.BICUBIC)
+
+
+PILLOW = "pillow"
+# INPUT.RESIZE -> the transform in the place of Detectron2's bilinear resizing by Pillow
+RESIZE_TRANSFORMS: dict[str, type[T.ResizeTransform]] = {
+    "tensorflow": TensorFlowResizeTransform,
+    "opencv": OpenCVResizeTransform,
+    "pillow_bicubic": BicubicResizeTransform,
+}
+RESIZES = (PILLOW, *RESIZE_TRANSFORMS)
+
+
+class ResizeBy(T.Augmentation):
+    """Another augmentation's size by one of `RESIZE_TRANSFORMS`."""
+
+    def __init__(self, resize: T.Augmentation, method: str) -> None:
         super().__init__()
         self.resize = resize
+        self.method = method
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         """See :meth:`T.Augmentation.get_transform`."""
         found = self.resize.get_transform(image)
         if not isinstance(found, T.ResizeTransform):
             return found  # nothing to resize
-        return TensorFlowResizeTransform(found.h, found.w, found.new_h, found.new_w)
+        return RESIZE_TRANSFORMS[self.method](found.h, found.w, found.new_h, found.new_w)
 
 
 class Resize(NamedTuple):
@@ -110,7 +139,7 @@ def smallest_of(augmentations: Sequence[T.Augmentation]) -> Resize | None:
     """As :func:`smallest_resize`, of augmentations that are made; None where none of them scales
     in a way that is known here."""
     for one in augmentations:
-        if isinstance(one, TensorFlowResize):
+        if isinstance(one, ResizeBy):
             return smallest_of([one.resize])
         if isinstance(one, T.ResizeShortestEdge):
             shortest = min(one.short_edge_length)

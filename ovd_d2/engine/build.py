@@ -176,10 +176,13 @@ def build_train_loader(
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
-    """Detectron2's test loader; for the teacher on crops, with the original images."""
+    """Detectron2's test loader, with what the system needs at test time; for the teacher on crops
+    with the original images."""
     options = OpenVocabularyDatasetMapper.from_config(cfg, is_train=False)
+    system = system_of(cfg)
+    options["passengers"] = [] if system is None else [*system.test_passengers(cfg, dataset_name)]
     if cfg.MODEL.OVD.CLASSIFY_WITH != DETECTOR:
-        options["passengers"] = [OriginalImage()]
+        options["passengers"].append(OriginalImage())
     return build_detection_test_loader(
         cfg, dataset_name, mapper=OpenVocabularyDatasetMapper(**options)
     )

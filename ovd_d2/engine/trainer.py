@@ -31,6 +31,7 @@ from ovd_d2.evaluation import build_evaluator, masks_in_boxes
 from ovd_d2.files import atomic_write_json
 from ovd_d2.modeling import OpenVocabularyRCNNWithTTA
 from ovd_d2.seeding import kept_generators
+from ovd_d2.systems import system_of
 
 logger = logging.getLogger(__name__)
 
@@ -251,6 +252,8 @@ class OpenVocabularyTrainer(DefaultTrainer):
                 hooks.append(hook)
                 continue
             hooks += self._build_evaluation_hooks()
+        if (system := system_of(self.cfg)) is not None:
+            hooks += system.hooks(self.cfg, self.model)
         if comm.is_main_process():
             hooks.append(ProgressBar(os.path.basename(self.cfg.OUTPUT_DIR) or "training"))
         return hooks

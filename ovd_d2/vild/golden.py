@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from ovd_d2 import scoring
 from ovd_d2.data.augmentation import TensorFlowResizeTransform
-from ovd_d2.golden import Comparison, GoldenFolder, difference, unmatched_boxes
+from ovd_d2.golden import Comparison, Found, GoldenFolder, difference, unmatched_boxes
 from ovd_d2.losses import distillation_l1, level_huber_loss, suppress_novel_logits
 from ovd_d2.vild.boxes import AnchorTransform, InclusiveBox2BoxTransform, clip_to_pixels
 from ovd_d2.vild.mask_head import soft_mask_targets
@@ -55,9 +55,6 @@ def comparisons(folder: GoldenFolder) -> Iterator[Comparison]:
         if folder.has(file):
             for name, apart, tolerance in compare(folder, file):
                 yield Comparison(file, name, apart, tolerance)
-
-
-Found = Iterator[tuple[str, float, float]]  # tensor, difference, tolerance
 
 
 def xy(boxes: Tensor) -> Tensor:

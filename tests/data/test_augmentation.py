@@ -9,8 +9,9 @@ from detectron2.data import transforms as T
 
 from ovd_d2 import add_ovd_config
 from ovd_d2.data.augmentation import (
+    RESIZE_TRANSFORMS,
     Resize,
-    TensorFlowResize,
+    ResizeBy,
     TensorFlowResizeTransform,
     build_augmentations,
     resized,
@@ -67,10 +68,25 @@ def test_tensorflow_resizes_without_half_pixels_and_antialiasing():
     assert labels.dtype == np.uint8 and set(labels.flat) <= set(image.flat)
 
 
+def test_opencv_averages_nothing_and_pillows_bicubic_does():
+    stripes = np.tile(np.array([0, 200], np.uint8), (4, 32))  # (4, 64)
+    (opencv, bicubic) = (
+        RESIZE_TRANSFORMS[name](4, 64, 1, 4).apply_image(stripes[..., None].repeat(3, axis=2))
+        for name in ("opencv", "pillow_bicubic")
+    )
+    assert opencv.shape == bicubic.shape == (1, 4, 3)
+    assert opencv[0, :, 0].tolist() == [100] * 4  # half-way between two neighbours
+    assert np.abs(bicubic.astype(int) - 100).max() < 20
+    thin = np.zeros((4, 64, 3), np.uint8)
+    thin[:, 4] = 255  # not beside a place where OpenCV looks: 7.5, 23.5, ...
+    assert RESIZE_TRANSFORMS["opencv"](4, 64, 1, 4).apply_image(thin).max() == 0
+    assert RESIZE_TRANSFORMS["pillow_bicubic"](4, 64, 1, 4).apply_image(thin).max() > 0
+
+
 def test_the_full_recipe_pads_in_the_model_and_flips_first():
     cfg = load_config("configs/vild_r50.yaml")
     augmentations = build_augmentations(cfg, is_train=True)
-    assert [type(one) for one in augmentations] == [T.RandomFlip, TensorFlowResize, T.FixedSizeCrop]
+    assert [type(one) for one in augmentations] == [T.RandomFlip, ResizeBy, T.FixedSizeCrop]
     given = T.AugInput(np.full((300, 400, 3), 7, np.uint8))
     T.AugmentationList(augmentations)(given)
     assert given.image.dtype == np.float32 and set(given.image.flat) == {7}

@@ -20,8 +20,11 @@ def test_images_larger_than_the_square_they_are_padded_to():
 
 
 def test_an_unknown_way_of_resizing():
-    (problem,) = config_problems(config("INPUT.RESIZE", "opencv"), training=False)
-    assert problem == "INPUT.RESIZE: 'opencv' is not one of pillow, tensorflow"
+    (problem,) = config_problems(config("INPUT.RESIZE", "nearest"), training=False)
+    assert (
+        problem
+        == "INPUT.RESIZE: 'nearest' is not one of pillow, tensorflow, opencv, pillow_bicubic"
+    )
 
 
 def test_options_of_parts_that_are_not_there_are_noted():

@@ -214,7 +214,9 @@ From the image to COCO's records of boxes and masks: ViLD-ensemble in this packa
 Mask R-CNN of its width in Detectron2's, both with random weights, which give as many detections as
 may be given. `floor`: ViLD-ensemble without masks' pixels and records over all of Mask R-CNN. The
 operations are those of convolutions and matrix products, where ViLD-ensemble has a head more;
-pooling, NMS, pasting and encoding masks are not among them.
+pooling, NMS, pasting and encoding masks are not among them. Many detections are one region under
+several names (the Pictograms network has 50 regions for its 100 or 300 detections): here its mask
+is predicted and encoded once, in Detectron2 once per detection.
 
 {tables["evaluation"]}
 

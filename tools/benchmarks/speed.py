@@ -36,7 +36,7 @@ from ovd_d2.modeling import CLIPClassifier
 from ovd_d2.modeling.detection import select_detections
 from ovd_d2.pictograms.showcase import steps_of
 from ovd_d2.pictograms.steps import VAL_SET, Run, Step
-from ovd_d2.scoring import image_probabilities, in_blocks, text_probabilities, vild_ensemble
+from ovd_d2.scoring import image_logits, in_blocks, text_probabilities, vild_ensemble
 from ovd_d2.vild.showcase import SHOWCASE, cache_of
 from ovd_d2.vocabulary import Vocabulary
 
@@ -300,18 +300,16 @@ def classification(size: int, *, ensemble: bool = False, device: str = "cpu") ->
     corners = 800 * torch.rand(HEAD_REGIONS, 2, generator=generator)
     boxes = torch.cat([corners, corners + 200], dim=1).to(device)
 
-    def mixed(logits: Tensor, embeddings: Tensor) -> Tensor:
-        words = classifier.text_embeddings
-        image_probs = image_probabilities(embeddings, words, classifier.temperature)
+    def mixed(logits: Tensor, image_logits: Tensor) -> Tensor:
+        image_probs = image_logits.softmax(dim=1)
         return vild_ensemble(text_probabilities(logits), image_probs, classifier.novel)
 
     def scores() -> Tensor:  # as ViLDROIHeads
         logits = classifier(regions)
-        return (
-            in_blocks(mixed, logits, regions, width=size)
-            if ensemble
-            else text_probabilities(logits)
-        )
+        if not ensemble:
+            return text_probabilities(logits)
+        others = image_logits(regions, classifier.text_embeddings, classifier.temperature)
+        return in_blocks(mixed, logits, others, into=others)
 
     def classify(_: int) -> None:
         with torch.no_grad():

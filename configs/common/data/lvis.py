@@ -4,7 +4,7 @@ from detectron2.data import transforms as T
 from omegaconf import OmegaConf
 
 from ovd_d2.cache import EmbeddingCache
-from ovd_d2.data.augmentation import TensorFlowResize
+from ovd_d2.data.augmentation import ResizeBy
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.data.passengers import CachedProposals
 from ovd_d2.data.train_loader import build_resumable_train_loader
@@ -24,10 +24,11 @@ dataloader.train = L(build_resumable_train_loader)(
         is_train=True,
         augmentations=[
             L(T.RandomFlip)(horizontal=True),
-            L(TensorFlowResize)(
+            L(ResizeBy)(
+                method="tensorflow",
                 resize=L(T.ResizeScale)(
                     min_scale=0.1, max_scale=2.0, target_height=1024, target_width=1024
-                )
+                ),
             ),
             L(T.FixedSizeCrop)(crop_size=(1024, 1024), pad=False),  # the model pads
         ],
@@ -49,8 +50,9 @@ dataloader.test = L(build_detection_test_loader)(
     mapper=L(OpenVocabularyDatasetMapper)(
         is_train=False,
         augmentations=[
-            L(TensorFlowResize)(
-                resize=L(T.ResizeShortestEdge)(short_edge_length=1024, max_size=1024)
+            L(ResizeBy)(
+                method="tensorflow",
+                resize=L(T.ResizeShortestEdge)(short_edge_length=1024, max_size=1024),
             )
         ],
         image_format="${...train.mapper.image_format}",

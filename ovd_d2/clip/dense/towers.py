@@ -280,10 +280,12 @@ def _by_head(x: Tensor, heads: int) -> Tensor:
 
 
 def _rotated(x: Tensor, rotation: Tensor | None) -> Tensor:
-    """(B, heads, 1 + h * w, d): all but CLS turn."""
+    """(B, heads, N, d), CLS first and then the patches: these turn."""
     if rotation is None:
         return x
-    return torch.cat([x[:, :, :1], apply_rot_embed_cat(x[:, :, 1:], rotation)], dim=2)
+    end = 1 + len(rotation)
+    patches = apply_rot_embed_cat(x[:, :, 1:end], rotation)
+    return torch.cat([x[:, :, :1], patches, x[:, :, end:]], dim=2)
 
 
 def _scaled(factor: Tensor | None) -> Layer:

@@ -44,6 +44,7 @@ class DenseViT(nn.Module):
         width: W of the tokens.
         embedding_dim: D.
         depth: number of blocks.
+        tower: the steps of `visual`.
     """
 
     def __init__(
@@ -66,11 +67,11 @@ class DenseViT(nn.Module):
         """
         super().__init__()
         self.visual = visual
-        self._tower = tower_of(visual)
-        self.patch_size = self._tower.patch_size
-        self.width = self._tower.width
-        self.embedding_dim = self._tower.embedding_dim
-        self.depth = len(self._tower.blocks)
+        self.tower = tower_of(visual)
+        self.patch_size = self.tower.patch_size
+        self.width = self.tower.width
+        self.embedding_dim = self.tower.embedding_dim
+        self.depth = len(self.tower.blocks)
         self.window = window
         self.global_blocks = _checked(global_blocks, self.depth)
         self.antialias = antialias
@@ -81,7 +82,7 @@ class DenseViT(nn.Module):
         Of the last block's attention only values take part in a dense map: its query and key do not
         train where they are parameters of their own.
         """
-        trained = self._tower.trained()
+        trained = self.tower.trained()
         for name, parameter in self.visual.named_parameters():
             parameter.requires_grad_(name in trained)
 
@@ -100,6 +101,30 @@ class DenseViT(nn.Module):
         image = self.run(images, dense=False, image=True).image
         assert image is not None
         return image
+
+    @torch.no_grad()
+    def masked_image_features(self, images: Tensor, masks: Tensor) -> Tensor:
+        """Embeddings of masks by attention: each has a copy of CLS that sees CLS and its own
+        patches only, in all blocks, and that nothing else sees.
+
+        Args:
+            images: (1, 3, H, W) normalised pixels.
+            masks: (K, h, w) bool, on the grid of patches.
+
+        Returns:
+            (K, D) unit vectors.
+        """
+        tokens, grid, rotation = self._embedded(images)
+        count, patches = len(masks), grid[0] * grid[1]
+        copies = tokens[:, :1].expand(-1, count, -1)
+        sees = torch.zeros(patches + 1 + count, patches + 1, dtype=torch.bool, device=images.device)
+        sees[: patches + 1] = True
+        sees[patches + 1 :, 0] = True
+        sees[patches + 1 :, 1:] = masks.flatten(1)
+        tokens = torch.cat([tokens, copies], dim=1)
+        for index in range(self.depth):
+            tokens = _masked_block(self.tower.parts(index, rotation), tokens, sees)
+        return F.normalize(self.tower.project(tokens[:, patches + 1 :])[0].float(), dim=1)
 
     def run(
         self,
@@ -125,7 +150,7 @@ class DenseViT(nn.Module):
             tokens = self._checkpointed(layer, tokens)
             if index in taps:
                 found[index] = _map(tokens[:, 1:], grid)
-        embedded = self._tower.project(tokens if dense else tokens[:, :1])
+        embedded = self.tower.project(tokens if dense else tokens[:, :1])
         embedded = F.normalize(embedded.float(), dim=-1)
         return DenseOutput(
             dense=_map(embedded[:, 1:], grid) if dense else None,
@@ -137,27 +162,27 @@ class DenseViT(nn.Module):
         height, width = images.shape[2:]
         images = F.pad(images, (0, -width % self.patch_size, 0, -height % self.patch_size))
         grid = images.shape[2] // self.patch_size, images.shape[3] // self.patch_size
-        tokens = self._tower.embed(
+        tokens = self.tower.embed(
             images,
             lambda table: resize_positions(
-                table, self._tower.native_grid, grid, antialias=self.antialias
+                table, self.tower.native_grid, grid, antialias=self.antialias
             ),
         )
-        return tokens, grid, self._tower.rotation(grid)
+        return tokens, grid, self.tower.rotation(grid)
 
     def _layer(
         self, index: int, grid: tuple[int, int], rotation: Tensor | None, dense: bool, image: bool
     ) -> Layer:
         if index == self.depth - 1 and dense:
-            parts = self._tower.parts(index, rotation)
+            parts = self.tower.parts(index, rotation)
             return lambda tokens: _last_block(parts, tokens, image)
         if not self.window or index in self.global_blocks:
-            return self._tower.whole(index, rotation)
-        parts = self._tower.parts(index, rotation)
+            return self.tower.whole(index, rotation)
+        parts = self.tower.parts(index, rotation)
         return lambda tokens: _windowed_block(parts, tokens, grid, self.window)
 
     def _checkpointed(self, layer: Layer, tokens: Tensor) -> Tensor:
-        if self._tower.checkpoints_gradients and torch.is_grad_enabled():
+        if self.tower.checkpoints_gradients and torch.is_grad_enabled():
             return checkpoint(layer, tokens, use_reentrant=False)
         return layer(tokens)
 
@@ -185,6 +210,16 @@ def _last_block(block: Block, tokens: Tensor, with_cls: bool) -> Tensor:
 
 def _windowed_block(block: Block, tokens: Tensor, grid: tuple[int, int], window: int) -> Tensor:
     attended = window_attention(*block.qkv(block.norm1(tokens)), grid, window)
+    return _add_mlp(block, tokens + block.scale1(block.out(_joined_heads(attended))))
+
+
+def _masked_block(block: Block, tokens: Tensor, sees: Tensor) -> Tensor:
+    """Attention of all N tokens to the first M alone, as far as `sees` (N, M) says."""
+    query, key, value = block.qkv(block.norm1(tokens))
+    seen = sees.shape[1]
+    attended = F.scaled_dot_product_attention(
+        query, key[:, :, :seen], value[:, :, :seen], attn_mask=sees
+    )
     return _add_mlp(block, tokens + block.scale1(block.out(_joined_heads(attended))))
 
 

@@ -119,8 +119,8 @@ def page(document: Document) -> str:
 
 `forward` is open_clip's own pass at the same size, which ends with one embedding per image; `dense`
 ends with one per patch ([DenseViT](../ovd_d2/clip/dense/vit.py)): its last block has no attention,
-its projection is of all patches. In windows: all blocks but the last, which has no attention anyway,
-look at windows of {WINDOW} x {WINDOW} patches and at CLS.
+its projection is of all patches. In windows: the blocks before the last one look at windows of
+{WINDOW} x {WINDOW} patches and at CLS.
 
 {table_of(document["rows"])}
 """

@@ -61,9 +61,9 @@ def _refuse_missing(vit: nn.Module, incompatible: Any) -> None:
     lost = [key for key in incompatible.missing_keys if key.endswith(own)]
     if lost:
         raise ValueError(
-            f"{len(lost)} weights of the frozen ViT are missing, first {lost[0]}: name a checkpoint "
-            "of a detector with this ViT; or leave MODEL.WEIGHTS empty, and the ViT comes from "
-            "MODEL.FVIT.VIT_WEIGHTS or MODEL.OVD.TEACHER.PRETRAINED"
+            f"{len(lost)} weights of the frozen ViT are missing, first {lost[0]}: name a "
+            "checkpoint of a detector with this ViT; or leave MODEL.WEIGHTS empty, and the ViT "
+            "comes from MODEL.FVIT.VIT_WEIGHTS or MODEL.OVD.TEACHER.PRETRAINED"
         )
 
 
@@ -226,8 +226,9 @@ def configured_visual(cfg: CfgNode) -> nn.Module:
     """The image tower; with random weights where a detector's checkpoint brings them."""
     teacher = cfg.MODEL.OVD.TEACHER
     if cfg.MODEL.WEIGHTS:
+        device = str(torch.empty(0).device)  # also where PyTorch was told to use "meta"
         with torch.random.fork_rng(devices=[]):  # as if nothing had been drawn
-            return untrained_model(teacher.ARCHITECTURE).visual
+            return untrained_model(teacher.ARCHITECTURE, device).visual
     weights = cfg.MODEL.FVIT.VIT_WEIGHTS
     key = "MODEL.FVIT.VIT_WEIGHTS" if weights else "MODEL.OVD.TEACHER"
     return load_teacher(teacher.ARCHITECTURE, weights or teacher.PRETRAINED, key=key).visual

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import open_clip
 from detectron2.config import CfgNode
+from detectron2.utils.file_io import PathManager
 
 from ovd_d2.clip.shipped import shipped_weights
 from ovd_d2.systems import IdleKeys, SetupContext
@@ -72,9 +73,11 @@ def _width_problems(cfg: CfgNode) -> Iterable[str]:
 def problems(cfg: CfgNode, context: SetupContext) -> Iterable[str]:
     """The ViT's weights: a file, where one is named."""
     weights = cfg.MODEL.FVIT.VIT_WEIGHTS
-    reads = cfg.MODEL.BACKBONE.NAME == BACKBONE and not cfg.MODEL.WEIGHTS
-    if reads and weights.endswith((".pt", ".pth", ".safetensors")) and not Path(weights).is_file():
-        yield f"{KEY}.VIT_WEIGHTS: no file at {weights}; name a CLIP's checkpoint"
+    if cfg.MODEL.BACKBONE.NAME != BACKBONE or cfg.MODEL.WEIGHTS or not weights:
+        return
+    path = Path(PathManager.get_local_path(weights))
+    if path.suffix and not path.is_file():  # a tag of open_clip has no ending
+        yield f"{KEY}.VIT_WEIGHTS: no file at {path}; name a checkpoint of the architecture"
 
 
 def idle_keys(cfg: CfgNode) -> Iterable[IdleKeys]:

@@ -89,9 +89,7 @@ def load_strictly(model: Any, weights: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: one is missing, or has no place.
     """
-    parts = [name for name in ("backbone", "proposal_generator", "roi_heads")]
-    given = [name for name in parts if any(key.startswith(f"{name}.") for key in weights)]
-    for name in given:
+    for name in {key.partition(".")[0] for key in weights}:
         part = {
             key.removeprefix(f"{name}."): one
             for key, one in weights.items()

@@ -80,10 +80,10 @@ class FViTOutputLayers(OpenVocabularyOutputLayers):
         super().__init__(input_shape, classifier=classifier, **kwargs)
         self.background_weight = background_weight
         self.projection = NonNegativeProjection(input_shape, classifier.embedding_dim)
-        width = self.bbox_pred.in_features
-        hidden = nn.Linear(width, width)
+        deltas: Any = self.get_submodule("bbox_pred")
+        hidden = nn.Linear(deltas.in_features, deltas.in_features)
         weight_init.c2_xavier_fill(hidden)
-        layers = OrderedDict(fc=hidden, relu=nn.ReLU(), deltas=self.bbox_pred)
+        layers = OrderedDict(fc=hidden, relu=nn.ReLU(), deltas=deltas)
         self.bbox_pred = nn.Sequential(layers)
 
     @classmethod

@@ -154,7 +154,7 @@ class OpenVocabularyROIHeads(StandardROIHeads):
         self,
         features: dict[str, Tensor],
         proposals: list[Instances],
-        targets: list[Instances] | None = None,  # a cascade's
+        targets: list[Instances] | None = None,  # read by a cascade alone
     ) -> Any:
         """As Detectron2's: in training a dict of losses, else one `Instances` per image."""
         if self.training:

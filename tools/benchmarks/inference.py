@@ -29,7 +29,7 @@ from benchmarks.speed import (
     Timed,
     classification,
     ratio_of,
-    take_turns,
+    time_alternately,
 )
 from ovd_d2.modeling import BoxMasks
 
@@ -108,7 +108,7 @@ def mask_row(image_size: tuple[int, int], count: int, rounds: int, compared: int
         "their records": lambda _: detectron2_records(masks),
         "our records": lambda _: masks.to_rle(),
     }
-    seconds = take_turns(things, rounds, title)
+    seconds = time_alternately(things, rounds, title)
     others = [random_masks(count, image_size, seed) for seed in range(compared)]
     differing = sum(map(_differing, tqdm(others, f"{title}, compared", unit="image")))
     return {
@@ -133,7 +133,7 @@ def selection_rows(names: int, rounds: int) -> list[Row]:
         "text branch": classification(names),
         "ensemble": classification(names, ensemble=True),
     }
-    seconds = take_turns(things, rounds, f"{names:,} names")
+    seconds = time_alternately(things, rounds, f"{names:,} names")
     products = {"text branch": 1, "ensemble": 2}
     return [
         {

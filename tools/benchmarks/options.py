@@ -21,7 +21,7 @@ from benchmarks.speed import (
     inference,
     ratio_of,
     rows_of,
-    take_turns,
+    time_alternately,
     training_config,
     training_step,
 )
@@ -50,7 +50,7 @@ def training_ratios(run: Run, device: str) -> list[Ratio]:
         for name, model in models.items()
     }
     with EventStorage():
-        seconds = take_turns(steps, ROUNDS["training"], "training steps with options")
+        seconds = time_alternately(steps, ROUNDS["training"], "training steps with options")
     half = str(HALF[torch.device(device).type]).removeprefix("torch.")
     return [
         Ratio(f"training step, {METHOD.name}, {title}", ratio_of(seconds, name, "plain"), None)
@@ -68,7 +68,7 @@ def inference_ratios(run: Run, device: str) -> list[Ratio]:
     _compile_backbone(compiled)
     images = list(islice(build_test_loader(cfg, VAL_SET), ROUNDS["inference"] + 1))
     things = {"plain": inference(plain, images), "compiled": inference(compiled, images)}
-    seconds = take_turns(things, ROUNDS["inference"], "inference with options")
+    seconds = time_alternately(things, ROUNDS["inference"], "inference with options")
     ratio = ratio_of(seconds, "compiled", "plain")
     return [Ratio(f"inference, {METHOD.name}, compiled backbone / not", ratio, None)]
 

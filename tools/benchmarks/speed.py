@@ -67,13 +67,17 @@ class Ratio:
     predicted: float | None
 
 
-def take_turns(things: Mapping[str, Timed], rounds: int, title: str) -> dict[str, list[float]]:
-    """Seconds of each thing in each round.
+def time_alternately(
+    things: Mapping[str, Timed], rounds: int, title: str
+) -> dict[str, list[float]]:
+    """Seconds of each function in each round; every round calls all of them, one after the other.
+
+    So what slows the machine for a while slows all alike.
 
     Args:
-        things: called with the number of the round; the first round is not counted. Who begins
-            changes from round to round.
-        rounds: counted ones.
+        things: called with the number of the round; the first round is not counted. Which one
+            begins changes from round to round.
+        rounds: those that are counted.
         title: of the progress bar.
     """
     seconds: dict[str, list[float]] = {name: [] for name in things}
@@ -157,7 +161,7 @@ def training_ratios(run: Run, device: str) -> list[Ratio]:
     }
     with EventStorage():
         operations = {name: operations_of(partial(step, 0)) for name, step in steps.items()}
-        seconds = take_turns(steps, ROUNDS["training"], "training steps")
+        seconds = time_alternately(steps, ROUNDS["training"], "training steps")
     return [
         Ratio(
             f"training step, {name} / vild_text",
@@ -205,7 +209,7 @@ def loading_ratios(run: Run) -> list[Ratio]:
         seed_all_rng(run.seed)  # of the sampler: both see the same images in the same order
         iterators[name] = iter(build_train_loader(training_config(run, name)))
     things = {name: lambda _, source=source: next(source) for name, source in iterators.items()}
-    seconds = take_turns(things, ROUNDS["loading"], "loading")
+    seconds = time_alternately(things, ROUNDS["loading"], "loading")
     return [Ratio("loading, with / without cache", ratio_of(seconds, "vild", "vild_text"), 1.0)]
 
 
@@ -218,7 +222,7 @@ def inference_ratios(run: Run, device: str) -> list[Ratio]:
     _, again = load_method(run, SHOWCASE.method("vild"), device)
     things["head_twice"] = inference(_with_head_twice(again), images)
     operations = {name: operations_of(partial(thing, 0)) for name, thing in things.items()}
-    seconds = take_turns(things, ROUNDS["inference"], "inference")
+    seconds = time_alternately(things, ROUNDS["inference"], "inference")
     pairs = [
         ("vild", "supervised_base", "vild / Mask R-CNN"),
         ("vild_ensemble", "vild", "vild_ensemble / vild"),
@@ -273,7 +277,7 @@ def _cost_of(size: int, branches: str, device: str) -> Row:
     """Milliseconds; megabytes at the worst moment, and of the scores alone, which must be."""
     thing = classification(size, ensemble=branches == "ensemble", device=device)
     title = f"{size:,} names, {branches}"
-    seconds = take_turns({"head": thing}, ROUNDS["vocabulary"], title)["head"]
+    seconds = time_alternately({"head": thing}, ROUNDS["vocabulary"], title)["head"]
     return {
         "name": f"classify and select, {HEAD_REGIONS:,} regions, {title}",
         "milliseconds": round(1000 * statistics.median(seconds), 1),

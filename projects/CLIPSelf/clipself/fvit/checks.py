@@ -80,6 +80,13 @@ def problems(cfg: CfgNode, context: SetupContext) -> Iterable[str]:
         yield f"{KEY}.VIT_WEIGHTS: no file at {path}; name a checkpoint of the architecture"
 
 
+def keys_of_parts(cfg: CfgNode) -> list[str]:
+    """What backbone and RPN read under heads of another system."""
+    keys = list(_BACKBONE_KEYS) if cfg.MODEL.BACKBONE.NAME == BACKBONE else []
+    keys += ["RPN_LEAST_IOU"] if cfg.MODEL.PROPOSAL_GENERATOR.NAME == RPN else []
+    return [f"{KEY}.{key}" for key in keys]
+
+
 def idle_keys(cfg: CfgNode) -> Iterable[IdleKeys]:
     """Keys that the config sets and that nothing reads."""
     yield (

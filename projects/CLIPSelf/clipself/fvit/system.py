@@ -27,4 +27,5 @@ SYSTEM = System(
     key_problems=checks.key_problems,
     problems=checks.problems,
     idle_keys=checks.idle_keys,
+    keys_of_parts=checks.keys_of_parts,
 )

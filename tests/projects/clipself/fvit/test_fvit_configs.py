@@ -92,6 +92,14 @@ def test_keys_that_nothing_reads(options, keys):
     assert [one.split(" ", 1)[0] for one in found] == keys
 
 
+def test_keys_of_the_backbone_are_read_under_other_heads():
+    found = idle_key_notices(load("ov_coco_vild_fvit_b16", "MODEL.FVIT.BACKGROUND_WEIGHT", 0.5))
+    assert [one.split(" ", 1)[0] for one in found] == ["MODEL.FVIT.BACKGROUND_WEIGHT"]
+    cfg = load("ov_coco_vild_fvit_b16", "MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone")
+    found = " ".join(idle_key_notices(cfg))
+    assert "MODEL.FVIT.VIT_WEIGHTS" in found and "MODEL.FVIT.SQUARE_PAD" in found
+
+
 def test_the_vits_file_is_looked_for(tmp_path):
     cfg = load(COCO_B16, "MODEL.FVIT.VIT_WEIGHTS", str(tmp_path / "none.pt"))
     context = SetupContext(training=True, embedding_dim=512)

@@ -25,20 +25,29 @@ def text_probabilities(logits: Tensor) -> Tensor:
 
 
 def image_probabilities(
-    region_embeddings: Tensor, text_embeddings: Tensor, temperature: float
+    region_embeddings: Tensor,
+    text_embeddings: Tensor,
+    temperature: float | Tensor,
+    background: Tensor | None = None,
 ) -> Tensor:
-    """Image-branch scores: softmax over the categories alone, no background.
+    """Image-branch scores: softmax over the categories, as ViLD's alone, or with background.
 
     Args:
         region_embeddings, text_embeddings, temperature: see :func:`image_logits`.
+        background: (D,) unit embedding that takes part in the softmax, dropped afterwards.
 
     Returns:
-        (N, C) float32 (under autocast, too), rows sum to 1.
+        (N, C) float32 (under autocast, too); rows sum to 1, with a background to less.
     """
-    return F.softmax(image_logits(region_embeddings, text_embeddings, temperature), dim=1)
+    if background is None:
+        return F.softmax(image_logits(region_embeddings, text_embeddings, temperature), dim=1)
+    words = torch.cat([text_embeddings, background[None].to(text_embeddings)])
+    return text_probabilities(image_logits(region_embeddings, words, temperature))
 
 
-def image_logits(region_embeddings: Tensor, text_embeddings: Tensor, temperature: float) -> Tensor:
+def image_logits(
+    region_embeddings: Tensor, text_embeddings: Tensor, temperature: float | Tensor
+) -> Tensor:
     """What :func:`image_probabilities` are the softmax of.
 
     Args:

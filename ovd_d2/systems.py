@@ -68,6 +68,8 @@ class System:
         lazy_problems: the same of a LazyConfig and its mapper's passengers; nothing where the
             config is not one of this system.
         idle_keys: keys that the config sets and nothing reads.
+        keys_of_parts: keys of its node that its backbone and the like read in a config of another
+            system.
         passengers: what the training mapper carries along with every image.
         test_passengers: the same at test time, of a data set by its name.
         evaluators: evaluator_type of a data set's metadata -> what makes its evaluator, for types
@@ -91,6 +93,7 @@ class System:
     problems: Callable[[CfgNode, SetupContext], Iterable[str]] = lambda *_: ()
     lazy_problems: Callable[[DictConfig, Sequence[Passenger]], Iterable[str]] = lambda *_: ()
     idle_keys: Callable[[CfgNode], Iterable[IdleKeys]] = lambda *_: ()
+    keys_of_parts: Callable[[CfgNode], Sequence[str]] = lambda *_: ()
     passengers: Callable[[CfgNode], Sequence[Passenger]] = lambda *_: ()
     test_passengers: Callable[[CfgNode, str], Sequence[Passenger]] = lambda *_: ()
     evaluators: Mapping[str, EvaluatorFactory] = field(default_factory=dict)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Convert released ViLD checkpoints: to a folder that its config in configs/official evaluates."""
+"""Convert released checkpoints: to a folder that a config evaluates."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from ovd_d2.data.categories import get_categories
 from ovd_d2.errors import SetupError, exit_with_message
 from ovd_d2.files import atomic_write, atomic_write_json, sha256_file
+from ovd_d2.projects.clipself.fvit import official_weights as fvit_weights
 from ovd_d2.vild import detpro_weights
 from ovd_d2.vild.official_weights import convert_variables
 from ovd_d2.vocabulary import Vocabulary
@@ -25,8 +26,11 @@ EPILOG = """example:
 IN of vild-tf: a SavedModel's folder, or a checkpoint without its ending (model.ckpt-180000);
 reading it needs TensorFlow: pip install tensorflow-cpu
 IN of detpro: its .pth, with --embeddings the file of text embeddings that belongs to it
+IN of fvit: its .pth; MODEL.WEIGHTS and MODEL.OVD.VOCABULARY of projects/CLIPSelf/configs name OUT's
 """
-DATASET = "lvis_v1_val"  # whose categories the released models know
+DATASET = "lvis_v1_val"  # whose categories the released ViLD models know
+# Number of categories of a released F-ViT -> the data set.
+FVIT_DATASETS = {65: "coco_generalized_zeroshot_val", 1203: DATASET}
 VARIABLES = "variables/variables"  # of a SavedModel
 
 
@@ -37,7 +41,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     kinds = parser.add_subparsers(dest="kind", required=True)
     tensorflow = kinds.add_parser("vild-tf", help="the official code's (TensorFlow)")
     detpro = kinds.add_parser("detpro", help="DetPro's ViLD (mmdetection)")
-    for command in (tensorflow, detpro):
+    fvit = kinds.add_parser("fvit", help="CLIPSelf's detector F-ViT (mmdetection)")
+    for command in (tensorflow, detpro, fvit):
         command.add_argument("source", type=Path, metavar="IN", help="what was downloaded")
         command.add_argument("folder", type=Path, metavar="OUT", help="folder to write")
     detpro.add_argument(
@@ -87,6 +92,25 @@ def convert_detpro(args: argparse.Namespace) -> None:
     write(args.folder, weights, embeddings, left_out, [args.source, path])
 
 
+def convert_fvit(args: argparse.Namespace) -> None:
+    content = read_torch(args.source)
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
+    converted = fvit_weights.convert_weights(state)
+    count = len(converted.text_embeddings)
+    if count not in FVIT_DATASETS:
+        known = " and ".join(f"{number} ({name})" for number, name in FVIT_DATASETS.items())
+        raise SetupError([f"{args.source} has {count} categories; released models have {known}"])
+    write(
+        args.folder,
+        converted.weights,
+        converted.text_embeddings,
+        converted.left_out,
+        [args.source],
+        dataset=FVIT_DATASETS[count],
+        background=converted.background,
+    )
+
+
 def _files_of(source: Path) -> list[Path]:
     prefix = source / VARIABLES if source.is_dir() else source
     return sorted(prefix.parent.glob(f"{prefix.name}.*"))
@@ -98,14 +122,18 @@ def write(
     embeddings: Tensor,
     left_out: Mapping[str, str],
     sources: Sequence[Path],
+    *,
+    dataset: str = DATASET,
+    background: Tensor | None = None,
 ) -> None:
     """model.pth, vocabulary.safetensors and source.json, in this order."""
-    categories = get_categories(DATASET)
+    categories = get_categories(dataset)
     if len(categories) != len(embeddings):
         raise SetupError(
             [f"there are {len(embeddings)} text embeddings, but {len(categories)} categories"]
         )
-    vocabulary = Vocabulary(categories.names, embeddings, torch.tensor(categories.novel))
+    novel = torch.tensor(categories.novel)
+    vocabulary = Vocabulary(categories.names, embeddings, novel, background=background)
     with atomic_write(folder / "model.pth") as temporary:
         torch.save({"model": dict(weights)}, temporary)
     vocabulary.save(folder / "vocabulary.safetensors")
@@ -119,6 +147,7 @@ def write(
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "vild-tf": convert_tensorflow,
     "detpro": convert_detpro,
+    "fvit": convert_fvit,
 }
 
 

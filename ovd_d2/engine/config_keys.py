@@ -121,5 +121,6 @@ def _of_meta_architectures(cfg: CfgNode) -> Iterable[IdleKeys]:
 
 def _node(cfg: CfgNode, system: System) -> Iterable[IdleKeys]:
     """All keys of a system that the config is not of."""
-    keys = tuple(key for key, _ in flatten(cfg) if key.startswith(f"{system.node}."))
-    yield keys, f"this is no config of {system.name}"
+    read = system.keys_of_parts(cfg)
+    below = (key for key, _ in flatten(cfg) if key.startswith(f"{system.node}."))
+    yield tuple(key for key in below if key not in read), f"this is no config of {system.name}"

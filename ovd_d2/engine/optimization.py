@@ -17,6 +17,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from ovd_d2.errors import SetupError
 
 OPTIMIZERS = ("SGD", "ADAMW")
+FULL_MODEL = "full_model"  # a SOLVER.CLIP_GRADIENTS.CLIP_TYPE beside Detectron2's two
+CLIP_TYPES = ("value", "norm", FULL_MODEL)
 MULTIPLIERS_KEY, FREEZE_KEY = "SOLVER.LR_MULTIPLIERS", "MODEL.OVD.FREEZE"
 
 
@@ -43,7 +45,24 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         optimizer = torch.optim.SGD(groups, foreach=True, **momentum, **shared)
     else:
         optimizer = torch.optim.AdamW(groups, **shared)
+    clipping = options.CLIP_GRADIENTS
+    if clipping.ENABLED and clipping.CLIP_TYPE == FULL_MODEL:
+        clip_full_model(optimizer, clipping.CLIP_VALUE, clipping.NORM_TYPE)
+        return optimizer
     return solver.build.maybe_add_gradient_clipping(cfg, optimizer)
+
+
+def clip_full_model(optimizer: torch.optim.Optimizer, limit: float, norm_type: float) -> None:
+    """Scales all gradients together to a norm of at most `limit` before every step, in place.
+
+    Detectron2's "norm" clips the gradient of each parameter by itself.
+    """
+
+    def clip(one: torch.optim.Optimizer, *_: Any) -> None:
+        parameters = [p for group in one.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, limit, norm_type)
+
+    optimizer.register_step_pre_hook(clip)
 
 
 def parameter_groups(
@@ -169,6 +188,11 @@ def optimizer_problems(cfg: CfgNode) -> Iterable[str]:
     options = cfg.SOLVER
     if options.OPTIMIZER.upper() not in OPTIMIZERS:
         yield f"SOLVER.OPTIMIZER: '{options.OPTIMIZER}' is neither SGD nor ADAMW"
+    if options.CLIP_GRADIENTS.ENABLED and options.CLIP_GRADIENTS.CLIP_TYPE not in CLIP_TYPES:
+        yield (
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE: '{options.CLIP_GRADIENTS.CLIP_TYPE}' is not one of "
+            f"{', '.join(CLIP_TYPES)}"
+        )
     if not all(_is_multiplier(one) for one in options.LR_MULTIPLIERS):
         yield (
             f"{MULTIPLIERS_KEY}: {list(options.LR_MULTIPLIERS)} are not pairs of the beginning of "

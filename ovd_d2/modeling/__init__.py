@@ -15,7 +15,9 @@ from ovd_d2.modeling.classifier import CLIPClassifier
 from ovd_d2.modeling.mask_head import ClassAgnosticPointRendMaskHead, ViLDMaskHead
 from ovd_d2.modeling.masks import BoxMasks
 from ovd_d2.modeling.meta_arch import BatchInvariantRCNN, OpenVocabularyRCNN
+from ovd_d2.modeling.pooler import LevelPooler
 from ovd_d2.modeling.roi_heads import OpenVocabularyROIHeads
+from ovd_d2.modeling.rpn_head import NormRPNHead
 from ovd_d2.modeling.tta import OpenVocabularyRCNNWithTTA
 
 __all__ = [
@@ -24,6 +26,8 @@ __all__ = [
     "CLIPClassifier",
     "ClassAgnosticPointRendMaskHead",
     "EmbeddingProjection",
+    "LevelPooler",
+    "NormRPNHead",
     "OpenVocabularyOutputLayers",
     "OpenVocabularyRCNN",
     "OpenVocabularyRCNNWithTTA",

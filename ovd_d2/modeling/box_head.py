@@ -192,15 +192,23 @@ class OpenVocabularyOutputLayers(FastRCNNOutputLayers):
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         ret = super().from_config(cfg, input_shape)
         ret["novel_training_logits"] = cfg.MODEL.OVD.NOVEL_TRAINING_LOGITS
-        ret["classifier"] = CLIPClassifier(
+        ret["classifier"] = cls._init_classifier(
+            cfg,
             embedding_dim=cfg.MODEL.OVD.EMBEDDING_DIM,
             num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-            temperature=cfg.MODEL.OVD.TEMPERATURE,
-            test_temperature=cfg.MODEL.OVD.TEST_TEMPERATURE or None,
             background=cfg.MODEL.OVD.BACKGROUND,
             vocabulary=configured_vocabulary(cfg),
         )
         return ret
+
+    @classmethod
+    def _init_classifier(cls, cfg: CfgNode, **kwargs: Any) -> CLIPClassifier:
+        """The classifier; a subclass that has another makes it here."""
+        return CLIPClassifier(
+            temperature=cfg.MODEL.OVD.TEMPERATURE,
+            test_temperature=cfg.MODEL.OVD.TEST_TEMPERATURE or None,
+            **kwargs,
+        )
 
     def embed(self, x: Tensor) -> Tensor:
         """Trunk features (N, ...) -> (N, D) unit region embeddings."""

@@ -97,7 +97,7 @@ class CLIPClassifier(nn.Module):
             self.set_vocabulary(vocabulary)
 
     @property
-    def temperature(self) -> float:
+    def temperature(self) -> float | Tensor:
         """Divides cosine similarities, in the mode (training or eval) the module is in."""
         return self._temperatures[self.training]
 

@@ -11,6 +11,8 @@ from detectron2.structures import Boxes, Instances
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ovd_d2 import scoring
+from ovd_d2.modeling.classifier import Words
 from ovd_d2.structures import ORIGINAL_IMAGE
 
 
@@ -44,6 +46,21 @@ class ImageBranch(nn.Module):
     def embed(self, regions: Regions) -> Tensor:
         """Region embeddings, (N, D) float32 unit rows, on the device of the features."""
         raise NotImplementedError
+
+    def probabilities(
+        self, embeddings: Tensor, words: Words, temperature: float | Tensor
+    ) -> Tensor:
+        """Scores of embedded proposals, of a branch that `embeds_proposals`.
+
+        Args:
+            embeddings: (N, D), what :meth:`embed` gave.
+            words: C names to choose from.
+            temperature: the text branch's; a branch may have one of its own.
+
+        Returns:
+            (N, C) float32.
+        """
+        return scoring.image_probabilities(embeddings, words.embeddings, temperature)
 
 
 class CropBranch(ImageBranch):

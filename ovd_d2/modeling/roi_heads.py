@@ -20,6 +20,7 @@ from ovd_d2.modeling.image_branches import ImageBranch, Regions
 from ovd_d2.modeling.mask_head import masks_depend_on_category
 from ovd_d2.modeling.masks import distinct_rows
 from ovd_d2.modeling.objectness import objectness_kind
+from ovd_d2.modeling.pooler import has_fractional_strides, level_pooler, with_whole_strides
 from ovd_d2.vocabulary import Vocabulary
 
 SCORES = ("text", "image", "ensemble")
@@ -84,9 +85,18 @@ class OpenVocabularyROIHeads(StandardROIHeads):
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        ret = super()._init_box_head(cfg, input_shape)
+        ret = super()._init_box_head(cfg, with_whole_strides(input_shape))
+        if has_fractional_strides(input_shape):
+            ret["box_pooler"] = level_pooler(cfg, input_shape, "BOX")
         ret.update(cls._init_predictors(cfg, ret))
         ret["image_head"] = cls._init_image_head(cfg, input_shape)
+        return ret
+
+    @classmethod
+    def _init_mask_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        ret = super()._init_mask_head(cfg, with_whole_strides(input_shape))
+        if ret.get("mask_pooler") is not None and has_fractional_strides(input_shape):
+            ret["mask_pooler"] = level_pooler(cfg, input_shape, "MASK")
         return ret
 
     @classmethod
@@ -177,7 +187,7 @@ class OpenVocabularyROIHeads(StandardROIHeads):
     ) -> tuple[Tensor, Sequence[Tensor]]:
         """`_classify` with an image branch that looks at the proposals as they came."""
         embeddings = branch.embed(Regions(features, proposals, torch.empty(0)))
-        image_probs = self._image_probabilities(words, embeddings)
+        image_probs = branch.probabilities(embeddings, words, self.classifier.temperature)
         if self.scores == "image":
             return image_probs, [one.proposal_boxes.tensor for one in proposals]
         text_probs, boxes = self._classify_by_text(features, proposals, words)
@@ -243,11 +253,6 @@ class OpenVocabularyROIHeads(StandardROIHeads):
         if self.scores == "image":
             return image_probs
         return self._ensemble(words, scoring.text_probabilities(logits), image_probs)
-
-    def _image_probabilities(self, words: Words, embeddings: Tensor) -> Tensor:
-        return scoring.image_probabilities(
-            embeddings, words.embeddings, self.classifier.temperature
-        )
 
     def _ensemble(self, words: Words, text_probs: Tensor, image_probs: Tensor) -> Tensor:
         return scoring.vild_ensemble(

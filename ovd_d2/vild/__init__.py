@@ -15,7 +15,6 @@ from ovd_d2.vild.roi_heads import ViLDROIHeads
 from ovd_d2.vild.rpn import (
     LevelMeanRPN,
     LevelNormRPNHead,
-    NormRPNHead,
     OneAnchorMatcher,
     ViLDRPN,
 )
@@ -29,7 +28,6 @@ __all__ = [
     "LateNormMaskHead",
     "LevelMeanRPN",
     "LevelNormRPNHead",
-    "NormRPNHead",
     "OneAnchorMatcher",
     "SamePaddedStem",
     "VARIANTS",

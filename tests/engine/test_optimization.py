@@ -252,3 +252,31 @@ def test_values_that_cannot_be_meant(options, expected):
 
 def test_values_that_can_be_meant():
     assert problems_of(LR_MULTIPLIERS=[["backbone.", 0], ("roi_heads.", 2.5)], NO_DECAY=[]) == []
+
+
+@pytest.mark.parametrize("name", ["SGD", "ADAMW"])
+def test_gradients_of_the_full_model_are_clipped_together(name):
+    cfg = tiny_config()
+    cfg.SOLVER.OPTIMIZER = name
+    clipping = cfg.SOLVER.CLIP_GRADIENTS
+    clipping.ENABLED, clipping.CLIP_TYPE, clipping.CLIP_VALUE = True, "full_model", 1.0
+    model = nn.ModuleDict({key: nn.Linear(1, 1, bias=False) for key in "ab"})
+    cfg.SOLVER.LR_MULTIPLIERS = ()
+    optimizer = build_optimizer(cfg, model)
+    for gradient, expected in (((3.0, 4.0), (0.6, 0.8)), ((0.3, 0.4), (0.3, 0.4))):
+        for layer, value in zip(model.values(), gradient, strict=True):
+            layer.weight.grad = torch.full((1, 1), value)
+        optimizer.step()
+        found = [layer.weight.grad.item() for layer in model.values()]
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_unknown_way_to_clip_is_named():
+    cfg = tiny_config()
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    assert list(optimizer_problems(cfg)) == []
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "model"
+    assert any(
+        "CLIP_TYPE: 'model' is not one of value, norm, full_model" in p
+        for p in optimizer_problems(cfg)
+    )

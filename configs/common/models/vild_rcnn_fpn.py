@@ -7,12 +7,13 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 
 from ovd_d2.modeling import (
     CLIPClassifier,
+    NormRPNHead,
     OpenVocabularyOutputLayers,
     OpenVocabularyRCNN,
     ViLDBoxHead,
     ViLDMaskHead,
 )
-from ovd_d2.vild import LevelMeanRPN, NormRPNHead, ViLDROIHeads, get_variant
+from ovd_d2.vild import LevelMeanRPN, ViLDROIHeads, get_variant
 
 model = model_zoo.get_config("common/models/mask_rcnn_fpn.py").model
 model._target_ = OpenVocabularyRCNN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from detectron2.engine import HookBase
@@ -18,16 +19,14 @@ FILE = "clipself.safetensors"
 def export_refined(model: CLIPSelf, path: Path) -> None:
     """Writes the whole refined CLIP, whole or not at all.
 
-    `load_teacher(architecture, path)` reads it; so does open_clip, as `pretrained=path`.
+    `load_teacher(architecture, path)` reads it; so does open_clip, as `pretrained=path`. The same
+    weights give the same bytes. The metadata say what it was made of.
     """
     state = {key: value.contiguous() for key, value in model.refined_state().items()}
-    metadata = {
-        "architecture": model.teacher.architecture,
-        "teacher": model.teacher.fingerprint,
-        "alpha": str(model.alpha),
-    }
+    origin = {"teacher": model.teacher.fingerprint, "alpha": model.alpha}
     with atomic_write(path) as temporary:
-        save_file(state, temporary, metadata)
+        # one entry: safetensors writes several in any order
+        save_file(state, temporary, {"clipself": json.dumps(origin)})
 
 
 class ExportRefined(HookBase):

@@ -24,7 +24,7 @@ from ovd_d2.systems import System
 
 def is_configured(cfg: CfgNode) -> bool:
     """Whether the config is a self-distillation."""
-    return cfg.MODEL.META_ARCHITECTURE == CLIPSelf.__name__
+    return CLIPSelf.__name__ == cfg.MODEL.META_ARCHITECTURE
 
 
 def region_sampler(cfg: CfgNode) -> RegionSampler:

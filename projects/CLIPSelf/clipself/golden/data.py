@@ -20,8 +20,8 @@ from ovd_d2.projects.clipself.crops import enlarged, fitted_crop, fitted_size, p
 from ovd_d2.projects.clipself.golden.weights import random_image
 from ovd_d2.projects.clipself.grids import grid_cells, grid_choices
 from ovd_d2.projects.clipself.preprocess import normalised, padded_square
-from ovd_d2.projects.clipself.regions import Proposals, Sample
 from ovd_d2.projects.clipself.proposals import JsonProposals
+from ovd_d2.projects.clipself.regions import Proposals, Sample
 
 FILE = "c_data.safetensors"
 PLACES = 1e-6  # tolerance of images and boxes
@@ -149,7 +149,7 @@ def _drawn(boxes: Tensor, height: int, width: int) -> Sample:
 
 
 def _matching(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Which of ours is each of theirs: the public code shuffles. All, where they are not as many."""
+    """Which of ours is each of theirs: the public code shuffles. All, where numbers differ."""
     if len(ours) != len(theirs):
         return torch.arange(len(ours))
     return torch.cdist(theirs.double(), ours.double()).argmin(dim=1)

@@ -24,7 +24,7 @@ from ovd_d2.systems import System
 
 def is_configured(cfg: CfgNode) -> bool:
     """Whether the config is a self-distillation."""
-    return CLIPSelf.__name__ == cfg.MODEL.META_ARCHITECTURE
+    return cfg.MODEL.META_ARCHITECTURE == "CLIPSelf"
 
 
 def region_sampler(cfg: CfgNode) -> RegionSampler:

@@ -48,20 +48,15 @@ def test_there_are_configs():
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_config_builds(name):
+def test_config_builds(name, monkeypatch):
     cfg = config(name)
     assert system_of(cfg).name == "CLIPSelf"
     architecture = cfg.MODEL.OVD.TEACHER.ARCHITECTURE
     if architecture == "Pictogram-ViT" and architecture not in MODULES:
         pytest.skip("the package does not ship this teacher")
-    arguments = CLIPSelf.from_config.__func__
-    options = {"teacher": MetaTeacher(architecture)}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "ovd_d2.projects.clipself.model.configured_teacher",
-            lambda cfg, device: options["teacher"],
-        )
-        model = CLIPSelf(**arguments(CLIPSelf, cfg))
+    teacher = MetaTeacher(architecture)
+    monkeypatch.setattr(f"{CLIPSelf.__module__}.configured_teacher", lambda *_, **__: teacher)
+    model = CLIPSelf(cfg)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) > 1e6
     assert model.student.embedding_dim == cfg.MODEL.OVD.EMBEDDING_DIM
     assert model.image_size % model.student.patch_size == 0

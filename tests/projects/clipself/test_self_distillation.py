@@ -1,4 +1,4 @@
-"""CLIPSelf's model: the loss by hand, what trains, average and export, for both families of ViTs."""
+"""CLIPSelf's model: loss by hand, what trains, average and export, for both families of ViTs."""
 
 import numpy as np
 import pytest

@@ -28,6 +28,7 @@ PLACES = 1e-6  # tolerance of images and boxes
 CONFIG = Path(__file__).parents[2] / "configs" / "clipself_base.yaml"
 # OpenAI's and EVA-CLIP's, of pixels in [0, 1]
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+CROP_SIZE = 224  # of the proposals' crops
 AREA, CROP_SCALE, LIMIT = (8.0**2, 1024.0**2), 1.5, 20  # the public code's
 
 
@@ -89,7 +90,7 @@ def _inputs(folder: GoldenFolder, golden: Mapping[str, Tensor]) -> Found:
             ours = padded_square([student_image(pixels, side)], side)
         else:
             ours = teacher_crops(pixels, np.array([[0, 0, width, height]]), side)
-        ours = _sampled(normalised(ours, MEAN, STD), expected)[0]
+        ours = sampled(normalised(ours, MEAN, STD)[0], expected)
         yield name, difference(ours, expected), PLACES
 
 
@@ -101,10 +102,10 @@ def _content(who: str, height: int, width: int, side: int) -> Tensor:
     return torch.tensor([top, left, top + rows, left + columns])
 
 
-def _sampled(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Of (N, C, H, W), the pixels of which the reference is."""
-    step = ours.shape[-1] // theirs.shape[-1]
-    return ours[..., ::step, ::step]
+def sampled(ours: Tensor, theirs: Tensor) -> Tensor:
+    """What of ours the reference is of: every k-th number in each dimension, as shapes say."""
+    steps = [max(1, n // max(1, m)) for n, m in zip(ours.shape, theirs.shape, strict=True)]
+    return ours[tuple(slice(None, None, k) for k in steps)]
 
 
 class _InOrder:
@@ -127,9 +128,9 @@ def _proposals(folder: GoldenFolder, golden: Mapping[str, Tensor]) -> Found:
     yield "prop_crop_boxes_xyxy", difference(crops, golden["prop_crop_boxes_xyxy"]), 1e-4
     pixels = random_image(folder, "prop_image", height, width)
     expected = golden["prop_crops_s16"]
-    crops = teacher_crops(pixels, drawn.windows[order.numpy()], expected.shape[-1] * 16)
+    crops = teacher_crops(pixels, drawn.windows[order.numpy()], CROP_SIZE)
     inputs = normalised(crops, MEAN, STD)
-    yield "prop_crops_s16", difference(_sampled(inputs, expected), expected), PLACES
+    yield "prop_crops_s16", difference(sampled(inputs, expected), expected), PLACES
     empty = _drawn(golden["prop_boxes_xywh_in"][:0], height, width)
     box = torch.from_numpy(empty.boxes / longest).float()
     expected = golden["prop_empty_boxes_out"]

@@ -20,7 +20,13 @@ from ovd_d2.engine.run import load_config
 from ovd_d2.golden import Comparison, Found, GoldenFolder, difference, relative_difference
 from ovd_d2.projects.clipself.averaging import average_weights
 from ovd_d2.projects.clipself.crops import pixel_windows
-from ovd_d2.projects.clipself.golden.data import CONFIG, PLACES, student_image, teacher_crops
+from ovd_d2.projects.clipself.golden.data import (
+    CONFIG,
+    PLACES,
+    sampled,
+    student_image,
+    teacher_crops,
+)
 from ovd_d2.projects.clipself.golden.weights import golden_teacher, key_shapes, random_image
 from ovd_d2.projects.clipself.grids import grid_cells
 from ovd_d2.projects.clipself.model import CLIPSelf
@@ -123,14 +129,14 @@ def _record(pixels: np.ndarray, grid: tuple[int, int], instance: Mapping[str, An
 def _inputs(model: CLIPSelf, batch: list[dict], golden: Mapping[str, Tensor]) -> Found:
     images = model.preprocess(batch)
     name = "student_images_s4"
-    yield name, difference(images[:, :, ::4, ::4], golden[name]), PLACES
+    yield name, difference(sampled(images, golden[name]), golden[name]), PLACES
     regions = regions_of([one["instances"] for one in batch])
     slots = golden["boxes"]
     theirs = slots[slots[:, :, 4] > 0][:, :4]
     yield "boxes", difference(torch.cat([one.boxes for one in regions]), theirs), PLACES
     crops = model._normalised(torch.cat([one.crops for one in regions]))
     name = "teacher_crops_s8"
-    yield name, difference(crops[:, :, ::8, ::8], golden[name]), PLACES
+    yield name, difference(sampled(crops, golden[name]), golden[name]), PLACES
 
 
 @torch.no_grad()
@@ -157,7 +163,7 @@ def _gradients(model: CLIPSelf, names: Mapping[str, str], golden: Mapping[str, T
     yield f"{name} (relative)", relative_difference(total, golden[name]), GRADIENTS
     for name, expected in golden.items():
         if name.startswith("grad."):
-            found = _sampled(grads[names[name.removeprefix("grad.")]])
+            found = sampled(grads[names[name.removeprefix("grad.")]], expected)
             yield f"{name} (relative)", relative_difference(found, expected), GRADIENTS
 
 
@@ -171,12 +177,8 @@ def _weights(model: CLIPSelf, names: Mapping[str, str], golden: Mapping[str, Ten
     for prefix, weights in found.items():
         for name, expected in golden.items():
             if name.startswith(prefix):
-                ours = _sampled(weights[names[name.removeprefix(prefix)]])
+                ours = sampled(weights[names[name.removeprefix(prefix)]], expected)
                 yield name, difference(ours, expected), WEIGHTS
-
-
-def _sampled(weight: Tensor) -> Tensor:
-    return weight[::32, ::32] if weight.ndim > 1 else weight[::8]
 
 
 def _rates(steps: Tensor) -> Tensor:

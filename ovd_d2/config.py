@@ -140,6 +140,9 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     # "SGD" (Detectron2's own) or "ADAMW", which converges sooner in short runs from scratch; upper
     # or lower case.
     _add(cfg.SOLVER, "OPTIMIZER", "SGD")
+    # Of AdamW alone.
+    _add(cfg.SOLVER, "BETAS", (0.9, 0.999))
+    _add(cfg.SOLVER, "EPS", 1e-8)
     # Learning rate of parameters by the beginning of their names, relative to the rest:
     # [["backbone.bottom_up.", 0.3], ["backbone.bottom_up.res5.", 1.0]]. The longest beginning
     # counts. One that no parameter has is an error.

@@ -61,6 +61,8 @@ class System:
         name: for messages, e.g. "ViLD".
         node: its keys are below this one, e.g. "MODEL.VILD".
         is_configured: whether a config is one of this system.
+        detects: False for a system that trains no detector: number and order of categories are not
+            compared with the config's.
         add_config: adds the node with its defaults.
         renamed_keys: old key -> the key that took its place, for configs of older versions.
         key_problems: keys whose values cannot be meant; no file is opened.
@@ -76,7 +78,8 @@ class System:
             that are not detection.
         wrap_loader: changes the batches on their way from the loader to the model, in the
             training process.
-        hooks: what runs in a training beside the shared hooks; is given the config and the model.
+        hooks: what runs in a training beside the shared hooks, before those that write checkpoints
+            and evaluate; is given the config and the model.
         showcase: module whose `SHOWCASE` (:class:`ovd_d2.pictograms.showcase.Showcase`) is what
             `make demo` and the tables of results show of it; imported when they are made. Empty:
             nothing.
@@ -88,6 +91,7 @@ class System:
     node: str
     is_configured: Callable[[CfgNode], bool]
     add_config: Callable[[CfgNode], None]
+    detects: bool = True
     renamed_keys: Mapping[str, str] = field(default_factory=dict)
     key_problems: Callable[[CfgNode], Iterable[str]] = lambda *_: ()
     problems: Callable[[CfgNode, SetupContext], Iterable[str]] = lambda *_: ()

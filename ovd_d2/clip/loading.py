@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import open_clip
 import torch
 from detectron2.config import CfgNode
 
-from ovd_d2.clip.teacher import CLIPTeacher
+from ovd_d2.clip.shipped import shipped_weights
+from ovd_d2.clip.teacher import SCHEMAS, CLIPTeacher
 from ovd_d2.errors import SetupError
 from ovd_d2.vocabulary import Vocabulary
 
@@ -15,6 +17,26 @@ def configured_teacher(cfg: CfgNode, *, device: str) -> CLIPTeacher:
     teacher = cfg.MODEL.OVD.TEACHER
     key = "MODEL.OVD.TEACHER"
     return load_teacher(teacher.ARCHITECTURE, teacher.PRETRAINED, device, key=key)
+
+
+def configured_image_size(cfg: CfgNode) -> int:
+    """Side in pixels of the square that `MODEL.OVD.TEACHER` takes; weights are read only where an
+    architecture's name does not tell.
+
+    Raises:
+        SetupError: as :func:`load_teacher`; the teacher takes no squares.
+    """
+    name = cfg.MODEL.OVD.TEACHER.ARCHITECTURE
+    shipped_weights(name)  # open_clip knows it now
+    known = None if name.startswith(SCHEMAS) else open_clip.get_model_config(name.replace("/", "-"))
+    if known is None:
+        size = configured_teacher(cfg, device="cpu").image_size
+    else:
+        side = known["vision_cfg"]["image_size"]
+        size = (side, side) if isinstance(side, int) else tuple(side)
+    if size[0] != size[1]:
+        raise SetupError([f"MODEL.OVD.TEACHER {name} takes {size} images, expected squares"])
+    return size[0]
 
 
 def teacher_problems(teacher: CLIPTeacher, vocabulary: Vocabulary | None, name: str) -> list[str]:

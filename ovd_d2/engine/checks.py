@@ -229,6 +229,9 @@ def _load_vocabulary(cfg: CfgNode, training: bool) -> tuple[Vocabulary | None, l
 def _category_problems(
     cfg: CfgNode, vocabulary: Vocabulary | None, data: CheckedData
 ) -> Iterable[str]:
+    system = system_of(cfg)
+    if system is not None and not system.detects:
+        return
     for name, report in data.train.items():
         found, expected = report.categories, cfg.MODEL.ROI_HEADS.NUM_CLASSES
         if found is not None and len(found) != expected:

@@ -13,7 +13,7 @@ from detectron2.projects.point_rend import add_pointrend_config
 from ovd_d2.config import add_ovd_config, renamed_keys
 from ovd_d2.modeling.meta_arch import BatchInvariantRCNN, OpenVocabularyRCNN
 from ovd_d2.modeling.open_vocabulary import builds_a, takes_vocabulary
-from ovd_d2.systems import IdleKeys, System, systems
+from ovd_d2.systems import IdleKeys, System, system_of, systems
 
 _MOST_KEYS = 10_000  # aliases of aliases could make millions of a short yaml file
 
@@ -85,7 +85,7 @@ def idle_key_notices(cfg: CfgNode) -> list[str]:
 
 def _idle(cfg: CfgNode) -> Iterable[IdleKeys]:
     """Groups of keys nobody reads under this config, and why."""
-    if takes_vocabulary(cfg):
+    if takes_vocabulary(cfg) or system_of(cfg) is not None:
         for system in systems():
             yield from system.idle_keys(cfg) if system.is_configured(cfg) else _node(cfg, system)
     yield from _of_meta_architectures(cfg)
@@ -95,6 +95,8 @@ def _idle(cfg: CfgNode) -> Iterable[IdleKeys]:
             f"MODEL.PROPOSAL_GENERATOR.NAME {cfg.MODEL.PROPOSAL_GENERATOR.NAME} has a box loss of "
             "its own",
         )
+    if cfg.SOLVER.OPTIMIZER.upper() != "ADAMW":
+        yield ("SOLVER.BETAS", "SOLVER.EPS"), f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER}"
     if not cfg.SOLVER.EMA.ENABLED:
         yield ("SOLVER.EMA.DECAY",), "SOLVER.EMA.ENABLED is False"
     if cfg.MODEL.BACKBONE.NAME != "build_ovd_timm_fpn_backbone":

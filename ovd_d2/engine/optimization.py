@@ -44,7 +44,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         momentum = {"momentum": options.MOMENTUM, "nesterov": options.NESTEROV}
         optimizer = torch.optim.SGD(groups, foreach=True, **momentum, **shared)
     else:
-        optimizer = torch.optim.AdamW(groups, **shared)
+        adam = {"betas": tuple(options.BETAS), "eps": options.EPS}
+        optimizer = torch.optim.AdamW(groups, **adam, **shared)
     clipping = options.CLIP_GRADIENTS
     if clipping.ENABLED and clipping.CLIP_TYPE == FULL_MODEL:
         clip_full_model(optimizer, clipping.CLIP_VALUE, clipping.NORM_TYPE)
@@ -197,6 +198,12 @@ def optimizer_problems(cfg: CfgNode) -> Iterable[str]:
         yield (
             f"{MULTIPLIERS_KEY}: {list(options.LR_MULTIPLIERS)} are not pairs of the beginning of "
             'parameter names and a factor >= 0, as [["backbone.bottom_up.", 0.3]]'
+        )
+    betas = options.BETAS
+    if len(betas) != 2 or not all(0 <= one < 1 for one in betas) or options.EPS <= 0:
+        yield (
+            f"SOLVER.BETAS {betas} must be two numbers from 0 to less than 1, SOLVER.EPS "
+            f"{options.EPS} positive; the usual ones are (0.9, 0.999) and 1e-8"
         )
     yield from name_problems(options.NO_DECAY, "SOLVER.NO_DECAY")
     yield from name_problems(cfg.MODEL.OVD.FREEZE, FREEZE_KEY)

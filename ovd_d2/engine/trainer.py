@@ -247,13 +247,13 @@ class OpenVocabularyTrainer(DefaultTrainer):
             )
         seed = SeedIterations(comm.shared_random_seed())
         hooks: list[HookBase | None] = [seed, self._averaging]
+        if (system := system_of(self.cfg)) is not None:
+            hooks += system.hooks(self.cfg, self.model)
         for hook in super().build_hooks():
             if not isinstance(hook, EvalHook):
                 hooks.append(hook)
                 continue
             hooks += self._build_evaluation_hooks()
-        if (system := system_of(self.cfg)) is not None:
-            hooks += system.hooks(self.cfg, self.model)
         if comm.is_main_process():
             hooks.append(ProgressBar(os.path.basename(self.cfg.OUTPUT_DIR) or "training"))
         return hooks

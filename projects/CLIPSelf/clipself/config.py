@@ -34,3 +34,6 @@ def add_clipself_config(cfg: CfgNode) -> None:
     clipself.ALPHA = 0.7
     # Keep no activations of the student's blocks, compute them again in the backward pass.
     clipself.GRADIENT_CHECKPOINTING = False
+    # Run student and teacher through torch.compile in training; needs a C++ compiler (on a GPU,
+    # Triton, too). The first steps take minutes.
+    clipself.COMPILE = False

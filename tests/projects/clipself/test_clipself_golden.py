@@ -15,7 +15,15 @@ FOLDER = Path(__file__).parent / "golden"
 FILES = {path.name for path in FOLDER.glob("*.safetensors")}
 
 
-@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__module__.rpartition(".")[2])
+def name_of(part):
+    return part.__module__.rpartition(".")[2]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [pytest.param(one, marks=[pytest.mark.slow] * (name_of(one) == "step")) for one in PARTS],
+    ids=name_of,
+)
 def test_every_number_is_the_public_codes(part):
     found = list(part(GoldenFolder(FOLDER, build)))
     assert found and {one.file for one in found} <= FILES

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from ovd_d2.golden import Comparison, GoldenFolder
-from ovd_d2.projects.clipself.golden import dense, detector
+from ovd_d2.projects.clipself.golden import data, dense, detector, step
 
 # A part compares the tensors of its files that are in the folder.
 PARTS: tuple[Callable[[GoldenFolder], Iterator[Comparison]], ...] = (
     dense.comparisons,
+    step.comparisons,
+    data.comparisons,
     detector.comparisons,
 )
 

@@ -6,6 +6,7 @@ import csv
 import math
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,6 +70,13 @@ def _scaled(key: str, leaf: str, drawn: np.ndarray) -> np.ndarray:
         return drawn / math.sqrt(shape[0])
     near = 0.1 if key.endswith(("rpn_cls.weight", "rpn_reg.weight")) else 1.0
     return near * drawn / math.sqrt(math.prod(shape[1:]))
+
+
+def random_image(folder: GoldenFolder, name: str, height: int, width: int) -> np.ndarray:
+    """(H, W, 3) uint8 RGB from a name (section 2)."""
+    seed = zlib.crc32((folder.instance["salt"] + name).encode())
+    generator = np.random.Generator(np.random.PCG64(seed))
+    return generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--val-images", type=int, default=250, help="default 250")
     parser.add_argument("--size", type=int, default=160, help="side in px (default 160)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, help="processes (default: one a core)")
+    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     parser.add_argument("--mini-only", action="store_true", help="only the mini pair for tests")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a set made with other arguments"

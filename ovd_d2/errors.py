@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import errno
+import reprlib
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 # What a disk can say; none of them is a fault of the program.
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 60
+_SHORT.maxlevel = 2  # lists of lists of a yaml file's aliases could have a million words
+
+
+def brief(value: object) -> str:
+    """`repr` of what was found, for a message: short and quickly made, whatever it is."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return "a number of thousands of digits"
 
 
 class SetupError(ValueError):

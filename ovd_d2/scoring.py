@@ -30,16 +30,28 @@ def image_probabilities(
     """Image-branch scores: softmax over the categories alone, no background.
 
     Args:
+        region_embeddings, text_embeddings, temperature: see :func:`image_logits`.
+
+    Returns:
+        (N, C) float32 (under autocast, too), rows sum to 1.
+    """
+    return F.softmax(image_logits(region_embeddings, text_embeddings, temperature), dim=1)
+
+
+def image_logits(region_embeddings: Tensor, text_embeddings: Tensor, temperature: float) -> Tensor:
+    """What :func:`image_probabilities` are the softmax of.
+
+    Args:
         region_embeddings: (N, D) unit rows.
         text_embeddings: (C, D) unit rows.
         temperature: divides the cosine similarity (ViLD: 0.01).
 
     Returns:
-        (N, C) float32 (under autocast, too), rows sum to 1.
+        (N, C) float32 (under autocast, too).
     """
     with torch.autocast(text_embeddings.device.type, enabled=False):
         similarity = region_embeddings.float() @ text_embeddings.float().t()  # (N, C)
-    return F.softmax(similarity.div_(temperature), dim=1)
+    return similarity.div_(temperature)
 
 
 def vild_ensemble(
@@ -70,30 +82,35 @@ def vild_ensemble(
         if not 0.0 <= weight <= 1.0:
             raise ValueError(f"{name} must lie in [0, 1], got {weight}")
     text_weight = torch.where(is_novel, novel_weight, base_weight).to(text_probs)  # (C,)
-    return text_probs**text_weight * image_probs ** (1.0 - text_weight)
+    logarithms = _weighted_log(text_probs, text_weight)
+    return logarithms.add_(_weighted_log(image_probs, 1.0 - text_weight)).exp_()
 
 
-def in_blocks(score: Callable[..., Tensor], *rows: Tensor, width: int) -> Tensor:
+def _weighted_log(probs: Tensor, weight: Tensor) -> Tensor:
+    """`log(probs^weight)`: two logarithms and one exponential take a third of two powers' time."""
+    lowest = torch.finfo(probs.dtype).min  # of 0, whose power with weight 0 is 1
+    return probs.log().clamp_(min=lowest).mul_(weight)
+
+
+def in_blocks(score: Callable[..., Tensor], *rows: Tensor, into: Tensor) -> Tensor:
     """`score(*rows)` of some regions at a time: what it needs on the way stays small.
 
-    A mean of two branches over 20,000 names takes five tensors as large as its result.
+    A mean of two branches over 20,000 names takes four tensors as large as its result.
 
     Args:
-        score: takes tensors of n rows each and gives (n, C) float32, each row from its own rows.
+        score: takes tensors of n rows each and gives (n, C), each row from its own rows.
         rows: tensors of N rows each.
-        width: C.
+        into: (N, C), what the scores are written into; may be one of `rows`.
 
     Returns:
-        (N, C) float32.
+        `into`.
     """
-    regions, step = len(rows[0]), max(1, BLOCK // max(1, width))
-    if regions <= step:
-        return score(*rows)
-    result = rows[0].new_empty(regions, width, dtype=torch.float32)
+    regions, names = into.shape
+    step = max(1, BLOCK // max(1, names))
     for start in range(0, regions, step):
         part = slice(start, start + step)
-        result[part] = score(*(one[part] for one in rows))
-    return result
+        into[part] = score(*(one[part] for one in rows))
+    return into
 
 
 def objectness_probabilities(scores: Tensor, kind: str) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from safetensors import SafetensorError
 
-from ovd_d2.errors import SetupError
+from ovd_d2.errors import SetupError, brief
 from ovd_d2.files import atomic_write
 
 SCHEMA = "ovd_d2.vocabulary/1"
@@ -258,10 +257,10 @@ def _checked_names(names: Sequence[str]) -> list[str]:
     seen: dict[str, int] = {}
     for position, name in enumerate(checked):
         if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"name {position} is blank or not a string: {reprlib.repr(name)}")
+            raise ValueError(f"name {position} is blank or not a string: {brief(name)}")
         if name in seen:
             raise ValueError(
-                f"names {seen[name]} and {position} are equal: {reprlib.repr(name)}; names must "
+                f"names {seen[name]} and {position} are equal: {brief(name)}; names must "
                 "be distinct"
             )
         seen[name] = position

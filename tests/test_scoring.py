@@ -60,6 +60,18 @@ def test_one_weight_for_all_categories_where_both_are_equal():
     torch.testing.assert_close(scores[0, 1].item(), 0.81**0.25 * 0.16**0.75)
 
 
+@pytest.mark.parametrize("base_weight", [0.0, 0.3, 2 / 3, 1.0])
+def test_ensemble_is_a_product_of_powers_from_0_to_1(base_weight):
+    generator = torch.Generator().manual_seed(0)
+    text, image = 10 ** (-30 * torch.rand(2, 50, 40, generator=generator))
+    text[:, ::7], image[::5], image[:, ::3] = 0, 0, 1
+    novel = torch.arange(40) % 2 == 0
+    weight = torch.where(novel, 1 - base_weight, base_weight).double()
+    expected = text.double() ** weight * image.double() ** (1 - weight)
+    scores = vild_ensemble(text, image, novel, base_weight)
+    torch.testing.assert_close(scores, expected.float(), rtol=2e-5, atol=0)
+
+
 def test_ensemble_of_no_regions_and_of_one_category():
     empty = vild_ensemble(torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(3, dtype=torch.bool))
     assert empty.shape == (0, 3)
@@ -103,11 +115,14 @@ def test_blocks_are_put_together_in_order(regions, monkeypatch):
         sizes.append(len(one))
         return one - other
 
-    assert torch.equal(in_blocks(score, first, second, width=3), first - second)
-    assert max(sizes) <= 4 and sum(sizes) == regions
+    expected = first - second
+    assert in_blocks(score, first, second, into=second) is second  # in place of what it reads
+    assert torch.equal(second, expected)
+    assert all(size <= 4 for size in sizes) and sum(sizes) == regions
 
 
 def test_one_region_is_the_smallest_block(monkeypatch):
     monkeypatch.setattr(scoring, "BLOCK", 1)
     rows = torch.arange(6.0).view(2, 3)
-    assert torch.equal(in_blocks(lambda one: 2 * one, rows, width=3), 2 * rows)
+    doubled = in_blocks(lambda one: 2 * one, rows, into=torch.empty(2, 3))
+    assert torch.equal(doubled, 2 * rows)

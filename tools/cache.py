@@ -293,7 +293,7 @@ def build_in_process(args: argparse.Namespace) -> None:
     if comm.is_main_process():
         number, count = args.part
         joining = ("part", f"{number} of {count}: join all with tools/cache.py merge")
-        print_rows(written_table(summary, [] if summary.complete else [joining]))
+        print_rows(written_table(summary, [] if summary.manifest.complete else [joining]))
 
 
 def build_source(args: argparse.Namespace) -> tuple[str, str, tuple[str, str]]:

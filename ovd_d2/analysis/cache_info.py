@@ -97,10 +97,11 @@ def store_info(path: str | os.PathLike[str]) -> StoreInfo:
 
 def written_table(written: Written, more: Sequence[tuple[str, str]] = ()) -> list[tuple[str, str]]:
     """What a run has written and `more` that it says, as (name, value) rows for people."""
+    manifest = written.manifest
     return [
-        ("images", f"{written.images:,} ({written.images_written:,} in this run)"),
-        ("proposals", f"{written.proposals:,}"),
-        ("bytes", f"{written.bytes:,} ({readable_bytes(written.bytes)})"),
+        ("images", f"{manifest.num_images:,} ({written.images_written:,} in this run)"),
+        ("proposals", f"{manifest.num_rows:,}"),
+        ("bytes", f"{manifest.num_bytes:,} ({readable_bytes(manifest.num_bytes)})"),
         *more,
         ("seconds", f"{written.seconds:.1f}"),
         ("path", str(written.path)),

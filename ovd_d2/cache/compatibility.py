@@ -33,19 +33,17 @@ def check_compatible(
         images: every image the training will ask for (file_name, image_id, height, width); all of
             the data set that the cache was built for, or some.
     """
-    manifest, problems = cache.manifest, []
-    rebuild = _rebuild_command(cache, teacher_fingerprint)
-    if manifest.teacher != teacher_fingerprint:
-        problems.append(
-            f"teacher of the cache {cache.path}: expected '{teacher_fingerprint}' (the "
-            f"vocabulary's), found '{manifest.teacher}'. Student and text must share one teacher: "
-            f"{rebuild}"
-        )
-    if manifest.embedding_dim != embedding_dim:
-        problems.append(
-            f"embedding width of the cache {cache.path}: expected {embedding_dim} (the "
-            f"vocabulary's), found {manifest.embedding_dim}: {rebuild}"
-        )
+    needed = {
+        "teacher": (teacher_fingerprint, cache.manifest.teacher),
+        "embedding width": (embedding_dim, cache.manifest.embedding_dim),
+    }
+    problems = [
+        f"{what} of the cache {cache.path}: expected {expected!r} (the vocabulary's), found "
+        f"{found!r}. Student and text must share one teacher: "
+        f"{_rebuild_command(cache, teacher_fingerprint)}"
+        for what, (expected, found) in needed.items()
+        if expected != found
+    ]
     fix = (
         "extract proposals for the training data set (tools/extract_proposals.py) and build its "
         f"cache: {_rebuild_command(cache, teacher_fingerprint, dataset='<training data set>')}"

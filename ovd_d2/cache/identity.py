@@ -10,11 +10,13 @@ import hashlib
 import json
 import operator
 import os
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ovd_d2.cache.manifest import CacheError, DamagedFileError, DatasetInfo, Manifest, local_folder
+from ovd_d2.errors import brief
 from ovd_d2.files import atomic_write, read_bounded
 
 IMAGES_FILE = "images.json"
@@ -72,19 +74,23 @@ def id_problems(entries: Iterable[Mapping[str, Any]]) -> list[str]:
     if not wrong:
         return []
     return [
-        f"{len(wrong)} of {len(ids)} image ids cannot be stored, first: {_short(wrong[0])}; "
+        f"{len(wrong)} of {len(ids)} image ids cannot be stored, first: {brief(wrong[0])}; "
         f"expected {ID_RANGE}: number the images of the annotation file"
     ]
 
 
-def entry_problems(entries: Sequence[Mapping[str, Any]], top_k: int | None) -> list[str]:
+def entry_problems(entries: Collection[Mapping[str, Any]], top_k: int | None = None) -> list[str]:
     """Why a store of the best `top_k` proposals per image cannot be made for these images."""
     if problems := id_problems(entries):
         return problems
-    ids = [entry["image_id"] for entry in entries]
-    if len(set(ids)) < len(ids):
-        problems.append(f"{len(ids) - len(set(ids))} image ids occur more than once")
-    if not ids:
+    counts = Counter(entry["image_id"] for entry in entries)
+    if double := [image_id for image_id, count in counts.items() if count > 1]:
+        names = [entry["file_name"] for entry in entries if entry["image_id"] == double[0]]
+        problems.append(
+            f"{len(double)} image ids occur more than once, first: {double[0]} of "
+            f"{' and '.join(names[:2])}; give every image of the annotation file an id of its own"
+        )
+    if not counts:
         problems.append("it has no images")
     if top_k is not None and top_k < 1:
         problems.append(f"top_k is {top_k}, expected at least 1 or None")
@@ -114,16 +120,9 @@ def image_list(dataset: DatasetInfo, entries: Collection[Mapping[str, Any]]) -> 
     Raises:
         CacheError: an id twice, or these are not the images whose fingerprint `dataset` has.
     """
+    if problems := entry_problems(entries):
+        raise CacheError(f"data set '{dataset.name}': {'; '.join(problems)}")
     content = _list_content(entries)
-    names: dict[int, str] = {}
-    for entry in entries:
-        image_id, name = entry["image_id"], entry["file_name"]
-        if image_id in names:
-            raise CacheError(
-                f"image id {image_id} is there twice, as {names[image_id]} and as {name}: give "
-                "every image of the annotation file an id of its own"
-            )
-        names[image_id] = name
     found = _digest(content)
     if (found, len(entries)) != (dataset.fingerprint, dataset.num_images):
         raise CacheError(
@@ -209,7 +208,7 @@ def _pixels(entry: Mapping[str, Any], key: str) -> int | None:
     except (TypeError, ValueError, OverflowError):
         pass  # named below
     raise CacheError(
-        f"image {_short(entry['image_id'])}: {key} is {_short(value)}, expected a number of pixels"
+        f"image {brief(entry['image_id'])}: {key} is {brief(value)}, expected a number of pixels"
     )
 
 
@@ -218,16 +217,8 @@ def _parse(content: bytes, dataset: DatasetInfo) -> ImageList:
     for image_id, name, height, width in json.loads(content):
         types = (type(image_id), type(name), type(height), type(width))
         if types not in _ROW_TYPES or not is_image_id(image_id):
-            raise ValueError(f"a row is {_short([image_id, name, height, width])}")
+            raise ValueError(f"a row is {brief([image_id, name, height, width])}")
         listed[image_id] = ImageIdentity(name, height, width)
     if len(listed) != dataset.num_images:
         raise ValueError(f"it lists {len(listed)} images, the data set has {dataset.num_images}")
     return listed
-
-
-def _short(value: object) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # an integer of more digits than Python prints
-        return "a number of thousands of digits"
-    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -22,7 +22,7 @@ from safetensors.numpy import load as deserialize
 from safetensors.numpy import save as serialize
 
 from ovd_d2.cache.manifest import CacheError, DamagedFileError, IndexInfo, Manifest
-from ovd_d2.cache.records import open_shard
+from ovd_d2.cache.records import Record, open_shard
 from ovd_d2.files import atomic_write, read_bounded
 
 INDEX_FILE = "index.safetensors"
@@ -46,6 +46,11 @@ class Index:
             return None
         row = int(self.image_ids.searchsorted(image_id))
         return row if row < len(self.image_ids) and self.image_ids[row] == image_id else None
+
+    def storage_order(self) -> list[int]:
+        """The image ids as the records lie on the disk: shard after shard, ascending inside one."""
+        ids: list[int] = self.image_ids[np.argsort(self.shard, kind="stable")].tolist()
+        return ids
 
     @property
     def content(self) -> str:
@@ -73,7 +78,10 @@ def build_index(folder: Path, manifest: Manifest) -> Index:
     Raises:
         CacheError: a shard is missing or damaged, or two hold one image.
     """
-    parts = [_part(folder, manifest, number) for number in range(len(manifest.shards))]
+    parts = [
+        part_of(open_shard(folder / info.file, manifest.fields), number)
+        for number, info in enumerate(manifest.shards)
+    ]
     joined = {
         name: np.concatenate([np.empty(0, dtype), *(part[name] for part in parts)]).astype(dtype)
         for name, dtype in _TYPES.items()
@@ -84,6 +92,20 @@ def build_index(folder: Path, manifest: Manifest) -> Index:
     if len(double):
         raise CacheError(f"{folder} holds image {double[0]} twice; build it again with --overwrite")
     return index
+
+
+def part_of(shard: Record, number: int) -> dict[str, NDArray]:
+    """What the index says of the records of one shard, the number-th, in arrays of its own."""
+    ids, offsets, checksums = (
+        shard[name].numpy().copy() for name in ("image_ids", "offsets", "checksums")
+    )
+    return {
+        "image_ids": ids,
+        "shard": np.full(len(ids), number),
+        "start": offsets[:-1],
+        "rows": np.diff(offsets),
+        "checksums": checksums,
+    }
 
 
 def load_index(folder: Path, manifest: Manifest) -> Index:
@@ -110,13 +132,12 @@ def load_index(folder: Path, manifest: Manifest) -> Index:
     return index
 
 
-def has_sound_index(folder: Path, manifest: Manifest) -> bool:
-    """Whether a store is finished and its index can be read."""
+def find_index(folder: Path, manifest: Manifest) -> Index | None:
+    """As `load_index`, None where the store is unfinished or the index damaged."""
     try:
-        load_index(folder, manifest)
+        return load_index(folder, manifest)
     except DamagedFileError:
-        return False
-    return True
+        return None
 
 
 def _read(path: Path, info: IndexInfo) -> Index:
@@ -155,15 +176,3 @@ def _problem(index: Index, manifest: Manifest) -> str:
     if images.tolist() != [shard.images for shard in manifest.shards]:
         return "it has other numbers of records per shard than the manifest"
     return ""
-
-
-def _part(folder: Path, manifest: Manifest, number: int) -> dict[str, NDArray]:
-    shard = open_shard(folder / manifest.shards[number].file, manifest.fields)
-    arrays = {name: shard[name].numpy() for name in ("image_ids", "offsets", "checksums")}
-    return {
-        "image_ids": arrays["image_ids"].copy(),
-        "shard": np.full(len(arrays["image_ids"]), number),
-        "start": arrays["offsets"][:-1].copy(),
-        "rows": np.diff(arrays["offsets"]),
-        "checksums": arrays["checksums"].copy(),
-    }

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import re
-import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from detectron2.utils.file_io import PathManager
 
+from ovd_d2.errors import brief
 from ovd_d2.files import atomic_write, fingerprint_json, read_bounded
 
 SCHEMA_VERSION = 2
@@ -243,7 +243,7 @@ def _header_problems(manifest: Manifest) -> list[str]:
     problems = [*_type_problems(manifest), *_type_problems(manifest.dataset, "dataset.")]
     if not isinstance(manifest.recipe, dict) or not _is_plain(manifest.recipe, _RECIPE_DEPTH):
         problems.append(
-            f"recipe is {reprlib.repr(manifest.recipe)}, expected a JSON object of finite numbers, "
+            f"recipe is {brief(manifest.recipe)}, expected a JSON object of finite numbers, "
             f"at most {_RECIPE_DEPTH} levels deep"
         )
     if problems:
@@ -271,8 +271,7 @@ def _file_problems(manifest: Manifest) -> list[str]:
             problems += _type_problems(shard, f"{shard.file}: ")
         else:
             problems.append(
-                f"shard file name {reprlib.repr(shard.file)} is not a plain name as "
-                f"{shard_name(64, 0)}"
+                f"shard file name {brief(shard.file)} is not a plain name as {shard_name(64, 0)}"
             )
     if not problems and len({shard.file for shard in manifest.shards}) < len(manifest.shards):
         problems.append("a shard is listed twice")
@@ -285,9 +284,9 @@ def _type_problems(record: Any, prefix: str = "") -> list[str]:
     for one in fields(record):
         value = getattr(record, one.name)
         if one.type == "str" and not isinstance(value, str):
-            problems.append(f"{prefix}{one.name} is {reprlib.repr(value)}, expected a text")
+            problems.append(f"{prefix}{one.name} is {brief(value)}, expected a text")
         if one.type == "int" and not (type(value) is int and 0 <= value < 2**63):
-            problems.append(f"{prefix}{one.name} is {reprlib.repr(value)}, expected a whole number")
+            problems.append(f"{prefix}{one.name} is {brief(value)}, expected a whole number")
     return problems
 
 

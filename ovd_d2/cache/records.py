@@ -19,6 +19,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from stat import S_ISREG
 
@@ -102,23 +103,19 @@ def value_problems(tensors: Mapping[str, torch.Tensor]) -> list[str]:
     ]
     if not_finite:
         return not_finite
-    problems = []
     boxes, objectness = tensors["boxes"], tensors["objectness"]
-    inverted = (boxes[:, 2:] < boxes[:, :2]).any(1)
-    if inverted.any():
-        problems.append(f"{_count(inverted)} boxes have x2 < x1 or y2 < y1 (expected XYXY)")
-    outside = (objectness < 0) | (objectness > 1)
-    if outside.any():
-        problems.append(f"{_count(outside)} objectness values lie outside [0, 1]")
+    wrong = {
+        "boxes have x2 < x1 or y2 < y1 (expected XYXY)": (boxes[:, 2:] < boxes[:, :2]).any(1),
+        "objectness values lie outside [0, 1]": (objectness < 0) | (objectness > 1),
+    }
     if "embeddings" in tensors:
         embeddings, scales = tensors["embeddings"], tensors.get("scales")
         norms = quantization.lengths(embeddings, scales)
         tolerance = quantization.length_tolerance(embeddings, scales) + _UNIT_NORM_TOLERANCE
-        wrong = ~((norms - 1).abs() <= tolerance)
-        if wrong.any():
-            example = norms[wrong][0].item()
-            problems.append(f"{_count(wrong)} embeddings are not unit rows (norm {example:.4f})")
-    return problems
+        not_unit = ~((norms - 1).abs() <= tolerance)
+        first = norms[not_unit][:1].tolist()
+        wrong[f"embeddings are not unit rows (first norm: {first})"] = not_unit
+    return [f"{_count(flags)} {what}" for what, flags in wrong.items() if flags.any()]
 
 
 def record_checksum(image_id: int, fields: Iterable[NDArray]) -> int:
@@ -247,13 +244,10 @@ def open_shard(path: Path, fields: Mapping[str, FieldSpec]) -> Record:
 def damaged_records(shard: Record) -> list[int]:
     """The image ids of a shard whose records do not agree with their checksums."""
     arrays = {name: value.numpy() for name, value in shard.items()}
-    ids, checksums = arrays.pop("image_ids").tolist(), arrays.pop("checksums").tolist()
-    bounds = arrays.pop("offsets").tolist()
+    ids, offsets, checksums = (arrays.pop(name).tolist() for name in _INDEX_TENSORS)
     return [
         image_id
-        for image_id, checksum, start, stop in zip(
-            ids, checksums, bounds[:-1], bounds[1:], strict=True
-        )
+        for image_id, (start, stop), checksum in zip(ids, pairwise(offsets), checksums, strict=True)
         if record_checksum(image_id, [value[start:stop] for value in arrays.values()]) != checksum
     ]
 
@@ -270,9 +264,13 @@ def read_back(path: Path, fields: Mapping[str, FieldSpec]) -> tuple[list[int], S
             f"{path} is damaged: {len(damaged)} of {len(shard['image_ids'])} records do not fit "
             f"their checksums (first ids: {damaged[:5]})"
         )
-    ids: list[int] = shard["image_ids"].tolist()
-    rows = len(shard["boxes"])
-    return ids, ShardInfo(path.name, len(ids), rows, path.stat().st_size, sha256_file(path))
+    return shard["image_ids"].tolist(), describe_shard(path, shard, sha256_file(path))
+
+
+def describe_shard(path: Path, shard: Record, sha256: str = "") -> ShardInfo:
+    """The listing of a shard that `open_shard` has opened."""
+    images, rows = len(shard["image_ids"]), len(shard["boxes"])
+    return ShardInfo(path.name, images, rows, path.stat().st_size, sha256)
 
 
 def _locate(path: Path) -> Layout:

@@ -16,10 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from ovd_d2.cache.identity import IMAGES_FILE
-from ovd_d2.cache.index import INDEX_FILE, Index, has_sound_index, load_index
+from ovd_d2.cache.index import INDEX_FILE, find_index
 from ovd_d2.cache.manifest import (
     MANIFEST_FILE,
     CacheError,
@@ -30,7 +28,7 @@ from ovd_d2.cache.manifest import (
     is_shard_name,
     shard_name,
 )
-from ovd_d2.cache.records import open_shard, read_back
+from ovd_d2.cache.records import describe_shard, open_shard, read_back
 from ovd_d2.files import TEMPORARY_SUFFIX, flush_folder
 
 logger = logging.getLogger(__name__)
@@ -82,8 +80,11 @@ def plan_store(
             than those planned today; they are kept.
         image_ids: of the data set, ascending.
     """
-    if has_sound_index(folder, manifest):
-        return _shards_of_index(load_index(folder, manifest), manifest)
+    if index := find_index(folder, manifest):
+        return [
+            PlannedShard(info.file, tuple(index.image_ids[index.shard == number].tolist()))
+            for number, info in enumerate(manifest.shards)
+        ]
     older = _find_older_shards(folder, manifest)
     kept = {image_id for shard in older for image_id in shard.image_ids}
     left = [image_id for image_id in image_ids if image_id not in kept]
@@ -121,16 +122,6 @@ def find_whole_shards(
         return {info.file: info for info in found if info is not None}
 
 
-def _shards_of_index(index: Index, manifest: Manifest) -> list[PlannedShard]:
-    order = np.argsort(index.shard, kind="stable")  # ids ascend inside a shard
-    stops = np.cumsum([info.images for info in manifest.shards])
-    parts = np.split(index.image_ids[order], stops[:-1])
-    return [
-        PlannedShard(info.file, tuple(ids.tolist()))
-        for info, ids in zip(manifest.shards, parts, strict=True)
-    ]
-
-
 def _find_older_shards(folder: Path, manifest: Manifest) -> list[PlannedShard]:
     older = []
     for info in manifest.shards:
@@ -150,12 +141,8 @@ def list_sealed_shards(folder: Path, manifest: Manifest) -> list[ShardInfo]:
     Raises:
         DamagedFileError: one of them is damaged.
     """
-    infos = []
-    for path in shard_files(folder):
-        shard = open_shard(path, manifest.fields)
-        images, rows = len(shard["image_ids"]), len(shard["boxes"])
-        infos.append(ShardInfo(path.name, images, rows, path.stat().st_size, ""))
-    return infos
+    paths = shard_files(folder)
+    return [describe_shard(path, open_shard(path, manifest.fields)) for path in paths]
 
 
 def shard_files(folder: Path) -> list[Path]:

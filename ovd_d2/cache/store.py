@@ -36,17 +36,12 @@ class CachedProposals:
 
     def __post_init__(self) -> None:
         rows = len(self.boxes)
-        if self.boxes.shape != (rows, 4) or self.objectness.shape != (rows,):
-            raise ValueError(
-                f"boxes {tuple(self.boxes.shape)} and objectness {tuple(self.objectness.shape)}: "
-                "expected (K, 4) and (K,)"
-            )
-        if self.embeddings is not None and (
-            self.embeddings.ndim != 2 or len(self.embeddings) != rows
-        ):
-            raise ValueError(
-                f"embeddings {tuple(self.embeddings.shape)}: expected ({rows}, D) as for the boxes"
-            )
+        width = () if self.embeddings is None else self.embeddings.shape[-1:]
+        expected = {"boxes": (rows, 4), "objectness": (rows,), "embeddings": (rows, *width)}
+        for name, shape in expected.items():
+            value = getattr(self, name)
+            if value is not None and value.shape != shape:
+                raise ValueError(f"{name} {tuple(value.shape)}: expected {shape}, a row per box")
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -157,12 +152,6 @@ class RecordStore:
                     "fit its checksum"
                 )
         return fields
-
-    def storage_order(self) -> list[int]:
-        """The image ids in the order in which they lie on the disk, shard after shard."""
-        order = np.argsort(self.index.shard, kind="stable")  # ids ascend inside a shard
-        ids: list[int] = self.index.image_ids[order].tolist()
-        return ids
 
     @property
     def fingerprint(self) -> str:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ovd_d2.cache.fetch import fetch_store
 from ovd_d2.cache.identity import load_image_list
-from ovd_d2.cache.index import Index, load_index
+from ovd_d2.cache.index import Index, load_index, part_of
 from ovd_d2.cache.manifest import CacheError, Manifest, ShardInfo
 from ovd_d2.cache.records import Record, check_size, open_shard, read_back, value_problems
 from ovd_d2.cache.shards import shard_files
@@ -78,14 +78,9 @@ def _verify_shard(
 
 def _is_indexed(shard: Record, number: int, index: Index) -> bool:
     """Does the index say of this shard what the shard says of itself?"""
-    here, offsets = index.shard == number, shard["offsets"].numpy()
-    pairs = (
-        (shard["image_ids"].numpy(), index.image_ids),
-        (offsets[:-1], index.start),
-        (np.diff(offsets), index.rows),
-        (shard["checksums"].numpy(), index.checksums),
-    )
-    return all(np.array_equal(stored, indexed[here]) for stored, indexed in pairs)
+    here = index.shard == number
+    stored = part_of(shard, number).items()
+    return all(np.array_equal(values, getattr(index, name)[here]) for name, values in stored)
 
 
 def _verify_list(folder: Path, manifest: Manifest, seen: set[int]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ovd_d2.cache.identity import ID_RANGE, image_list, is_image_id, save_image_list
-from ovd_d2.cache.index import build_index, has_sound_index, write_index
+from ovd_d2.cache.index import build_index, find_index, write_index
 from ovd_d2.cache.manifest import MANIFEST_FILE, CacheError, Manifest, ShardInfo, local_folder
 from ovd_d2.cache.records import Record, encode_record, pack_shard
 from ovd_d2.cache.shards import (
@@ -36,20 +36,15 @@ class Written:
 
     Attributes:
         path: of the store.
-        images, proposals: records and rows in it.
+        manifest: what is in it now; of a part it is not `complete`.
         images_written: by all ranks of this run; the others were there already.
-        bytes: size of all shards.
         seconds: wall-clock time of this run.
-        complete: the store holds every image of the data set; a part does not.
     """
 
     path: Path
-    images: int
+    manifest: Manifest
     images_written: int
-    proposals: int
-    bytes: int
     seconds: float
-    complete: bool
 
 
 class RecordWriter:
@@ -170,15 +165,7 @@ class RecordWriter:
 
     def summary(self, start: float) -> Written:
         """After `finish`, of a run that began at `start` of `time.perf_counter`."""
-        return Written(
-            path=self.path,
-            images=self.manifest.num_images,
-            images_written=self.missing,
-            proposals=self.manifest.num_rows,
-            bytes=self.manifest.num_bytes,
-            seconds=time.perf_counter() - start,
-            complete=self.manifest.complete,
-        )
+        return Written(self.path, self.manifest, self.missing, time.perf_counter() - start)
 
     def __enter__(self) -> RecordWriter:
         return self
@@ -232,7 +219,7 @@ class RecordWriter:
                 f"{list(missing[0][:5])}); run the build again to add them"
             )
         shards = [self._whole[shard.file] for shard in self._planned if shard.file in self._whole]
-        if shards == self.manifest.shards and has_sound_index(self.path, self.manifest):
+        if shards == self.manifest.shards and find_index(self.path, self.manifest):
             return self.manifest
         manifest = replace(self.manifest, shards=shards, index=None)
         if len(shards) == len(self._planned):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import reprlib
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,16 +15,13 @@ import yaml
 from detectron2.data import DatasetCatalog
 
 from ovd_d2.data.coco_json import register_coco_json
-from ovd_d2.errors import SetupError
+from ovd_d2.errors import SetupError, brief
 from ovd_d2.files import read_text
 
 VARIABLE = "OVD_DATASETS"
 REQUIRED = {"json_file": str, "image_root": str}
 OPTIONAL = {"base": list}
 EXPECTED = "'name: {json_file: ..., image_root: ...}' entries"
-
-_REPR = reprlib.Repr()
-_REPR.maxlevel = 2  # lists of lists of aliases could have a million words
 
 _registered_from: str | None = None  # the value of OVD_DATASETS that has been registered
 
@@ -207,4 +203,4 @@ def _is_null(value: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    return "nothing" if _is_null(value) else textwrap.shorten(_REPR.repr(value), 100)
+    return "nothing" if _is_null(value) else textwrap.shorten(brief(value), 100)

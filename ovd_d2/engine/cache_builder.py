@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ovd_d2.cache import (
     CachedProposals,
     CacheError,
+    DatasetInfo,
     Manifest,
     ProposalStore,
     RecordWriter,
@@ -80,24 +81,15 @@ def build_cache(
             failed.
         ValueError: the teacher returned NaN or no unit vectors; the image id is named.
     """
-    start = time.perf_counter()
+    start, ranks = time.perf_counter(), Ranks()
+    progress = progress and ranks.rank == 0
     recipe = recipe or CropRecipe.on(teacher.device)
     _check_inputs(dataset_dicts, proposals, dataset_name, top_k, part)
-    manifest = Manifest(
-        kind="embeddings",
-        dataset=dataset_info(dataset_name, dataset_dicts),
-        proposals=proposals.fingerprint,
-        recipe={**recipe.describe(), "top_k": top_k},
-        teacher=teacher.fingerprint,
-        embedding_dim=teacher.embedding_dim,
-        dtype=dtype,
-    )
-    ranks = Ranks()
-    progress = progress and ranks.rank == 0
     _check_images(dataset_dicts, dataset_name, ranks, progress)
+    dataset = dataset_info(dataset_name, dataset_dicts)
     with RecordWriter(
         path,
-        manifest,
+        _manifest(dataset, proposals, teacher, {**recipe.describe(), "top_k": top_k}, dtype),
         images=dataset_dicts,
         images_per_shard=images_per_shard,
         overwrite=overwrite,
@@ -124,6 +116,24 @@ def load_pixels(entry: Mapping[str, Any]) -> NDArray[np.uint8]:
         return load_image(entry)
     except ImageError as error:
         raise CacheError(str(error)) from error
+
+
+def _manifest(
+    dataset: DatasetInfo,
+    proposals: ProposalStore,
+    teacher: CLIPTeacher,
+    recipe: dict[str, Any],
+    dtype: str,
+) -> Manifest:
+    return Manifest(
+        kind="embeddings",
+        dataset=dataset,
+        proposals=proposals.fingerprint,
+        recipe=recipe,
+        teacher=teacher.fingerprint,
+        embedding_dim=teacher.embedding_dim,
+        dtype=dtype,
+    )
 
 
 def _check_images(

@@ -11,7 +11,8 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.point_rend import add_pointrend_config
 
 from ovd_d2.config import add_ovd_config, renamed_keys
-from ovd_d2.modeling.open_vocabulary import takes_vocabulary
+from ovd_d2.modeling.meta_arch import BatchInvariantRCNN, OpenVocabularyRCNN
+from ovd_d2.modeling.open_vocabulary import builds_a, takes_vocabulary
 from ovd_d2.systems import IdleKeys, System, systems
 
 _MOST_KEYS = 10_000  # aliases of aliases could make millions of a short yaml file
@@ -87,11 +88,7 @@ def _idle(cfg: CfgNode) -> Iterable[IdleKeys]:
     if takes_vocabulary(cfg):
         for system in systems():
             yield from system.idle_keys(cfg) if system.is_configured(cfg) else _node(cfg, system)
-    else:
-        yield (
-            ("MODEL.OVD.COMPILE_BACKBONE",),
-            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} does not read it",
-        )
+    yield from _of_meta_architectures(cfg)
     if cfg.MODEL.PROPOSAL_GENERATOR.NAME in ("LevelMeanRPN", "ViLDRPN"):
         yield (
             ("MODEL.RPN.BBOX_REG_LOSS_TYPE",),
@@ -108,6 +105,18 @@ def _idle(cfg: CfgNode) -> Iterable[IdleKeys]:
     if not cfg.INPUT.LSJ.ENABLED:
         keys = ("MIN_SCALE", "MAX_SCALE", "SIZE", "FLIP_FIRST", "PAD")
         yield tuple(f"INPUT.LSJ.{key}" for key in keys), "INPUT.LSJ.ENABLED is False"
+
+
+def _of_meta_architectures(cfg: CfgNode) -> Iterable[IdleKeys]:
+    """What this package's meta-architectures read, where another one is configured."""
+    norm = tuple(f"MODEL.OVD.BATCH_NORM.{key}" for key in cfg.MODEL.OVD.BATCH_NORM)
+    readers = {
+        OpenVocabularyRCNN: ("MODEL.OVD.COMPILE_BACKBONE",),
+        BatchInvariantRCNN: norm,
+    }
+    for kind, keys in readers.items():
+        if not builds_a(cfg, kind):
+            yield keys, f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} does not read it"
 
 
 def _node(cfg: CfgNode, system: System) -> Iterable[IdleKeys]:

@@ -55,7 +55,7 @@ def difficult_objects(objects: Sequence[Mapping[str, Any]], folder: Path) -> set
 
     Args:
         objects: what Detectron2 has made of the files, the objects of an image in their order.
-        folder: VOC's "Annotations", one `<image id>.xml` an image.
+        folder: VOC's "Annotations", one `<image id>.xml` per image.
     """
     ids_of: dict[str, list[int]] = defaultdict(list)
     for one in objects:

@@ -8,7 +8,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY, MaskRCNNConvUpsampleHead
 from detectron2.projects.point_rend import PointRendMaskHead
 from detectron2.structures import Instances
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovd_d2.modeling.layers import run_layers
@@ -79,3 +79,10 @@ class ClassAgnosticPointRendMaskHead(PointRendMaskHead):
             shape = (0, self.mask_point_train_num_points)
             return coarse_mask.new_zeros(*shape, 2), coarse_mask.new_zeros(shape)
         return super()._sample_train_points(coarse_mask, instances)
+
+
+def masks_depend_on_category(head: nn.Module) -> bool:
+    """Whether a region's mask may be another one under another category's name."""
+    if isinstance(head, ClassAgnosticPointRendMaskHead):
+        return False
+    return not isinstance(head, MaskRCNNConvUpsampleHead) or head.predictor.out_channels > 1

@@ -89,10 +89,14 @@ class BoxMasks:
         Returns:
             `{"size": [height, width], "counts": str}` per mask.
         """
-        runs = [_run_lengths(*one, self.image_size) for one in self.to("cpu")._pasted()]
+        masks = self.to("cpu")
+        # One region under several names is as many equal masks.
+        kept, places = distinct_rows(torch.cat([masks.boxes, masks.probabilities.flatten(1)], 1))
+        runs = [_run_lengths(*one, self.image_size) for one in masks[kept]._pasted()]
         uncompressed = [{"size": list(self.image_size), "counts": counts} for counts in runs]
         encoded = pycocotools.mask.frPyObjects(uncompressed, *self.image_size) if runs else []
-        return [{**one, "counts": one["counts"].decode("ascii")} for one in encoded]
+        counts = [one["counts"].decode("ascii") for one in encoded]
+        return [{"size": list(self.image_size), "counts": counts[k]} for k in places.tolist()]
 
     def _with(self, probabilities: Tensor, boxes: Tensor) -> BoxMasks:
         return BoxMasks(probabilities, boxes, self.image_size, self.threshold)
@@ -115,6 +119,22 @@ class BoxMasks:
             np.matmul(rows @ mask, columns.T, out=probabilities)
             pixels = inside[: probabilities.size].reshape(shape)
             yield area, np.greater_equal(probabilities, self.threshold, out=pixels)
+
+
+def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Each of the rows that are equal bit by bit once.
+
+    Args:
+        rows: (N, K).
+
+    Returns:
+        (U,) int64 indices of the first row of each kind, rising, and (N,) int64 places among these
+        of all rows: `rows[first][places]` is `rows`. On the device of `rows`.
+    """
+    first: dict[bytes, int] = {}
+    table = rows.detach().cpu().contiguous().numpy()
+    origins = [first.setdefault(row.tobytes(), k) for k, row in enumerate(table)]
+    return torch.tensor(origins, dtype=torch.int64, device=rows.device).unique(return_inverse=True)
 
 
 class RegionMasks(ROIMasks):

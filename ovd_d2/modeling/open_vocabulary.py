@@ -41,10 +41,14 @@ def takes_vocabulary(cfg: CfgNode) -> bool:
 
 def takes_image_branch(cfg: CfgNode) -> bool:
     """Whether the teacher on crops can be the image branch of the configured detector."""
-    meta = _registered(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE)
     heads = _registered(ROI_HEADS_REGISTRY, cfg.MODEL.ROI_HEADS.NAME)
-    hands_images_on = isinstance(meta, type) and issubclass(meta, OpenVocabularyRCNN)
-    return hands_images_on and hasattr(heads, "set_image_branch")
+    return builds_a(cfg, OpenVocabularyRCNN) and hasattr(heads, "set_image_branch")
+
+
+def builds_a(cfg: CfgNode, kind: type[nn.Module]) -> bool:
+    """Whether the configured meta-architecture is `kind` or inherits from it."""
+    meta = _registered(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE)
+    return isinstance(meta, type) and issubclass(meta, kind)
 
 
 def open_vocabulary_part(model: nn.Module) -> OpenVocabularyModule | None:
@@ -107,8 +111,8 @@ def architecture_problems(cfg: CfgNode) -> Iterable[str]:
                 f"{key}: nothing is registered as '{name}': import the module that defines it, or "
                 f"name one of {', '.join(sorted(name for name, _ in registry))}"
             )
-    meta, heads = found.values()
-    is_ours = isinstance(meta, type) and issubclass(meta, OpenVocabularyRCNN)
+    heads = found["MODEL.ROI_HEADS.NAME"]
+    is_ours = builds_a(cfg, OpenVocabularyRCNN)
     if is_ours and heads is not None and not hasattr(heads, "set_vocabulary"):
         yield (
             f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME} has a fixed list of categories, but "

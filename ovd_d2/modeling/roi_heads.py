@@ -17,6 +17,8 @@ from ovd_d2 import scoring
 from ovd_d2.modeling.box_head import OpenVocabularyOutputLayers, refuse_sigmoid_losses
 from ovd_d2.modeling.classifier import CLIPClassifier, Words
 from ovd_d2.modeling.image_branches import ImageBranch, Regions
+from ovd_d2.modeling.mask_head import masks_depend_on_category
+from ovd_d2.modeling.masks import distinct_rows
 from ovd_d2.modeling.objectness import objectness_kind
 from ovd_d2.vocabulary import Vocabulary
 
@@ -142,7 +144,7 @@ class OpenVocabularyROIHeads(StandardROIHeads):
         self,
         features: dict[str, Tensor],
         proposals: list[Instances],
-        targets: list[Instances] | None = None,  # a cascade's
+        targets: list[Instances] | None = None,  # read by a cascade alone
     ) -> Any:
         """As Detectron2's: in training a dict of losses, else one `Instances` per image."""
         if self.training:
@@ -189,6 +191,18 @@ class OpenVocabularyROIHeads(StandardROIHeads):
         boxes = self.box_predictor.predict_boxes(predictions, proposals)
         return scoring.text_probabilities(predictions[0]), boxes
 
+    def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
+        """As Detectron2's, but at test time each box passes a class-agnostic mask head once:
+        many detections are one region under several names."""
+        if self.training or not self.mask_on or masks_depend_on_category(self.mask_head):
+            return super()._forward_mask(features, instances)
+        kept, places = zip(*(distinct_rows(x.pred_boxes.tensor) for x in instances), strict=True)
+        distinct = [one[rows] for one, rows in zip(instances, kept, strict=True)]
+        found = super()._forward_mask(features, distinct)
+        for one, masked, rows in zip(instances, found, places, strict=True):
+            one.pred_masks = masked.pred_masks[rows]
+        return instances
+
     def _mix_objectness(self, probs: Tensor, proposals: list[Instances]) -> Tensor:
         if self.objectness_weight == 0:
             return probs
@@ -217,11 +231,15 @@ class OpenVocabularyROIHeads(StandardROIHeads):
             return scoring.text_probabilities(logits)
         branch = self.image_head
         embeddings = predictor.embed(trunk) if branch is None else branch.embed(regions)
+        # One matrix product of all regions: the words are read once, not with every block.
+        image_logits = scoring.image_logits(
+            embeddings, words.embeddings, self.classifier.temperature
+        )
         score = partial(self._scores_of_block, words)
-        return scoring.in_blocks(score, logits, embeddings, width=len(words.embeddings))
+        return scoring.in_blocks(score, logits, image_logits, into=image_logits)
 
-    def _scores_of_block(self, words: Words, logits: Tensor, embeddings: Tensor) -> Tensor:
-        image_probs = self._image_probabilities(words, embeddings)
+    def _scores_of_block(self, words: Words, logits: Tensor, image_logits: Tensor) -> Tensor:
+        image_probs = image_logits.softmax(dim=1)
         if self.scores == "image":
             return image_probs
         return self._ensemble(words, scoring.text_probabilities(logits), image_probs)

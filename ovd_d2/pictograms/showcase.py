@@ -45,12 +45,7 @@ class Method:
         """The checkpoint it is evaluated with."""
         return run.weights(self.weights_of or self.name)
 
-    def step(self, run: Run) -> Step:
-        """Makes its results: by training or, with the weights of another, by evaluation alone."""
-        about = f": {self.about}" if self.about else ""
-        return self.evaluation(run) if self.weights_of else self.training(run, about=about)
-
-    def training(
+    def step(
         self,
         run: Run,
         *,
@@ -58,35 +53,29 @@ class Method:
         about: str = "",
         options: Sequence[str] = (),
         needs: Sequence[str] = (),
+        weights_of: str = "",
     ) -> Step:
-        """Trains it; under another `name`, with further options and needs, as a variation."""
+        """Makes its results, by training or by evaluation alone.
+
+        Args:
+            run: where, and with which seed.
+            name, about: of a variation: its output folder, and how the purpose names it.
+            options, needs: of a variation, beside those of the method.
+            weights_of: as of the method: only evaluate, with the weights of this training.
+        """
+        weights_of = weights_of or self.weights_of
+        about = about or (self.about and f": {self.about}")
+        title = f"{self.title}{about}, seed {run.seed}"
+        place = (run, name or self.name, self.config)
+        if weights_of:
+            return evaluate_step(
+                *place, f"Evaluate {title}", weights_of=weights_of, options=options, needs=needs
+            )
         return train_step(
-            run,
-            name or self.name,
-            self.config,
-            f"Train {self.title}{about}, seed {run.seed}",
+            *place,
+            f"Train {title}",
             options=(*self.options(run), *options),
             needs=(*self.needs(run), *needs),
-        )
-
-    def evaluation(
-        self,
-        run: Run,
-        *,
-        name: str = "",
-        about: str = "",
-        options: Sequence[str] = (),
-        needs: Sequence[str] = (),
-    ) -> Step:
-        """Evaluates it with the weights that are there; variations as of `training`."""
-        return evaluate_step(
-            run,
-            name or self.name,
-            self.config,
-            f"Evaluate {self.title}{about}, seed {run.seed}",
-            weights_of=self.weights_of or self.name,
-            options=options,
-            needs=needs,
         )
 
 
@@ -211,9 +200,8 @@ def only_once(steps: Iterable[Step]) -> list[Step]:
     return list(by_name.values())
 
 
-def names_step(run: Run, method: Method, names: str, image: Path) -> Step:
-    """Looks for a user's own words in one scene with a trained method."""
-    output = run.folder / "your_names"
+def names_step(run: Run, method: Method, names: str, image: Path, output: Path) -> Step:
+    """Looks for a user's own words in one scene with a trained method; `output` is a folder."""
     return Step(
         "names",
         f"Look for {names}",

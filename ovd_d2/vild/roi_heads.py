@@ -136,7 +136,7 @@ class ViLDROIHeads(OpenVocabularyROIHeads):
         self,
         features: dict[str, Tensor],
         proposals: list[Instances],
-        targets: list[Instances],  # a cascade's
+        targets: list[Instances],  # read by a cascade alone
         cached_proposals: list[Instances],
     ) -> dict[str, Tensor]:
         """Losses of one head for both branches: all regions pass it together, as in the official

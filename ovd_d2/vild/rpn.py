@@ -43,8 +43,8 @@ class LevelMeanRPN(RPN):
             anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes
         )
         sizes = [len(level) for level in anchors]
-        positive = (torch.stack(gt_labels) == 1).split(sizes, dim=1)  # a level: (N, A)
-        matched = torch.stack(gt_boxes).split(sizes, dim=1)  # a level: (N, A, 4)
+        positive = (torch.stack(gt_labels) == 1).split(sizes, dim=1)  # per level: (N, A)
+        matched = torch.stack(gt_boxes).split(sizes, dim=1)  # per level: (N, A, 4)
         targets = [
             self.box2box_transform.get_deltas(level.tensor.expand_as(boxes)[mask], boxes[mask])
             for level, boxes, mask in zip(anchors, matched, positive, strict=True)

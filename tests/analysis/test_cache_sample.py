@@ -109,7 +109,7 @@ def test_the_choice_is_random_and_repeatable(build: Callable[..., Path], tmp_pat
     assert sample_ids(cache, 99, seed=0) == list(range(30))
 
 
-def test_the_sheet_has_a_line_an_image_and_marks_novel_names(
+def test_the_sheet_has_a_line_per_image_and_marks_novel_names(
     cache: EmbeddingCache,
     entries: dict[int, dict[str, Any]],
     vocabulary: Vocabulary,

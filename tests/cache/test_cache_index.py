@@ -31,7 +31,7 @@ def test_an_index_by_hand(tmp_path: Path, build: Callable) -> None:
         *(0, 2, 3),
         *[None] * 5,
     ]
-    assert EmbeddingCache(tmp_path).storage_order() == [2, 3, 7, 9]
+    assert EmbeddingCache(tmp_path).index.storage_order() == [2, 3, 7, 9]
 
 
 def test_opening_reads_no_shard(

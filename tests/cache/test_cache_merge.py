@@ -60,8 +60,7 @@ def test_parts_become_the_store_that_one_build_makes(
     whole = write("whole", dtype=dtype)
     before = [files_of(source) for source in sources]
     summary = merge_stores(sources, tmp_path / "merged", images_per_shard=2, progress=False)
-    assert (summary.written.images, summary.written.images_written, summary.duplicates) == (9, 9, 0)
-    assert summary.written.proposals == sum(image_id % 4 for image_id in IDS)
+    assert (summary.written.manifest.num_images, summary.duplicates) == (9, 0)
     assert files_of(summary.written.path) == files_of(whole)
     assert [files_of(source) for source in sources] == before
     other = merge_stores(sources, tmp_path / "other", progress=False)  # all in one shard
@@ -80,7 +79,7 @@ def test_stores_of_two_data_sets_become_one(write: Write, tmp_path: Path) -> Non
     b = write("b", range(100, 103), of="second", proposals="y")
     summary = merge_stores([a, b], tmp_path / "merged", progress=False)
     merged = EmbeddingCache(tmp_path / "merged")
-    assert summary.written.images == len(merged) == 8
+    assert summary.written.manifest.num_images == len(merged) == 8
     assert merged.manifest.dataset.name == "first+second"
     assert merged.manifest.dataset.num_images == 8
     assert merged.manifest.proposals.startswith("merged-")
@@ -114,7 +113,7 @@ def test_images_that_two_data_sets_share_are_stored_once(write: Write, tmp_path:
     a = write("a", range(5), of="first")
     b = write("b", range(3, 7), of="second")
     summary = merge_stores([a, b], tmp_path / "merged", progress=False)
-    assert (summary.written.images, summary.duplicates) == (7, 2)
+    assert (summary.written.manifest.num_images, summary.duplicates) == (7, 2)
     assert EmbeddingCache(tmp_path / "merged").verify() == []
 
 

@@ -50,7 +50,7 @@ def test_embeddings_are_stored_as_fp16(make_manifest: Callable, make_record: Cal
         ("objectness", NAN, "1 of 3 rows of objectness are NaN or infinite"),
         ("objectness", 1.5, "outside \\[0, 1\\]"),
         ("boxes", 1000.0, "x2 < x1"),
-        ("embeddings", 0.0, "not unit rows \\(norm 0.0000\\)"),
+        ("embeddings", 0.0, "not unit rows \\(first norm: \\[0.0\\]\\)"),
     ],
 )
 def test_wrong_values_are_refused_with_the_image_id(

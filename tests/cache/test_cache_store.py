@@ -243,5 +243,6 @@ def test_proposals_that_do_not_fit_each_other_are_refused() -> None:
         CachedProposals(boxes, torch.zeros(3))
     with pytest.raises(ValueError, match="expected"):
         CachedProposals(torch.zeros(2, 5), objectness)
-    with pytest.raises(ValueError, match=r"expected \(2, D\)"):
-        CachedProposals(boxes, objectness, torch.zeros(3, 8))
+    for wrong in (torch.zeros(3, 8), torch.zeros(2), torch.zeros(2, 8, 1)):
+        with pytest.raises(ValueError, match=r"embeddings .* expected \(2, "):
+            CachedProposals(boxes, objectness, wrong)

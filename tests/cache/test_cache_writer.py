@@ -223,7 +223,7 @@ def test_an_id_twice_and_other_images_are_refused_before_anything_is_written(
 ) -> None:
     double = [*make_images(range(1, 5)), {**make_images([5])[0], "image_id": 2}]
     for images, message in (
-        (double, "image id 2 is there twice, as data/2.png and as data/5.png"),
+        (double, "more than once, first: 2 of data/2.png and data/5.png"),
         (make_images(range(1, 5)), "these 4 images .* are not those of the store, the 5 "),
     ):
         with pytest.raises(CacheError, match=message):

@@ -161,11 +161,16 @@ def test_summary_counts(
     options: dict[str, Any] = {"dataset_name": NAME, "images_per_shard": 3, "progress": False}
     teacher = colour_teacher()
     summary = build_cache(dataset, proposals, teacher, tmp_path / "cache", **options)
-    assert (summary.images, summary.images_written, summary.proposals) == (4, 4, 9)
+    assert (summary.manifest.num_images, summary.images_written, summary.manifest.num_rows) == (
+        4,
+        4,
+        9,
+    )
     files = (tmp_path / "cache").glob("shard-*.safetensors")
-    assert summary.bytes == sum(path.stat().st_size for path in files)
+    assert summary.manifest.num_bytes == sum(path.stat().st_size for path in files)
     again = build_cache(dataset, proposals, teacher, tmp_path / "cache", **options)
-    assert (again.images, again.images_written, again.proposals) == (4, 0, 9)
+    assert again.images_written == 0
+    assert (again.manifest.num_images, again.manifest.num_rows) == (4, 9)
 
 
 def test_an_interrupted_build_continues_without_repeating(
@@ -334,7 +339,7 @@ def test_parts_hold_every_nth_shard_under_one_header(
                 dataset[::-1], proposals, colour_teacher(), path, part=(number, 3), **options
             )
             assert summary.images_written == built
-            assert not summary.complete
+            assert not summary.manifest.complete
         stores.append(EmbeddingCache(path, allow_incomplete=True))
     assert [list(store) for store in stores] == [[11, 14], [12], [13]]
     for store in stores:
@@ -346,7 +351,7 @@ def test_parts_hold_every_nth_shard_under_one_header(
         summary = build_cache(
             dataset, proposals, colour_teacher(), tmp_path / "part1", part=(number, 3), **options
         )
-    assert summary.complete
+    assert summary.manifest.complete
     assert EmbeddingCache(tmp_path / "part1").fingerprint == whole.fingerprint
 
 

@@ -114,6 +114,28 @@ def test_a_closed_vocabulary_model_is_not_compiled():
     assert notice.startswith("MODEL.OVD.COMPILE_BACKBONE True has no effect")
 
 
+@pytest.mark.parametrize(
+    ("architecture", "unread"),
+    [("GeneralizedRCNN", 3), ("BatchInvariantRCNN", 1), ("OpenVocabularyRCNN", 0)],
+)
+def test_what_only_our_meta_architectures_read_is_noted_with_another(architecture, unread):
+    cfg = vild_config()
+    cfg.MODEL.META_ARCHITECTURE = architecture
+    assert idle_key_notices(cfg) == []
+    cfg.MODEL.OVD.COMPILE_BACKBONE = True
+    cfg.MODEL.OVD.BATCH_NORM.EPS = 1e-4
+    cfg.MODEL.OVD.BATCH_NORM.BIASED_VARIANCE = True
+    why = f"has no effect: MODEL.META_ARCHITECTURE {architecture} does not read it"
+    assert (
+        idle_key_notices(cfg)
+        == [
+            f"MODEL.OVD.COMPILE_BACKBONE True {why}",
+            f"MODEL.OVD.BATCH_NORM.EPS 0.0001 {why}",
+            f"MODEL.OVD.BATCH_NORM.BIASED_VARIANCE True {why}",
+        ][:unread]
+    )
+
+
 def test_idle_online_keys_are_noted():
     cfg, online = vild_config(), "MODEL.VILD.DISTILLATION.ONLINE"
     cfg.MODEL.VILD.VARIANT = "vild"

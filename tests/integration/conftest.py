@@ -27,6 +27,20 @@ from tests.catalog import forget
 
 SET = "pictograms_v1_mini"
 TRAIN, VAL = f"{SET}_train", f"{SET}_val"
+# What gives a LazyConfig of configs/pictograms the mini set, and makes it quick.
+LAZY_ON_MINI = (
+    f"dataloader.train.dataset.names={TRAIN}",
+    f"dataloader.test.dataset.names={VAL}",
+    "dataloader.test.num_workers=0",
+)
+LAZY_QUICK = (
+    "train.init_checkpoint=''",
+    "model.roi_heads.box_predictor.test_score_thresh=0",
+    "model.roi_heads.box_predictor.test_topk_per_image=5",
+    "dataloader.train.total_batch_size=2",
+    "dataloader.train.num_workers=0",
+    *LAZY_ON_MINI,
+)
 
 
 @dataclass(frozen=True)

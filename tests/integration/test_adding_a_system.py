@@ -185,7 +185,11 @@ def test_make_demo_shows_it(toy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["run_demo.py", "--system", "toy", "--output", str(tmp_path)])
     run_demo.main()
     assert ran == ["data", "backbone", "vocabulary", "toy_seed0", "names"]
-    assert f"'Toy': {tmp_path / 'seed0' / 'toy'!r}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"'Toy': {tmp_path / 'seed0' / 'toy'!r}" in said
+    # Where another system's demo in this folder leaves them as they are.
+    for file in ("report.txt", "pictures.png", "your_names/scene.png"):
+        assert f" {tmp_path / 'toy' / file}\n" in said
 
 
 def test_it_stands_in_one_table_with_vild(toy, tmp_path):

@@ -9,7 +9,7 @@ from detectron2.config import LazyConfig, instantiate
 from ovd_d2.engine.lazy_checks import build_validation_loader
 from ovd_d2.engine.validation import build_validation_loader as build_yaml_loader
 from ovd_d2.engine.validation import validation_losses
-from tests.integration.conftest import TRAIN, VAL
+from tests.integration.conftest import LAZY_ON_MINI, VAL
 from tests.integration.test_plugging_in_lazy import CONFIGS, run
 from tests.integration.test_plugging_in_yaml import mini_config
 
@@ -27,9 +27,8 @@ def start(mini, tmp_path_factory):
 
 
 def lazy_config(*options):
-    names = [f"dataloader.{k}.dataset.names={v}" for k, v in (("train", TRAIN), ("test", VAL))]
     cfg = LazyConfig.load(str(CONFIGS / "lazy_vild.py"))
-    return LazyConfig.apply_overrides(cfg, [*names, "dataloader.test.num_workers=0", *options])
+    return LazyConfig.apply_overrides(cfg, [*LAZY_ON_MINI, *options])
 
 
 def test_what_is_frozen_stays_and_the_best_weights_are_kept(start, tmp_path):

@@ -19,30 +19,21 @@ from detectron2.engine import (
 from detectron2.evaluation import inference_on_dataset
 
 from ovd_d2.vocabulary import Vocabulary
-from tests.integration.conftest import TRAIN, VAL
+from tests.integration.conftest import LAZY_QUICK
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "pictograms"
 
 
 def load(name, output, *options):
-    quick = [
+    plain = [
         f"train.output_dir={output}",
-        "train.init_checkpoint=''",
         "train.max_iter=1",
         "train.checkpointer.period=1",
         "train.log_period=1",
-        "model.roi_heads.box_predictor.test_score_thresh=0",
-        "model.roi_heads.box_predictor.test_topk_per_image=5",
-        "dataloader.train.total_batch_size=2",
-        "dataloader.train.num_workers=0",
-        "dataloader.test.num_workers=0",
-        f"dataloader.train.dataset.names={TRAIN}",
-        f"dataloader.test.dataset.names={VAL}",
         "dataloader.evaluator.failures=0",
     ]
-    return LazyConfig.apply_overrides(
-        LazyConfig.load(str(CONFIGS / f"{name}.py")), [*quick, *options]
-    )
+    cfg = LazyConfig.load(str(CONFIGS / f"{name}.py"))
+    return LazyConfig.apply_overrides(cfg, [*LAZY_QUICK, *plain, *options])
 
 
 def evaluate(cfg, model):

@@ -16,7 +16,7 @@ from ovd_d2.engine.lazy import evaluate, train
 from ovd_d2.engine.run import load_config
 from ovd_d2.errors import SetupError
 from ovd_d2.vocabulary import Vocabulary
-from tests.integration.conftest import TRAIN, VAL, read_results
+from tests.integration.conftest import LAZY_QUICK, TRAIN, VAL, read_results
 from tests.integration.test_plugging_in_project import with_three_names
 
 ROOT = Path(__file__).parents[2]
@@ -25,22 +25,10 @@ CONFIGS = ROOT / "configs" / "pictograms"
 
 def run(name, output, *options, resume=False, eval_only=False):
     """tools/lazyconfig_train_net.py in this process."""
-    quick = [
-        f"train.output_dir={output}",
-        "train.init_checkpoint=''",
-        "train.max_iter=2",
-        "train.seed=1",
-        "model.roi_heads.box_predictor.test_score_thresh=0",
-        "model.roi_heads.box_predictor.test_topk_per_image=5",
-        "dataloader.train.total_batch_size=2",
-        "dataloader.train.num_workers=0",
-        "dataloader.test.num_workers=0",
-        f"dataloader.train.dataset.names={TRAIN}",
-        f"dataloader.test.dataset.names={VAL}",
-    ]
+    short = [f"train.output_dir={output}", "train.max_iter=2", "train.seed=1"]
     args = argparse.Namespace(
         config_file=str(CONFIGS / f"{name}.py"),
-        opts=[*quick, *options],
+        opts=[*LAZY_QUICK, *short, *options],
         resume=resume,
         eval_only=eval_only,
     )

@@ -10,6 +10,7 @@ from detectron2.layers.mask_ops import _do_paste_mask, paste_masks_in_image
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 
+from ovd_d2.modeling import masks as module
 from ovd_d2.modeling.masks import BoxMasks, postprocess
 
 # Rounding differs: a pixel this near to the threshold may fall on either side of it.
@@ -121,6 +122,20 @@ def test_run_lengths_need_no_full_size_masks():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 0.1 * 300 * 400 * 666
+
+
+def test_equal_masks_are_pasted_once(monkeypatch):
+    masks = make(count=6, kind="part")
+    expected = masks.to_rle()
+    pasted = []
+    weights = module._weights
+    monkeypatch.setattr(module, "_weights", lambda *args: pasted.append(args) or weights(*args))
+    repeated = masks[[3, 0, 3, 5, 0, 3]]
+    other_mask = BoxMasks(masks.probabilities[[1]], masks.boxes[[3]], masks.image_size)
+    records = BoxMasks.cat([repeated, other_mask]).to_rle()
+    assert records[:6] == [expected[k] for k in [3, 0, 3, 5, 0, 3]]
+    assert records[6] == other_mask.to_rle()[0] != expected[3]
+    assert len(pasted) == 2 * (4 + 1)  # two sides each
 
 
 def test_half_precision_and_gradients_do_not_matter():

@@ -29,7 +29,7 @@ def table_steps(showcase, tmp_path):
 def all_steps(showcase, table_steps, tmp_path):
     run = Run(tmp_path)
     demo = showcase.select(showcase.demo)
-    named = names_step(run, demo[0], "red anchor", tmp_path / "scene.png")
+    named = names_step(run, demo[0], "red anchor", tmp_path / "scene.png", tmp_path / "names")
     return [*steps_of(showcase, [run], demo), named, *table_steps]
 
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
@@ -253,3 +254,34 @@ def test_scores_do_not_depend_on_the_blocks_they_are_made_in(variant, monkeypatc
     assert len(whole) > 3
     torch.testing.assert_close(blocks.scores, whole.scores)
     torch.testing.assert_close(blocks.pred_boxes.tensor, whole.pred_boxes.tensor)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_a_box_under_several_names_passes_the_mask_head_once(images, monkeypatch):
+    heads = make_model("vild_text").eval().roi_heads
+    features = {f: torch.rand(images, 16, 16, 16) for f in heads.mask_in_features}
+    found = [_detections(places) for places in ([2, 0, 2, 1, 0], [1, 1])[:images]]
+    seen = []
+    layers = heads.mask_head.layers
+    monkeypatch.setattr(heads.mask_head, "layers", lambda x: seen.append(len(x)) or layers(x))
+    with torch.no_grad():
+        once = [one.pred_masks for one in heads.forward_with_given_boxes(features, found)]
+        each = [one.pred_masks for one in StandardROIHeads._forward_mask(heads, features, found)]
+    assert seen == {1: [3, 5], 2: [4, 7]}[images]
+    for mask, other in zip(once, each, strict=True):
+        torch.testing.assert_close(mask, other)
+
+
+def test_masks_by_category_are_those_of_each_detection():
+    heads = make_model("vild_text").eval().roi_heads
+    heads.mask_head.predictor = torch.nn.Conv2d(heads.mask_head.predictor.in_channels, 4, 1)
+    features = {f: torch.rand(1, 16, 16, 16) for f in heads.mask_in_features}
+    with torch.no_grad():
+        (found,) = heads.forward_with_given_boxes(features, [_detections([0, 0, 0])])
+    assert not torch.equal(found.pred_masks[0], found.pred_masks[1])
+
+
+def _detections(places):
+    boxes = torch.tensor([[4.0, 4, 30, 40], [8, 2, 50, 60], [4, 4, 30, 40.5]])[places]
+    classes = torch.arange(len(places)) % 4
+    return Instances((64, 64), pred_boxes=Boxes(boxes), pred_classes=classes)

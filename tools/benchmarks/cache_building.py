@@ -25,7 +25,7 @@ from PIL import Image
 from tabulate import tabulate
 
 from benchmarks.cache_reading import LVIS_IMAGES, ROWS, make_manifest
-from benchmarks.speed import Row, ratio_of, take_turns
+from benchmarks.speed import Row, ratio_of, time_alternately
 from ovd_d2.cache import DatasetInfo, Manifest, ProposalStore, RecordWriter, dataset_fingerprint
 from ovd_d2.clip import loading
 from ovd_d2.clip.crops import VILD_RECIPE, image_on_device
@@ -135,7 +135,7 @@ def build_rates(
         "forward": partial(_forward, teacher, work.batch_size, batches),
         "naive": partial(_naive, few, proposals, teacher, work.batch_size),
     }
-    seconds = take_turns(things, work.rounds, f"build, {work.name}")
+    seconds = time_alternately(things, work.rounds, f"build, {work.name}")
     a_crop = {name: [s / crops[name] for s in values] for name, values in seconds.items()}
     return {
         "crops_per_second": round(1 / statistics.median(a_crop["build"]), 1),
@@ -165,7 +165,7 @@ def stage_shares(
     ):
         stages = _Stages(teacher, entries, proposals, writer, work.batch_size)
         things = {name: getattr(stages, name) for name in STAGES}
-        seconds = take_turns(things, work.rounds, f"stages, {work.name}")
+        seconds = time_alternately(things, work.rounds, f"stages, {work.name}")
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {name: round(value / sum(medians.values()), 3) for name, value in medians.items()}
 

@@ -13,7 +13,7 @@ from tabulate import tabulate
 
 from benchmarks.cache_building import Entry, Workload, write_images
 from benchmarks.cache_reading import DIM, ROWS, write_random_store
-from benchmarks.speed import Row, ratio_of, take_turns
+from benchmarks.speed import Row, ratio_of, time_alternately
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.engine.run import load_config
 from ovd_d2.pictograms.demo.pipeline import repository_root
@@ -44,7 +44,7 @@ def measure(
             options = ["MODEL.VILD.DISTILLATION.CACHE", str(path)]
             mappers[dtype] = _mapper("vild_r50", options)
         things = {key: partial(_load, mapper, entries) for key, mapper in mappers.items()}
-        seconds = take_turns(things, rounds, "loading")
+        seconds = time_alternately(things, rounds, "loading")
     return [
         {
             "name": f"loading, {dtype} cache / without",

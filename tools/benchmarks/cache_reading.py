@@ -156,7 +156,7 @@ def read_latency(stores: Mapping[str, Path], reads: int = READS, seed: int = 0) 
         things[f"{dtype} raw"] = partial(_raw, cache, ids)
         things[f"{dtype} read"] = partial(_read, cache, ids, None)
         things[f"{dtype} read, top {TOP_K}"] = partial(_read, cache, ids, TOP_K)
-    seconds = _take_turns(things, reads)
+    seconds = _time_alternately(things, reads)
     return [{"name": name, **_distribution(values)} for name, values in seconds.items()]
 
 
@@ -193,7 +193,9 @@ def _record(rows: int, dim: int, generator: torch.Generator) -> dict[str, torch.
     }
 
 
-def _take_turns(things: Mapping[str, Callable[[int], None]], reads: int) -> dict[str, list[float]]:
+def _time_alternately(
+    things: Mapping[str, Callable[[int], None]], reads: int
+) -> dict[str, list[float]]:
     """Seconds of every single read; bursts, as a read of another kind empties the CPU's caches."""
     seconds: dict[str, list[float]] = {name: [] for name in things}
     for first in tqdm(range(0, reads, BURST), "reads", unit="burst"):

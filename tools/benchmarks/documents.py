@@ -7,16 +7,22 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ovd_d2.pictograms.dataset import GENERATOR_VERSION
 from ovd_d2.pictograms.demo.pipeline import repository_root
 
-Document = Mapping[str, Any]  # command, date, commit, rows
+Document = Mapping[str, Any]  # command, date, commit, pictograms, rows
 CODE = ("ovd_d2", "tools", "configs", "datasets")  # what a measurement depends on
 
 
 def make_document(command: str, rows: Sequence[Mapping[str, Any]]) -> Document:
-    """The rows with the command that measured them, today's date and the commit of the code."""
-    today = datetime.date.today().isoformat()
-    return {"command": command, "date": today, "commit": current_commit(), "rows": list(rows)}
+    """The rows with the command that measured them, and what it measured: day, code, data."""
+    return {
+        "command": command,
+        "date": datetime.date.today().isoformat(),
+        "commit": current_commit(),
+        "pictograms": GENERATOR_VERSION,
+        "rows": list(rows),
+    }
 
 
 def current_commit() -> str:

@@ -21,7 +21,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 from torch.nn import functional as F
 
-from benchmarks.speed import Row, Timed, operations_of, ratio_of, take_turns
+from benchmarks.speed import Row, Timed, operations_of, ratio_of, time_alternately
 from ovd_d2.engine.run import load_config
 from ovd_d2.evaluation.evaluator_mixin import detections_to_coco_json
 from ovd_d2.modeling.masks import postprocess
@@ -67,7 +67,7 @@ def _row(case: Case) -> Row:
     title = f"{case.title}, {case.size[0]} x {case.size[1]} px, {case.detections} detections"
     with torch.no_grad():
         operations = operations_of(partial(ours, 0)) / operations_of(partial(theirs, 0))
-        seconds = take_turns({"ours": ours, "theirs": theirs}, case.rounds, title)
+        seconds = time_alternately({"ours": ours, "theirs": theirs}, case.rounds, title)
     network = ours.network_seconds[-case.rounds :]
     floors = [a / b for a, b in zip(network, seconds["theirs"], strict=True)]
     return {

@@ -13,7 +13,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
 from benchmarks.probe import on_cpu, probe_input, set_meaningless_vocabulary
-from benchmarks.speed import Row, Timed, operations_of, ratio_of, take_turns
+from benchmarks.speed import Row, Timed, operations_of, ratio_of, time_alternately
 from ovd_d2.engine.run import load_config
 
 CONFIG = "configs/vild_r50.yaml"
@@ -85,7 +85,7 @@ def _inference(model: Any, given: dict[str, Any]) -> Timed:
 
 def _row(title: str, rounds: int, official: Timed, detectron2s: Timed) -> Row:
     operations = operations_of(partial(official, 0)) / operations_of(partial(detectron2s, 0))
-    seconds = take_turns({"official": official, "Detectron2's": detectron2s}, rounds, title)
+    seconds = time_alternately({"official": official, "Detectron2's": detectron2s}, rounds, title)
     return {
         "name": f"ResNet-50, {title}",
         "official_over": round(ratio_of(seconds, "official", "Detectron2's"), 3),

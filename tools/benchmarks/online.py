@@ -21,7 +21,7 @@ from benchmarks.probe import (
     set_meaningless_vocabulary,
     training_pixels,
 )
-from benchmarks.speed import Ratio, Row, Timed, operations_of, ratio_of, take_turns
+from benchmarks.speed import Ratio, Row, Timed, operations_of, ratio_of, time_alternately
 from ovd_d2.clip.crops import VILD_RECIPE
 from ovd_d2.clip.loading import configured_teacher
 from ovd_d2.clip.teacher import CLIPTeacher
@@ -93,7 +93,7 @@ def online_cost(cached: CfgNode, online: CfgNode, rounds: int = ROUNDS) -> Onlin
         "teacher": _teacher_pass(online, crops),
     }
     with EventStorage():
-        seconds = take_turns(things, rounds, "training iterations, online and cached")
+        seconds = time_alternately(things, rounds, "training iterations, online and cached")
     floor = [a + b for a, b in zip(seconds["cached"], seconds["teacher"], strict=True)]
     predicted = ratio_of({"floor": floor, "cached": seconds["cached"]}, "floor", "cached")
     return OnlineCost(

@@ -18,16 +18,17 @@ from benchmarks.speed import (
     ROUNDS,
     Ratio,
     Row,
+    images_of,
     inference,
     ratio_of,
     rows_of,
-    take_turns,
+    time_alternately,
     training_config,
     training_step,
 )
 from benchmarks.tables import load_method
-from ovd_d2.engine.build import build_test_loader, build_train_loader
-from ovd_d2.pictograms.steps import VAL_SET, Run
+from ovd_d2.engine.build import build_train_loader
+from ovd_d2.pictograms.steps import Run
 from ovd_d2.vild.showcase import SHOWCASE
 
 METHOD = SHOWCASE.method("vild")
@@ -50,7 +51,7 @@ def training_ratios(run: Run, device: str) -> list[Ratio]:
         for name, model in models.items()
     }
     with EventStorage():
-        seconds = take_turns(steps, ROUNDS["training"], "training steps with options")
+        seconds = time_alternately(steps, ROUNDS["training"], "training steps with options")
     half = str(HALF[torch.device(device).type]).removeprefix("torch.")
     return [
         Ratio(f"training step, {METHOD.name}, {title}", ratio_of(seconds, name, "plain"), None)
@@ -66,9 +67,9 @@ def inference_ratios(run: Run, device: str) -> list[Ratio]:
     cfg, plain = load_method(run, METHOD, device)
     _, compiled = load_method(run, METHOD, device)
     _compile_backbone(compiled)
-    images = list(islice(build_test_loader(cfg, VAL_SET), ROUNDS["inference"] + 1))
+    images = images_of(cfg)
     things = {"plain": inference(plain, images), "compiled": inference(compiled, images)}
-    seconds = take_turns(things, ROUNDS["inference"], "inference with options")
+    seconds = time_alternately(things, ROUNDS["inference"], "inference with options")
     ratio = ratio_of(seconds, "compiled", "plain")
     return [Ratio(f"inference, {METHOD.name}, compiled backbone / not", ratio, None)]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from benchmarks import speed, tables
 from benchmarks.documents import Document, origin
 from benchmarks.stored_types import table_of as stored_type_table
 from benchmarks.sweeps import range_table as sweep_ranges
+from ovd_d2.pictograms.dataset import GENERATOR_VERSION
 
 INTRODUCTION = """# Results
 
@@ -20,6 +21,13 @@ what a method knows of novel categories has come through the teacher and the voc
 Each section names the commit at which its command was run. A command takes up models that were
 trained before, so the same method can differ between sections.
 """
+# Version of Pictograms -> what numbers of the version before it have not seen.
+CHANGES = {
+    3: """\
+Version 3 of Pictograms adds to the 1,000 training images of version 2 another 30 without any base
+object (crowds, novel categories alone, nothing), which distillation and the RPN see, too.
+"""
+}
 
 
 def page(
@@ -30,7 +38,8 @@ def page(
     speed: Document | None = None,
 ) -> str:
     """docs/results.md from the JSON documents that there are."""
-    parts = [INTRODUCTION]
+    there = [one for one in (demo, paper, sweeps, stored_types, speed) if one is not None]
+    parts = ["".join([INTRODUCTION, *_changes_since(there)])]
     if demo is not None:
         parts.append(_section("The demo's methods", "pictograms_demo", demo))
         parts += _expectations(demo)
@@ -44,6 +53,16 @@ def page(
     if speed is not None:
         parts.append(_speed_section(speed))
     return "\n".join(parts)
+
+
+def _changes_since(documents: Sequence[Document]) -> Iterator[str]:
+    """What is new in Pictograms since the oldest of the documents."""
+    oldest = min((one["pictograms"] for one in documents), default=GENERATOR_VERSION)
+    yield from (CHANGES[version] for version in range(oldest + 1, GENERATOR_VERSION + 1))
+
+
+def _origin(document: Document) -> str:
+    return f"{origin(document)}, on version {document['pictograms']} of Pictograms"
 
 
 def _expectations(document: Document) -> Iterator[str]:
@@ -74,7 +93,7 @@ def _sweeps_section(document: Document) -> str:
 
 ViLD-ensemble, box AP50; a dot per seed ({_seeds(document)} here), the line their mean, dotted the
 configs' own value.
-{origin(document)}; numbers:
+{_origin(document)}; numbers:
 [results/pictograms_sweeps.json](results/pictograms_sweeps.json).
 
 {sweep_ranges(document["rows"])}
@@ -85,7 +104,7 @@ def _section(title: str, name: str, document: Document) -> str:
     return f"""## {title}
 
 `pictograms_v1_val`, {_seeds(document)}, mean ± standard deviation, percent.
-{origin(document)}; raw numbers of every seed:
+{_origin(document)}; raw numbers of every seed:
 [results/{name}.json](results/{name}.json).
 
 {tables.table_of(document["rows"])}
@@ -97,7 +116,7 @@ def _stored_types_section(document: Document) -> str:
 
 ViLD-ensemble from a cache in float16 and from one in int8 of the same proposals,
 {_seeds(document)}, mean ± standard deviation, percent.
-{origin(document)}; numbers:
+{_origin(document)}; numbers:
 [results/pictograms_stored_types.json](results/pictograms_stored_types.json).
 
 {stored_type_table(document["rows"])}
@@ -108,8 +127,8 @@ def _speed_section(document: Document) -> str:
     return f"""## Speed
 
 Ratios on two processor cores with the small Pictograms network, whose time is spent less on
-convolutions than a large one's: pooling, NMS, matching and pasting masks count in full and are not
-predicted. ViLD-ensemble takes less than its operations predict because its second head adds
+convolutions than a large one's: pooling, NMS, matching and the pasting of masks count in full and
+are not predicted. ViLD-ensemble takes less than its operations predict because its second head adds
 nothing to those (it reads the same pooled features), while that head is run in full, as the row
 beside ViLD with its head run twice shows. Mixed precision (`SOLVER.AMP.ENABLED`) and a compiled
 backbone (`MODEL.OVD.COMPILE_BACKBONE`) are off unless a config says so; below 1 they help.
@@ -118,7 +137,7 @@ Compiling itself, a minute or two at the first images, is not counted. "Loading"
 [results-cache.md](results-cache.md). Online training ([online.md](online.md)) is predicted from the
 teacher's bare forward pass, measured in the same run. Against Detectron2's own code:
 [results-inference.md](results-inference.md).
-{origin(document)}; numbers:
+{_origin(document)}; numbers:
 [results/pictograms_speed.json](results/pictograms_speed.json).
 
 {speed.table_of(document["rows"])}

@@ -23,7 +23,6 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from tabulate import tabulate
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -36,7 +35,7 @@ from ovd_d2.modeling import CLIPClassifier
 from ovd_d2.modeling.detection import select_detections
 from ovd_d2.pictograms.showcase import steps_of
 from ovd_d2.pictograms.steps import VAL_SET, Run, Step
-from ovd_d2.scoring import image_probabilities, in_blocks, text_probabilities, vild_ensemble
+from ovd_d2.scoring import image_logits, in_blocks, text_probabilities, vild_ensemble
 from ovd_d2.vild.showcase import SHOWCASE, cache_of
 from ovd_d2.vocabulary import Vocabulary
 
@@ -67,13 +66,17 @@ class Ratio:
     predicted: float | None
 
 
-def take_turns(things: Mapping[str, Timed], rounds: int, title: str) -> dict[str, list[float]]:
-    """Seconds of each thing in each round.
+def time_alternately(
+    things: Mapping[str, Timed], rounds: int, title: str
+) -> dict[str, list[float]]:
+    """Seconds of each function in each round; every round calls all of them, one after the other.
+
+    So what slows the machine for a while slows all alike.
 
     Args:
-        things: called with the number of the round; the first round is not counted. Who begins
-            changes from round to round.
-        rounds: counted ones.
+        things: called with the number of the round; the first round is not counted. Which one
+            begins changes from round to round.
+        rounds: those that are counted.
         title: of the progress bar.
     """
     seconds: dict[str, list[float]] = {name: [] for name in things}
@@ -157,7 +160,7 @@ def training_ratios(run: Run, device: str) -> list[Ratio]:
     }
     with EventStorage():
         operations = {name: operations_of(partial(step, 0)) for name, step in steps.items()}
-        seconds = take_turns(steps, ROUNDS["training"], "training steps")
+        seconds = time_alternately(steps, ROUNDS["training"], "training steps")
     return [
         Ratio(
             f"training step, {name} / vild_text",
@@ -205,20 +208,18 @@ def loading_ratios(run: Run) -> list[Ratio]:
         seed_all_rng(run.seed)  # of the sampler: both see the same images in the same order
         iterators[name] = iter(build_train_loader(training_config(run, name)))
     things = {name: lambda _, source=source: next(source) for name, source in iterators.items()}
-    seconds = take_turns(things, ROUNDS["loading"], "loading")
+    seconds = time_alternately(things, ROUNDS["loading"], "loading")
     return [Ratio("loading, with / without cache", ratio_of(seconds, "vild", "vild_text"), 1.0)]
 
 
 def inference_ratios(run: Run, device: str) -> list[Ratio]:
     """One image: ViLD over Mask R-CNN of its width, ViLD-ensemble and CLIP on crops over ViLD."""
     models = {name: load_method(run, SHOWCASE.method(name), device) for name in METHODS}
-    cfg, _ = models["vild"]
-    images = list(islice(_test_loader(cfg), ROUNDS["inference"] + 1))
-    things = {name: inference(model, images) for name, (_, model) in models.items()}
-    _, again = load_method(run, SHOWCASE.method("vild"), device)
-    things["head_twice"] = inference(_with_head_twice(again), images)
+    things = {name: inference(model, images_of(cfg)) for name, (cfg, model) in models.items()}
+    cfg, again = load_method(run, SHOWCASE.method("vild"), device)
+    things["head_twice"] = inference(_with_head_twice(again), images_of(cfg))
     operations = {name: operations_of(partial(thing, 0)) for name, thing in things.items()}
-    seconds = take_turns(things, ROUNDS["inference"], "inference")
+    seconds = time_alternately(things, ROUNDS["inference"], "inference")
     pairs = [
         ("vild", "supervised_base", "vild / Mask R-CNN"),
         ("vild_ensemble", "vild", "vild_ensemble / vild"),
@@ -246,8 +247,9 @@ def _with_head_twice(model: nn.Module) -> nn.Module:
     return model
 
 
-def _test_loader(cfg: CfgNode) -> DataLoader:
-    return build_test_loader(cfg, VAL_SET)
+def images_of(cfg: CfgNode) -> list[Any]:
+    """The first test images, as the method takes them: with the original for CLIP on crops."""
+    return list(islice(build_test_loader(cfg, VAL_SET), ROUNDS["inference"] + 1))
 
 
 def inference(model: nn.Module, images: Sequence[Any]) -> Timed:
@@ -273,7 +275,7 @@ def _cost_of(size: int, branches: str, device: str) -> Row:
     """Milliseconds; megabytes at the worst moment, and of the scores alone, which must be."""
     thing = classification(size, ensemble=branches == "ensemble", device=device)
     title = f"{size:,} names, {branches}"
-    seconds = take_turns({"head": thing}, ROUNDS["vocabulary"], title)["head"]
+    seconds = time_alternately({"head": thing}, ROUNDS["vocabulary"], title)["head"]
     return {
         "name": f"classify and select, {HEAD_REGIONS:,} regions, {title}",
         "milliseconds": round(1000 * statistics.median(seconds), 1),
@@ -296,18 +298,16 @@ def classification(size: int, *, ensemble: bool = False, device: str = "cpu") ->
     corners = 800 * torch.rand(HEAD_REGIONS, 2, generator=generator)
     boxes = torch.cat([corners, corners + 200], dim=1).to(device)
 
-    def mixed(logits: Tensor, embeddings: Tensor) -> Tensor:
-        words = classifier.text_embeddings
-        image_probs = image_probabilities(embeddings, words, classifier.temperature)
+    def mixed(logits: Tensor, image_logits: Tensor) -> Tensor:
+        image_probs = image_logits.softmax(dim=1)
         return vild_ensemble(text_probabilities(logits), image_probs, classifier.novel)
 
     def scores() -> Tensor:  # as ViLDROIHeads
         logits = classifier(regions)
-        return (
-            in_blocks(mixed, logits, regions, width=size)
-            if ensemble
-            else text_probabilities(logits)
-        )
+        if not ensemble:
+            return text_probabilities(logits)
+        others = image_logits(regions, classifier.text_embeddings, classifier.temperature)
+        return in_blocks(mixed, logits, others, into=others)
 
     def classify(_: int) -> None:
         with torch.no_grad():

@@ -34,7 +34,7 @@ def stored_type_steps(folder: Path, seeds: Sequence[int]) -> list[Step]:
     for run in runs:
         cache = cache_step(run, name="cache_int8", options=("--dtype", "int8"))
         assert cache.folder is not None
-        trained = METHOD.training(
+        trained = METHOD.step(
             run,
             name=RUNS["int8"],
             about=" from an int8 cache",

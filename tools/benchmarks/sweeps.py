@@ -130,15 +130,18 @@ def _output_name(sweep: Sweep, point: Point) -> str:
 
 
 def _step(run: Run, sweep: Sweep, point: Point) -> Step:
-    about = f", {sweep.label} {point.shown}"
-    name = _output_name(sweep, point)
-    if sweep.trains:
-        return METHOD.training(run, name=name, about=about, options=point.options)
-    if sweep.name != PROMPTS:
-        return METHOD.evaluation(run, name=name, about=about, options=point.options)
-    vocabulary = prompts_step(run.folder, point.shown)
-    options = ("MODEL.OVD.VOCABULARY", str(vocabulary.product))
-    return METHOD.evaluation(run, name=name, about=about, options=options, needs=(vocabulary.name,))
+    options, needs = point.options, tuple[str, ...]()
+    if sweep.name == PROMPTS:
+        vocabulary = prompts_step(run.folder, point.shown)
+        options, needs = ("MODEL.OVD.VOCABULARY", str(vocabulary.product)), (vocabulary.name,)
+    return METHOD.step(
+        run,
+        name=_output_name(sweep, point),
+        about=f", {sweep.label} {point.shown}",
+        options=options,
+        needs=needs,
+        weights_of="" if sweep.trains else METHOD.name,
+    )
 
 
 def collect_points(

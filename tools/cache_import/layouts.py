@@ -85,7 +85,7 @@ class Layout(Protocol):
 
 
 class DetProLayout:
-    """DetPro (dyabel/detpro): one `.pth` an image, in a zip or not, and an mmdet proposal pickle.
+    """DetPro (dyabel/detpro): one `.pth` per image, in a zip or not, and an mmdet proposal pickle.
 
     The zip (or the folder it was made of) holds `<folders>/<split>/<file name without
     suffix>.pth`, each one float32 tensor (K, D) of unit rows. The pickle is a list of (K, 5) arrays

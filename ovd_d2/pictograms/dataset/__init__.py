@@ -1,7 +1,7 @@
 """Pictograms: the data set that is drawn by code, from a font, for a seed."""
 
 from .colours import COLOURS
-from .generate import DifferentArgumentsError, check_version, prepare
+from .generate import GENERATOR_VERSION, DifferentArgumentsError, check_version, prepare
 from .glyphs import GLYPHS, Glyph, PictogramCategory, build_categories, max_categories
 from .plan import frequency_of, frequency_thresholds
 from .render import glyph_mask, paste_glyph, random_crop_sample
@@ -9,6 +9,7 @@ from .textures import textured_background
 
 __all__ = [
     "COLOURS",
+    "GENERATOR_VERSION",
     "GLYPHS",
     "DifferentArgumentsError",
     "Glyph",

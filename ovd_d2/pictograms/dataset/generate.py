@@ -114,7 +114,7 @@ def prepare(
         size: side of the square images, px, at least MIN_SIZE.
         categories: how many; above len(GLYPHS) they become colour x glyph.
         seed: decides everything else. The output does not depend on `workers`.
-        workers: processes; None takes one a core, 1 works in this process.
+        workers: processes; None takes one per core, 1 works in this process.
         mini: also make the mini pair for tests, of at most MINI_CATEGORIES categories.
         full: make the full pair.
         overwrite: replace what was made with other arguments.

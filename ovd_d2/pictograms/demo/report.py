@@ -47,7 +47,7 @@ def write_report(
     """Writes report.txt and pictures.png into `folder`.
 
     Args:
-        folder: of the demo.
+        folder: of one system's demo; made if it is not there.
         dataset_name: the evaluated data set.
         runs: title of a method -> its output folder; the first one is drawn and its confusions
             are told.

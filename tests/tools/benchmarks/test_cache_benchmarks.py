@@ -46,18 +46,18 @@ def test_one_workload_is_measured_and_extrapolated() -> None:
 def test_ratios_are_of_times_a_crop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """12 crops built in 3 s, 16 passed forward in 2 s, and 6 the naive way in 9 s."""
     seconds = {"build": [3.0], "forward": [2.0], "naive": [9.0]}
-    monkeypatch.setattr(cache_building, "take_turns", lambda things, rounds, title: seconds)
+    monkeypatch.setattr(cache_building, "time_alternately", lambda things, rounds, title: seconds)
     entries = [{"image_id": 0}, {"image_id": 1}]
     rates = build_rates(TINY, None, entries, None, tmp_path)  # type: ignore[arg-type]
     assert rates["crops_per_second"] == 4.0
-    assert rates["of_forward"] == 0.5  # 4 of 8 a second
+    assert rates["of_forward"] == 0.5  # 4 of 8 per second
     assert rates["over_naive"] == 6.0  # 1.5 s per crop over 0.25 s
     assert rates["forward_over_naive"] == 12.0
 
 
 def test_shares_are_of_the_sum(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seconds = {"decode": [1.0], "crop": [2.0], "encode": [6.0], "write": [1.0]}
-    monkeypatch.setattr(cache_building, "take_turns", lambda things, rounds, title: seconds)
+    monkeypatch.setattr(cache_building, "time_alternately", lambda things, rounds, title: seconds)
     entries = write_images(tmp_path / "images", TINY)
     proposals = write_proposals(tmp_path / "proposals", entries, 3)
     shares = stage_shares(TINY, load_teacher(TINY), entries, proposals, tmp_path / "written")

@@ -1,5 +1,8 @@
 import math
+import shutil
+from pathlib import Path
 
+import benchmark
 import pytest
 from benchmarks.page import page
 from benchmarks.tables import (
@@ -11,8 +14,10 @@ from benchmarks.tables import (
     table_of,
 )
 
+from ovd_d2.pictograms.dataset import GENERATOR_VERSION
 from ovd_d2.vild.showcase import SHOWCASE
 
+DOCS = Path(__file__).parents[3] / "docs"
 DEMO_METHODS = SHOWCASE.demo_table
 PAPER_METHODS = tuple(method.name for method in SHOWCASE.methods)
 
@@ -63,31 +68,38 @@ def test_mean_over_seeds_and_undefined_numbers():
     assert math.isnan(mean_of(rows, "no_such_method", "box APr"))
 
 
-def test_table_has_a_row_a_method_with_the_spread():
+def test_table_has_a_row_per_method_with_the_spread():
     lines = table_of(make_rows()).splitlines()
     assert len(lines) == 2 + len(DEMO_METHODS)
     assert "50.5 ± 0.7" in lines[2]
 
 
 def test_page_says_where_its_numbers_come_from():
-    text = page(
-        {"command": "python x", "date": "2026-01-02", "commit": "c0ffee1", "rows": make_rows()}
-    )
+    origin = {"command": "python x", "date": "2026-01-02", "commit": "c0ffee1", "pictograms": 3}
+    demo = {**origin, "rows": make_rows()}
+    text = page(demo)
     assert "`python x`\non 2026-01-02" in text
     assert "Pictograms" in text and "2 seeds" in text
     assert "The paper's table" not in text
-    paper = {
-        "command": "python y",
-        "date": "2026-01-03",
-        "commit": "c0ffee1",
-        "rows": make_rows(methods=PAPER_METHODS),
-    }
-    both = page(
-        {"command": "python x", "date": "2026-01-02", "commit": "c0ffee1", "rows": make_rows()},
-        paper,
-    )
+    paper = {**origin, "command": "python y", "rows": make_rows(methods=PAPER_METHODS)}
+    both = page(demo, paper)
     assert "**APr: ViLD-text < ViLD** does not hold. Not looked into." in both  # 20 both
     assert "`python x`" in both and "`python y`" in both and "text_and_clip_crops" in both
+
+
+def test_page_says_what_its_numbers_have_not_seen():
+    origin = {"command": "python x", "date": "2026-01-02", "commit": "c0ffee1"}
+    rows, since = make_rows(), f"Version {GENERATOR_VERSION} of Pictograms adds"
+    today = page({**origin, "pictograms": GENERATOR_VERSION, "rows": rows})
+    older = page({**origin, "pictograms": GENERATOR_VERSION - 1, "rows": rows})
+    assert since in older and f"on version {GENERATOR_VERSION - 1} of Pictograms" in older
+    assert since not in today and f"on version {GENERATOR_VERSION} of Pictograms" in today
+
+
+def test_the_page_in_the_docs_is_made_of_the_documents_there(tmp_path):
+    shutil.copytree(DOCS / "results", tmp_path / "results")
+    benchmark.write_page(tmp_path)
+    assert (tmp_path / "results.md").read_text() == (DOCS / "results.md").read_text()
 
 
 def test_orderings_by_hand():

@@ -55,7 +55,9 @@ def configs(tmp_path, monkeypatch):
     return cached, online
 
 
-def test_all_take_turns_and_the_floor_is_the_cached_iteration_and_the_teacher(configs, monkeypatch):
+def test_they_take_turns_and_the_floor_is_the_cached_iteration_and_the_teacher(
+    configs, monkeypatch
+):
     taken = {}
 
     def turns(things, rounds, title):
@@ -67,7 +69,7 @@ def test_all_take_turns_and_the_floor_is_the_cached_iteration_and_the_teacher(co
         )
         return taken
 
-    monkeypatch.setattr(measured, "take_turns", turns)
+    monkeypatch.setattr(measured, "time_alternately", turns)
     cost = online_cost(*configs, rounds=3)
     assert cost.ratio.measured == 3.0
     assert cost.ratio.predicted == 2.0  # of 6/3, 9/3 and 20/10

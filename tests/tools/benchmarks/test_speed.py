@@ -13,7 +13,7 @@ from benchmarks.speed import (
     operations_of,
     ratio_of,
     table_of,
-    take_turns,
+    time_alternately,
 )
 from detectron2.modeling import build_model
 
@@ -25,13 +25,13 @@ from tests.tiny import tiny_config, tiny_input, tiny_vocabulary
 def test_everyone_has_a_turn_in_each_round_and_the_first_is_not_counted():
     calls = []
     things = {name: lambda number, name=name: calls.append((number, name)) for name in "ab"}
-    seconds = take_turns(things, rounds=2, title="test")
+    seconds = time_alternately(things, rounds=2, title="test")
     assert calls == [(0, "a"), (0, "b"), (1, "b"), (1, "a"), (2, "a"), (2, "b")]
     assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
 
 
 def test_seconds_are_those_of_the_thing():
-    seconds = take_turns({"sleep": lambda _: time.sleep(0.01)}, rounds=1, title="test")
+    seconds = time_alternately({"sleep": lambda _: time.sleep(0.01)}, rounds=1, title="test")
     assert seconds["sleep"][0] > 0.009
 
 
@@ -108,5 +108,5 @@ ROWS = [
 def test_table_says_how_far_from_the_prediction():
     text = table_of(ROWS)
     assert "120 %" in text and "1.20" in text and "3.5" in text
-    document = {"command": "python z", "date": "2026-01-04", "commit": "c0ffee1", "rows": ROWS}
-    assert "`python z`\non 2026-01-04" in page(None, speed=document)
+    origin = {"command": "python z", "date": "2026-01-04", "commit": "c0ffee1", "pictograms": 3}
+    assert "`python z`\non 2026-01-04" in page(None, speed={**origin, "rows": ROWS})

@@ -146,7 +146,7 @@ def test_detpro_is_taken_over_row_by_row_best_first(source, protocol):
         assert torch.equal(record.objectness, array[:, 4].flip(0))
         expected = source.rows[image_id].flip(0)
         assert torch.allclose(record.embeddings, expected, atol=1e-6)
-    assert (summary.written.images, summary.written.proposals) == (4, 6)
+    assert (summary.written.manifest.num_images, summary.written.manifest.num_rows) == (4, 6)
     assert summary.seen.rows_normalised == 0
     assert cache.verify() == []
 
@@ -200,7 +200,7 @@ def test_a_stopped_conversion_goes_on(source, monkeypatch):
         EmbeddingCache(source.folder / "cache")
     monkeypatch.undo()
     summary = source.convert(layout)
-    assert (summary.written.images, summary.written.images_written) == (4, 2)
+    assert (summary.written.manifest.num_images, summary.written.images_written) == (4, 2)
 
 
 def test_boxes_without_scores_get_objectness_one_and_keep_their_order(source):
@@ -260,7 +260,7 @@ def test_images_outside_of_the_data_set_are_left_out_and_counted(source):
     source.write_detpro()
     del source.dataset[0]
     summary = source.convert(source.detpro())
-    assert (summary.written.images, summary.unused) == (3, 1)
+    assert (summary.written.manifest.num_images, summary.unused) == (3, 1)
 
 
 def test_two_files_of_one_name_are_told_apart_by_their_folder(source):
@@ -401,7 +401,7 @@ def test_pickles_may_lie_in_folders_of_their_class(source):
     folder = source.folder / "pickles"
     (folder / "n01").mkdir()
     (folder / "000000000003.pkl").rename(folder / "n01" / "000000000003.pkl")
-    assert source.convert(source.object_centric()).written.images == 4
+    assert source.convert(source.object_centric()).written.manifest.num_images == 4
 
 
 def test_a_box_that_reaches_out_of_its_image_is_clipped(source):

@@ -92,7 +92,8 @@ def _size(
         plain = re.sub(r"_s\d+$", "", name)
         ours: Tensor | None = None
         if plain.endswith(f"dense_{suffix}"):
-            ours = run.dense[:, :, :: _step(run.dense, expected), :: _step(run.dense, expected)]
+            step = _step(name, run.dense, expected)
+            ours = run.dense[:, :, ::step, ::step]
         elif plain.endswith((f"cls_{suffix}", f"_image_{suffix}")):
             ours, expected = run.image, F.normalize(expected, dim=1)
         elif "roi" in plain and plain.endswith(f"_{suffix}"):
@@ -109,8 +110,10 @@ def _size(
         yield from _steps(model, golden, images)
 
 
-def _step(ours: Tensor, theirs: Tensor) -> int:
-    """Of which cells the reference is."""
+def _step(name: str, ours: Tensor, theirs: Tensor) -> int:
+    """Of which cells the reference is; some names say it, from others it is left out."""
+    if match := re.search(r"_s(\d+)$", name):
+        return int(match[1])
     return ours.shape[-1] // theirs.shape[-1]
 
 

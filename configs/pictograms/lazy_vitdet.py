@@ -1,4 +1,4 @@
-# ViLD on Detectron2's plain ViT (ViTDet). It starts from noise: the shipped teacher is no ViT.
+# ViLD on Detectron2's plain ViT (ViTDet). It starts from noise: the shipped ViT knows novel glyphs.
 from functools import partial
 
 from detectron2 import model_zoo

@@ -92,7 +92,7 @@ def teacher_step() -> Step:
         "Look at the teacher: a small CLIP that has read all names but seen no scene",
         "tools/train_pictogram_clip.py",
         ("--evaluate", SHIPPED_TAG),
-        SHIPPED_WEIGHTS[SHIPPED_TAG],
+        SHIPPED_WEIGHTS[ARCHITECTURE][SHIPPED_TAG],
     )
 
 

@@ -1,4 +1,4 @@
-"""Names of the Pictogram teacher; importing this module makes open_clip know its architecture."""
+"""Names of the Pictogram teachers; importing this module makes open_clip know them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import open_clip
 ARCHITECTURE = "Pictogram-RN"
 """open_clip's name of the small CLIP for Pictograms (`Pictogram-RN.json` beside this file)."""
 
+VIT_ARCHITECTURE = "Pictogram-ViT"
+"""The same with a ViT, which has dense features, for an image tower."""
+
 SHIPPED_TAG = "shipped"
 """What to give as `pretrained` for the teacher in this package."""
 
@@ -17,8 +20,12 @@ SHIPPED_BASE_TAG = "shipped-base"
 
 _FOLDER = Path(__file__).parent / "weights"
 SHIPPED_WEIGHTS = {
-    SHIPPED_TAG: _FOLDER / "pictogram_rn.safetensors",
-    SHIPPED_BASE_TAG: _FOLDER / "pictogram_rn_base.safetensors",
+    ARCHITECTURE: {
+        SHIPPED_TAG: _FOLDER / "pictogram_rn.safetensors",
+        SHIPPED_BASE_TAG: _FOLDER / "pictogram_rn_base.safetensors",
+    },
+    VIT_ARCHITECTURE: {SHIPPED_TAG: _FOLDER / "pictogram_vit.safetensors"},
 }
 
-open_clip.add_model_config(Path(__file__).parent / f"{ARCHITECTURE}.json")
+for _architecture in SHIPPED_WEIGHTS:
+    open_clip.add_model_config(Path(__file__).parent / f"{_architecture}.json")

@@ -1,7 +1,7 @@
-"""Training and testing of the Pictogram CLIP, the small teacher of the Pictograms data set.
+"""Training and testing of the Pictogram CLIPs, the small teachers of the Pictograms data set.
 
-Like the real CLIP it is trained on pairs of an image and a sentence about all things, novel ones
-included, by the contrastive loss of Radford et al. (arXiv 2103.00020); it sees no scene and no box
+Like the real CLIP they are trained on pairs of an image and a sentence about all things, novel ones
+included, by the contrastive loss of Radford et al. (arXiv 2103.00020); they see no scene and no box
 of the detection data set.
 """
 
@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from ovd_d2.clip.untrained import untrained_model
 from ovd_d2.files import atomic_write
 from ovd_d2.pictograms.dataset.glyphs import PictogramCategory, build_categories
 from ovd_d2.pictograms.dataset.plan import choose_frequencies
-from ovd_d2.pictograms.teacher import ARCHITECTURE
+from ovd_d2.pictograms.teacher import ARCHITECTURE, SHIPPED_BASE_TAG, SHIPPED_TAG, VIT_ARCHITECTURE
 from ovd_d2.pictograms.teacher_data import (
     HELD_OUT_STREAM,
     TRAIN_STREAM,
@@ -52,6 +52,10 @@ class TrainingSettings:
     """Everything that decides the weights, apart from the machine's arithmetic.
 
     Attributes:
+        architecture: `Pictogram-RN` or `Pictogram-ViT`.
+        lock_text: take text tower and temperature from the shipped Pictogram-RN and train the
+            image tower alone (LiT, Zhai et al., arXiv 2111.07991): a ViT learns slowly where what
+            it is to agree with still moves.
         categories: how many names (80 is the data set's default; above the number of glyphs the
             names are colour x glyph).
         base_only: leave out the data set's novel names, glyphs and all: not a teacher, but initial
@@ -65,6 +69,8 @@ class TrainingSettings:
         seed: of weights, crops and batches.
     """
 
+    architecture: str = ARCHITECTURE
+    lock_text: bool = False
     categories: int = 80
     base_only: bool = False
     crops_per_category: int = 600
@@ -76,6 +82,15 @@ class TrainingSettings:
     seed: int = 0
 
 
+RECIPES: Mapping[str, TrainingSettings] = {
+    ARCHITECTURE: TrainingSettings(),
+    VIT_ARCHITECTURE: TrainingSettings(
+        VIT_ARCHITECTURE, lock_text=True, steps=5000, batch_size=48, learning_rate=1e-3
+    ),
+}
+"""What made the weights in this package, by architecture."""
+
+
 def train(
     settings: TrainingSettings,
     checkpoint: Path,
@@ -84,7 +99,7 @@ def train(
     workers: int = 2,
     save_every_s: float = 60.0,
 ) -> dict[str, torch.Tensor]:
-    """Trains the Pictogram CLIP; continues from `checkpoint` if it exists.
+    """Trains a Pictogram CLIP; continues from `checkpoint` if it exists.
 
     Args:
         settings: see there.
@@ -136,14 +151,16 @@ class _Run:
         self.settings = settings
         self.step = 0
         self.steps = settings.steps
-        self.model = untrained_model(ARCHITECTURE)
+        self.model = untrained_model(settings.architecture)
+        if settings.lock_text:
+            _lock_text(self.model, SHIPPED_BASE_TAG if settings.base_only else SHIPPED_TAG)
         self.model.to(memory_format=torch.channels_last)
         self._batches = CaptionedBatches(
             categories, bank, seed=settings.seed, batch_size=settings.batch_size
         )
         cfg = open_clip.get_model_preprocess_cfg(self.model)
         self._preprocessing = Preprocessing.from_open_clip(cfg)
-        self._tokenizer = open_clip.get_tokenizer(ARCHITECTURE)
+        self._tokenizer = open_clip.get_tokenizer(settings.architecture)
         self._loss = ClipLoss()
         groups = _parameter_groups(self.model, settings.weight_decay)
         self._optimizer = torch.optim.AdamW(groups, fused=True)  # 49,408 token rows per step
@@ -234,11 +251,22 @@ class _Run:
         return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
+def _lock_text(model: torch.nn.Module, tag: str) -> None:
+    """Gives a model all but the image tower of a shipped Pictogram-RN, and freezes it."""
+    state = CLIPTeacher.from_open_clip(ARCHITECTURE, tag).state_dict()
+    for name, parameter in model.named_parameters():
+        if not name.startswith("visual."):
+            parameter.data.copy_(state[name])
+            parameter.requires_grad_(False)
+
+
 def _parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Decay for matrices and kernels; none for biases, norms, embeddings and the temperature."""
     decayed: list[torch.nn.Parameter] = []
     free: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         embedding = "token_embedding" in name or "positional_embedding" in name
         (free if parameter.ndim < 2 or embedding else decayed).append(parameter)
     return [

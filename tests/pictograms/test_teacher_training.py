@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,8 @@ from PIL import Image
 from safetensors import safe_open
 
 from ovd_d2.clip import CLIPTeacher, embed_names, render_prompts
+from ovd_d2.clip.dense import DenseViT
+from ovd_d2.clip.shipped import MODULES
 from ovd_d2.pictograms import teacher_training
 from ovd_d2.pictograms.dataset.colours import COLOURS
 from ovd_d2.pictograms.dataset.glyphs import GLYPHS, build_categories
@@ -24,6 +26,7 @@ from ovd_d2.pictograms.teacher import (
     SHIPPED_BASE_TAG,
     SHIPPED_TAG,
     SHIPPED_WEIGHTS,
+    VIT_ARCHITECTURE,
 )
 from ovd_d2.pictograms.teacher_data import (
     BACKGROUND_CAPTIONS,
@@ -35,16 +38,19 @@ from ovd_d2.pictograms.teacher_data import (
     render_crops,
 )
 from ovd_d2.pictograms.teacher_training import (
+    RECIPES,
     TrainingSettings,
     categories_of,
     crop_accuracy,
     save_weights,
     train,
 )
+from tests.programs import run_program
 
 TOY = TrainingSettings(
     categories=4, crops_per_category=2, steps=4, batch_size=4, warmup_steps=1, seed=3
 )
+TOYS = [TOY, replace(TOY, architecture=VIT_ARCHITECTURE, lock_text=True)]
 
 
 @pytest.fixture(autouse=True)
@@ -56,9 +62,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
-def shipped() -> CLIPTeacher:
-    return CLIPTeacher.from_open_clip(ARCHITECTURE, SHIPPED_TAG)
+@pytest.fixture(scope="module", params=SHIPPED_WEIGHTS)
+def shipped(request: pytest.FixtureRequest) -> CLIPTeacher:
+    return CLIPTeacher.from_open_clip(request.param, SHIPPED_TAG)
 
 
 def draw(
@@ -116,8 +122,9 @@ def test_colour_categories_are_named_as_they_are() -> None:
         assert sum(category.name in caption for caption in captions) == 1
 
 
-def test_killed_training_resumes_exactly(tmp_path: Path) -> None:
-    whole = train(TOY, tmp_path / "whole.pt", workers=1)
+@pytest.mark.parametrize("toy", TOYS, ids=lambda toy: toy.architecture)
+def test_killed_training_resumes_exactly(toy: TrainingSettings, tmp_path: Path) -> None:
+    whole = train(toy, tmp_path / "whole.pt", workers=1)
 
     original = teacher_training._Run._train_step
     count = 0
@@ -131,8 +138,8 @@ def test_killed_training_resumes_exactly(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(teacher_training._Run, "_train_step", dies)
-        train(TOY, tmp_path / "cut.pt", workers=1, save_every_s=-1)
-    resumed = train(TOY, tmp_path / "cut.pt", workers=1)
+        train(toy, tmp_path / "cut.pt", workers=1, save_every_s=-1)
+    resumed = train(toy, tmp_path / "cut.pt", workers=1)
     for key, value in whole.items():
         torch.testing.assert_close(resumed[key], value, rtol=0, atol=0)
 
@@ -143,28 +150,66 @@ def test_resume_refuses_other_settings(tmp_path: Path) -> None:
         train(replace(TOY, steps=1, seed=4), tmp_path / "c.pt", workers=1)
 
 
-def test_saved_weights_are_half_and_carry_metadata(tmp_path: Path) -> None:
-    state = open_clip.create_model(ARCHITECTURE, load_weights=False).state_dict()
+@pytest.mark.parametrize(("base_only", "tag"), [(False, SHIPPED_TAG), (True, SHIPPED_BASE_TAG)])
+def test_locked_text_is_that_of_the_first_teacher(
+    base_only: bool, tag: str, tmp_path: Path
+) -> None:
+    """A base-only teacher learns no novel name by way of another teacher's text tower either."""
+    toy = replace(TOYS[1], base_only=base_only)
+    before = train(replace(toy, steps=0), tmp_path / "before.pt", workers=1)
+    after = train(replace(toy, steps=2), tmp_path / "after.pt", workers=1)
+    first = CLIPTeacher.from_open_clip(ARCHITECTURE, tag).state_dict()
+    for key, value in after.items():
+        if key.startswith("visual."):
+            assert not torch.equal(value, before[key]), key
+        else:
+            torch.testing.assert_close(value, first[key], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("architecture", SHIPPED_WEIGHTS)
+def test_saved_weights_are_half_and_carry_metadata(architecture: str, tmp_path: Path) -> None:
+    state = open_clip.create_model(architecture, load_weights=False).state_dict()
     save_weights(state, tmp_path / "w.safetensors", {"seed": "3"})
     with safe_open(str(tmp_path / "w.safetensors"), framework="pt") as handle:
         assert handle.metadata() == {"seed": "3"}
         assert handle.get_tensor("token_embedding.weight").dtype == torch.float16
         assert handle.get_tensor("logit_scale").dtype == torch.float32
-    teacher = CLIPTeacher.from_open_clip(ARCHITECTURE, str(tmp_path / "w.safetensors"))
+    teacher = CLIPTeacher.from_open_clip(architecture, str(tmp_path / "w.safetensors"))
     assert teacher.image_size == (48, 48)
 
 
-@pytest.mark.parametrize(("tag", "base_only"), [(SHIPPED_TAG, False), (SHIPPED_BASE_TAG, True)])
-def test_shipped_files_are_small_and_say_how_they_were_made(tag: str, base_only: bool) -> None:
-    path = SHIPPED_WEIGHTS[tag]
-    assert path.stat().st_size <= 5_000_000
+SHIPPED = [(name, tag) for name, files in SHIPPED_WEIGHTS.items() for tag in files]
+
+
+@pytest.mark.parametrize(("architecture", "tag"), SHIPPED)
+def test_shipped_files_are_small_and_say_how_they_were_made(architecture: str, tag: str) -> None:
+    path, base_only = SHIPPED_WEIGHTS[architecture][tag], tag == SHIPPED_BASE_TAG
+    assert path.stat().st_size <= 6_000_000
     with safe_open(str(path), framework="pt") as handle:
         metadata = handle.metadata()
-    assert metadata["architecture"] == ARCHITECTURE
+    assert metadata["architecture"] == architecture
     assert "train_pictogram_clip.py" in metadata["command"]
-    assert json.loads(metadata["settings"]).get("base_only", False) is base_only
+    settings = json.loads(metadata["settings"])
+    assert settings.get("base_only", False) is base_only
     if not base_only:
+        assert settings.items() <= asdict(RECIPES[architecture]).items()
         assert min(float(metadata[f"top1_{view}"]) for view in ("1x", "1.5x", "mixed")) >= 0.95
+
+
+@pytest.mark.parametrize("architecture", SHIPPED_WEIGHTS)
+def test_command_trains_by_the_recipe_where_no_option_says_otherwise(
+    architecture: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "w.safetensors"
+    files = ("--architecture", architecture, "--output", output)
+    small = ("--categories", 3, "--crops", 1, "--steps", 1, "--test-crops", 1, "--seed", 5)
+    done = run_program("tools/train_pictogram_clip.py", *files, *small, "--workers", 1)
+    assert done.status == 0, done.stderr
+    with safe_open(str(output), framework="pt") as handle:
+        metadata = handle.metadata()
+    expected = replace(RECIPES[architecture], categories=3, crops_per_category=1, steps=1, seed=5)
+    assert json.loads(metadata["settings"]) == asdict(expected)
+    assert CLIPTeacher.from_open_clip(architecture, str(output)).fingerprint in done.stdout
 
 
 def test_base_only_leaves_out_what_the_data_set_holds_rare() -> None:
@@ -202,8 +247,21 @@ def test_shipped_teacher_knows_the_names(shipped: CLIPTeacher) -> None:
     assert result.mixed == pytest.approx(1 - wrong / 160)
 
 
-def test_shipped_teacher_reads_every_prompt_whole() -> None:
-    tokenizer = open_clip.get_tokenizer(ARCHITECTURE)
+def test_every_shipped_architecture_is_known_by_name() -> None:
+    module = "ovd_d2.pictograms.teacher"
+    assert {name for name, home in MODULES.items() if home == module} == set(SHIPPED_WEIGHTS)
+
+
+def test_shipped_vit_has_a_dense_map_of_stride_8() -> None:
+    teacher = CLIPTeacher.from_open_clip(VIT_ARCHITECTURE, SHIPPED_TAG)
+    vit = DenseViT(teacher.visual)
+    assert (vit.patch_size, vit.width, vit.depth) == (8, 128, 6)
+    assert vit(torch.zeros(1, 3, 120, 160)).shape == (1, teacher.embedding_dim, 15, 20)
+
+
+@pytest.mark.parametrize("architecture", SHIPPED_WEIGHTS)
+def test_shipped_teacher_reads_every_prompt_whole(architecture: str) -> None:
+    tokenizer = open_clip.get_tokenizer(architecture)
     names = sorted((category.name for category in build_categories(400)), key=len)
     prompts = [prompt for name in names[-20:] for prompt in render_prompts(name)]
     tokens = tokenizer(prompts, context_length=77)

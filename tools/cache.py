@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The proposal-embedding cache: build it, look at it, check it, join it, import it.
+"""The proposal-embedding cache: build it, look at it, check it, compare it, join it, import it.
 
 Guide: docs/cache.md. Every command has an example: tools/cache.py COMMAND --help
 """
@@ -18,9 +18,10 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 import ovd_d2  # noqa: F401 (registers the data sets)
+from ovd_d2.analysis.cache_comparison import HEADER, agreement_rows, compare_caches
 from ovd_d2.analysis.cache_info import info_table, store_info, written_table
 from ovd_d2.analysis.cache_sample import sample_ids, sample_records, sample_rows, sample_sheet
-from ovd_d2.cache import CacheError, ProposalStore, verify_store
+from ovd_d2.cache import CacheError, EmbeddingCache, ProposalStore, verify_store
 from ovd_d2.cache.identity import add_image_list
 from ovd_d2.cache.manifest import DTYPES
 from ovd_d2.cache.merge import merge_stores
@@ -98,6 +99,15 @@ SAMPLE_EXAMPLE = """examples:
     python tools/cache.py sample output/demo/seed0/cache --vocabulary vocabulary.safetensors \\
         --output sample.png
 """
+COMPARE_EXAMPLE = """example:
+  how far the embeddings of a dense map are from those of crops, and how often both have the same
+  name nearest to them:
+    python tools/cache.py compare output/cache_crops output/cache_dense \\
+        --vocabulary vocabulary.safetensors
+
+Both must be of the same proposals; their teachers may differ where they share a space, as a refined
+ViT and its original do.
+"""
 LIST_EXAMPLE = """example:
   python tools/cache.py add-image-list datasets://lvis/cache_vit_b32 --dataset lvis_v1_train_norare
 
@@ -118,6 +128,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         ("merge", add_merge_arguments, "join parts of a build, or data sets", MERGE_EXAMPLE),
         ("convert", add_convert_arguments, "import another project's files", CONVERT_EXAMPLE),
         ("sample", add_sample_arguments, "show a few records", SAMPLE_EXAMPLE),
+        ("compare", add_compare_arguments, "how alike two caches are", COMPARE_EXAMPLE),
         ("add-image-list", add_list_arguments, "name the images of an older cache", LIST_EXAMPLE),
     ):
         command = commands.add_parser(
@@ -261,6 +272,12 @@ def add_sample_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset", nargs="+", help="registered data sets with the images (default: the cache's)"
     )
+
+
+def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("first", help="folder of a cache")
+    parser.add_argument("second", help="folder of another one, of the same proposals")
+    parser.add_argument("--vocabulary", help="names to compare the embeddings with")
 
 
 def add_list_arguments(parser: argparse.ArgumentParser) -> None:
@@ -441,6 +458,13 @@ def sample(args: argparse.Namespace) -> None:
     print(args.output)
 
 
+def compare(args: argparse.Namespace) -> None:
+    caches = EmbeddingCache(args.first), EmbeddingCache(args.second)
+    vocabulary = load_vocabulary(args.vocabulary) if args.vocabulary else None
+    found = compare_caches(*caches, vocabulary, progress=True)
+    print(tabulate(agreement_rows(found), HEADER, disable_numparse=True))
+
+
 def list_images(args: argparse.Namespace) -> None:
     entries = [entry for name in args.dataset for entry in load_dataset(name)]
     file, count = add_image_list(args.path, entries)
@@ -485,6 +509,7 @@ COMMANDS = {
     "merge": merge,
     "convert": convert,
     "sample": sample,
+    "compare": compare,
     "add-image-list": list_images,
 }
 

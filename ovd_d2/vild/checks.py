@@ -86,7 +86,8 @@ def _online_problems(cfg: CfgNode, context: SetupContext) -> Iterable[str]:
     try:
         recipe = online_recipe(cfg)
     except ValueError as error:
-        yield f"{key}: {error}"
+        option = {"crops": "RESIZE", "dense": "DENSE"}.get(online.TEACHER, "TEACHER")
+        yield f"{key}.{option}: {error}"
     if online.BATCH_SIZE < 1:
         yield f"{key}.BATCH_SIZE: {online.BATCH_SIZE} crops in one pass, expected at least 1"
     try:

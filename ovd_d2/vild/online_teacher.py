@@ -24,7 +24,7 @@ def online_recipe(cfg: CfgNode) -> Recipe:
     """
     online = cfg.MODEL.VILD.DISTILLATION.ONLINE
     if online.TEACHER not in TEACHERS:
-        raise ValueError(f"TEACHER '{online.TEACHER}' is not one of {', '.join(TEACHERS)}")
+        raise ValueError(f"'{online.TEACHER}' is not one of {', '.join(TEACHERS)}")
     if online.TEACHER == "crops":
         return CropRecipe(resize=online.RESIZE)
     dense = online.DENSE

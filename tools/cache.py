@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The proposal-embedding cache: build it, look at it, check it, join it, import it.
+"""The proposal-embedding cache: build it, look at it, check it, compare it, join it, import it.
 
 Guide: docs/cache.md. Every command has an example: tools/cache.py COMMAND --help
 """
@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from cache_import.convert import BOX_FORMATS, convert_cache, describe
 from cache_import.layouts import DetProLayout, Layout, ObjectCentricLayout
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -17,16 +18,19 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 import ovd_d2  # noqa: F401 (registers the data sets)
+from ovd_d2.analysis.cache_comparison import HEADER, agreement_rows, compare_caches
 from ovd_d2.analysis.cache_info import info_table, store_info, written_table
 from ovd_d2.analysis.cache_sample import sample_ids, sample_records, sample_rows, sample_sheet
-from ovd_d2.cache import CacheError, ProposalStore, verify_store
+from ovd_d2.cache import CacheError, EmbeddingCache, ProposalStore, verify_store
 from ovd_d2.cache.identity import add_image_list
 from ovd_d2.cache.manifest import DTYPES
 from ovd_d2.cache.merge import merge_stores
 from ovd_d2.cache.shards import IMAGES_PER_SHARD
 from ovd_d2.cache.store import open_store
 from ovd_d2.clip.crops import RESIZE_CHOICES, CropRecipe
+from ovd_d2.clip.dense import DenseRecipe
 from ovd_d2.clip.loading import load_teacher
+from ovd_d2.clip.recipe import Recipe
 from ovd_d2.data.images import ImageError
 from ovd_d2.data.registration import register_data_sets
 from ovd_d2.engine.cache_builder import build_cache
@@ -48,6 +52,11 @@ BUILD_EXAMPLE = """examples:
     python tools/cache.py build --dataset lvis_v1_train_norare \\
         --architecture ViT-B-32-quickgelu --pretrained openai \\
         --proposals datasets://lvis/proposals --output datasets://lvis/cache_vit_b32 --num-gpus 8
+
+  all proposals of an image out of one pass of a ViT, best of one that was refined for it:
+    python tools/cache.py build --dataset lvis_v1_train_norare --teacher dense \\
+        --architecture EVA02-B-16 --pretrained clipself_eva_b16.pt \\
+        --proposals datasets://lvis/proposals --output datasets://lvis/cache_dense --num-gpus 8
 
 Stopped at any point, the same command continues where it was, with any number of processes.
 Machines without a common disk build a part each, joined afterwards by tools/cache.py merge:
@@ -90,6 +99,15 @@ SAMPLE_EXAMPLE = """examples:
     python tools/cache.py sample output/demo/seed0/cache --vocabulary vocabulary.safetensors \\
         --output sample.png
 """
+COMPARE_EXAMPLE = """example:
+  how far the embeddings of a dense map are from those of crops, and how often both have the same
+  name nearest to them:
+    python tools/cache.py compare output/cache_crops output/cache_dense \\
+        --vocabulary vocabulary.safetensors
+
+Both must be of the same proposals; their teachers may differ where they share a space, as a refined
+ViT and its original do.
+"""
 LIST_EXAMPLE = """example:
   python tools/cache.py add-image-list datasets://lvis/cache_vit_b32 --dataset lvis_v1_train_norare
 
@@ -110,6 +128,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         ("merge", add_merge_arguments, "join parts of a build, or data sets", MERGE_EXAMPLE),
         ("convert", add_convert_arguments, "import another project's files", CONVERT_EXAMPLE),
         ("sample", add_sample_arguments, "show a few records", SAMPLE_EXAMPLE),
+        ("compare", add_compare_arguments, "how alike two caches are", COMPARE_EXAMPLE),
         ("add-image-list", add_list_arguments, "name the images of an older cache", LIST_EXAMPLE),
     ):
         command = commands.add_parser(
@@ -137,14 +156,24 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_output_arguments(parser)
     parser.add_argument(
+        "--teacher",
+        choices=("crops", "dense"),
+        default="crops",
+        help="what the teacher looks at: crops of every proposal, or, dense, the image once, for a "
+        "ViT alone (default: crops)",
+    )
+    parser.add_argument(
         "--resize",
         choices=RESIZE_CHOICES,
-        default="open_clip",
         help="crop to teacher input: open_clip = its own transform, which cuts the ends off long "
         "boxes; squash = the whole box whatever its aspect ratio (default: open_clip)",
     )
+    add_dense_arguments(parser)
     parser.add_argument(
-        "--batch-size", type=int, default=256, help="crops in one teacher pass (default: 256)"
+        "--batch-size",
+        type=int,
+        help="in one teacher pass: crops (default: 256), or images with --dense-square (default: "
+        "1)",
     )
     add_device_argument(parser)
     parser.add_argument(
@@ -160,6 +189,29 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
         help="embed only every N-th file from the I-th, from 1 (default: 1/1, everything)",
     )
     add_launch_arguments(parser)
+
+
+def add_dense_arguments(parser: argparse.ArgumentParser) -> None:
+    """Without defaults, which are those of DenseRecipe: crops refuse them."""
+    dense = parser.add_argument_group("with --teacher dense")
+    dense.add_argument(
+        "--dense-size", type=int, help="pixels of an image's longer side (default: 1024)"
+    )
+    dense.add_argument(
+        "--dense-square",
+        action="store_true",
+        default=None,
+        help="pad images to squares, as CLIPSelf was trained (default: to whole patches)",
+    )
+    dense.add_argument(
+        "--dense-window", type=int, help="patches per side of attention (default: global)"
+    )
+    dense.add_argument(
+        "--dense-global-blocks",
+        type=int,
+        nargs="+",
+        help="blocks, from 0, whose attention is global all the same (default: none)",
+    )
 
 
 def add_info_arguments(parser: argparse.ArgumentParser) -> None:
@@ -222,6 +274,12 @@ def add_sample_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("first", help="folder of a cache")
+    parser.add_argument("second", help="folder of another one, of the same proposals")
+    parser.add_argument("--vocabulary", help="names to compare the embeddings with")
+
+
 def add_list_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help="folder of a cache, or of proposals")
     parser.add_argument(
@@ -275,6 +333,7 @@ def build_in_process(args: argparse.Namespace) -> None:
     proposals = ProposalStore(args.proposals)  # cheapest to fail: before weights are loaded
     dataset, teacher_key, (architecture, pretrained) = build_source(args)
     dataset_dicts = load_dataset(dataset)
+    recipe = build_recipe(args)
     teacher = load_teacher(architecture, pretrained, args.device, key=teacher_key)
     summary = build_cache(
         dataset_dicts,
@@ -283,7 +342,7 @@ def build_in_process(args: argparse.Namespace) -> None:
         args.output,
         dataset_name=dataset,
         top_k=args.top_k,
-        recipe=CropRecipe.on(teacher.device, resize=args.resize, amp=args.amp),
+        recipe=recipe,
         batch_size=args.batch_size,
         dtype=args.dtype,
         images_per_shard=args.images_per_shard,
@@ -294,6 +353,29 @@ def build_in_process(args: argparse.Namespace) -> None:
         number, count = args.part
         joining = ("part", f"{number} of {count}: join all with tools/cache.py merge")
         print_rows(written_table(summary, [] if summary.manifest.complete else [joining]))
+
+
+def build_recipe(args: argparse.Namespace) -> Recipe:
+    """How boxes become embeddings: options that are not given have the recipe's own defaults."""
+    crops = {"--resize": args.resize}
+    dense = {
+        "--dense-size": args.dense_size,
+        "--dense-square": args.dense_square,
+        "--dense-window": args.dense_window,
+        "--dense-global-blocks": args.dense_global_blocks,
+    }
+    read, other = (dense, crops) if args.teacher == "dense" else (crops, dense)
+    if unread := [option for option, value in other.items() if value is not None]:
+        raise CacheError(f"--teacher {args.teacher} does not read {', '.join(unread)}: leave out")
+    options: dict[str, Any] = {
+        option.removeprefix("--").removeprefix("dense-").replace("-", "_"): value
+        for option, value in read.items()
+        if value is not None
+    }
+    device = torch.device(args.device)
+    if args.teacher == "dense":
+        return DenseRecipe.on(device, amp=args.amp, **options)
+    return CropRecipe.on(device, amp=args.amp, **options)
 
 
 def build_source(args: argparse.Namespace) -> tuple[str, str, tuple[str, str]]:
@@ -376,6 +458,13 @@ def sample(args: argparse.Namespace) -> None:
     print(args.output)
 
 
+def compare(args: argparse.Namespace) -> None:
+    caches = EmbeddingCache(args.first), EmbeddingCache(args.second)
+    vocabulary = load_vocabulary(args.vocabulary) if args.vocabulary else None
+    found = compare_caches(*caches, vocabulary, progress=True)
+    print(tabulate(agreement_rows(found), HEADER, disable_numparse=True))
+
+
 def list_images(args: argparse.Namespace) -> None:
     entries = [entry for name in args.dataset for entry in load_dataset(name)]
     file, count = add_image_list(args.path, entries)
@@ -420,6 +509,7 @@ COMMANDS = {
     "merge": merge,
     "convert": convert,
     "sample": sample,
+    "compare": compare,
     "add-image-list": list_images,
 }
 

@@ -118,8 +118,9 @@ def _rebuild_command(
 ) -> str:
     # A teacher's fingerprint is "<architecture>-<hash of the weights>".
     architecture = teacher_fingerprint.rpartition("-")[0] or "<architecture>"
+    dense = "--teacher dense " if cache.manifest.recipe.get("teacher") == "dense" else ""
     return (
         f"python tools/cache.py build --dataset {dataset or cache.manifest.dataset.name} "
         f"--proposals <proposals> --architecture {architecture} --pretrained <weights> "
-        f"--output {cache.path} --overwrite"
+        f"{dense}--output {cache.path} --overwrite"
     )

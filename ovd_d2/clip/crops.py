@@ -16,17 +16,16 @@ import torch
 import torch.nn.functional as F
 
 from ovd_d2.clip.device_crops import resize_crops
+from ovd_d2.clip.recipe import Recipe, Source, checked_batch_size, precision, uses_amp
 from ovd_d2.clip.teacher import CLIPTeacher
 
 RESIZE_CHOICES = ("open_clip", "squash")
-
-# (H, W, 3) uint8 RGB on the teacher's device, and (n, 4) int64 windows on the CPU.
-Source = tuple[torch.Tensor, torch.Tensor]
+BATCH_SIZE = 256  # crops
 
 
 @dataclass(frozen=True)
 class CropRecipe:
-    """How the crops of a proposal become its embedding; the same offline and in training.
+    """A :class:`ovd_d2.clip.recipe.Recipe`: a proposal's embedding is that of crops of the image.
 
     Attributes:
         scales: one crop per scale; their embeddings are averaged.
@@ -42,6 +41,7 @@ class CropRecipe:
     scales: tuple[float, ...] = (1.0, 1.5)
     resize: str = "open_clip"
     amp: bool = False
+    whole_images = False
 
     def __post_init__(self) -> None:
         if not self.scales or min(self.scales) <= 0:
@@ -59,10 +59,7 @@ class CropRecipe:
         Raises:
             ValueError: `amp` elsewhere than on CUDA; no such `resize`.
         """
-        is_cuda = device.type == "cuda"
-        if amp and not is_cuda:
-            raise ValueError(f"amp is for CUDA devices, the teacher runs on {device}; leave it out")
-        return cls(resize=resize, amp=is_cuda if amp is None else amp)
+        return cls(resize=resize, amp=uses_amp(device, amp))
 
     def describe(self) -> dict[str, Any]:
         """What a cache manifest says about how crops became embeddings."""
@@ -72,8 +69,16 @@ class CropRecipe:
             "corners": "floor-ceil-clamp",
             "resize": self.resize,
             "resampling": "antialias-uint8",
-            "precision": "bfloat16-autocast" if self.amp else "float32",
+            "precision": precision(self.amp),
         }
+
+    def problems(self, teacher: CLIPTeacher) -> list[str]:
+        """None: any teacher encodes crops."""
+        return []
+
+    def per_pass(self, batch_size: int | None) -> int:
+        """Crops; by default 256."""
+        return checked_batch_size(BATCH_SIZE if batch_size is None else batch_size)
 
     def windows(self, boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """(K, 4) boxes -> (K * S, 4) int64: those of a box at every scale, then the next box's.
@@ -95,18 +100,19 @@ class CropRecipe:
             fill_to: black images follow until the batch has this many.
 
         Returns:
-            (max(n, fill_to), D) float32 unit rows on the teacher's device.
+            (n, D) float32 unit rows on the teacher's device.
         """
+        count = sum(len(windows) for _, windows in sources)
         crops = resize_crops(
             sources, teacher.preprocessing, squash=self.resize == "squash", fill_to=fill_to
         )
         with torch.autocast(teacher.device.type, torch.bfloat16, enabled=self.amp):
-            return teacher.encode_images(crops)
+            return teacher.encode_images(crops)[:count]
 
-    def average(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """(K * S, D) embeddings in the order of `windows` -> (K, D) unit rows."""
-        rows = embeddings.view(-1, len(self.scales), embeddings.shape[1])
-        return F.normalize(rows.mean(dim=1), dim=1)
+    def combine(self, rows: torch.Tensor) -> torch.Tensor:
+        """(K * S, D) rows in the order of `windows` -> (K, D) unit rows, their means."""
+        of_boxes = rows.view(-1, len(self.scales), rows.shape[1])
+        return F.normalize(of_boxes.mean(dim=1), dim=1)
 
 
 VILD_RECIPE = CropRecipe()
@@ -116,8 +122,8 @@ def embed_proposals(
     image: np.ndarray,
     boxes: torch.Tensor,
     teacher: CLIPTeacher,
-    recipe: CropRecipe = VILD_RECIPE,
-    batch_size: int = 256,
+    recipe: Recipe = VILD_RECIPE,
+    batch_size: int = BATCH_SIZE,
 ) -> torch.Tensor:
     """Embeds the proposals of one image.
 
@@ -128,7 +134,8 @@ def embed_proposals(
         boxes: (K, 4) float XYXY in pixels of `image`; K >= 0.
         teacher: the image encoder.
         recipe: how.
-        batch_size: crops encoded at once; the result does not depend on it.
+        batch_size: crops encoded at once; the result does not depend on it. A recipe of whole
+            images does not read it.
 
     Returns:
         (K, D) float32 unit rows on the CPU, in the order of `boxes`.
@@ -137,8 +144,9 @@ def embed_proposals(
     pixels = image_on_device(image, teacher.device)
     if not len(windows):
         return torch.zeros(0, teacher.embedding_dim)
-    parts = [recipe.encode([(pixels, part)], teacher) for part in windows.split(batch_size)]
-    return recipe.average(torch.cat(parts).cpu())
+    parts = (windows,) if recipe.whole_images else windows.split(batch_size)
+    rows = [recipe.encode([(pixels, part)], teacher) for part in parts]
+    return recipe.combine(torch.cat(rows).cpu())
 
 
 def scaled_boxes(boxes: torch.Tensor, scale: float, height: int, width: int) -> torch.Tensor:

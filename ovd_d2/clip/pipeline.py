@@ -1,7 +1,7 @@
 """Images through the teacher: decoding, cropping, encoding and writing at the same time.
 
 Each stage has threads of its own and works ahead of the next one by a bounded number of items; all
-of them spend their time outside Python's lock. Crops of several images share a batch of the
+of them spend their time outside Python's lock. Windows of several images share a batch of the
 teacher, and embeddings find back to their images. What a stage raises reaches the caller, and no
 stage begins anything new after it.
 """
@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ovd_d2.clip.crops import VILD_RECIPE, CropRecipe, image_on_device
+from ovd_d2.clip.crops import VILD_RECIPE, image_on_device
+from ovd_d2.clip.recipe import Recipe
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.workers import closing
 
@@ -56,7 +57,7 @@ class ImageTask:
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """Pixels (H, W, 3) uint8 on the teacher's device and crop windows (K * S, 4) on the CPU."""
+    """Pixels (H, W, 3) uint8 on the teacher's device and the recipe's windows (n, 4) on the CPU."""
 
     task: ImageTask
     pixels: torch.Tensor
@@ -77,9 +78,9 @@ def embed_images(
     tasks: Iterable[ImageTask],
     teacher: CLIPTeacher,
     write: Callable[[int, Record], None],
-    recipe: CropRecipe = VILD_RECIPE,
+    recipe: Recipe = VILD_RECIPE,
     *,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     image_bytes: int = IMAGE_BYTES,
 ) -> Iterator[int]:
     """Embeds the boxes of every image and writes its record with `embeddings` (K, D) added.
@@ -88,20 +89,19 @@ def embed_images(
         tasks: taken one by one, in this thread, as the stages can use them.
         teacher: the image encoder.
         write: called in the order of `tasks`, one at a time, in another thread.
-        recipe: how crops become embeddings.
-        batch_size: crops in every forward pass; the last batch is filled up with black images,
-            since kernels chosen by batch size round differently and the result would depend on
-            which images were embedded together.
+        recipe: how boxes become embeddings.
+        batch_size: of `Recipe.per_pass`, for every forward pass; a smaller batch is filled up with
+            black images, since kernels chosen by batch size round differently and the result would
+            depend on which images were embedded together.
         image_bytes: see IMAGE_BYTES.
 
     Yields:
         The image ids, in order, as they are written; the work stops when the caller does.
 
     Raises:
-        ValueError: `batch_size` is less than 1.
+        ValueError: of `Recipe.per_pass`.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+    per_pass = recipe.per_pass(batch_size)
     encoders, threads = _encoder_threads(teacher.device)
     loaders = min(_MAX_LOADERS, os.cpu_count() or 1)
     failed = False  # of writing, which one thread does
@@ -110,7 +110,7 @@ def embed_images(
         return _load(task, recipe, teacher.device)
 
     def embed(batch: list[Piece]) -> tuple[list[Piece], torch.Tensor]:
-        return batch, _embed(batch, teacher, recipe, batch_size)
+        return batch, _embed(batch, teacher, recipe, per_pass)
 
     def write_one(item: tuple[ImageTask, torch.Tensor]) -> int:
         task, rows = item
@@ -118,7 +118,7 @@ def embed_images(
         if failed:  # what was queued before the error was noticed
             raise RuntimeError(f"image {task.image_id} is not written after an error")
         failed = True
-        write(task.image_id, {**task.record, "embeddings": recipe.average(rows)})
+        write(task.image_id, {**task.record, "embeddings": recipe.combine(rows)})
         failed = False
         return task.image_id
 
@@ -128,7 +128,7 @@ def embed_images(
         _thread_pool("write", 1) as write_pool,
     ):
         images = run_ahead(load_pool, load, tasks, loaders + 1, _size_of, image_bytes)
-        batches = pack(images, batch_size, image_bytes)
+        batches = pack(images, per_pass, image_bytes, whole_images=recipe.whole_images)
         embedded = run_ahead(encode_pool, embed, batches, encoders + 1)
         yield from run_ahead(write_pool, write_one, _finished(embedded), _WRITES_AHEAD)
 
@@ -157,24 +157,38 @@ def run_ahead(
         yield waiting.popleft()[1].result()
 
 
-def pack(images: Iterable[LoadedImage], batch_size: int, image_bytes: int) -> Iterator[list[Piece]]:
+def pack(
+    images: Iterable[LoadedImage],
+    batch_size: int,
+    image_bytes: int,
+    *,
+    whole_images: bool = False,
+) -> Iterator[list[Piece]]:
     """Deals the windows of images, in order, into batches of exactly `batch_size`.
 
     The last batch may be smaller; so is one whose images take more than `image_bytes`.
+
+    Args:
+        whole_images: all windows of an image stay together, and `batch_size` counts images that
+            have any.
     """
     batch: list[Piece] = []
     room, held = batch_size, 0
     for image in images:
         held += image.pixels.nbytes
-        for piece in _pieces(image, room, batch_size):
+        for piece in [_whole(image)] if whole_images else _pieces(image, room, batch_size):
             batch.append(piece)
-            room -= len(piece.windows)
+            room -= min(1, len(piece.windows)) if whole_images else len(piece.windows)
             if room == 0 or (piece.last and held > image_bytes):
                 yield batch
                 batch, room = [], batch_size
                 held = 0 if piece.last else image.pixels.nbytes
     if batch:
         yield batch
+
+
+def _whole(image: LoadedImage) -> Piece:
+    return Piece(image.task, image.pixels, image.windows, last=True)
 
 
 def _pieces(image: LoadedImage, room: int, batch_size: int) -> Iterator[Piece]:
@@ -188,7 +202,7 @@ def _pieces(image: LoadedImage, room: int, batch_size: int) -> Iterator[Piece]:
         start, room = stop, batch_size
 
 
-def _load(task: ImageTask, recipe: CropRecipe, device: torch.device) -> LoadedImage:
+def _load(task: ImageTask, recipe: Recipe, device: torch.device) -> LoadedImage:
     pixels = task.load()
     windows = recipe.windows(task.record["boxes"], pixels.shape[0], pixels.shape[1])
     return LoadedImage(task, image_on_device(pixels, device), windows)
@@ -199,21 +213,21 @@ def _size_of(task: ImageTask) -> int:
 
 
 def _embed(
-    batch: Sequence[Piece], teacher: CLIPTeacher, recipe: CropRecipe, batch_size: int
+    batch: Sequence[Piece], teacher: CLIPTeacher, recipe: Recipe, per_pass: int
 ) -> torch.Tensor:
     """(n, D) float32 on the CPU; n is the number of windows in the batch."""
     count = sum(len(piece.windows) for piece in batch)
     if not count:
         return torch.zeros(0, teacher.embedding_dim)
-    sources = [(piece.pixels, piece.windows) for piece in batch]
-    embeddings = recipe.encode(sources, teacher, fill_to=batch_size)
-    return embeddings[:count].cpu()  # waits for the device, while another thread feeds it
+    sources = [(piece.pixels, piece.windows) for piece in batch if len(piece.windows)]
+    embeddings = recipe.encode(sources, teacher, fill_to=per_pass)
+    return embeddings.cpu()  # waits for the device, while another thread feeds it
 
 
 def _finished(
     batches: Iterable[tuple[list[Piece], torch.Tensor]],
 ) -> Iterator[tuple[ImageTask, torch.Tensor]]:
-    """Images whose last piece is embedded, with all their rows (K * S, D) on the CPU."""
+    """Images whose last piece is embedded, with all their rows (n, D) on the CPU."""
     parts: list[torch.Tensor] = []
     for batch, embeddings in batches:
         sizes = [len(piece.windows) for piece in batch]

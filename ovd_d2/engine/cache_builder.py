@@ -28,6 +28,7 @@ from ovd_d2.cache import (
 )
 from ovd_d2.clip.crops import CropRecipe
 from ovd_d2.clip.pipeline import ImageTask, embed_images
+from ovd_d2.clip.recipe import Recipe
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.data.images import ImageError, image_problems, load_image
 from ovd_d2.ranks import Ranks
@@ -41,8 +42,8 @@ def build_cache(
     *,
     dataset_name: str,
     top_k: int | None = None,
-    recipe: CropRecipe | None = None,
-    batch_size: int = 256,
+    recipe: Recipe | None = None,
+    batch_size: int | None = None,
     dtype: str = "float16",
     images_per_shard: int | None = None,
     overwrite: bool = False,
@@ -51,12 +52,12 @@ def build_cache(
 ) -> Written:
     """Embed the proposals of every image of a data set; killed and run again, it continues.
 
-    Each proposal's crops of the original pixels (`ovd_d2.clip.crops`) are embedded, averaged and
-    normalised, and stored with the box and its objectness.
+    Each proposal is embedded from the original pixels, by its crops (`ovd_d2.clip.crops`) or out of
+    a dense map of the image (`ovd_d2.clip.dense`), and stored with the box and its objectness.
 
     All ranks of a process group (Detectron2's `launch`, torchrun) call this together and write to
     one folder; a rank takes every n-th of the shards that are still missing, so a build goes on
-    with any number of ranks. How many there are decides which crops share a batch of the teacher:
+    with any number of ranks. How many there are decides what shares a batch of the teacher:
     on a CPU the embeddings are the same to the last bit all the same (tested with the shipped
     teacher); on a GPU they may differ by the rounding of its arithmetic, so that fingerprints may
     differ. Boxes and objectness never do.
@@ -65,9 +66,10 @@ def build_cache(
         dataset_dicts: Detectron2's list of dicts (file_name, image_id, height, width).
         proposals: boxes for at least these images.
         top_k: keep the K proposals of highest objectness; None keeps all.
-        recipe: how crops become embeddings; None: `CropRecipe.on` the teacher's device. The
+        recipe: how boxes become embeddings; None: `CropRecipe.on` the teacher's device. The
             manifest holds it: with bfloat16, embeddings differ in the third digit.
-        batch_size: crops in one forward pass of the teacher.
+        batch_size: crops (256) or, of a dense recipe, images (1) in one forward pass of the
+            teacher.
         dtype: stored type of the embeddings: "float32", "float16" or "int8".
         images_per_shard: images in one file, which a killed process has to embed again; None: 64,
             or as in the folder.
@@ -76,15 +78,17 @@ def build_cache(
             makes the cache. The parts have equal headers.
 
     Raises:
-        CacheError: proposals or images are missing, an image is damaged or of another size than
-            its dict says, the disk has no room, the folder holds another cache, or another rank
-            failed.
-        ValueError: the teacher returned NaN or no unit vectors; the image id is named.
+        CacheError: the teacher cannot do what the recipe says, proposals or images are missing, an
+            image is damaged or of another size than its dict says, the disk has no room, the folder
+            holds another cache, or another rank failed.
+        ValueError: no such batch size; the teacher returned NaN or no unit vectors: the image id is
+            named.
     """
     start, ranks = time.perf_counter(), Ranks()
     progress = progress and ranks.rank == 0
     recipe = recipe or CropRecipe.on(teacher.device)
-    _check_inputs(dataset_dicts, proposals, dataset_name, top_k, part)
+    recipe.per_pass(batch_size)
+    _check_inputs(dataset_dicts, proposals, dataset_name, top_k, part, recipe.problems(teacher))
     _check_images(dataset_dicts, dataset_name, ranks, progress)
     dataset = dataset_info(dataset_name, dataset_dicts)
     with RecordWriter(
@@ -164,9 +168,10 @@ def _check_inputs(
     dataset_name: str,
     top_k: int | None,
     part: tuple[int, int],
+    more: Sequence[str],
 ) -> None:
     """Find what would stop the build hours later, and report all of it at once."""
-    problems = entry_problems(dataset_dicts, top_k)
+    problems = [*more, *entry_problems(dataset_dicts, top_k)]
     if not id_problems(dataset_dicts):
         problems += _proposal_problems(dataset_dicts, proposals, dataset_name)
     if not 1 <= part[0] <= part[1]:

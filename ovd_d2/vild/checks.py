@@ -9,12 +9,13 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 
 from ovd_d2.cache import CacheError, EmbeddingCache, ProposalStore
-from ovd_d2.clip.crops import RESIZE_CHOICES
+from ovd_d2.clip.crops import VILD_RECIPE
 from ovd_d2.clip.loading import configured_teacher
+from ovd_d2.clip.recipe import Recipe
 from ovd_d2.data.passengers import CachedProposals, Passenger, ProposalsToEmbed
 from ovd_d2.errors import SetupError
 from ovd_d2.systems import IdleKeys, SetupContext
-from ovd_d2.vild.online_teacher import OnlineTeacher
+from ovd_d2.vild.online_teacher import OnlineTeacher, online_recipe
 from ovd_d2.vild.roi_heads import ViLDROIHeads
 from ovd_d2.vild.variants import VARIANTS
 
@@ -81,12 +82,17 @@ def _cache_problems(cfg: CfgNode, context: SetupContext) -> Iterable[str]:
 
 def _online_problems(cfg: CfgNode, context: SetupContext) -> Iterable[str]:
     online, key = cfg.MODEL.VILD.DISTILLATION.ONLINE, f"{KEYS}.ONLINE"
-    if online.RESIZE not in RESIZE_CHOICES:
-        yield f"{key}.RESIZE: '{online.RESIZE}' is not one of {', '.join(RESIZE_CHOICES)}"
+    recipe: Recipe = VILD_RECIPE
+    try:
+        recipe = online_recipe(cfg)
+    except ValueError as error:
+        option = {"crops": "RESIZE", "dense": "DENSE"}.get(online.TEACHER, "TEACHER")
+        yield f"{key}.{option}: {error}"
     if online.BATCH_SIZE < 1:
         yield f"{key}.BATCH_SIZE: {online.BATCH_SIZE} crops in one pass, expected at least 1"
     try:
-        yield from OnlineTeacher(configured_teacher(cfg, device="cpu")).problems(context)
+        teacher = configured_teacher(cfg, device="cpu")
+        yield from OnlineTeacher(teacher, recipe=recipe).problems(context)
     except SetupError as error:
         yield from (f"{problem} ({key} needs it)" for problem in error.problems)
     try:
@@ -120,11 +126,7 @@ def idle_keys(cfg: CfgNode) -> Iterable[IdleKeys]:
             ),
             f"MODEL.VILD.VARIANT {vild.VARIANT} does not distil",
         )
-    if not vild.DISTILLATION.ONLINE.PROPOSALS:
-        yield (
-            (f"{KEYS}.ONLINE.RESIZE", f"{KEYS}.ONLINE.BATCH_SIZE"),
-            f"{KEYS}.ONLINE.PROPOSALS is empty",
-        )
+    yield from _idle_online(vild.DISTILLATION.ONLINE)
     yield from _idle_parts(cfg)
     ensembles = cfg.MODEL.OVD.CLASSIFY_WITH == "text_and_clip_crops" or (
         variant is not None and variant.scores == "ensemble"
@@ -134,6 +136,18 @@ def idle_keys(cfg: CfgNode) -> Iterable[IdleKeys]:
             ("MODEL.OVD.BASE_WEIGHT", "MODEL.OVD.NOVEL_WEIGHT"),
             f"MODEL.VILD.VARIANT {vild.VARIANT} mixes no scores",
         )
+
+
+def _idle_online(online: CfgNode) -> Iterable[IdleKeys]:
+    """Options of a teacher that is not asked, or not so."""
+    crops = ("RESIZE", "BATCH_SIZE")
+    dense = tuple(f"DENSE.{key}" for key in online.DENSE)
+    if not online.PROPOSALS:
+        idle, reason = ("TEACHER", *crops, *dense), "PROPOSALS is empty"
+    else:
+        idle = crops if online.TEACHER == "dense" else dense
+        reason = f"TEACHER is {online.TEACHER}"
+    yield tuple(f"{KEYS}.ONLINE.{key}" for key in idle), f"{KEYS}.ONLINE.{reason}"
 
 
 def _idle_parts(cfg: CfgNode) -> Iterable[IdleKeys]:

@@ -45,10 +45,23 @@ def add_vild_config(cfg: CfgNode) -> None:
     online = vild.DISTILLATION.ONLINE = CfgNode()
     # The proposals of the training set: a folder made by tools/extract_proposals.py. "": off.
     online.PROPOSALS = ""
+    # What the teacher looks at: "crops" of every proposal, or, "dense", the image once, for a ViT
+    # alone; the cache builder's --teacher.
+    online.TEACHER = "crops"
     # How a crop becomes the teacher's input; the cache builder's --resize.
     online.RESIZE = "open_clip"
     # Crops in one pass of the teacher: fewer need less memory; the result does not depend on it.
     online.BATCH_SIZE = 256
+    # The cache builder's --dense-size, --dense-square, --dense-window, --dense-global-blocks.
+    dense = online.DENSE = CfgNode()
+    # Pixels of the longer side of an image.
+    dense.SIZE = 1024
+    # Pad images to squares, as CLIPSelf was trained; False: to whole patches.
+    dense.SQUARE = False
+    # Patches per side of the windows that attention stays within; 0: it is global.
+    dense.WINDOW_SIZE = 0
+    # Blocks (from 0) whose attention is global all the same.
+    dense.GLOBAL_ATTENTION_BLOCKS = []
 
 
 # Of version 0.1, in which ViLD's keys were among the shared ones.

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 
 from ovd_d2.cache import EmbeddingCache, ProposalStore
-from ovd_d2.clip.crops import CropRecipe
 from ovd_d2.clip.loading import configured_teacher
 from ovd_d2.data.passengers import CachedProposals, Passenger, ProposalsToEmbed
 from ovd_d2.systems import Batches, System
 from ovd_d2.vild import checks
 from ovd_d2.vild.config import RENAMED_KEYS, add_vild_config
-from ovd_d2.vild.online_teacher import OnlineTeacher
+from ovd_d2.vild.online_teacher import OnlineTeacher, online_recipe
 from ovd_d2.vild.variants import get_variant
 
 ROI_HEADS = ("ViLDROIHeads", "ViLDCascadeROIHeads")
@@ -43,8 +42,7 @@ def wrap_loader(cfg: CfgNode, loader: Batches) -> Batches:
     if not (online.PROPOSALS and checks.distils(cfg)):
         return loader
     teacher = configured_teacher(cfg, device=cfg.MODEL.DEVICE)
-    recipe = CropRecipe(resize=online.RESIZE)
-    return OnlineTeacher(teacher, batch_size=online.BATCH_SIZE, recipe=recipe)(loader)
+    return OnlineTeacher(teacher, batch_size=online.BATCH_SIZE, recipe=online_recipe(cfg))(loader)
 
 
 SYSTEM = System(

@@ -200,4 +200,4 @@ def test_windows_of_a_box_stand_together() -> None:
     assert VILD_RECIPE.windows(boxes, 100, 200).tolist() == expected
     rows = torch.tensor([[1.0, 0], [0, 1], [0, -1], [0, -1]])
     half = 0.5**0.5
-    torch.testing.assert_close(VILD_RECIPE.average(rows), torch.tensor([[half, half], [0.0, -1.0]]))
+    torch.testing.assert_close(VILD_RECIPE.combine(rows), torch.tensor([[half, half], [0.0, -1.0]]))

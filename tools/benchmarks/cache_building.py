@@ -334,7 +334,7 @@ def _naive(
         rows = []
         while part := list(islice(crops, batch_size)):
             rows.append(_encode(teacher, torch.stack(part)).cpu())
-        VILD_RECIPE.average(torch.cat(rows))
+        VILD_RECIPE.combine(torch.cat(rows))
 
 
 def _open_clip_transform(teacher: CLIPTeacher) -> Callable[[Image.Image], torch.Tensor]:

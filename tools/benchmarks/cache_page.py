@@ -5,7 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from benchmarks import cache_building, cache_kills, cache_loading, cache_memory, cache_reading
+from benchmarks import (
+    cache_building,
+    cache_dense,
+    cache_kills,
+    cache_loading,
+    cache_memory,
+    cache_reading,
+)
 from benchmarks.documents import Document, origin
 from benchmarks.speed import Row
 
@@ -13,9 +20,13 @@ from benchmarks.speed import Row
 def measure(
     device: str, architecture: str | None = None, kills: int = cache_kills.KILLS
 ) -> list[Row]:
-    """Building (see `cache_building.workloads`), then loading, reading, memory and kills."""
+    """Building (see `cache_building.workloads`), by crops beside out of dense maps, then loading,
+    reading, memory and kills.
+    """
     works = cache_building.workloads(device, architecture)
     built = [cache_building.measure(work) for work in works]
+    if architecture is None:  # which may be no ViT
+        built.append(cache_dense.measure(cache_dense.workload(device)))
     read = [*cache_loading.measure(), *cache_reading.measure(), *cache_memory.measure()]
     return [*built, *read, cache_kills.measure(kills), machine()]
 
@@ -26,9 +37,9 @@ def machine() -> Row:
 
 
 def table_of(rows: Sequence[Row]) -> str:
-    """Markdown: building, loading, reading, memory, kills."""
-    parts = (cache_building, cache_loading, cache_reading, cache_memory, cache_kills)
-    return "\n\n".join(part.table_of(list(rows)) for part in parts)
+    """Markdown: building, dense maps, loading, reading, memory, kills."""
+    parts = (cache_building, cache_dense, cache_loading, cache_reading, cache_memory, cache_kills)
+    return "\n\n".join(filter(None, (part.table_of(list(rows)) for part in parts)))
 
 
 def page(document: Document) -> str:
@@ -53,7 +64,7 @@ are those of each stage run alone by one thread.
 
 {cache_building.table_of(rows)}
 
-## Loading a training image
+{_dense_section(rows)}## Loading a training image
 
 A 640 x 480 JPEG with 12 polygons, large-scale jitter to 1,024 pixels, with and without 300 cached
 proposals x 512.
@@ -80,4 +91,19 @@ Each build, in a folder of its own, gets SIGKILL at a random moment and is run a
 compared with those of an undisturbed build.
 
 {cache_kills.table_of(rows)}
+"""
+
+
+def _dense_section(rows: Sequence[Row]) -> str:
+    table = cache_dense.table_of(rows)
+    if not table:
+        return ""
+    return f"""### By crops or out of a dense map
+
+The time of `build_cache` from crops over that with `--teacher dense`, on the same images and
+proposals, beside the ratio of their multiplications (TMAC: 1e12 of an image). A dense map costs the
+same whatever the number of proposals.
+
+{table}
+
 """

@@ -27,6 +27,7 @@ SYSTEM_MODULES = (
     "ovd_d2.vild.system",
     "ovd_d2.projects.clipself.system",
     "ovd_d2.projects.clipself.fvit.system",
+    "ovd_d2.projects.clipself.segmentation.system",
 )
 
 Batches = Iterable[list[dict[str, Any]]]

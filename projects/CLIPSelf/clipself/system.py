@@ -5,7 +5,14 @@ from __future__ import annotations
 from detectron2.config import CfgNode
 
 from ovd_d2.projects.clipself.config import add_clipself_config
+from ovd_d2.projects.clipself.region_classification.wiring import (
+    region_evaluator,
+    region_passengers,
+)
+from ovd_d2.projects.clipself.segment_sets import REGIONS, offer_segment_sets
 from ovd_d2.systems import System
+
+offer_segment_sets()
 
 
 def is_configured(cfg: CfgNode) -> bool:
@@ -18,5 +25,7 @@ SYSTEM = System(
     node="MODEL.CLIPSELF",
     is_configured=is_configured,
     add_config=add_clipself_config,
+    test_passengers=region_passengers,
+    evaluators={REGIONS: region_evaluator},
     golden="ovd_d2.projects.clipself.golden",
 )

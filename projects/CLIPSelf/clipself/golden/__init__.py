@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from ovd_d2.golden import Comparison, GoldenFolder
-from ovd_d2.projects.clipself.golden import dense
+from ovd_d2.projects.clipself.golden import dense, macc, panoptic
 
 # A part compares the tensors of its files that are in the folder.
-PARTS: tuple[Callable[[GoldenFolder], Iterator[Comparison]], ...] = (dense.comparisons,)
+PARTS: tuple[Callable[[GoldenFolder], Iterator[Comparison]], ...] = (
+    dense.comparisons,
+    panoptic.comparisons,
+    macc.comparisons,
+)
 
 
 def comparisons(folder: GoldenFolder) -> Iterator[Comparison]:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ovd_d2.data.builtin import PICTOGRAM_SETS
 from ovd_d2.data.categories import get_categories
 from ovd_d2.data.paths import datasets_root
-from ovd_d2.data.registration import DataSet, offer, register_data_sets
+from ovd_d2.data.registration import DataSet, register_data_sets
 from ovd_d2.files import atomic_write_json
 
 REGIONS = "region_classification"  # evaluator_type
@@ -239,29 +239,33 @@ def _describe(
         metadata.set(panoptic_json=json_file, panoptic_root=root)
 
 
-def _offer(name: str, evaluator_type: str, loader: Any, files: tuple[str, str, str]) -> None:
-    json_file, image_root, root = files
-    command = (
-        f"python projects/CLIPSelf/tools/write_panoptic.py --dataset {name.rpartition('_')[0]}"
-    )
-    metadata: dict[str, Any] = {"segments": True}
-    if name.startswith(PICTOGRAM_SETS):
-        metadata["prepare_command"] = command
-    load = partial(loader, root)
-    offer(DataSet(name, json_file, image_root, load, evaluator_type, metadata))
-
-
-def offer_segment_sets() -> None:
+def segment_sets() -> list[DataSet]:
     """`coco_2017_val_regions`, and of Pictograms `..._regions`, `..._panoptic`, `..._semantic`."""
-    _offer("coco_2017_val_regions", REGIONS, load_panoptic, COCO_FILES)
+    found = [_data_set("coco_2017_val_regions", REGIONS, load_panoptic, COCO_FILES)]
     for folder in PICTOGRAM_SETS:
         source = f"{folder}_val"
         files = SegmentFiles.beside(Path(folder), source)
         of_segments = (str(files.json_file), folder, str(files.panoptic_root))
         of_pixels = (str(files.json_file), folder, str(files.sem_seg_root))
-        _offer(f"{source}_regions", REGIONS, load_panoptic, of_segments)
-        _offer(f"{source}_panoptic", PANOPTIC, load_panoptic, of_segments)
-        _offer(f"{source}_semantic", SEMANTIC, load_semantic, of_pixels)
+        for kind, evaluator_type, loader, where in (
+            ("regions", REGIONS, load_panoptic, of_segments),
+            ("panoptic", PANOPTIC, load_panoptic, of_segments),
+            ("semantic", SEMANTIC, load_semantic, of_pixels),
+        ):
+            found.append(_data_set(f"{source}_{kind}", evaluator_type, loader, where))
+    return found
+
+
+def _data_set(name: str, evaluator_type: str, loader: Any, files: tuple[str, str, str]) -> DataSet:
+    """Of files and folders below that of all data sets: JSON, images, PNGs."""
+    json_file, image_root, root = files
+    source = name.rpartition("_")[0]
+    command = f"python projects/CLIPSelf/tools/write_panoptic.py --dataset {source}"
+    metadata: dict[str, Any] = {"segments": True}
+    if name.startswith(PICTOGRAM_SETS):
+        metadata["prepare_command"] = command
+    load = partial(loader, root)
+    return DataSet(name, json_file, image_root, load, evaluator_type, metadata)
 
 
 def has_evaluator_type(dataset_name: str, evaluator_type: str) -> bool:

@@ -9,10 +9,8 @@ from ovd_d2.projects.clipself.region_classification.wiring import (
     region_evaluator,
     region_passengers,
 )
-from ovd_d2.projects.clipself.segment_sets import REGIONS, offer_segment_sets
+from ovd_d2.projects.clipself.segment_sets import REGIONS, segment_sets
 from ovd_d2.systems import System
-
-offer_segment_sets()
 
 
 def is_configured(cfg: CfgNode) -> bool:
@@ -26,6 +24,7 @@ SYSTEM = System(
     is_configured=is_configured,
     add_config=add_clipself_config,
     test_passengers=region_passengers,
+    data_sets=segment_sets,
     evaluators={REGIONS: region_evaluator},
     golden="ovd_d2.projects.clipself.golden",
 )

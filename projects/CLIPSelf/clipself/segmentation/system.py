@@ -12,7 +12,6 @@ from ovd_d2.projects.clipself.segment_sets import PANOPTIC, SEMANTIC, has_evalua
 from ovd_d2.projects.clipself.segmentation.config import add_dense_clip_config
 from ovd_d2.projects.clipself.segmentation.evaluators import (
     panoptic_evaluator,
-    panoptic_problems,
     semantic_evaluator,
 )
 from ovd_d2.projects.clipself.segmentation.masks import GivenMasks, PredictedMasks
@@ -47,7 +46,7 @@ def key_problems(cfg: CfgNode) -> Iterable[str]:
 
 
 def problems(cfg: CfgNode, context: SetupContext) -> Iterable[str]:
-    """No training, no vocabulary, or no panopticapi where it is needed."""
+    """A training, or no vocabulary."""
     if context.training:
         yield (
             "MODEL.META_ARCHITECTURE DenseCLIPSegmentor has nothing to train: give --eval-only, or "
@@ -55,8 +54,6 @@ def problems(cfg: CfgNode, context: SetupContext) -> Iterable[str]:
         )
     if not cfg.MODEL.OVD.VOCABULARY:
         yield "MODEL.OVD.VOCABULARY is empty: make one with tools/build_vocabulary.py"
-    if any(has_evaluator_type(name, PANOPTIC) for name in cfg.DATASETS.TEST):
-        yield from panoptic_problems()
 
 
 SYSTEM = System(

@@ -21,12 +21,14 @@ from torch import nn
 
 if TYPE_CHECKING:
     from ovd_d2.data.passengers import Passenger
+    from ovd_d2.data.registration import DataSet
 
 # One line per system. Imported when first asked for: `import ovd_d2` stays quick.
 SYSTEM_MODULES = (
     "ovd_d2.vild.system",
     "ovd_d2.projects.clipself.system",
     "ovd_d2.projects.clipself.fvit.system",
+    "ovd_d2.projects.clipself.segmentation.system",
 )
 
 Batches = Iterable[list[dict[str, Any]]]
@@ -76,6 +78,8 @@ class System:
         test_passengers: the same at test time, of a data set by its name.
         evaluators: evaluator_type of a data set's metadata -> what makes its evaluator, for types
             that are not detection.
+        data_sets: what it adds to the data sets of this package; each is registered when it is
+            first used.
         wrap_loader: changes the batches on their way from the loader to the model, in the
             training process.
         hooks: what runs in a training beside the shared hooks, before those that write checkpoints
@@ -101,6 +105,7 @@ class System:
     passengers: Callable[[CfgNode], Sequence[Passenger]] = lambda *_: ()
     test_passengers: Callable[[CfgNode, str], Sequence[Passenger]] = lambda *_: ()
     evaluators: Mapping[str, EvaluatorFactory] = field(default_factory=dict)
+    data_sets: Callable[[], Iterable[DataSet]] = lambda: ()
     wrap_loader: Callable[[CfgNode, Batches], Batches] = lambda cfg, loader: loader
     hooks: Callable[[CfgNode, nn.Module], Sequence[HookBase]] = lambda *_: ()
     showcase: str = ""

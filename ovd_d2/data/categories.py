@@ -29,6 +29,10 @@ def get_categories(dataset_name: str) -> Categories:
     file (PASCAL VOC) has the names of its metadata. The metadata field `spellings` maps the data
     set's spelling of a name to one that a text encoder knows ("pottedplant" to "potted plant").
 
+    A panoptic data set has all categories of its panoptic file, things and stuff, in the order of
+    their ids; one of semantic segmentation has the metadata's `stuff_classes`, and what ADE20K
+    separates by commas are synonyms.
+
     Raises:
         KeyError: the data set is not registered.
         FileNotFoundError: its annotation file is missing.
@@ -44,6 +48,13 @@ def get_categories(dataset_name: str) -> Categories:
     metadata = MetadataCatalog.get(dataset_name)
     if dataset_name.startswith("lvis_v1"):
         entries = LVIS_CATEGORIES  # ships with Detectron2; the official JSON takes 20 s to parse
+    elif metadata.get("panoptic_json", None) is not None:
+        entries = _read_categories(metadata.panoptic_json, dataset_name)
+    elif (
+        metadata.get("json_file", None) is None
+        and metadata.get("evaluator_type", None) == "sem_seg"
+    ):
+        return _of_pixels(metadata, dataset_name)
     elif metadata.get("json_file", None) is None and metadata.get("thing_classes", None):
         entries = _of_metadata(metadata)
     else:
@@ -160,7 +171,7 @@ PREPARE_COMMANDS = {
 def missing_file_problem(dataset_name: str) -> str | None:
     """What to do where the annotation file of a registered data set is not there; else None."""
     metadata = MetadataCatalog.get(dataset_name)
-    path = metadata.get("json_file", None)
+    path = metadata.get("panoptic_json", None) or metadata.get("json_file", None)
     if path is None and metadata.get("dirname", None):  # PASCAL VOC: a list of images
         path = f"{metadata.dirname}/ImageSets/Main/{metadata.split}.txt"
     if path is None or PathManager.isfile(path):
@@ -171,6 +182,7 @@ def missing_file_problem(dataset_name: str) -> str | None:
     if own is not None:
         return f"{found} (correct the json_file of '{dataset_name}' in {own})"
     commands = [c for start, c in PREPARE_COMMANDS.items() if dataset_name.startswith(start)]
+    commands = [metadata.prepare_command] if metadata.get("prepare_command", None) else commands
     fix = f"make it with {commands[0]}" if commands else "get it as datasets/README.md says"
     return (
         f"{found} (set DETECTRON2_DATASETS, now '{datasets_root()}', to the folder that holds it, "
@@ -183,6 +195,23 @@ def _of_metadata(metadata: Metadata) -> list[dict[str, Any]]:
     names = metadata.thing_classes
     ids = metadata.get("thing_dataset_id_to_contiguous_id", None) or range(len(names))
     return [{"id": one, "name": name} for one, name in zip(sorted(ids), names, strict=True)]
+
+
+def _is_of_pixels(metadata: Metadata) -> bool:
+    """Semantic segmentation as Detectron2 registers it."""
+    by_pixel = metadata.get("evaluator_type", None) == "sem_seg"
+    return by_pixel and metadata.get("json_file", None) is None
+
+
+def _of_pixels(metadata: Metadata, dataset_name: str) -> Categories:
+    """Of semantic segmentation, e.g. "road, route" and "window " in ADE20K."""
+    called = [
+        [word.strip() for word in name.split(",") if word.strip()]
+        for name in metadata.stuff_classes
+    ]
+    names = [", ".join(group) for group in called]
+    base = dataset_field(dataset_name, "base_classes")
+    return Categories(names, _novel_flags(dataset_name, names, None, base), synonyms=called)
 
 
 def _names_of(category: Mapping[str, Any], dataset_name: str) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ovd_d2.data.own import register_from_environment
 from ovd_d2.data.paths import datasets_root
+from ovd_d2.systems import systems
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def register(data_set: DataSet, root: Path) -> None:
     _registered.add(data_set.name)
 
 
-def register_data_sets(names: Iterable[str] | None = None) -> None:
+def register_data_sets(names: Sequence[str] | None = None) -> None:
     """Registers data sets of this package, and those of the yaml file `OVD_DATASETS`.
 
     All tools call it, and so does every function of this package that is given the name of a data
@@ -85,12 +86,15 @@ def register_data_sets(names: Iterable[str] | None = None) -> None:
     annotation file is another one.
 
     Args:
-        names: register these only; names that are not of this package are passed over. None: all.
+        names: register these only; names that are not of this package or one of its systems are
+            passed over. None: all.
 
     Raises:
         SetupError: the yaml file that `OVD_DATASETS` names has a problem.
     """
     root = datasets_root()
+    if names is None or any(name not in _offered and name not in DatasetCatalog for name in names):
+        _take_offers()
     for name in list(_offered) if names is None else names:
         if name not in _offered:
             continue
@@ -103,7 +107,15 @@ def register_data_sets(names: Iterable[str] | None = None) -> None:
 
 def known_names() -> list[str]:
     """All data sets that are registered, or will be at their first use; sorted."""
+    _take_offers()
     return sorted({*DatasetCatalog.list(), *_offered})
+
+
+def _take_offers() -> None:
+    """Those of the systems, whose modules are imported at the first time."""
+    for system in systems():
+        for one in system.data_sets():
+            offer(one)
 
 
 def _report_other(data_set: DataSet, root: Path) -> None:

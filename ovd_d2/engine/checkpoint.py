@@ -124,7 +124,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         Raises:
             SetupError: no checkpoint, a damaged one, one that asks for code, or another model's.
         """
-        if problems := weights_problems(path, self.key, needed=self.required is not None):
+        needed = self.required is not None and bool(_needed(self.model, self.required))
+        if problems := weights_problems(path, self.key, needed=needed):
             raise SetupError(problems)
         self._path = without_query(path)
         self._by_similarity = path.endswith(f"?{HEURISTICS}=True")

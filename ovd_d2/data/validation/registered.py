@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 from detectron2.utils.file_io import PathManager
 
@@ -50,6 +50,8 @@ def validate_dataset(name: str, use: DatasetUse, *, progress: bool = True) -> Re
         known = ", ".join(known_names())
         raise KeyError(f"data set '{name}' is not registered; registered: {known}")
     metadata = MetadataCatalog.get(name)
+    if _has_segments(metadata):
+        return _validate_records(name, replace(use, objects=False), progress=progress)
     if metadata.get("json_file", None) is None:
         return _validate_records(name, use, progress=progress)
     if problem := missing_file_problem(name):
@@ -135,6 +137,15 @@ def _validate_records(name: str, use: DatasetUse, *, progress: bool) -> Report:
         image_path=lambda table, row: table.image_name(row),
         progress=progress,
     )
+
+
+def _has_segments(metadata: Metadata) -> bool:
+    """Panoptic or semantic segmentation: no objects, and a file that is not in their format.
+
+    The metadata field `segments` says so of other evaluator types.
+    """
+    known = metadata.get("evaluator_type", None) in ("coco_panoptic_seg", "sem_seg")
+    return known or bool(metadata.get("segments", False))
 
 
 def _boxes_only(name: str) -> bool:

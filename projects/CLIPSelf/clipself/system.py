@@ -18,7 +18,12 @@ from ovd_d2.projects.clipself.export import ExportRefined
 from ovd_d2.projects.clipself.model import CLIPSelf
 from ovd_d2.projects.clipself.passengers import RegionsToDistil
 from ovd_d2.projects.clipself.proposals import open_proposals
+from ovd_d2.projects.clipself.region_classification.wiring import (
+    region_evaluator,
+    region_passengers,
+)
 from ovd_d2.projects.clipself.regions import Patches, Proposals, RegionSampler
+from ovd_d2.projects.clipself.segment_sets import REGIONS, segment_sets
 from ovd_d2.systems import System
 
 
@@ -70,5 +75,8 @@ SYSTEM = System(
     idle_keys=checks.idle_keys,
     passengers=passengers,
     hooks=hooks,
+    test_passengers=region_passengers,
+    data_sets=segment_sets,
+    evaluators={REGIONS: region_evaluator},
     golden="ovd_d2.projects.clipself.golden",
 )

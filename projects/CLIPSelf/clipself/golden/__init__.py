@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from ovd_d2.golden import Comparison, GoldenFolder
-from ovd_d2.projects.clipself.golden import data, dense, detector, step
+from ovd_d2.projects.clipself.golden import data, dense, detector, macc, panoptic, step
 
 # A part compares the tensors of its files that are in the folder.
 PARTS: tuple[Callable[[GoldenFolder], Iterator[Comparison]], ...] = (
     dense.comparisons,
     step.comparisons,
     data.comparisons,
+    panoptic.comparisons,
+    macc.comparisons,
     detector.comparisons,
 )
 

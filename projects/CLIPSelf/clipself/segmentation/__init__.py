@@ -1,0 +1,1 @@
+"""Open-vocabulary segmentation by the dense features of a CLIP ViT."""

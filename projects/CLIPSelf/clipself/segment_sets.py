@@ -227,15 +227,18 @@ def _describe(
     names = [one["name"] for one in categories]
     places = list(enumerate(categories))
     metadata = MetadataCatalog.get(name)
+    by_pixel = metadata.evaluator_type == SEMANTIC  # which knows no things
     metadata.set(
         thing_classes=names,
         stuff_classes=names,
         thing_dataset_id_to_contiguous_id={c["id"]: k for k, c in places if c["isthing"]},
-        stuff_dataset_id_to_contiguous_id={c["id"]: k for k, c in places if not c["isthing"]},
+        stuff_dataset_id_to_contiguous_id={
+            c["id"]: k for k, c in places if by_pixel or not c["isthing"]
+        },
         ignore_label=ignore_label(len(names)),
         label_divisor=1000,
     )
-    if metadata.evaluator_type != SEMANTIC:
+    if not by_pixel:
         metadata.set(panoptic_json=json_file, panoptic_root=root)
 
 

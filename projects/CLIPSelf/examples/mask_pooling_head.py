@@ -41,17 +41,16 @@ class MaskPoolingHead(nn.Module):
         self.share, self.temperature = share, temperature
 
     def forward(self, images: Tensor, embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """-> per image (K, H, W) bool masks and (K, C) probabilities of the C names."""
+        """-> per image (K, H, W) bool masks and (K, C) log-probabilities of the C names."""
         with torch.no_grad():
             maps = self._dense[0](images)
         found = []
         for dense, (logits, own) in zip(maps, self.generator(images), strict=True):
             soft = F.adaptive_avg_pool2d(logits.sigmoid(), dense.shape[1:])  # masks on the grid
             pooled = F.normalize(mask_features(dense, soft), dim=1)
-            probabilities = [
-                (F.normalize(one, dim=1) @ embeddings.T / self.temperature).softmax(dim=1)
+            by_mask, by_pixels = (
+                (F.normalize(one, dim=1) @ embeddings.T / self.temperature).log_softmax(dim=1)
                 for one in (own, pooled)
-            ]
-            mixed = probabilities[0] ** (1 - self.share) * probabilities[1] ** self.share
-            found.append((logits > 0, mixed))
+            )
+            found.append((logits > 0, by_mask.lerp(by_pixels, self.share)))
         return found

@@ -83,7 +83,7 @@ def counting_segments(
         dtype=np.float64,
     ).reshape(-1, 4)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    kept = np.flatnonzero((areas >= AREA[0]) & (areas <= AREA[1]))
+    kept = np.flatnonzero((areas >= AREA[0]) & (areas <= AREA[1])).tolist()
     boxes, things = boxes[kept], things[kept]
     crops = np.where(things[:, None], enlarged(boxes, CROP_SCALE, height, width), boxes)
     return Segments(

@@ -10,6 +10,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, SemSegEvaluator
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from PIL import Image
 from tabulate import tabulate
 
 from ovd_d2.errors import SetupError
@@ -98,4 +100,10 @@ def panoptic_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> P
 def semantic_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> SemSegEvaluator:
     """mIoU; pixels of the ignored label do not count."""
     DatasetCatalog.get(dataset_name)
-    return SemSegEvaluator(dataset_name, output_dir=output_folder)
+    return SemSegEvaluator(dataset_name, output_dir=output_folder, sem_seg_loading_fn=read_classes)
+
+
+def read_classes(path: str, copy: bool = False, dtype: Any = None) -> np.ndarray:
+    """(H, W) of an image file; Detectron2's own reader raises on NumPy 2."""
+    with PathManager.open(path, "rb") as file:
+        return np.array(Image.open(file), dtype=dtype)

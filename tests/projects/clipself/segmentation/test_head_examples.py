@@ -56,7 +56,7 @@ class Halves(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.embeddings = nn.Parameter(names(2))
+        self.embeddings = nn.Parameter(names(3)[:2])
 
     def forward(self, images):
         logits = torch.full((2, *images.shape[2:]), -20.0)
@@ -83,6 +83,6 @@ def test_masks_are_named_by_what_is_under_them():
 def test_a_mask_head_trains_its_generator():
     head = MaskPoolingHead(dense_of(FAMILIES[1]), Halves())
     probabilities = head(random_images(2, 3, 32, 32), names())[1][1]
-    probabilities[:, 0].log().sum().backward()
+    probabilities[:, 0].sum().backward()
     assert head.generator.embeddings.grad.abs().sum() > 0
     assert list(head.state_dict()) == ["generator.embeddings"]

@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks import (
     cache_kills,
     cache_page,
+    dense,
     inference,
     online,
     options,
@@ -42,6 +43,8 @@ the embedding cache (a few minutes; trains nothing; on a GPU where there is one)
   python tools/benchmark.py cache --device cuda --architecture ViT-L-14
 inference beside Detectron2's own (five minutes on two quiet cores; trains nothing):
   python tools/benchmark.py inference
+dense features of CLIP's ViTs beside open_clip's own forward pass (a minute; trains nothing):
+  python tools/benchmark.py dense
 """
 # The methods of a system in each table.
 TABLES: dict[str, Callable[[Showcase], list[Method]]] = {
@@ -90,6 +93,7 @@ def parse_args() -> argparse.Namespace:
         )
     add_cache_command(commands)
     add_inference_command(commands)
+    add_dense_command(commands)
     return parser.parse_args()
 
 
@@ -117,6 +121,14 @@ def add_inference_command(commands: Any) -> None:
         epilog="example:\n  python tools/benchmark.py inference --docs output/docs",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    command.add_argument("--docs", type=Path, default=repository_root() / "docs", help="written to")
+
+
+def add_dense_command(commands: Any) -> None:
+    command = commands.add_parser(
+        "dense", help="dense features of CLIP's ViTs beside open_clip's own forward, on the CPU"
+    )
+    command.add_argument("--compiled", action="store_true", help="also through torch.compile")
     command.add_argument("--docs", type=Path, default=repository_root() / "docs", help="written to")
 
 
@@ -194,6 +206,16 @@ def measure_inference(args: argparse.Namespace) -> None:
     print("\n\n".join(inference.tables_of(document["rows"]).values()))
 
 
+def measure_dense(args: argparse.Namespace) -> None:
+    """Measures, then writes the JSON and its page."""
+    command = "python tools/benchmark.py dense" + " --compiled" * args.compiled
+    document = make_document(command, dense.measure(compiled=args.compiled))
+    atomic_write_json(args.docs / "results" / "dense.json", document)
+    with atomic_write(args.docs / "results-dense.md") as temporary:
+        temporary.write_text(dense.page(document))
+    print(dense.table_of(document["rows"]))
+
+
 def write_document(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """The JSON of a benchmark, and the page anew."""
     command = f"python tools/benchmark.py {args.benchmark} --seeds {' '.join(map(str, args.seeds))}"
@@ -222,6 +244,7 @@ MEASURE = {
     "speed": measure_speed,
     "cache": measure_cache,
     "inference": measure_inference,
+    "dense": measure_dense,
 }
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from benchmarks.speed import (
     ROUNDS,
     Ratio,
     Row,
+    images_of,
     inference,
     ratio_of,
     rows_of,
@@ -26,8 +27,8 @@ from benchmarks.speed import (
     training_step,
 )
 from benchmarks.tables import load_method
-from ovd_d2.engine.build import build_test_loader, build_train_loader
-from ovd_d2.pictograms.steps import VAL_SET, Run
+from ovd_d2.engine.build import build_train_loader
+from ovd_d2.pictograms.steps import Run
 from ovd_d2.vild.showcase import SHOWCASE
 
 METHOD = SHOWCASE.method("vild")
@@ -66,7 +67,7 @@ def inference_ratios(run: Run, device: str) -> list[Ratio]:
     cfg, plain = load_method(run, METHOD, device)
     _, compiled = load_method(run, METHOD, device)
     _compile_backbone(compiled)
-    images = list(islice(build_test_loader(cfg, VAL_SET), ROUNDS["inference"] + 1))
+    images = images_of(cfg)
     things = {"plain": inference(plain, images), "compiled": inference(compiled, images)}
     seconds = time_alternately(things, ROUNDS["inference"], "inference with options")
     ratio = ratio_of(seconds, "compiled", "plain")

@@ -23,7 +23,6 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from tabulate import tabulate
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -216,11 +215,9 @@ def loading_ratios(run: Run) -> list[Ratio]:
 def inference_ratios(run: Run, device: str) -> list[Ratio]:
     """One image: ViLD over Mask R-CNN of its width, ViLD-ensemble and CLIP on crops over ViLD."""
     models = {name: load_method(run, SHOWCASE.method(name), device) for name in METHODS}
-    cfg, _ = models["vild"]
-    images = list(islice(_test_loader(cfg), ROUNDS["inference"] + 1))
-    things = {name: inference(model, images) for name, (_, model) in models.items()}
-    _, again = load_method(run, SHOWCASE.method("vild"), device)
-    things["head_twice"] = inference(_with_head_twice(again), images)
+    things = {name: inference(model, images_of(cfg)) for name, (cfg, model) in models.items()}
+    cfg, again = load_method(run, SHOWCASE.method("vild"), device)
+    things["head_twice"] = inference(_with_head_twice(again), images_of(cfg))
     operations = {name: operations_of(partial(thing, 0)) for name, thing in things.items()}
     seconds = time_alternately(things, ROUNDS["inference"], "inference")
     pairs = [
@@ -250,8 +247,9 @@ def _with_head_twice(model: nn.Module) -> nn.Module:
     return model
 
 
-def _test_loader(cfg: CfgNode) -> DataLoader:
-    return build_test_loader(cfg, VAL_SET)
+def images_of(cfg: CfgNode) -> list[Any]:
+    """The first test images, as the method takes them: with the original for CLIP on crops."""
+    return list(islice(build_test_loader(cfg, VAL_SET), ROUNDS["inference"] + 1))
 
 
 def inference(model: nn.Module, images: Sequence[Any]) -> Timed:

@@ -46,7 +46,8 @@ def fitted_crop(image: Image.Image, window: Iterable[int], side: int) -> NDArray
     Returns:
         (side, side, 3).
     """
-    crop = image.crop(tuple(int(one) for one in window))
+    left, top, right, bottom = (int(one) for one in window)
+    crop = image.crop((left, top, right, bottom))
     height, width = fitted_size(crop.height, crop.width, side)
     resized = crop.resize((width, height), Image.Resampling.BICUBIC)
     square = np.zeros((side, side, 3), dtype=np.uint8)

@@ -244,7 +244,10 @@ def test_no_key_is_dead():
     added = sorted(set(_keys(ours, "cfg")) - set(_keys(plain, "cfg")))
     assert len(added) > 10
     source = "\n".join(
-        path.read_text() for path in (ROOT / "ovd_d2").rglob("*.py") if path.name != "config.py"
+        path.read_text()
+        for folder in ("ovd_d2", "projects")
+        for path in (ROOT / folder).rglob("*.py")
+        if path.name != "config.py"
     )
     dead = [key for key in added if not re.search(rf"\b{key.rsplit('.', 1)[1]}\b", source)]
     assert dead == []

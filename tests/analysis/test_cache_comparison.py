@@ -33,7 +33,9 @@ def cache(tmp_path: Path, build: Callable[..., Path]) -> Cache:
         first = {"boxes": boxes, "objectness": torch.tensor([0.9, 0.5]), "embeddings": rows}
         empty = {key: value[:0] for key, value in first.items()}
         records = {1: first, 2: empty}
-        made = build(tmp_path / name, records, record=lambda i, kind: records[i], **header)
+        made = build(
+            tmp_path / name, records, record=lambda i, kind: records[i], dtype="float32", **header
+        )
         return EmbeddingCache(made)
 
     return make

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -34,19 +32,19 @@ def pixel_windows(boxes: NDArray, height: int, width: int) -> NDArray[np.int64]:
     return np.concatenate([start, np.maximum(rounded[:, 2:], start + 1)], axis=1)
 
 
-def fitted_crop(image: Image.Image, window: Iterable[int], side: int) -> NDArray[np.uint8]:
+def fitted_crop(image: Image.Image, window: NDArray[np.int64], side: int) -> NDArray[np.uint8]:
     """Cuts out a window, resizes its longest side (bicubic, antialiased), and pads with black.
 
     Args:
         image: RGB.
-        window: XYXY in whole pixels.
+        window: (4,) XYXY, of :func:`pixel_windows`.
         side: in pixels, of the square that the crop is centred in; an odd pixel of the padding is
             at the right or bottom.
 
     Returns:
         (side, side, 3).
     """
-    left, top, right, bottom = (int(one) for one in window)
+    left, top, right, bottom = window.tolist()
     crop = image.crop((left, top, right, bottom))
     height, width = fitted_size(crop.height, crop.width, side)
     resized = crop.resize((width, height), Image.Resampling.BICUBIC)

@@ -44,10 +44,10 @@ def test_boxes_grow_about_their_centres_and_stay_inside():
 
 
 def test_crops_are_centred_the_odd_pixel_of_black_comes_last():
-    crop = fitted_crop(WHITE, (0, 0, 40, 30), 10)  # 8 rows (7.5 to even)
+    crop = fitted_crop(WHITE, np.array([0, 0, 40, 30]), 10)  # 8 rows (7.5 to even)
     rows = np.flatnonzero(crop.any(axis=(1, 2)))
     assert (rows[0], rows[-1]) == (1, 8)
-    crop = fitted_crop(WHITE, (0, 0, 10, 30), 10)  # 3 columns: 3 before, 4 after
+    crop = fitted_crop(WHITE, np.array([0, 0, 10, 30]), 10)  # 3 columns: 3 before, 4 after
     columns = np.flatnonzero(crop.any(axis=(0, 2)))
     assert (columns[0], columns[-1]) == (3, 5)
     assert set(np.unique(crop)) == {0, 255}

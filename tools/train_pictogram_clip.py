@@ -16,7 +16,7 @@ import torch
 from ovd_d2.clip import CLIPTeacher
 from ovd_d2.clip.loading import load_teacher
 from ovd_d2.errors import exit_with_message
-from ovd_d2.pictograms.teacher import ARCHITECTURE, SHIPPED_TAG, SHIPPED_WEIGHTS
+from ovd_d2.pictograms.teacher import ARCHITECTURE, SHIPPED_TAG
 from ovd_d2.pictograms.teacher_training import (
     RECIPES,
     CropAccuracy,
@@ -30,7 +30,7 @@ from ovd_d2.pictograms.teacher_training import (
 EXAMPLE = """examples:
   make the weights in the package (about 16 minutes on two cores; killed, it continues):
     python tools/train_pictogram_clip.py --output output/pictogram_rn.safetensors
-  make those of the ViT, with the text tower of the above (about MINUTES minutes on one core):
+  make a ViT with the text tower of the above, not in the package (about 45 minutes on one core):
     python tools/train_pictogram_clip.py --architecture Pictogram-ViT
   make the detectors' initial weights in the package (without novel glyphs; about 8 minutes):
     python tools/train_pictogram_clip.py --base-only --steps 1500 --crops 400 \\
@@ -45,7 +45,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--architecture", choices=RECIPES, default=ARCHITECTURE)
-    parser.add_argument("--output", type=Path, help="default: output/, named as in the package")
+    parser.add_argument("--output", type=Path, help="default: output/, named by architecture")
     parser.add_argument(
         "--evaluate", metavar="WEIGHTS", help=f"only test a file or '{SHIPPED_TAG}'"
     )
@@ -118,8 +118,8 @@ def main() -> None:
     if args.evaluate:
         report(*evaluate(args.evaluate, settings, args))
         return
-    shipped = SHIPPED_WEIGHTS[settings.architecture][SHIPPED_TAG]
-    output = args.output or Path("output") / shipped.name
+    name = settings.architecture.lower().replace("-", "_")
+    output = args.output or Path("output") / f"{name}.safetensors"
     checkpoint = output.with_suffix(".checkpoint.pt")
     state = train(settings, checkpoint, minutes=args.minutes, workers=args.workers)
     metadata = {"architecture": settings.architecture, "command": shlex.join(["python", *sys.argv])}

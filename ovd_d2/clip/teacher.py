@@ -79,8 +79,8 @@ class CLIPTeacher:
             architecture: an open_clip model name ("ViT-B-32", "Pictogram-RN", ...).
             pretrained: a pretrained tag of that architecture (open_clip downloads it) or the path
                 of a local checkpoint (.safetensors, or .pt without pickled objects; nothing is
-                downloaded). "shipped" names the teacher in this package for "Pictogram-RN"
-                or "Pictogram-ViT", "shipped-base" the first one without novel glyphs.
+                downloaded). "shipped" names the teacher in this package for "Pictogram-RN",
+                "shipped-base" the one without novel glyphs.
             device: where to run.
 
         Raises:

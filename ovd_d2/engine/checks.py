@@ -24,6 +24,7 @@ from ovd_d2.engine.validation import (
 )
 from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
+from ovd_d2.evaluation.builder import evaluator_factories
 from ovd_d2.evaluation.engines import build_engine
 from ovd_d2.evaluation.protocols import fixed_ap_problems, lvis_protocol
 from ovd_d2.losses import NOVEL_LOGIT_MODES
@@ -212,6 +213,7 @@ def _data_needs(cfg: CfgNode, training: bool) -> DataNeeds:
         mask_format=cfg.INPUT.MASK_FORMAT,
         train_resize=smallest_resize(cfg, is_train=True),
         test_resize=smallest_resize(cfg, is_train=False),
+        evaluator_types=evaluator_factories(cfg),
     )
 
 

@@ -5,7 +5,7 @@ One way for yaml configs and LazyConfigs, for training and evaluation.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from ovd_d2.data.images import image_problems
 from ovd_d2.data.problems import Problem
 from ovd_d2.data.registration import known_names, register_data_sets
 from ovd_d2.data.validation import DatasetUse, Report, validate_dataset
-from ovd_d2.evaluation.builder import evaluator_factories
+from ovd_d2.evaluation.builder import EVALUATORS
 from ovd_d2.vocabulary import Categories, Vocabulary
 
 SHOWN = 3  # names in a message
@@ -40,6 +40,7 @@ class DataNeeds:
         train_key, test_key: what the config calls the lists, for messages.
         masks_key, format_key: what it calls `masks` and `mask_format`.
         objects: False where only the images of the test sets are used.
+        evaluator_types: what the test sets may be.
     """
 
     train: Sequence[str]
@@ -53,6 +54,7 @@ class DataNeeds:
     masks_key: str = "MODEL.MASK_ON"
     format_key: str = "INPUT.MASK_FORMAT"
     objects: bool = True
+    evaluator_types: Collection[str] = tuple(EVALUATORS)
 
     def use(self, *, training: bool) -> DatasetUse:
         """What the validator has to know of it."""
@@ -102,7 +104,7 @@ def check_data(needs: DataNeeds, *, decode: bool = True, progress: bool = True) 
         use = needs.use(training=training)
         evaluated = needs.objects and not training
         for name in names:
-            if problem := _not_there(name) or (_not_evaluated(name) if evaluated else None):
+            if problem := _not_there(name) or (_not_evaluated(name, needs) if evaluated else None):
                 data.problems.append(f"{key}: {problem}")
                 continue
             report = validate_dataset(name, use, progress=progress)
@@ -145,12 +147,11 @@ def _not_there(name: str) -> str | None:
     return missing_file_problem(name)
 
 
-def _not_evaluated(name: str) -> str | None:
+def _not_evaluated(name: str, needs: DataNeeds) -> str | None:
     evaluator_type = MetadataCatalog.get(name).get("evaluator_type", None)
-    known_types = evaluator_factories()
-    if evaluator_type in known_types:
+    if evaluator_type in needs.evaluator_types:
         return None
-    known = ", ".join(sorted(known_types))
+    known = ", ".join(sorted(needs.evaluator_types))
     return f"'{name}' has evaluator_type {evaluator_type!r}; evaluated are {known}"
 
 

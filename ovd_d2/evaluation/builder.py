@@ -16,7 +16,7 @@ from ovd_d2.evaluation.engines import build_engine
 from ovd_d2.evaluation.lvis_evaluator import OpenVocabularyLVISEvaluator
 from ovd_d2.evaluation.protocols import COCO, Protocol, lvis_protocol
 from ovd_d2.evaluation.voc_evaluator import OpenVocabularyVOCEvaluator
-from ovd_d2.systems import EvaluatorFactory, systems
+from ovd_d2.systems import EvaluatorFactory, system_of
 
 EVALUATORS = {
     "lvis": OpenVocabularyLVISEvaluator,
@@ -26,14 +26,16 @@ EVALUATORS = {
 }
 
 
-def evaluator_factories() -> dict[str, EvaluatorFactory]:
-    """evaluator_type of a data set's metadata -> what makes its evaluator; systems add types."""
+def evaluator_factories(cfg: CfgNode) -> dict[str, EvaluatorFactory]:
+    """evaluator_type of a data set's metadata -> what makes its evaluator.
+
+    Those of detection, and what the system adds that the config is of.
+    """
     factories: dict[str, EvaluatorFactory] = {
         kind: partial(_detection_evaluator, kind) for kind in EVALUATORS
     }
-    for system in systems():
-        factories |= system.evaluators
-    return factories
+    system = system_of(cfg)
+    return factories if system is None else {**factories, **system.evaluators}
 
 
 def build_evaluator(
@@ -61,7 +63,7 @@ def build_evaluator(
             "check DATASETS.TEST, or register it (see datasets/README.md)"
         )
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
-    factories = evaluator_factories()
+    factories = evaluator_factories(cfg)
     if evaluator_type not in factories:
         raise ValueError(
             f"data set '{dataset_name}' has evaluator_type {evaluator_type!r}, expected one of "

@@ -137,7 +137,7 @@ def test_the_set_of_another_project_stays_and_the_log_says_so_once(
     register_data_sets()
     register_data_sets()
     assert DatasetCatalog.get(offered) == ["theirs"]
-    messages = [one for one in caplog.messages if "another project" in one]
+    messages = [one for one in caplog.messages if f"'{offered}'" in one]
     assert len(messages) == said
     assert all(file in one and "/all/one/a.json" in one for one in messages)
 

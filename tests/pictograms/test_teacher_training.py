@@ -17,6 +17,7 @@ from safetensors import safe_open
 from ovd_d2.clip import CLIPTeacher, embed_names, render_prompts
 from ovd_d2.clip.dense import DenseViT
 from ovd_d2.clip.shipped import MODULES
+from ovd_d2.clip.untrained import untrained_model
 from ovd_d2.pictograms import teacher_training
 from ovd_d2.pictograms.dataset.colours import COLOURS
 from ovd_d2.pictograms.dataset.glyphs import GLYPHS, build_categories
@@ -62,7 +63,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module", params=SHIPPED_WEIGHTS)
+@pytest.fixture(
+    scope="module", params=[one for one, files in SHIPPED_WEIGHTS.items() if SHIPPED_TAG in files]
+)
 def shipped(request: pytest.FixtureRequest) -> CLIPTeacher:
     return CLIPTeacher.from_open_clip(request.param, SHIPPED_TAG)
 
@@ -252,11 +255,10 @@ def test_every_shipped_architecture_is_known_by_name() -> None:
     assert {name for name, home in MODULES.items() if home == module} == set(SHIPPED_WEIGHTS)
 
 
-def test_shipped_vit_has_a_dense_map_of_stride_8() -> None:
-    teacher = CLIPTeacher.from_open_clip(VIT_ARCHITECTURE, SHIPPED_TAG)
-    vit = DenseViT(teacher.visual)
+def test_the_vit_has_a_dense_map_of_stride_8() -> None:
+    vit = DenseViT(untrained_model(VIT_ARCHITECTURE).visual)
     assert (vit.patch_size, vit.width, vit.depth) == (8, 128, 6)
-    assert vit(torch.zeros(1, 3, 120, 160)).shape == (1, teacher.embedding_dim, 15, 20)
+    assert vit(torch.zeros(1, 3, 120, 160)).shape == (1, 64, 15, 20)
 
 
 @pytest.mark.parametrize("architecture", SHIPPED_WEIGHTS)

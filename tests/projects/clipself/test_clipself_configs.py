@@ -8,7 +8,6 @@ import torch
 from detectron2.solver import build_lr_scheduler
 
 from ovd_d2.clip.loading import configured_image_size
-from ovd_d2.clip.shipped import MODULES
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.clip.untrained import untrained_model
 from ovd_d2.data.augmentation import smallest_resize
@@ -52,8 +51,6 @@ def test_config_builds(name, monkeypatch):
     cfg = config(name)
     assert system_of(cfg).name == "CLIPSelf"
     architecture = cfg.MODEL.OVD.TEACHER.ARCHITECTURE
-    if architecture == "Pictogram-ViT" and architecture not in MODULES:
-        pytest.skip("the package does not ship this teacher")
     teacher = MetaTeacher(architecture)
     monkeypatch.setattr(f"{CLIPSelf.__module__}.configured_teacher", lambda *_, **__: teacher)
     model = CLIPSelf(cfg)

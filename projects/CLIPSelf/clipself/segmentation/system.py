@@ -7,8 +7,11 @@ from collections.abc import Iterable, Sequence
 from detectron2.config import CfgNode
 
 from ovd_d2.data.passengers import Passenger
-from ovd_d2.projects.clipself.region_classification.wiring import region_passengers
-from ovd_d2.projects.clipself.segment_sets import PANOPTIC, SEMANTIC, has_evaluator_type
+from ovd_d2.projects.clipself.region_classification.wiring import (
+    region_evaluator,
+    region_passengers,
+)
+from ovd_d2.projects.clipself.segment_sets import PANOPTIC, REGIONS, SEMANTIC, has_evaluator_type
 from ovd_d2.projects.clipself.segmentation.config import add_dense_clip_config
 from ovd_d2.projects.clipself.segmentation.evaluators import (
     panoptic_evaluator,
@@ -64,5 +67,9 @@ SYSTEM = System(
     key_problems=key_problems,
     problems=problems,
     test_passengers=test_passengers,
-    evaluators={SEMANTIC: semantic_evaluator, PANOPTIC: panoptic_evaluator},
+    evaluators={
+        REGIONS: region_evaluator,
+        SEMANTIC: semantic_evaluator,
+        PANOPTIC: panoptic_evaluator,
+    },
 )

@@ -103,10 +103,11 @@ def test_importing_alone_and_beside_a_project_of_the_same_names_in_any_order(tmp
 
 @pytest.fixture
 def offered(monkeypatch):
-    """A data set of this package under a name of its own; returns the name."""
+    """The one data set of this package, under a name of its own; returns the name."""
     name = "tests_offered"
     data_set = DataSet(name, "one/a.json", "one/", lambda *paths: [list(paths)], "coco")
     monkeypatch.setattr("ovd_d2.data.registration._offered", {})
+    monkeypatch.setattr("ovd_d2.data.registration.systems", list)  # none offers more
     offer(data_set)
     yield name
     forget(name)

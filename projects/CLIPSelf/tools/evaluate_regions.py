@@ -45,6 +45,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="features of crops: CLS, the mean of the dense map, or leave crops out (faster)",
     )
     parser.add_argument(
+        "--crop-scale", type=float, default=1.5, help="of a thing's box (published figures: 1.5)"
+    )
+    parser.add_argument(
         "--antialias",
         action="store_true",
         help="resize masks with antialiasing, as torchvision since 0.17 (published figures: not)",
@@ -73,6 +76,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         dataset=args.dataset,
         teacher=teacher,
         crops=args.crops,
+        crop_scale=args.crop_scale,
         antialias=args.antialias,
         window=args.window,
         global_blocks=tuple(args.global_blocks),

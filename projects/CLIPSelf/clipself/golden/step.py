@@ -70,8 +70,8 @@ def _found(folder: GoldenFolder, golden: Mapping[str, Tensor]) -> Found:
     yield from _inputs(model, batch, golden)
     yield from _features(model, batch, golden)
     optimizer = build_optimizer(step_config(), model)
-    losses = []
-    for step in range(3):
+    losses, name = [], "losses_3_steps_lr1e-5"
+    for step in range(len(golden[name])):  # a small copy may hold fewer
         loss = model(batch)["loss_clipself"]
         optimizer.zero_grad()
         loss.backward()
@@ -79,12 +79,12 @@ def _found(folder: GoldenFolder, golden: Mapping[str, Tensor]) -> Found:
             yield from _gradients(model, names, golden)
         optimizer.step()
         losses.append(loss.detach())
-    name = "losses_3_steps_lr1e-5"
     yield name, difference(torch.stack(losses), golden[name]), LOSS
-    with torch.no_grad():
-        last = model(batch)["loss_clipself"].reshape(1)
-    yield "loss_after_3_steps", difference(last, golden["loss_after_3_steps"]), GRADIENTS
-    yield from _weights(model, names, golden)
+    if "loss_after_3_steps" in golden:
+        with torch.no_grad():
+            last = model(batch)["loss_clipself"].reshape(1)
+        yield "loss_after_3_steps", difference(last, golden["loss_after_3_steps"]), GRADIENTS
+        yield from _weights(model, names, golden)
     rates, name = golden["lr_values"], "lr_values"
     apart = ((_rates(golden["lr_steps"]) - rates).abs() / rates).max().item()
     yield f"{name} (relative)", apart, RATE

@@ -139,7 +139,7 @@ class RegionClassificationEvaluator(DatasetEvaluator):
         groups = {group for _, group, _ in rows}
         for group in ("things", "stuff"):
             if group not in groups:
-                logger.info("'%s' has no %s that count", self.dataset_name, group)
+                logger.info("'%s': %s: no segment that counts", self.dataset_name, group)
         logger.info(
             "Region classification on '%s' (%d images; masks %s), percent\n%s",
             *(self.dataset_name, len(found), self.description["masks"], accuracy_table(rows)),

@@ -62,7 +62,11 @@ class Segments:
 
 
 def counting_segments(
-    id_map: NDArray[np.integer], entries: Sequence[Mapping[str, Any]], *, limit: int = LIMIT
+    id_map: NDArray[np.integer],
+    entries: Sequence[Mapping[str, Any]],
+    *,
+    limit: int = LIMIT,
+    crop_scale: float = CROP_SCALE,
 ) -> Segments:
     """The first segments of an image but for those whose box is too small or too large.
 
@@ -74,6 +78,7 @@ def counting_segments(
         entries: `segments_info` with `id`, `isthing`, `bbox` (XYWH) and `category_id`, the place in
             the vocabulary.
         limit: only so many are looked at.
+        crop_scale: sides of the crop over those of a thing's box.
     """
     height, width = id_map.shape
     entries = entries[:limit]
@@ -85,7 +90,7 @@ def counting_segments(
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     kept = np.flatnonzero((areas >= AREA[0]) & (areas <= AREA[1])).tolist()
     boxes, things = boxes[kept], things[kept]
-    crops = np.where(things[:, None], enlarged(boxes, CROP_SCALE, height, width), boxes)
+    crops = np.where(things[:, None], enlarged(boxes, crop_scale, height, width), boxes)
     return Segments(
         id_map=torch.from_numpy(id_map.astype(np.int32)),
         ids=torch.tensor([entries[k]["id"] for k in kept], dtype=torch.int32),
@@ -154,15 +159,21 @@ class SegmentsOfImage(Passenger):
 
     Attributes:
         crop_size: side in pixels of the crops; 0: there are none.
+        crop_scale: as of :func:`counting_segments`.
     """
 
-    def __init__(self, crop_size: int = 0) -> None:
+    def __init__(self, crop_size: int = 0, crop_scale: float = CROP_SCALE) -> None:
         """See the attributes."""
         self.crop_size = crop_size
+        self.crop_scale = crop_scale
 
     def __call__(self, image: MappedImage) -> None:
         record = image.record
-        found = counting_segments(read_id_map(record["pan_seg_file_name"]), record["segments_info"])
+        found = counting_segments(
+            read_id_map(record["pan_seg_file_name"]),
+            record["segments_info"],
+            crop_scale=self.crop_scale,
+        )
         if self.crop_size:
             found = with_crops(found, image.original_rgb().numpy(), self.crop_size)
         record[SEGMENTS] = found

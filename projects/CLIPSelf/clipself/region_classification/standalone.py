@@ -31,7 +31,7 @@ from ovd_d2.projects.clipself.region_classification.evaluator import (
     Crops,
     RegionClassificationEvaluator,
 )
-from ovd_d2.projects.clipself.region_classification.segments import SegmentsOfImage
+from ovd_d2.projects.clipself.region_classification.segments import CROP_SCALE, SegmentsOfImage
 from ovd_d2.projects.clipself.region_classification.wiring import image_features
 from ovd_d2.projects.clipself.segment_sets import REGIONS, has_evaluator_type
 from ovd_d2.projects.clipself.segmentation.model import DenseCLIPSegmentor
@@ -47,6 +47,7 @@ class RegionRun:
         dataset: registered, with evaluator_type "region_classification".
         teacher: a CLIP with a ViT.
         crops: "image", "dense-mean" or "none", the features of image crops.
+        crop_scale: sides of the crop of a thing over those of its box.
         antialias: of masks, see :func:`.segments.mask_on_grid`.
         window, global_blocks: of attention, see :class:`DenseViT`.
         prompts: the family for the categories' names.
@@ -56,6 +57,7 @@ class RegionRun:
     dataset: str
     teacher: CLIPTeacher
     crops: str = "image"
+    crop_scale: float = CROP_SCALE
     antialias: bool = False
     window: int = 0
     global_blocks: tuple[int, ...] = ()
@@ -75,15 +77,15 @@ def evaluate_sizes(run: RegionRun, sizes: Sequence[int], output: Path) -> dict[s
         SetupError: no such data set, or one of another kind; no ViT.
     """
     _check(run.dataset)
-    categories = get_categories(run.dataset)
-    bar = comm.is_main_process()
-    vocabulary = build_vocabulary(categories, run.teacher, prompts=run.prompts, progress=bar)
     try:
         model = DenseCLIPSegmentor(
             teacher=run.teacher, window=run.window, global_blocks=run.global_blocks
         )
     except ValueError as error:
         raise SetupError([str(error)]) from error
+    categories = get_categories(run.dataset)
+    bar = comm.is_main_process()
+    vocabulary = build_vocabulary(categories, run.teacher, prompts=run.prompts, progress=bar)
     results = {}
     for k, size in enumerate(sizes):
         crops = crop_features(run.crops, run.teacher) if k == 0 else None
@@ -132,7 +134,7 @@ def _loader(run: RegionRun, size: int, *, with_crops: bool) -> Any:
         is_train=False,
         augmentations=[ResizeBy(T.ResizeShortestEdge(size, size), "pillow_bicubic")],
         image_format="RGB",
-        passengers=[SegmentsOfImage(crop_size)],
+        passengers=[SegmentsOfImage(crop_size, run.crop_scale)],
     )
     records = DatasetCatalog.get(run.dataset)
     loader = build_detection_test_loader(records, mapper=mapper, num_workers=run.workers)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from ovd_d2.clip.loading import configured_teacher
+from ovd_d2.clip.loading import configured_image_size, configured_teacher
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.data.passengers import Passenger
 from ovd_d2.engine.build import in_order_of
@@ -26,8 +26,9 @@ def region_passengers(cfg: CfgNode, dataset_name: str) -> Sequence[Passenger]:
     """The segments of an image, with crops where the config wants them; of other sets nothing."""
     if not has_evaluator_type(dataset_name, REGIONS):
         return []
-    crops = cfg.MODEL.DENSE_CLIP.REGIONS.CROPS
-    return [SegmentsOfImage(_crop_size(cfg) if crops else 0)]
+    regions = cfg.MODEL.DENSE_CLIP.REGIONS
+    crop_size = configured_image_size(cfg) if regions.CROPS else 0
+    return [SegmentsOfImage(crop_size, regions.CROP_SCALE)]
 
 
 def region_evaluator(
@@ -58,13 +59,6 @@ def region_evaluator(
         antialias=cfg.MODEL.DENSE_CLIP.REGIONS.ANTIALIAS,
         output_dir=output_folder,
     )
-
-
-def _crop_size(cfg: CfgNode) -> int:
-    height, width = configured_teacher(cfg, device="cpu").image_size
-    if height != width:
-        raise SetupError([f"MODEL.OVD.TEACHER takes {height} x {width} images, expected squares"])
-    return height
 
 
 def image_features(teacher: CLIPTeacher) -> Crops:

@@ -26,6 +26,8 @@ def add_dense_clip_config(cfg: CfgNode) -> None:
     dense.REGIONS = CfgNode()
     # Also what the teacher's image embedding makes of crops, the ceiling; most of the time.
     dense.REGIONS.CROPS = True
+    # Sides of the crop of a thing over those of its box.
+    dense.REGIONS.CROP_SCALE = 1.5
     # Resize masks to patches with antialiasing: torchvision's default since 0.17. The published
     # figures of 2023 are without.
     dense.REGIONS.ANTIALIAS = False

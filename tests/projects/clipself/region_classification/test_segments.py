@@ -35,6 +35,12 @@ def test_boxes_of_things_are_annotated_and_those_of_stuff_end_at_the_last_pixel(
     assert found.is_thing.tolist() == [True, False]
 
 
+def test_crops_of_things_scale_with_their_boxes():
+    entries = [entry(1, (10, 20, 20, 30)), entry(2, (0, 0, 80, 60), thing=False)]
+    found = counting_segments(id_map((10, 20, 20, 30), (40, 0, 40, 60)), entries, crop_scale=1)
+    assert torch.equal(found.crop_boxes, found.boxes)
+
+
 def test_area_limits_include_their_ends():
     areas = [(8, 8), (7.9, 8), (1024, 1024), (1024, 1025)]
     entries = [entry(k, (0, 0, *one)) for k, one in enumerate(areas, start=1)]

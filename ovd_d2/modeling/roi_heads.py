@@ -86,7 +86,7 @@ class OpenVocabularyROIHeads(StandardROIHeads):
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         ret = super()._init_box_head(cfg, with_whole_strides(input_shape))
-        if has_fractional_strides(input_shape):
+        if cls._pools_by_level(input_shape):
             ret["box_pooler"] = level_pooler(cfg, input_shape, "BOX")
         ret.update(cls._init_predictors(cfg, ret))
         ret["image_head"] = cls._init_image_head(cfg, input_shape)
@@ -95,9 +95,14 @@ class OpenVocabularyROIHeads(StandardROIHeads):
     @classmethod
     def _init_mask_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         ret = super()._init_mask_head(cfg, with_whole_strides(input_shape))
-        if ret.get("mask_pooler") is not None and has_fractional_strides(input_shape):
+        if ret.get("mask_pooler") is not None and cls._pools_by_level(input_shape):
             ret["mask_pooler"] = level_pooler(cfg, input_shape, "MASK")
         return ret
+
+    @classmethod
+    def _pools_by_level(cls, input_shape: dict[str, ShapeSpec]) -> bool:
+        """Whether `LevelPooler` takes the place of Detectron2's, which refuses some strides."""
+        return has_fractional_strides(input_shape)
 
     @classmethod
     def _init_predictors(cls, cfg: CfgNode, built: dict[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from ovd_d2.cache import DatasetInfo, Manifest, ProposalStore, RecordWriter, dat
 from ovd_d2.clip import loading
 from ovd_d2.clip.crops import VILD_RECIPE, image_on_device
 from ovd_d2.clip.device_crops import resize_crops
+from ovd_d2.clip.recipe import Recipe
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.clip.untrained import untrained_model
 from ovd_d2.engine.cache_builder import build_cache, load_image
@@ -131,7 +132,7 @@ def build_rates(
         "naive": len(few) * work.proposals * SCALES,
     }
     things: dict[str, Callable[[int], Any]] = {
-        "build": partial(_build, entries, proposals, teacher, folder, work.batch_size),
+        "build": partial(build, entries, proposals, teacher, folder, None, work.batch_size),
         "forward": partial(_forward, teacher, work.batch_size, batches),
         "naive": partial(_naive, few, proposals, teacher, work.batch_size),
     }
@@ -289,20 +290,23 @@ def make_boxes(height: int, width: int, count: int, rng: np.random.Generator) ->
 # What is compared --------------------------------------------------------------------------------
 
 
-def _build(
+def build(
     entries: Sequence[Entry],
     proposals: ProposalStore,
     teacher: CLIPTeacher,
     folder: Path,
-    batch_size: int,
+    recipe: Recipe | None,
+    batch_size: int | None,
     _: int,
 ) -> None:
+    """One build from scratch, in each round."""
     build_cache(
         entries,
         proposals,
         teacher,
         folder,
         dataset_name=NAME,
+        recipe=recipe,
         batch_size=batch_size,
         overwrite=True,
         progress=False,

@@ -18,23 +18,18 @@ import torch
 from tabulate import tabulate
 
 from benchmarks.cache_building import (
-    NAME,
     SCALES,
-    Entry,
     Workload,
+    build,
     load_teacher,
     write_images,
     write_proposals,
 )
 from benchmarks.cache_reading import ROWS
 from benchmarks.speed import Row, operations_of, ratio_of, time_alternately
-from ovd_d2.cache import ProposalStore
 from ovd_d2.clip.crops import CropRecipe
 from ovd_d2.clip.dense import DenseRecipe, DenseViT
-from ovd_d2.clip.recipe import Recipe
-from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.clip.untrained import untrained_model
-from ovd_d2.engine.cache_builder import build_cache
 
 SIZE = 1024
 TERA = 1e12
@@ -60,8 +55,8 @@ def measure(work: Workload, size: int = SIZE) -> Row:
         crops = CropRecipe.on(teacher.device), work.batch_size
         dense = DenseRecipe.on(teacher.device, size=size), None
         things: dict[str, Callable[[int], None]] = {
-            "crops": partial(_build, entries, proposals, teacher, folder / "crops", *crops),
-            "dense": partial(_build, entries, proposals, teacher, folder / "dense", *dense),
+            "crops": partial(build, entries, proposals, teacher, folder / "crops", *crops),
+            "dense": partial(build, entries, proposals, teacher, folder / "dense", *dense),
         }
         seconds = time_alternately(things, work.rounds, f"crops and dense, {work.name}")
     return {
@@ -96,28 +91,6 @@ def _multiplications(network: Callable[[torch.Tensor], Any], height: int, width:
     pixels = torch.zeros(1, 3, height, width, device="meta")
     with torch.no_grad():
         return operations_of(lambda: network(pixels)) / 2 / TERA  # it counts both
-
-
-def _build(
-    entries: Sequence[Entry],
-    proposals: ProposalStore,
-    teacher: CLIPTeacher,
-    folder: Path,
-    recipe: Recipe,
-    batch_size: int | None,
-    _: int,
-) -> None:
-    build_cache(
-        entries,
-        proposals,
-        teacher,
-        folder,
-        dataset_name=NAME,
-        recipe=recipe,
-        batch_size=batch_size,
-        overwrite=True,
-        progress=False,
-    )
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> str:

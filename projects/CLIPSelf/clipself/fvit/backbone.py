@@ -44,16 +44,9 @@ class FrozenDenseViT(DenseViT):
         return self
 
     @torch.no_grad()
-    def run(
-        self,
-        images: Tensor,
-        *,
-        dense: bool = True,
-        image: bool = False,
-        taps: Sequence[int] = (),
-    ) -> DenseOutput:
+    def run(self, images: Tensor, **kwargs: Any) -> DenseOutput:
         """See :meth:`DenseViT.run`."""
-        return super().run(images, dense=dense, image=image, taps=taps)
+        return super().run(images, **kwargs)
 
 
 def _refuse_missing(vit: nn.Module, incompatible: Any) -> None:

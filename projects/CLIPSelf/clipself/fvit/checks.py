@@ -72,12 +72,14 @@ def _width_problems(cfg: CfgNode) -> Iterable[str]:
 
 def problems(cfg: CfgNode, context: SetupContext) -> Iterable[str]:
     """The ViT's weights: a file, where one is named."""
-    weights = cfg.MODEL.FVIT.VIT_WEIGHTS
-    if cfg.MODEL.BACKBONE.NAME != BACKBONE or cfg.MODEL.WEIGHTS or not weights:
+    if cfg.MODEL.BACKBONE.NAME != BACKBONE or cfg.MODEL.WEIGHTS:
         return
+    key, weights = f"{KEY}.VIT_WEIGHTS", cfg.MODEL.FVIT.VIT_WEIGHTS
+    if not weights:
+        key, weights = "MODEL.OVD.TEACHER.PRETRAINED", cfg.MODEL.OVD.TEACHER.PRETRAINED
     path = Path(PathManager.get_local_path(weights))
     if path.suffix and not path.is_file():  # a tag of open_clip has no ending
-        yield f"{KEY}.VIT_WEIGHTS: no file at {path}; name a checkpoint of the architecture"
+        yield f"{key}: no file at {path}; name a checkpoint of the architecture"
 
 
 def keys_of_parts(cfg: CfgNode) -> list[str]:

@@ -15,7 +15,6 @@ from ovd_d2.clip.dense import roi_features
 from ovd_d2.errors import SetupError
 from ovd_d2.modeling.classifier import Words
 from ovd_d2.modeling.image_branches import ImageBranch, Regions
-from ovd_d2.modeling.pooler import level_pooler
 from ovd_d2.modeling.roi_heads import OpenVocabularyROIHeads
 from ovd_d2.projects.clipself.fvit.backbone import DENSE
 from ovd_d2.projects.clipself.fvit.matcher import BestOfObjectMatcher
@@ -74,16 +73,8 @@ class FViTROIHeads(OpenVocabularyROIHeads):
         return ret
 
     @classmethod
-    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        ret = super()._init_box_head(cfg, input_shape)
-        return {**ret, "box_pooler": level_pooler(cfg, input_shape, "BOX")}
-
-    @classmethod
-    def _init_mask_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        ret = super()._init_mask_head(cfg, input_shape)
-        if ret.get("mask_pooler") is not None:
-            ret["mask_pooler"] = level_pooler(cfg, input_shape, "MASK")
-        return ret
+    def _pools_by_level(cls, input_shape: dict[str, ShapeSpec]) -> bool:
+        return True  # mmdetection's rule of levels, whatever the strides
 
     @classmethod
     def _init_predictors(cls, cfg: CfgNode, built: dict[str, Any]) -> dict[str, Any]:

@@ -104,6 +104,8 @@ def test_the_vits_file_is_looked_for(tmp_path):
     cfg = load(COCO_B16, "MODEL.FVIT.VIT_WEIGHTS", str(tmp_path / "none.pt"))
     context = SetupContext(training=True, embedding_dim=512)
     assert "VIT_WEIGHTS: no file at" in next(iter(problems(cfg, context)))
+    own = load(COCO_B16, "MODEL.FVIT.VIT_WEIGHTS", "", "MODEL.OVD.TEACHER.PRETRAINED", "none.pt")
+    assert "TEACHER.PRETRAINED: no file at none.pt" in next(iter(problems(own, context)))
     (tmp_path / "none.pt").touch()
     assert list(problems(cfg, context)) == []
     cfg.MODEL.FVIT.VIT_WEIGHTS = ""

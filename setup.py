@@ -32,7 +32,7 @@ setup(
         "torch>=2.10,<3",
         "torchvision>=0.25,<1",
         "open_clip_torch>=3.0,<4",
-        "timm>=1.0.17,<2",
+        "timm>=1.0.21,<2",
         "safetensors>=0.4.5",
         "xxhash>=3.4.1",
         "orjson>=3.10,<4",

@@ -33,6 +33,7 @@ setup(
         "torchvision>=0.25,<1",
         "open_clip_torch>=3.0,<4",
         "timm>=1.0.21,<2",
+        "transformers>=5.0,<6",
         "safetensors>=0.4.5",
         "xxhash>=3.4.1",
         "orjson>=3.10,<4",

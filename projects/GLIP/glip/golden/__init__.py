@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from ovd_d2.golden import Comparison, GoldenFolder
+from ovd_d2.projects.glip.golden import prompts
 
 # A part compares the tensors of its files that are in the folder.
-PARTS: tuple[Callable[[GoldenFolder], Iterator[Comparison]], ...] = ()
+PARTS: tuple[Callable[[GoldenFolder], Iterator[Comparison]], ...] = (prompts.comparisons,)
 
 
 def comparisons(folder: GoldenFolder) -> Iterator[Comparison]:

@@ -225,10 +225,12 @@ class GLIP(nn.Module):
             )
         images = self.preprocess([one])
         size = images.image_sizes[0]
-        found = select(self._candidates(images.tensor, questions), size, self.selection)
+        found = select(self._candidates(images.tensor, questions, self.selection), size, self.selection)
         return original_instances(found, size, one)
 
-    def _candidates(self, image: Tensor, questions: Sequence[Question]) -> list[Candidates]:
+    def _candidates(
+        self, image: Tensor, questions: Sequence[Question], selection: Selection
+    ) -> list[Candidates]:
         """(1, 3, H, W): the pyramid once, the tower for every question."""
         maps = self.backbone(image)
         levels = [maps[level] for level in LEVELS]
@@ -239,7 +241,7 @@ class GLIP(nn.Module):
             outputs = self.head(levels, text, tokens.mask)
             anchors = grid_anchors(outputs.sizes, self.device)
             asked = (question.positives, question.labels)
-            found.append(candidates(outputs, 0, anchors, *asked, self.selection))
+            found.append(candidates(outputs, 0, anchors, *asked, selection))
         return found
 
 

@@ -15,15 +15,15 @@ from ovd_d2.golden import Comparison, Found, GoldenFolder, difference
 from ovd_d2.projects.glip.anchors import grid_anchors
 from ovd_d2.projects.glip.assignment import BACKGROUND, assign
 from ovd_d2.projects.glip.box_coder import encode
-from ovd_d2.projects.glip.golden.forward import TINY, tiny_inputs
+from ovd_d2.projects.glip.golden.forward import LOSS, TINY, relative, tiny_inputs
 from ovd_d2.projects.glip.golden.networks import CONFIGS, ROOT, tiny_network
+from ovd_d2.projects.glip.golden.units import grid_sizes
 from ovd_d2.projects.glip.losses import centerness_targets
 from ovd_d2.projects.glip.model import TOKEN_TARGETS, TOKENS
 from ovd_d2.projects.glip.official_weights import renamed_key
 
-LOSS, NORM = 1e-5, 1e-3  # relative
+NORM = 1e-3  # relative
 TARGETS, GRADIENT, STEP = 1e-4, 1e-3, 1e-5
-COLUMNS = (*range(24), 255)
 LOSSES = {
     "loss_reg": "loss_box",
     "loss_centerness": "loss_centerness",
@@ -49,9 +49,9 @@ def _training(folder: GoldenFolder, name: str, fused: bool) -> Found:
     yield from _assignment(model, case, batch, golden)
     losses = model(batch)
     for theirs, ours in LOSSES.items():
-        yield f"{theirs} (relative)", _apart(losses[ours], case["losses"][theirs]), LOSS
+        yield f"{theirs} (relative)", relative(losses[ours], case["losses"][theirs]), LOSS
     total = sum(losses.values())
-    yield "total (relative)", _apart(total, case["total"]), LOSS
+    yield "total (relative)", relative(total, case["total"]), LOSS
     total.backward()
     yield from _gradients(model, case, golden, fused)
     yield from _step(model, case, fused)
@@ -74,16 +74,11 @@ def training_batch(
     return inputs
 
 
-def _apart(ours: Any, theirs: float) -> float:
-    return abs(float(ours) - theirs) / max(abs(theirs), 1e-12)
-
-
 def _assignment(
     model: Any, case: Mapping[str, Any], batch: list[dict[str, Any]], golden: Mapping[str, Tensor]
 ) -> Found:
     height, width = model.preprocess(batch).tensor.shape[2:]
-    sizes = [(-(-height // stride), -(-width // stride)) for stride in (8, 16, 32, 64, 128)]
-    anchors = grid_anchors(sizes)
+    anchors = grid_anchors(grid_sizes((height, width)))
     whole, centerness = torch.cat(anchors), []
     for row, one in enumerate(batch):
         boxes = torch.tensor(case["boxes_xyxy"][row])
@@ -132,9 +127,9 @@ def _gradients(
     for name, norm in case["grad_norms"].items():
         if not _left_out(name):
             ours = grads[_own(name, fused)].norm()
-            yield f"norm {name[-33:]} (relative)", _apart(ours, norm) if norm else ours.item(), NORM
+            yield f"norm {name[-33:]} (relative)", relative(ours, norm), NORM
     total = torch.stack([one.double().norm() for one in grads.values()]).norm()
-    yield "total_grad_norm (relative)", _apart(total, case["total_grad_norm_before_clip"]), NORM
+    yield "total_grad_norm (relative)", relative(total, case["total_grad_norm_before_clip"]), NORM
     for name, theirs in golden.items():
         if name.startswith("grad."):
             ours = grads[_own(name.removeprefix("grad."), fused)]

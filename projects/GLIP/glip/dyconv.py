@@ -84,9 +84,7 @@ class DyConv(nn.Module):
         self.coarser, self.same = DeformableConv(channels), DeformableConv(channels)
         self.finer = DeformableConv(channels, stride=2)
         self.offsets_and_mask = nn.Conv2d(channels, 3 * _TAPS, _KERNEL, padding=1)
-        self.attention = nn.Conv2d(channels, 1, kernel_size=1)
-        nn.init.normal_(self.attention.weight, std=0.01)
-        nn.init.zeros_(self.attention.bias)
+        self.attention = small_conv(channels, 1)
         self.dynamic_relu = DynamicReLU(channels)
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
@@ -118,6 +116,15 @@ class DyConv(nn.Module):
     def _weight(self, branch: Tensor) -> Tensor:
         """(N, 1, 1, 1)."""
         return F.hardsigmoid(F.relu(self.attention(branch.mean(dim=(2, 3), keepdim=True))))
+
+
+def small_conv(channels: int, outputs: int) -> nn.Conv2d:
+    """1 x 1, with small random weights and no bias yet."""
+    conv = nn.Conv2d(channels, outputs, kernel_size=1)
+    assert conv.bias is not None
+    nn.init.normal_(conv.weight, std=0.01)
+    nn.init.zeros_(conv.bias)
+    return conv
 
 
 def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ovd_d2.projects.glip.clamping import clamped
-from ovd_d2.projects.glip.dyconv import DyConv
+from ovd_d2.projects.glip.dyconv import DyConv, small_conv
 from ovd_d2.projects.glip.fusion import Fusion
 from ovd_d2.projects.glip.language_layer import LanguageLayer
 
@@ -100,7 +101,7 @@ class TowerBlock(nn.Module):
             text = self._run(self.language, text, mask)
         return self._run(self.dyconv, levels), text
 
-    def _run(self, part: nn.Module, *inputs: object) -> object:
+    def _run(self, part: nn.Module, *inputs: Any) -> Any:
         if self.training and self.gradient_checkpointing:
             return checkpoint(part, *inputs, use_reentrant=False)
         return part(*inputs)
@@ -126,11 +127,8 @@ class GLIPHead(nn.Module):
         self.log_scale = nn.Parameter(torch.zeros(1))
         self.text_bias = nn.Parameter(torch.zeros(sizes.text_width))
         self.bias = nn.Parameter(torch.full((1,), math.log(_PRIOR / (1 - _PRIOR))))
-        self.bbox_pred = nn.Conv2d(sizes.channels, 4, kernel_size=1)
-        self.centerness = nn.Conv2d(sizes.channels, 1, kernel_size=1)
-        for layer in (self.bbox_pred, self.centerness):
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
+        self.bbox_pred = small_conv(sizes.channels, 4)
+        self.centerness = small_conv(sizes.channels, 1)
         self.scales = nn.ParameterList(torch.ones(1) for _ in range(LEVELS))
 
     def forward(self, levels: Sequence[Tensor], text: Tensor, mask: Tensor) -> HeadOutputs:

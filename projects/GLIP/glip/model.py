@@ -225,7 +225,9 @@ class GLIP(nn.Module):
             )
         images = self.preprocess([one])
         size = images.image_sizes[0]
-        found = select(self._candidates(images.tensor, questions, self.selection), size, self.selection)
+        found = select(
+            self._candidates(images.tensor, questions, self.selection), size, self.selection
+        )
         return original_instances(found, size, one)
 
     def _candidates(

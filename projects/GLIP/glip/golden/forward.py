@@ -55,11 +55,14 @@ def _named(file: str, found: Found) -> Iterator[Comparison]:
     return (Comparison(file, *one) for one in found)
 
 
-def excess(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference less what `RELATIVE` allows."""
+def apart(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
+    """Difference and tolerance of the element that comes nearest to its tolerance."""
     if ours.shape != theirs.shape:
-        return float("inf")
-    return ((ours.double() - theirs).abs() - RELATIVE * theirs.double().abs()).max().item()
+        return float("inf"), PLACES
+    differences = (ours.double() - theirs).abs().flatten()
+    allowed = PLACES + RELATIVE * theirs.double().abs().flatten()
+    worst = (differences - allowed).argmax()
+    return differences[worst].item(), allowed[worst].item()
 
 
 def relative(ours: Any, theirs: float) -> float:
@@ -214,11 +217,12 @@ def _tiny(folder: GoldenFolder, name: str, fused: bool, golden: Mapping[str, Ten
     model = tiny_network(folder, case, fused)
     inputs = tiny_inputs(case)
     for row, one in enumerate(inputs):
-        yield f"input.rgb{row}", difference(_rgb(one), golden[f"input.rgb{row}"]), 0.0
+        if (key := f"input.rgb{row}") in golden:  # a small copy may lack large tensors
+            yield key, difference(_rgb(one), golden[key]), 0.0
     named = run(model, inputs, _batch(golden))
     yield from _stages(named, golden, TINY_ROWS, lambda _, ours, __: ours)
     for key in [key for key in golden if key.endswith("_pad255")]:
-        yield key, excess(named[key.removesuffix("_pad255")][:, 255], golden[key]), PLACES
+        yield key, *apart(named[key.removesuffix("_pad255")][:, 255], golden[key])
     positives = token_map(case["inference_label_to_tokens"], 256)
     for row, one in enumerate(inputs):
         ids = golden["text.input_ids"][row : row + 1][golden["text.attention_mask"][row][None] > 0]
@@ -270,12 +274,12 @@ def _stages(
         if ours is None:
             continue
         if "text" in key:
-            ours = ours[:, rows]
+            ours = ours[:, rows, :: ours.shape[2] // theirs.shape[2]]
         elif "logits" in key:
             ours = ours[:, :, rows if len(rows) == theirs.shape[2] else [*rows, 255]]
         elif ours.ndim == 4:
             ours = sampled(key, ours, theirs)
-        yield key, excess(ours, theirs), PLACES
+        yield key, *apart(ours, theirs)
 
 
 def _own_name(key: str) -> str:
@@ -330,7 +334,7 @@ def detections_apart(found: Candidates, golden: Mapping[str, Tensor], name: str)
     yield f"{name}, count", abs(len(found.labels) - len(labels)), 0
     classes = (found.labels, labels)
     yield f"{name}.boxes, not found", unmatched_boxes(found.boxes, boxes, classes, PIXELS), 0
-    apart = torch.cdist(boxes.double(), found.boxes.double(), p=float("inf"))
-    apart[labels[:, None] != found.labels[None]] = torch.inf
-    partners = apart.argmin(dim=1)
+    distances = torch.cdist(boxes.double(), found.boxes.double(), p=float("inf"))
+    distances[labels[:, None] != found.labels[None]] = torch.inf
+    partners = distances.argmin(dim=1)
     yield f"{name}.scores", difference(found.scores[partners], scores), SCORE

@@ -44,7 +44,7 @@ def network(folder: GoldenFolder, config: str, keys: str, salt: str, *options: A
         salt: of the weights' names.
         options: of the config, beside it.
     """
-    still = [item for key in _NOT_RANDOM for item in (key, 0.0)]
+    still: list[Any] = [item for key in _NOT_RANDOM for item in (key, 0.0)]
     model = folder.build(
         f"{CONFIGS}/{config}.yaml",
         ["MODEL.WEIGHTS", "official.pth", "MODEL.OVD.VOCABULARY", "", *still, *options],
@@ -53,9 +53,7 @@ def network(folder: GoldenFolder, config: str, keys: str, salt: str, *options: A
     return model
 
 
-def official_weights(
-    folder: GoldenFolder, keys: str, salt: str, model: Any
-) -> dict[str, Tensor]:
+def official_weights(folder: GoldenFolder, keys: str, salt: str, model: Any) -> dict[str, Tensor]:
     """The content of a checkpoint's `model`; what a model computes is taken from ours."""
     found = shapes(folder, keys)
     own = model.state_dict()

@@ -16,9 +16,8 @@ from ovd_d2.projects.glip.dyconv import DynamicReLU
 from ovd_d2.projects.glip.fusion import Fusion
 from ovd_d2.projects.glip.golden.forward import (
     LOSS,
-    PLACES,
+    apart,
     detections_apart,
-    excess,
     relative,
     token_map,
 )
@@ -76,9 +75,9 @@ def _anchors(golden: Mapping[str, Tensor], sizes: list[tuple[int, int]]) -> Foun
 def _coder(golden: Mapping[str, Tensor]) -> Found:
     anchors = golden["coder.anchors"]
     ours = encode(golden["coder.gt"], anchors)
-    yield "coder.encoded", excess(ours, golden["coder.encoded"]), PLACES
+    yield "coder.encoded", *apart(ours, golden["coder.encoded"])
     ours = decode(golden["coder.deltas"], anchors)
-    yield "coder.decoded", excess(ours, golden["coder.decoded"]), PLACES
+    yield "coder.decoded", *apart(ours, golden["coder.decoded"])
 
 
 def _assignment(golden: Mapping[str, Tensor], sizes: list[tuple[int, int]]) -> Found:
@@ -94,14 +93,16 @@ def _assignment(golden: Mapping[str, Tensor], sizes: list[tuple[int, int]]) -> F
         yield name, difference(positive, golden[name].long()), 0.0
         own, objects = whole[positive], boxes[matched[positive]]
         name = f"atss.reg_targets_of_positives{row}"
-        yield name, excess(encode(objects, own), golden[name]), PLACES
+        yield name, *apart(encode(objects, own), golden[name])
         name = f"atss.centerness_of_positives{row}"
-        yield name, excess(centerness_targets(own, objects), golden[name]), PLACES
+        yield name, *apart(centerness_targets(own, objects), golden[name])
 
 
 def _losses(golden: Mapping[str, Tensor]) -> Found:
     anchors, weight = golden["coder.anchors"], golden["giou.weight"]
-    found = giou_losses(decode(golden["giou.pred"], anchors), decode(golden["coder.encoded"], anchors))
+    found = giou_losses(
+        decode(golden["giou.pred"], anchors), decode(golden["coder.encoded"], anchors)
+    )
     # centerness of a positive is never 0: no fallback for weights that all are
     for name, ours in (("unweighted", found), ("weighted", found * weight), ("zero_weight", found)):
         name = f"giou.loss_{name}"
@@ -120,15 +121,16 @@ def _dynamic_relu(golden: Mapping[str, Tensor]) -> Found:
     for ours, theirs in (("reduce", "fc0"), ("expand", "fc2")):
         for leaf in ("weight", "bias"):
             part.get_submodule(ours).get_parameter(leaf).copy_(golden[f"dyrelu.{theirs}_{leaf}"])
-    yield "dyrelu.y", excess(part(golden["dyrelu.x"]), golden["dyrelu.y"]), PLACES
+    yield "dyrelu.y", *apart(part(golden["dyrelu.x"]), golden["dyrelu.y"])
 
 
 @torch.no_grad()
 def _fusion(golden: Mapping[str, Tensor]) -> Found:
     prefix = "fuse.weight."
     weights = {
-        str(renamed_key(f"rpn.head.dyhead_tower.0.b_attn.{key.removeprefix(prefix)}", fused=True))
-        .partition(".fusion.")[2]: one
+        str(
+            renamed_key(f"rpn.head.dyhead_tower.0.b_attn.{key.removeprefix(prefix)}", fused=True)
+        ).partition(".fusion.")[2]: one
         for key, one in golden.items()
         if key.startswith(prefix)
     }
@@ -139,7 +141,7 @@ def _fusion(golden: Mapping[str, Tensor]) -> Found:
         sharp = {f"{name}.weight": factor for name in ("image_query", "text_key")}
         part.load_state_dict({key: one * sharp.get(key, 1.0) for key, one in weights.items()})
         for name, ours in zip(("out_v", "out_l"), part.fuse(image, text, mask), strict=True):
-            yield f"fuse.{name}{ending}", excess(ours, golden[f"fuse.{name}{ending}"]), PLACES
+            yield f"fuse.{name}{ending}", *apart(ours, golden[f"fuse.{name}{ending}"])
 
 
 def _detections(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
+from ovd_d2.projects.glip import checks
 from ovd_d2.projects.glip.backbone import build_glip_swin_fpn_backbone
 from ovd_d2.projects.glip.config import add_glip_config
 from ovd_d2.projects.glip.model import GLIP
@@ -22,5 +23,7 @@ SYSTEM = System(
     node="MODEL.GLIP",
     is_configured=is_configured,
     add_config=add_glip_config,
+    key_problems=checks.key_problems,
+    idle_keys=checks.idle_keys,
     golden="ovd_d2.projects.glip.golden",
 )

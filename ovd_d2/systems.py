@@ -29,6 +29,7 @@ SYSTEM_MODULES = (
     "ovd_d2.projects.clipself.system",
     "ovd_d2.projects.clipself.fvit.system",
     "ovd_d2.projects.clipself.segmentation.system",
+    "ovd_d2.projects.glip.system",
 )
 
 Batches = Iterable[list[dict[str, Any]]]

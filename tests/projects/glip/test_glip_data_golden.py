@@ -1,0 +1,38 @@
+"""The data half of GLIP beside the public code's numbers (tests/projects/glip/golden).
+
+A part of `tools/check_golden.py glip FOLDER`'s: a few of its cases, and the word pieces of those.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ovd_d2.golden import GoldenFolder
+from ovd_d2.projects.glip.golden import prompts
+
+FOLDER = Path(__file__).parent / "golden"
+
+
+def compared(part, folder=FOLDER):
+    return list(part.comparisons(GoldenFolder(folder, None)))
+
+
+@pytest.mark.parametrize(("part", "count"), [(prompts, 10)], ids=["prompts"])
+def test_every_number_is_the_public_codes(part, count):
+    found = compared(part)
+    assert [one for one in found if not one.ok] == []
+    assert len(found) == count
+
+
+def test_other_numbers_fail(tmp_path):
+    shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
+    golden = json.loads((FOLDER / "prompts.json").read_text(encoding="utf-8"))
+    golden["cases"][0]["caption"] += "."
+    golden["cases"][1]["positive_value"][0] += 1e-4
+    golden["clean_name"]["cup_(x)_(y)"] = "cup"
+    (tmp_path / "prompts.json").write_text(json.dumps(golden), encoding="utf-8")
+    failed = {one.name for one in compared(prompts, tmp_path) if not one.ok}
+    names = [f"{one['names']}, seed {one['seed']}" for one in golden["cases"]]
+    assert failed == {"clean_name", names[0], f"{names[1]}: positive_value"}

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from ovd_d2.golden import Comparison, GoldenFolder
-from ovd_d2.projects.glip.golden import prompts
+from ovd_d2.projects.glip.golden import evaluation, prompts
 
 # A part compares the tensors of its files that are in the folder.
-PARTS: tuple[Callable[[GoldenFolder], Iterator[Comparison]], ...] = (prompts.comparisons,)
+PARTS: tuple[Callable[[GoldenFolder], Iterator[Comparison]], ...] = (
+    prompts.comparisons,
+    evaluation.comparisons,
+)
 
 
 def comparisons(folder: GoldenFolder) -> Iterator[Comparison]:

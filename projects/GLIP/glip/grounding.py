@@ -51,7 +51,8 @@ def grounding_sets() -> Iterator[DataSet]:
     """The public ones, below the folder of all data sets."""
     for name, (file, images) in _SETS.items():
         kind = GROUNDING if name.endswith("_train") else PHRASES
-        yield DataSet(name, f"{_FOLDER}/{file}", images, load_grounding_json, kind)
+        metadata = {"grounding": True}
+        yield DataSet(name, f"{_FOLDER}/{file}", images, load_grounding_json, kind, metadata)
 
 
 def load_grounding_json(json_file: str, image_root: str, name: str) -> list[dict[str, Any]]:
@@ -118,8 +119,14 @@ def spans_of(annotation: Mapping[str, Any]) -> tuple[Span, ...]:
 
 
 def is_grounding_set(name: str) -> bool:
-    """Whether the annotation file of a registered data set speaks of spans; it is not parsed."""
-    file = MetadataCatalog.get(name).get("json_file", None)
+    """Whether the images of a registered data set have captions.
+
+    Where its metadata do not say so (field `grounding`), its annotation file is searched for spans.
+    """
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("grounding", False):
+        return True
+    file = metadata.get("json_file", None)
     path = None if file is None else Path(PathManager.get_local_path(file))
     if path is None or not path.is_file() or not path.stat().st_size:
         return False

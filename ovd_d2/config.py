@@ -153,6 +153,8 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     # Parameters without weight decay, by the last part of their names: a ViT's table of positions;
     # "bias" for all biases. Norms have WEIGHT_DECAY_NORM.
     _add(cfg.SOLVER, "NO_DECAY", ("pos_embed",))
+    # What BIAS_LR_FACTOR is of, by the last part of the names.
+    _add(cfg.SOLVER, "BIAS_NAMES", ("bias",))
     # Exponential moving average of the weights, which is then what is evaluated in training and
     # written as model_ema.pth at its end. Checkpoints hold both; model_final.pth has the raw ones.
     average = _add(cfg.SOLVER, "EMA", CfgNode())

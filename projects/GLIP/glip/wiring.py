@@ -11,6 +11,7 @@ from ovd_d2.data.categories import get_categories
 from ovd_d2.data.passengers import Passenger
 from ovd_d2.data.registration import register_data_sets
 from ovd_d2.errors import SetupError
+from ovd_d2.projects.glip.evaluation.flickr_recall import PhraseRecallEvaluator
 from ovd_d2.projects.glip.grounding import (
     CAPTION,
     PHRASES,
@@ -21,7 +22,7 @@ from ovd_d2.projects.glip.negative_captions import NegativeCaptions
 from ovd_d2.projects.glip.passengers import DetectionSet, PhrasesToFind, TrainingPrompts
 from ovd_d2.projects.glip.prompts import Tokenizer, load_tokenizer
 from ovd_d2.projects.glip.prompts.detection import AllNames, DetectionPrompts, PublicPrompts
-from ovd_d2.systems import SetupContext
+from ovd_d2.systems import IdleKeys, SetupContext
 
 KEY = "MODEL.GLIP.PROMPTS"
 SAMPLED, PUBLIC, ALL = "sampled", "public", "all"
@@ -54,6 +55,13 @@ def test_passengers(cfg: CfgNode, dataset_name: str) -> Sequence[Passenger]:
     if MetadataCatalog.get(dataset_name).get("evaluator_type", None) != PHRASES:
         return []
     return [PhrasesToFind(load_tokenizer(cfg.MODEL.GLIP.TOKENIZER))]
+
+
+def phrase_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> PhraseRecallEvaluator:
+    """Recall of the phrases of a grounding set."""
+    return PhraseRecallEvaluator(
+        dataset_name, entities=cfg.MODEL.GLIP.ENTITIES, output_dir=output_folder
+    )
 
 
 def detection_set(cfg: CfgNode, name: str, tokenizer: Tokenizer) -> DetectionSet:
@@ -98,6 +106,15 @@ def key_problems(cfg: CfgNode) -> Iterable[str]:
     for name in prompts.NEGATIVE_CAPTIONS:
         if name not in cfg.DATASETS.TRAIN:
             yield f"{KEY}.NEGATIVE_CAPTIONS: '{name}' is not in DATASETS.TRAIN"
+
+
+def idle_keys(cfg: CfgNode) -> Iterator[IdleKeys]:
+    """Keys that the way to make prompts does not read."""
+    names = cfg.MODEL.GLIP.PROMPTS.NAMES
+    if names != ALL:
+        yield (f"{KEY}.SHUFFLE",), f"{KEY}.NAMES is {names}"
+    if names != SAMPLED:
+        yield (f"{KEY}.NEGATIVES",), f"{KEY}.NAMES is {names}"
 
 
 def problems(cfg: CfgNode, context: SetupContext) -> Iterator[str]:

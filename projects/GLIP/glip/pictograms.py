@@ -22,9 +22,9 @@ from ovd_d2.pictograms.dataset.captions import caption_of, plural
 from ovd_d2.projects.glip.grounding import CAPTION, EVALUATED, GROUNDING, PHRASES, SPANS
 from ovd_d2.projects.glip.prompts.tokenizer import WordPieces
 
-# name of a set behind that of the folder -> (split, evaluator_type). The captions of "train" speak
-# of base categories alone, as its boxes do; those of "train_all" of novel ones, too, and with boxes:
-# as grounding data of the web do, but it is no open-vocabulary protocol any more.
+# Name of a set behind that of the folder -> (split, evaluator_type). The captions of "train" speak
+# of base categories alone, as its boxes do; those of "train_all" of novel ones, too, with boxes, as
+# grounding data of the web do: that is no open-vocabulary protocol any more.
 _SETS = {
     "captions_train": ("train", GROUNDING),
     "captions_train_all": ("train_all", GROUNDING),

@@ -53,7 +53,7 @@ def test_captions_speak_of_the_boxes(mini, split):  # noqa: F811
     shown = get_base_dataset_dicts([name])  # novel boxes stay: the set has them by name
     assert [one["annotations"] for one in shown] == [one["annotations"] for one in records]
     mapped = mapper_with(TrainingPrompts(TOKENIZER, {}))(shown[0])
-    vocabulary = {k: piece for k, piece in enumerate(pieces(mapped["caption"]), 1)}
+    vocabulary = dict(enumerate(pieces(mapped["caption"]), 1))
     for row, one in zip(mapped["instances"].gt_token_targets, shown[0]["annotations"], strict=True):
         ((first, end),) = one["tokens_positive"]
         words = [vocabulary[k] for k in row.nonzero()[:, 0].tolist()]

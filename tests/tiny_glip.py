@@ -13,7 +13,7 @@ from ovd_d2.projects.glip.postprocess import Selection
 from ovd_d2.projects.glip.prompts.tokenizer import WordPieces
 from ovd_d2.projects.glip.text import BertSizes, TextEncoder
 
-CHANNELS = 16
+CHANNELS = 32  # with one value per group of 16, norms have nothing to norm at P7
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", ".", "red", "blue", "anchor", "cup", "dog", "bow")
 SIZES = BertSizes(width=24, layers=1, heads=2, hidden=32, vocabulary=len(WORDS), positions=256)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from detectron2.config import CfgNode
 
 from ovd_d2.data.registration import DataSet
-from ovd_d2.projects.glip import wiring
+from ovd_d2.projects.glip import checks, wiring
 from ovd_d2.projects.glip.backbone import build_glip_swin_fpn_backbone
 from ovd_d2.projects.glip.config import add_glip_config
 from ovd_d2.projects.glip.grounding import PHRASES, grounding_sets
@@ -35,9 +35,9 @@ SYSTEM = System(
     is_configured=is_configured,
     free_categories=True,
     add_config=add_glip_config,
-    key_problems=wiring.key_problems,
+    key_problems=checks.key_problems,
     problems=wiring.problems,
-    idle_keys=wiring.idle_keys,
+    idle_keys=checks.idle_keys,
     passengers=wiring.passengers,
     test_passengers=wiring.test_passengers,
     data_sets=data_sets,

@@ -122,7 +122,7 @@ def load_strictly(model: nn.Module, converted: Converted) -> None:
     except RuntimeError as error:  # what PyTorch raises for all of them
         raise ValueError(
             f"the weights are of another model ({error}): take the config of the checkpoint's "
-            "variant, with MODEL.GLIP.TUNING as it was trained"
+            "variant"
         ) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +107,7 @@ def _untrained(config: BertConfig) -> BertModel:
 def _pretrained(name: str, config: BertConfig) -> BertModel:
     try:
         # other sizes than the config's are an error of transformers, keys that are missing are not
-        model, info = BertModel.from_pretrained(
+        loaded: Any = BertModel.from_pretrained(
             name, config=config, add_pooling_layer=False, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
@@ -116,6 +117,7 @@ def _pretrained(name: str, config: BertConfig) -> BertModel:
                 f"{KEY}, or a name of the Hugging Face hub"
             ]
         ) from error
+    model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise SetupError([f"{KEY}.PRETRAINED '{name}' lacks {len(missing)} weights: {missing[0]}"])
     return model

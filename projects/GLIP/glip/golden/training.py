@@ -129,7 +129,11 @@ def _gradients(
     for name, theirs in golden.items():
         if name.startswith("grad."):
             ours = grads[_own(name.removeprefix("grad."), fused)]
-            yield name[-44:], difference(ours, theirs) / max(1.0, theirs.abs().max()), GRADIENT
+            yield (
+                name[-44:],
+                difference(ours, theirs) / max(1.0, float(theirs.abs().max())),
+                GRADIENT,
+            )
 
 
 def _step(model: Any, case: Mapping[str, Any], fused: bool) -> Found:

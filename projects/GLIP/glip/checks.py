@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from detectron2.config import CfgNode
 
+from ovd_d2.projects.glip import wiring
 from ovd_d2.projects.glip.dyconv import ACROSS_LEVELS
 from ovd_d2.projects.glip.prompts.spans import AGGREGATIONS
 from ovd_d2.systems import IdleKeys
@@ -32,6 +33,7 @@ def key_problems(cfg: CfgNode) -> Iterable[str]:
     if cfg.MODEL.FPN.OUT_CHANNELS % 32:
         # two values per group are the least that a norm over one location can take
         yield f"MODEL.FPN.OUT_CHANNELS {cfg.MODEL.FPN.OUT_CHANNELS} is no multiple of 32"
+    yield from wiring.key_problems(cfg)
 
 
 def idle_keys(cfg: CfgNode) -> Iterable[IdleKeys]:
@@ -40,3 +42,4 @@ def idle_keys(cfg: CfgNode) -> Iterable[IdleKeys]:
         yield (f"{KEYS}.FUSION_DIM", f"{KEYS}.FUSION_HEADS"), f"{KEYS}.FUSION is False"
     if cfg.MODEL.WEIGHTS:
         yield (f"{KEYS}.BERT.PRETRAINED",), "MODEL.WEIGHTS brings the text encoder"
+    yield from wiring.idle_keys(cfg)

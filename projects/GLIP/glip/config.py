@@ -9,6 +9,7 @@ def add_glip_config(cfg: CfgNode) -> None:
     """Adds the node `MODEL.GLIP`."""
     glip = cfg.MODEL.setdefault("GLIP", CfgNode())  # keys that are there already stay
     _add_model_keys(glip)
+    _add_prompt_keys(glip)
 
 
 def _add_model_keys(glip: CfgNode) -> None:
@@ -62,3 +63,21 @@ def _add_model_keys(glip: CfgNode) -> None:
     # Cuts names and captions into tokens: a vocab.txt, a tokenizer.json, a folder with one of them,
     # or a name of the Hugging Face hub.
     glip.TOKENIZER = "bert-base-uncased"
+
+
+def _add_prompt_keys(glip: CfgNode) -> None:
+    # How training images of detection sets are asked for the names of their categories. "sampled":
+    # what an image shows, and up to NEGATIVES other names; positives that do not fit into one
+    # prompt are split over several. "all": every name in every prompt. "public": sampled as in the
+    # public code, which drops positives and asks for "background".
+    prompts = glip.PROMPTS = CfgNode()
+    prompts.NAMES = "sampled"
+    prompts.NEGATIVES = 85
+    # Of "all": the names in random order. False: in that of the data set.
+    prompts.SHUFFLE = True
+    # Grounding sets of DATASETS.TRAIN whose captions stand among captions of other images, of which
+    # nothing must be found.
+    prompts.NEGATIVE_CAPTIONS = ()
+    # Folder of Flickr30k Entities (Annotations, Sentences), by which recall of phrases is measured
+    # for each type of phrase. "": by the annotation file alone.
+    glip.ENTITIES = ""

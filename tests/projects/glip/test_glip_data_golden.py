@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ovd_d2.golden import GoldenFolder
-from ovd_d2.projects.glip.golden import prompts
+from ovd_d2.projects.glip.golden import evaluation, preprocess, prompts
 
 FOLDER = Path(__file__).parent / "golden"
 
@@ -19,7 +19,11 @@ def compared(part, folder=FOLDER):
     return list(part.comparisons(GoldenFolder(folder, None)))
 
 
-@pytest.mark.parametrize(("part", "count"), [(prompts, 10)], ids=["prompts"])
+@pytest.mark.parametrize(
+    ("part", "count"),
+    [(prompts, 10), (evaluation, 102), (preprocess, 12)],
+    ids=["prompts", "evaluation", "preprocess"],
+)
 def test_every_number_is_the_public_codes(part, count):
     found = compared(part)
     assert [one for one in found if not one.ok] == []
@@ -36,3 +40,18 @@ def test_other_numbers_fail(tmp_path):
     failed = {one.name for one in compared(prompts, tmp_path) if not one.ok}
     names = [f"{one['names']}, seed {one['seed']}" for one in golden["cases"]]
     assert failed == {"clean_name", names[0], f"{names[1]}: positive_value"}
+
+
+def test_other_recalls_and_boxes_fail(tmp_path):
+    shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
+    recall = json.loads((FOLDER / "flickr_recall.json").read_text(encoding="utf-8"))
+    for one in recall["predictions"]:
+        one["boxes"] = [[] for _ in one["boxes"]]
+    recall["result"]["merged"].pop("Recall@5_people")
+    (tmp_path / "flickr_recall.json").write_text(json.dumps(recall), encoding="utf-8")
+    ap = json.loads((FOLDER / "lvis_fixed_ap.json").read_text(encoding="utf-8"))
+    ap["detections_xyxy_per_image_and_chunk"].pop()
+    (tmp_path / "lvis_fixed_ap.json").write_text(json.dumps(ap), encoding="utf-8")
+    failed = {one.name for one in compared(evaluation, tmp_path) if not one.ok}
+    assert {"any_box, Recall@1_all", "merged_boxes, Recall@5_people"} <= failed
+    assert "fixed_ap_topk10000, AP" in failed

@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from ovd_d2.golden import Comparison, GoldenFolder
-from ovd_d2.projects.glip.golden import forward, prompts, training, units
+from ovd_d2.projects.glip.golden import (
+    evaluation,
+    forward,
+    preprocess,
+    prompts,
+    training,
+    units,
+)
 
 # A part compares the tensors of its files that are in the folder.
 PARTS: tuple[Callable[[GoldenFolder], Iterator[Comparison]], ...] = (
     prompts.comparisons,
+    preprocess.comparisons,
     units.comparisons,
     forward.comparisons,
     training.comparisons,
+    evaluation.comparisons,
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,14 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from ovd_d2.errors import SetupError
-from ovd_d2.files import read_text
+from ovd_d2.files import atomic_write, read_text
 from ovd_d2.projects.glip.prompts.spans import Span
 
 MAX_TOKENS = 256  # that the text encoder reads, [CLS] and [SEP] among them
 SPECIAL = 2  # [CLS] and [SEP]
 _CLS, _SEP, _UNKNOWN = "[CLS]", "[SEP]", "[UNK]"
+# Tokenizers that come with this package, by name.
+SHIPPED = {"pictograms": Path(__file__).parents[1] / "pictogram_tokenizer.json"}
 _FILES = ("tokenizer.json", "vocab.txt")  # of a folder, the first that is there
 
 
@@ -96,6 +99,17 @@ class WordPieces:
     def count(self, text: str) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
+    @staticmethod
+    def words_of(text: str) -> list[str]:
+        """The words and marks that BERT cuts into pieces, in lower case."""
+        normal = BertNormalizer(lowercase=True).normalize_str(text)
+        return [word for word, _ in BertPreTokenizer().pre_tokenize_str(normal)]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """As a tokenizer.json, atomically."""
+        with atomic_write(path) as temporary:
+            temporary.write_text(self._tokenizer.to_str(pretty=True) + "\n", encoding="utf-8")
+
     def __getstate__(self) -> str:
         return self._state
 
@@ -109,11 +123,14 @@ def load_tokenizer(where: str) -> WordPieces:
 
     Args:
         where: a tokenizer.json, a vocab.txt, a folder with one of them (whose tokenizer_config.json
-            may say that case matters), or a name of the Hugging Face hub.
+            may say that case matters), "pictograms" (small, of the words of that data set), or a
+            name of the Hugging Face hub.
 
     Raises:
         SetupError: there is none, or it cannot be read.
     """
+    if where in SHIPPED:
+        return _of_file(SHIPPED[where])
     local = Path(PathManager.get_local_path(where)) if "://" in where else Path(where)
     if local.is_dir():
         return _of_folder(local)

@@ -20,8 +20,9 @@ def key_problems(cfg: CfgNode) -> Iterable[str]:
     for key, values in (("OFFSETS_ACROSS_LEVELS", ACROSS_LEVELS), ("AGGREGATION", AGGREGATIONS)):
         if glip[key] not in values:
             yield f"{KEYS}.{key}: '{glip[key]}' is none of {', '.join(values)}"
-    if glip.BLOCKS < 1:
-        yield f"{KEYS}.BLOCKS: {glip.BLOCKS}, expected at least 1"
+    for key in ("BLOCKS", "CAPTIONS_PER_PASS"):
+        if glip[key] < 1:
+            yield f"{KEYS}.{key}: {glip[key]}, expected at least 1"
     for key in ("DROPOUT", "FPN_DROP_BLOCK", "SCORE_THRESH", "NMS_THRESH"):
         if not 0 <= glip[key] <= 1:
             yield f"{KEYS}.{key}: {glip[key]} is not between 0 and 1"

@@ -57,6 +57,9 @@ def _add_model_keys(glip: CfgNode) -> None:
     glip.NMS_THRESH = 0.6
     # A label's score from those of its tokens: "mean", "max", "power" (geometric mean), "one_hot".
     glip.AGGREGATION = "mean"
+    # Many names are many captions: so many of them go through the tower side by side. More needs
+    # more memory: at 800 x 1333 about 1 GB per full caption.
+    glip.CAPTIONS_PER_PASS = 4
     # Cuts names and captions into tokens: a vocab.txt, a tokenizer.json, a folder with one of them,
     # or a name of the Hugging Face hub.
     glip.TOKENIZER = "bert-base-uncased"

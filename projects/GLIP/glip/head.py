@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,27 +138,56 @@ class GLIPHead(nn.Module):
             text: (N, L, T) of the text encoder.
             mask: (N, L) bool, False where padded; logits of those tokens mean nothing.
         """
-        maps = list(levels)
+        return next(self.answers(levels, [(text, mask)]))
+
+    def answers(
+        self, levels: Sequence[Tensor], captions: Sequence[tuple[Tensor, Tensor]]
+    ) -> Iterator[HeadOutputs]:
+        """Of the same images under several batches of captions, one batch after the other.
+
+        Without fusion the images go through the tower once.
+
+        Args:
+            levels: see :meth:`forward`.
+            captions: pairs of text and mask, at least one; see :meth:`forward`. Without a graph 1
+                image may come with K captions, and K rows of outputs are its.
+        """
         if not self.fused:
-            text = text * mask[:, :, None]
+            maps, _ = self._through_tower(levels, *captions[0])
+        for text, mask in captions:
+            if self.fused:
+                maps, text = self._through_tower(levels, text, mask)
+            else:
+                text = text * mask[:, :, None]
+            yield self._outputs(maps, F.normalize(text, dim=-1))
+
+    def _through_tower(
+        self, levels: Sequence[Tensor], text: Tensor, mask: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        maps = list(levels)
         for block in self.tower:
             maps, text = block(maps, text, mask)
+        return maps, text
+
+    def _outputs(self, maps: Sequence[Tensor], text: Tensor) -> HeadOutputs:
+        """Of unit embeddings (N, L, T), and as many images or one."""
+        count = len(text)
+        deltas = [
+            _by_location(self.bbox_pred(one) * scale)
+            for one, scale in zip(maps, self.scales, strict=True)
+        ]
+        centerness = [_by_location(self.centerness(one))[..., 0] for one in maps]
         return HeadOutputs(
-            logits=self._logits(maps, F.normalize(text, dim=-1)),
-            deltas=[
-                _by_location(self.bbox_pred(one) * scale)
-                for one, scale in zip(maps, self.scales, strict=True)
-            ],
-            centerness=[_by_location(self.centerness(one))[..., 0] for one in maps],
+            logits=self._logits(maps, text),
+            deltas=[one.expand(count, -1, -1) for one in deltas],
+            centerness=[one.expand(count, -1) for one in centerness],
             sizes=[(one.shape[2], one.shape[3]) for one in maps],
         )
 
     def _logits(self, maps: Sequence[Tensor], text: Tensor) -> list[Tensor]:
-        """Of unit embeddings (N, L, T)."""
-        queries = self.text_projection(text / 2).transpose(1, 2)  # (N, C, L)
+        queries = self.text_projection(text / 2).transpose(1, 2) / self.log_scale.exp()  # (N, C, L)
         biases = (text @ self.text_bias + self.bias)[:, None]  # (N, 1, L)
-        scale = self.log_scale.exp()
-        return [clamped(_by_location(one) @ queries / scale + biases) for one in maps]
+        return [clamped(_by_location(one) @ queries + biases) for one in maps]
 
 
 def _by_location(maps: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from ovd_d2.projects.glip.anchors import grid_anchors
 from ovd_d2.projects.glip.head import GLIPHead, HeadOutputs, TowerSizes
@@ -26,6 +27,7 @@ from ovd_d2.projects.glip.prompts import (
 )
 from ovd_d2.projects.glip.prompts.chunks import chunks_by_length
 from ovd_d2.projects.glip.text import BertSizes, TextEncoder
+from ovd_d2.projects.glip.text_cache import TextCache
 from ovd_d2.vocabulary import Vocabulary, configured_vocabulary
 
 LEVELS = ("p3", "p4", "p5", "p6", "p7")
@@ -59,13 +61,15 @@ class GLIP(nn.Module):
     x2 - 1 of the original image.
 
     Detections of an image do not depend on the others of its batch: attention and norms see the
-    padding, so that images go through the network one by one.
+    padding, so that images go through the network one by one. All captions that an image is asked
+    share its pyramid, and what the text encoder makes of them is kept for the next image.
 
     Attributes:
         backbone: "p3" to "p7".
         text_encoder: tokens to embeddings.
         head: the tower and its outputs.
         selection: which detections are kept.
+        captions_per_pass: questions about an image that the tower takes at once.
     """
 
     pixel_mean: Tensor
@@ -83,10 +87,11 @@ class GLIP(nn.Module):
         selection: Selection,
         tokenizer: Tokenizer | None = None,
         vocabulary: Vocabulary | None = None,
+        captions_per_pass: int = 4,
     ) -> None:
         """
         Args:
-            backbone, text_encoder, head, selection: see the attributes.
+            backbone, text_encoder, head, selection, captions_per_pass: see the attributes.
             pixel_mean, pixel_std: of each channel, in the order of the input's.
             tokenizer: of the names of a vocabulary; None: images bring their tokens.
             vocabulary: what to look for in images that bring no caption.
@@ -96,6 +101,8 @@ class GLIP(nn.Module):
         self.text_encoder = text_encoder
         self.head = head
         self.selection = selection
+        self.captions_per_pass = captions_per_pass
+        self._text_cache = TextCache()
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self._tokenizer = tokenizer
@@ -129,6 +136,7 @@ class GLIP(nn.Module):
             ),
             "tokenizer": load_tokenizer(glip.TOKENIZER) if cfg.MODEL.OVD.VOCABULARY else None,
             "vocabulary": configured_vocabulary(cfg),
+            "captions_per_pass": glip.CAPTIONS_PER_PASS,
         }
 
     @property
@@ -233,18 +241,26 @@ class GLIP(nn.Module):
     def _candidates(
         self, image: Tensor, questions: Sequence[Question], selection: Selection
     ) -> list[Candidates]:
-        """(1, 3, H, W): the pyramid once, the tower for every question."""
+        """(1, 3, H, W): the pyramid once, then several questions side by side in the tower."""
         maps = self.backbone(image)
         levels = [maps[level] for level in LEVELS]
+        count = self.captions_per_pass
+        groups = [questions[k : k + count] for k in range(0, len(questions), count)]
+        captions = [self._captions([one.ids for one in group]) for group in groups]
         found = []
-        for question in questions:
-            tokens = token_batch([question.ids]).to(self.device)
-            text = self.text_encoder(tokens.ids, tokens.mask)
-            outputs = self.head(levels, text, tokens.mask)
+        for group, outputs in zip(groups, self.head.answers(levels, captions), strict=True):
             anchors = grid_anchors(outputs.sizes, self.device)
-            asked = (question.positives, question.labels)
-            found.append(candidates(outputs, 0, anchors, *asked, selection))
+            found += [
+                candidates(outputs, row, anchors, one.positives, one.labels, selection)
+                for row, one in enumerate(group)
+            ]
         return found
+
+    def _captions(self, ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Of K captions (K, L, T) and (K, L) bool, from the cache where they are known."""
+        mask = token_batch(ids).mask.to(self.device)
+        text = pad_sequence(self._text_cache(self.text_encoder, ids), batch_first=True)
+        return text, mask
 
 
 def original_scale(one: Mapping[str, Any]) -> tuple[float, float]:

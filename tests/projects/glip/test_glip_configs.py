@@ -71,6 +71,7 @@ def test_config_builds_and_is_the_published_one(name):
         ("GLIP.OFFSETS_ACROSS_LEVELS", "near", "'near' is none of resized, flat"),
         ("GLIP.AGGREGATION", "sum", "'sum' is none of mean, max, power, one_hot"),
         ("GLIP.BLOCKS", 0, "BLOCKS: 0, expected at least 1"),
+        ("GLIP.CAPTIONS_PER_PASS", 0, "CAPTIONS_PER_PASS: 0, expected at least 1"),
         ("GLIP.DROPOUT", 1.5, "DROPOUT: 1.5 is not between 0 and 1"),
         ("GLIP.FUSION_DIM", 30, "FUSION_DIM 30 is no multiple of 8 heads"),
         ("GLIP.BERT.WIDTH", 30, "BERT.WIDTH 30 is no multiple of 12 heads"),

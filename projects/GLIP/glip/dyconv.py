@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import deform_conv2d
+
+from ovd_d2.projects.glip.deformable import SIDE, TAPS, deformable_conv
 
 # How offsets and masks of a level are made to fit the next coarser map.
 RESIZED, FLAT = "resized", "flat"
 ACROSS_LEVELS = (RESIZED, FLAT)
-_KERNEL, _GROUPS, _REDUCTION = 3, 16, 4
-_TAPS = _KERNEL**2
+_GROUPS, _REDUCTION = 16, 4
 
 
 class DeformableConv(nn.Module):
@@ -22,8 +22,8 @@ class DeformableConv(nn.Module):
     def __init__(self, channels: int, stride: int = 1) -> None:
         super().__init__()
         self.stride = stride
-        limit = (channels * _TAPS) ** -0.5
-        weight = torch.empty(channels, channels, _KERNEL, _KERNEL).uniform_(-limit, limit)
+        limit = (channels * TAPS) ** -0.5
+        weight = torch.empty(channels, channels, SIDE, SIDE).uniform_(-limit, limit)
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(torch.zeros(channels))
         self.norm = nn.GroupNorm(_GROUPS, channels)
 
@@ -40,9 +40,7 @@ class DeformableConv(nn.Module):
         """
         with torch.autocast(image.device.type, enabled=False):
             image, offsets, mask = (one.to(self.weight.dtype) for one in (image, offsets, mask))
-            found = deform_conv2d(
-                image, offsets, self.weight, self.bias, self.stride, padding=1, mask=mask
-            )
+            found = deformable_conv(image, offsets, mask, self.weight, self.bias, self.stride)
             return self.norm(found)
 
 
@@ -83,7 +81,7 @@ class DyConv(nn.Module):
         self.across_levels = across_levels
         self.coarser, self.same = DeformableConv(channels), DeformableConv(channels)
         self.finer = DeformableConv(channels, stride=2)
-        self.offsets_and_mask = nn.Conv2d(channels, 3 * _TAPS, _KERNEL, padding=1)
+        self.offsets_and_mask = nn.Conv2d(channels, 3 * TAPS, SIDE, padding=1)
         self.attention = small_conv(channels, 1)
         self.dynamic_relu = DynamicReLU(channels)
 
@@ -94,7 +92,7 @@ class DyConv(nn.Module):
     def _level(self, levels: Sequence[Tensor], place: int) -> Tensor:
         own = levels[place]
         found = self.offsets_and_mask(own)
-        offsets, mask = found[:, : 2 * _TAPS], found[:, 2 * _TAPS :].sigmoid()
+        offsets, mask = found[:, : 2 * TAPS], found[:, 2 * TAPS :].sigmoid()
         branches = [self.same(own, offsets, mask)]
         if place > 0:
             branches.append(self.finer(levels[place - 1], offsets, mask))

@@ -15,6 +15,7 @@ from benchmarks import (
     dense,
     distillation,
     fvit,
+    glip,
     inference,
     online,
     options,
@@ -48,6 +49,8 @@ inference beside Detectron2's own (five minutes on two quiet cores; trains nothi
 dense features beside open_clip's own forward pass, CLIPSelf's step, F-ViT (three minutes; trains
 nothing):
   python tools/benchmark.py dense
+1,203 names in GLIP beside a whole pass per 40 names (four minutes; trains nothing):
+  python tools/benchmark.py glip
 """
 # The methods of a system in each table.
 TABLES: dict[str, Callable[[Showcase], list[Method]]] = {
@@ -97,6 +100,7 @@ def parse_args() -> argparse.Namespace:
     add_cache_command(commands)
     add_inference_command(commands)
     add_dense_command(commands)
+    add_glip_command(commands)
     return parser.parse_args()
 
 
@@ -132,6 +136,16 @@ def add_dense_command(commands: Any) -> None:
         "dense", help="dense features of CLIP's ViTs, steps of CLIPSelf, parts of F-ViT, on the CPU"
     )
     command.add_argument("--compiled", action="store_true", help="also through torch.compile")
+    command.add_argument("--docs", type=Path, default=repository_root() / "docs", help="written to")
+
+
+def add_glip_command(commands: Any) -> None:
+    command = commands.add_parser("glip", help="many names in GLIP, on the CPU")
+    command.add_argument(
+        "--tokenizer",
+        default="bert-base-uncased",
+        help="BERT's vocab.txt, its folder, or a name of the hub (default: %(default)s)",
+    )
     command.add_argument("--docs", type=Path, default=repository_root() / "docs", help="written to")
 
 
@@ -220,6 +234,16 @@ def measure_dense(args: argparse.Namespace) -> None:
     print(dense.page(document))
 
 
+def measure_glip(args: argparse.Namespace) -> None:
+    """Measures, then writes the JSON and its page."""
+    rows = glip.measure(args.tokenizer)
+    document = make_document("python tools/benchmark.py glip", rows)
+    atomic_write_json(args.docs / "results" / "glip.json", document)
+    with atomic_write(args.docs / "results-glip.md") as temporary:
+        temporary.write_text(glip.page(document))
+    print(glip.page(document))
+
+
 def write_document(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """The JSON of a benchmark, and the page anew."""
     command = f"python tools/benchmark.py {args.benchmark} --seeds {' '.join(map(str, args.seeds))}"
@@ -249,6 +273,7 @@ MEASURE = {
     "cache": measure_cache,
     "inference": measure_inference,
     "dense": measure_dense,
+    "glip": measure_glip,
 }
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from ovd_d2.projects.glip.prompts import (
     positive_map,
     token_batch,
 )
-from ovd_d2.projects.glip.prompts.chunks import chunks_by_length
+from ovd_d2.projects.glip.prompts.chunks import Chunk, chunks_by_length
 from ovd_d2.projects.glip.text import BertSizes, TextEncoder
 from ovd_d2.projects.glip.text_cache import TextCache
 from ovd_d2.projects.glip.tuning import FULL, PROMPT, freeze_for, keep_still
@@ -52,6 +52,15 @@ class Question:
     ids: Tensor
     positives: Tensor
     labels: Tensor
+
+
+def question_of(chunk: Chunk) -> Question:
+    """Some of many names, whose labels are their places among all."""
+    return Question(
+        ids=torch.tensor(chunk.encoding.ids),
+        positives=positive_map(chunk.prompt.spans, chunk.encoding.offsets),
+        labels=torch.tensor(chunk.prompt.labels),
+    )
 
 
 @META_ARCH_REGISTRY.register()
@@ -177,14 +186,7 @@ class GLIP(nn.Module):
         """The names in as few captions as hold them."""
         if self._tokenizer is None:
             raise ValueError("GLIP has no tokenizer for the names: set MODEL.GLIP.TOKENIZER")
-        return [
-            Question(
-                ids=torch.tensor(one.encoding.ids),
-                positives=positive_map(one.prompt.spans, one.encoding.offsets),
-                labels=torch.tensor(one.prompt.labels),
-            )
-            for one in chunks_by_length(vocabulary.names, self._tokenizer)
-        ]
+        return [question_of(one) for one in chunks_by_length(vocabulary.names, self._tokenizer)]
 
     def forward(
         self, batched_inputs: list[dict[str, Any]], vocabulary: Vocabulary | None = None

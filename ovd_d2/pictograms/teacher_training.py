@@ -85,7 +85,12 @@ class TrainingSettings:
 RECIPES: Mapping[str, TrainingSettings] = {
     ARCHITECTURE: TrainingSettings(),
     VIT_ARCHITECTURE: TrainingSettings(
-        VIT_ARCHITECTURE, lock_text=True, steps=5000, batch_size=48, learning_rate=1e-3
+        VIT_ARCHITECTURE,
+        lock_text=True,
+        crops_per_category=1000,
+        steps=8000,
+        batch_size=48,
+        learning_rate=1e-3,
     ),
 }
 """What made the weights in this package, by architecture."""

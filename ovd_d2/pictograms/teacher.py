@@ -26,7 +26,7 @@ SHIPPED_WEIGHTS: dict[str, dict[str, Path]] = {
         SHIPPED_TAG: _FOLDER / "pictogram_rn.safetensors",
         SHIPPED_BASE_TAG: _FOLDER / "pictogram_rn_base.safetensors",
     },
-    VIT_ARCHITECTURE: {},  # tools/train_pictogram_clip.py --architecture Pictogram-ViT makes them
+    VIT_ARCHITECTURE: {SHIPPED_TAG: _FOLDER / "pictogram_vit.safetensors"},
 }
 
 for _architecture in SHIPPED_WEIGHTS:

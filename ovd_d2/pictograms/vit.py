@@ -10,9 +10,11 @@ from timm.models.eva import Eva
 
 @timm.models.register_model
 def pictogram_eva(pretrained: bool = False, **kwargs: Any) -> Eva:
-    """Image tower of `Pictogram-ViT`, as timm's eva02_base_patch16_clip_224 is that of EVA02-B-16.
+    """Image tower of `Pictogram-ViT`, with the blocks of timm's eva02_base_patch16_clip_224.
 
-    A plain ViT of this size learns half as much in the same number of steps.
+    A plain ViT of this size knows half as many crops after the same number of steps. Rotations count
+    patches at every image size (no `ref_feat_shape`): a glyph looks the same in a crop and in a
+    scene.
     """
     kwargs = {key: kwargs[key] for key in ("num_classes", "global_pool") if key in kwargs}
     return Eva(
@@ -27,6 +29,5 @@ def pictogram_eva(pretrained: bool = False, **kwargs: Any) -> Eva:
         scale_mlp=True,
         scale_attn_inner=True,
         use_rot_pos_emb=True,
-        ref_feat_shape=(6, 6),
         **kwargs,
     )

@@ -12,9 +12,9 @@ from timm.models.eva import Eva
 def pictogram_eva(pretrained: bool = False, **kwargs: Any) -> Eva:
     """Image tower of `Pictogram-ViT`, with the blocks of timm's eva02_base_patch16_clip_224.
 
-    A plain ViT of this size knows half as many crops after the same number of steps. Rotations count
-    patches at every image size (no `ref_feat_shape`): a glyph looks the same in a crop and in a
-    scene.
+    A plain ViT of this size knows half as many crops after the same number of steps. Rotations
+    count patches at every image size (no `ref_feat_shape`): a glyph looks the same in a crop and
+    in a scene.
     """
     kwargs = {key: kwargs[key] for key in ("num_classes", "global_pool") if key in kwargs}
     return Eva(

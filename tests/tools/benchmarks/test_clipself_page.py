@@ -37,10 +37,7 @@ def test_every_refined_clip_is_looked_at_after_its_training(tmp_path):
     names = [step.name for step in found]
     assert names.count("regions_original_seed0") == 1 and "regions_original_seed1" not in names
     for seed in (0, 1):
-        trained, looked_at = (
-            f"clipself_proposals_seed{seed}",
-            f"regions_clipself_proposals_seed{seed}",
-        )
+        trained = f"clipself_proposals_seed{seed}"
         assert names.index(f"proposals_seed{seed}") < names.index(trained)
         assert names.index(trained) < names.index(f"regions_{trained}")
     steps = {step.name: step for step in found}

@@ -51,7 +51,7 @@ from tests.programs import run_program
 TOY = TrainingSettings(
     categories=4, crops_per_category=2, steps=4, batch_size=4, warmup_steps=1, seed=3
 )
-TOYS = [TOY, replace(TOY, architecture=VIT_ARCHITECTURE, lock_text=True)]
+TOYS = [TOY, replace(TOY, architecture=VIT_ARCHITECTURE, lock_text=True, teach_patches=True)]
 
 
 @pytest.fixture(autouse=True)

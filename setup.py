@@ -22,7 +22,10 @@ setup(
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["ovd_d2", "ovd_d2.*"]) + list(PROJECTS),
     package_dir=PROJECTS,
-    package_data={"ovd_d2": ["**/*.json", "pictograms/weights/*.safetensors"]},
+    package_data={
+        "ovd_d2": ["**/*.json", "pictograms/weights/*.safetensors"],
+        "ovd_d2.projects.glip": ["*.json"],
+    },
     # detectron2 is needed too, but has no release on the package index: install it with
     # tools/install_detectron2.py. OpenCV is needed as well, under whichever of its names
     # (opencv-python, opencv-python-headless, a system package) is already there.
@@ -34,6 +37,7 @@ setup(
         "open_clip_torch>=3.0,<4",
         "timm>=1.0.21,<2",
         "transformers>=5.0,<6",
+        "tokenizers>=0.22,<1",
         "safetensors>=0.4.5",
         "xxhash>=3.4.1",
         "orjson>=3.10,<4",

@@ -37,6 +37,9 @@ def add_ovd_config(cfg: CfgNode) -> None:
     # Drop the annotations of novel categories from the training set; False for the supervised
     # upper line alone, which may see them.
     _add(cfg.DATALOADER, "FILTER_NOVEL_ANNOTATIONS", True)
+    # With DATALOADER.SAMPLER_TRAIN "WeightedTrainingSampler": how often the images of a training
+    # set are seen per epoch, [["lvis_v1_train", 2.0], ...]; 1 where a set is not named.
+    _add(cfg.DATASETS, "TRAIN_REPEAT_FACTOR", [])
     _add_solver_keys(cfg)
     for system in systems():
         system.add_config(cfg)
@@ -150,6 +153,8 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     # Parameters without weight decay, by the last part of their names: a ViT's table of positions;
     # "bias" for all biases. Norms have WEIGHT_DECAY_NORM.
     _add(cfg.SOLVER, "NO_DECAY", ("pos_embed",))
+    # What BIAS_LR_FACTOR is of, by the last part of the names.
+    _add(cfg.SOLVER, "BIAS_NAMES", ("bias",))
     # Exponential moving average of the weights, which is then what is evaluated in training and
     # written as model_ema.pth at its end. Checkpoints hold both; model_final.pth has the raw ones.
     average = _add(cfg.SOLVER, "EMA", CfgNode())
@@ -210,6 +215,9 @@ def _add_input_keys(cfg: CfgNode) -> None:
     # "pillow_bicubic", or without antialiasing "opencv" (bilinear, as mmdet) and "tensorflow"
     # (TensorFlow 1's bilinear: official ViLD weights want it).
     _add(cfg.INPUT, "RESIZE", "pillow")
+    # Of a size that follows from the shortest edge: "rounded" (Detectron2's) or "truncated"
+    # (maskrcnn-benchmark's, which GLIP was trained with); they differ by a pixel.
+    _add(cfg.INPUT, "SIZE_RULE", "rounded")
 
 
 def _add_evaluation_keys(cfg: CfgNode) -> None:

@@ -1,7 +1,8 @@
 """Comparing this package with reference numbers of another implementation, file by file.
 
-A folder of golden numbers has an `instance.json` and safetensors / JSON files whose inputs and
-weights are random, but can be made again from their names (:meth:`GoldenFolder.random`). A system
+A folder of golden numbers has safetensors / JSON files whose inputs and weights are random, but can
+be made again from their names (:func:`random_numbers`). What differs between folders of one layout,
+the salt of the names first, is in an `instance.json`, or in the JSON files of the cases. A system
 says in its module (`System.golden`) what it compares; `tools/check_golden.py` prints it.
 """
 
@@ -11,6 +12,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ from ovd_d2.errors import SetupError
 # of model, so that its parts have no types here
 Build = Callable[[str, Sequence[str]], Any]
 
+
+INSTANCE = "instance.json"  # not every layout has one
 
 # of one tensor: its name, its difference, the tolerance
 Found = Iterator[tuple[str, float, float]]
@@ -58,20 +62,25 @@ class GoldenFolder:
 
     Attributes:
         path: of the folder.
-        instance: what differs between folders of one layout.
         build: makes the models that are compared.
     """
 
     def __init__(self, path: str | Path, build: Build) -> None:
         """
         Raises:
-            SetupError: there is no such folder, or no `instance.json` in it.
+            SetupError: there is no such folder, or its `instance.json` cannot be read.
         """
         self.path = Path(path)
         self.build = build
         if not self.path.is_dir():
             raise SetupError([f"no such folder: {self.path}"])
-        self.instance: dict[str, Any] = self._read_json("instance.json")
+        if self.has(INSTANCE):
+            _ = self.instance  # a damaged one is told before anything is compared
+
+    @cached_property
+    def instance(self) -> dict[str, Any]:
+        """What differs between folders of one layout."""
+        return self.json(INSTANCE)
 
     def has(self, file: str) -> bool:
         return (self.path / file).is_file()
@@ -87,23 +96,25 @@ class GoldenFolder:
 
     def json(self, file: str) -> dict[str, Any]:
         """A JSON file, an object."""
-        return self._read_json(file)
-
-    def random(self, name: str, shape: Sequence[int]) -> np.ndarray:
-        """Standard normal numbers, float64, that depend on the name and the instance's salt."""
-        seed = zlib.crc32((self.instance["salt"] + name).encode())
-        return np.random.Generator(np.random.PCG64(seed)).standard_normal(tuple(shape))
-
-    def input(self, name: str, shape: Sequence[int], scale: float = 1.0) -> Tensor:
-        """`scale` times random numbers, float32."""
-        return torch.from_numpy((scale * self.random(f"input.{name}", shape)).astype(np.float32))
-
-    def _read_json(self, file: str) -> dict[str, Any]:
         path = self.path / file
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise SetupError([f"{path} cannot be read as JSON: {error}"]) from error
+
+    def random(self, name: str, shape: Sequence[int]) -> np.ndarray:
+        """Standard normal numbers, float64, that depend on the name and the instance's salt."""
+        return random_numbers(self.instance["salt"] + name, shape)
+
+    def input(self, name: str, shape: Sequence[int], scale: float = 1.0) -> Tensor:
+        """`scale` times random numbers, float32."""
+        return torch.from_numpy((scale * self.random(f"input.{name}", shape)).astype(np.float32))
+
+
+def random_numbers(name: str, shape: Sequence[int]) -> np.ndarray:
+    """Standard normal numbers, float64, that depend on the name alone."""
+    generator = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
+    return generator.standard_normal(tuple(shape))
 
 
 def difference(ours: Tensor, theirs: Tensor) -> float:

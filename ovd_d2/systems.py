@@ -29,6 +29,7 @@ SYSTEM_MODULES = (
     "ovd_d2.projects.clipself.system",
     "ovd_d2.projects.clipself.fvit.system",
     "ovd_d2.projects.clipself.segmentation.system",
+    "ovd_d2.projects.glip.system",
 )
 
 Batches = Iterable[list[dict[str, Any]]]
@@ -65,6 +66,8 @@ class System:
         is_configured: whether a config is one of this system.
         detects: False for a system that trains no detector: number and order of categories are not
             compared with the config's.
+        free_categories: True for a system that learns from texts: every training set may have
+            categories of its own.
         add_config: adds the node with its defaults.
         renamed_keys: old key -> the key that took its place, for configs of older versions.
         key_problems: keys whose values cannot be meant; no file is opened.
@@ -96,6 +99,7 @@ class System:
     is_configured: Callable[[CfgNode], bool]
     add_config: Callable[[CfgNode], None]
     detects: bool = True
+    free_categories: bool = False
     renamed_keys: Mapping[str, str] = field(default_factory=dict)
     key_problems: Callable[[CfgNode], Iterable[str]] = lambda *_: ()
     problems: Callable[[CfgNode, SetupContext], Iterable[str]] = lambda *_: ()

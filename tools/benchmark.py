@@ -14,6 +14,8 @@ from benchmarks import (
     cache_page,
     dense,
     dense_teacher,
+    distillation,
+    fvit,
     inference,
     online,
     options,
@@ -48,7 +50,8 @@ inference beside Detectron2's own (five minutes on two quiet cores; trains nothi
 what dense features know of regions before and after CLIPSelf, and teach ViLD (about an hour):
   python tools/benchmark.py regions --seeds 0 1 2
   python tools/benchmark.py dense-teacher --seeds 0 1 2
-dense features of CLIP's ViTs beside open_clip's own forward pass (a minute; trains nothing):
+dense features beside open_clip's own forward pass, CLIPSelf's step, F-ViT (three minutes; trains
+nothing):
   python tools/benchmark.py dense
 """
 # The methods of a system in each table.
@@ -145,7 +148,7 @@ def add_inference_command(commands: Any) -> None:
 
 def add_dense_command(commands: Any) -> None:
     command = commands.add_parser(
-        "dense", help="dense features of CLIP's ViTs beside open_clip's own forward, on the CPU"
+        "dense", help="dense features of CLIP's ViTs, steps of CLIPSelf, parts of F-ViT, on the CPU"
     )
     command.add_argument("--compiled", action="store_true", help="also through torch.compile")
     command.add_argument("--docs", type=Path, default=repository_root() / "docs", help="written to")
@@ -269,11 +272,12 @@ def measure_inference(args: argparse.Namespace) -> None:
 def measure_dense(args: argparse.Namespace) -> None:
     """Measures, then writes the JSON and its page."""
     command = "python tools/benchmark.py dense" + " --compiled" * args.compiled
-    document = make_document(command, dense.measure(compiled=args.compiled))
+    rows = dense.measure(compiled=args.compiled) + distillation.measure() + fvit.measure()
+    document = make_document(command, rows)
     atomic_write_json(args.docs / "results" / "dense.json", document)
     with atomic_write(args.docs / "results-dense.md") as temporary:
         temporary.write_text(dense.page(document))
-    print(dense.table_of(document["rows"]))
+    print(dense.page(document))
 
 
 def seeds_command(args: argparse.Namespace) -> str:

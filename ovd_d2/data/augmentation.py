@@ -17,9 +17,17 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     """Large-scale jitter where `INPUT.LSJ.ENABLED` (training only), else Detectron2's own list.
 
     Jitter (ViLD: 0.1-2.0 at 1024): scale by a random factor of the square SIZE, crop or pad to
-    SIZE x SIZE, flip. Every resize is as `INPUT.RESIZE` says (:class:`ResizeBy`).
+    SIZE x SIZE, flip. Every resize is as `INPUT.RESIZE` says (:class:`ResizeBy`), and sizes that
+    follow from the shortest edge as `INPUT.SIZE_RULE` does.
     """
     augmentations = _augmentations(cfg, is_train)
+    if cfg.INPUT.SIZE_RULE == TRUNCATED:
+        augmentations = [
+            TruncatedShortestEdge(one.short_edge_length, one.max_size, one.is_range)
+            if isinstance(one, T.ResizeShortestEdge)
+            else one
+            for one in augmentations
+        ]
     if cfg.INPUT.RESIZE == PILLOW:
         return augmentations
     resizes = (T.ResizeScale, T.ResizeShortestEdge)
@@ -45,6 +53,42 @@ def _augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     horizontal = cfg.INPUT.RANDOM_FLIP == "horizontal"
     flip = T.RandomFlip(horizontal=horizontal, vertical=not horizontal)
     return [flip, *scaled] if jitter.FLIP_FIRST else [*scaled, flip]
+
+
+ROUNDED, TRUNCATED = "rounded", "truncated"
+SIZE_RULES = (ROUNDED, TRUNCATED)  # INPUT.SIZE_RULE
+
+
+class TruncatedShortestEdge(T.ResizeShortestEdge):
+    """Detectron2's with the sizes of maskrcnn-benchmark (:func:`truncated_size`)."""
+
+    def __init__(self, short_edge_length: Sequence[int], max_size: int, is_range: bool) -> None:
+        style = "range" if is_range else "choice"
+        super().__init__(tuple(short_edge_length), max_size, style)
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Draws as Detectron2's does."""
+        height, width = image.shape[:2]
+        lengths = self.short_edge_length
+        if self.is_range:
+            drawn = int(np.random.randint(lengths[0], lengths[1] + 1))
+        else:
+            drawn = int(np.random.choice(lengths))
+        if drawn == 0:
+            return T.NoOpTransform()
+        size = truncated_size(height, width, Resize(drawn, self.max_size))
+        return T.ResizeTransform(height, width, *size, self.interp)
+
+
+def truncated_size(height: int, width: int, resize: Resize) -> tuple[int, int]:
+    """(height, width) by maskrcnn-benchmark's rule: one edge is exact, the other cut to a whole
+    number, and it is the shortest edge that the longest one's limit rounds."""
+    short, long = sorted((height, width))
+    edge = resize.shortest
+    if long / short * edge > resize.longest:
+        edge = round(resize.longest * short / long)
+    other = int(edge * long / short)
+    return (edge, other) if height <= width else (other, edge)
 
 
 class TensorFlowResizeTransform(T.ResizeTransform):

@@ -23,7 +23,10 @@ from ovd_d2.files import read_text
 
 logger = logging.getLogger(__name__)
 
-_COPIED = ("iscrowd", "bbox", "keypoints", "category_id")
+_COPIED = ("iscrowd", "bbox", "keypoints", "category_id", "tokens_positive")
+# Of an image with a caption (MDETR's layout): the text, the phrases that are evaluated, and which
+# sentence of which image it is.
+_OF_CAPTIONS = ("caption", "tokens_positive_eval", "sentence_id", "original_img_id")
 _FIX = "tools/check_setup.py lists what is wrong with it"
 
 
@@ -41,7 +44,9 @@ def load_coco_json(json_file: str, image_root: str, dataset_name: str) -> list[d
     Equal to Detectron2's `load_coco_json` for files without fault. Where an annotation has no valid
     segmentation (polygons of fewer than three corners, an RLE without size or counts), Detectron2
     leaves it out; here it keeps its box and has no `segmentation`. An `iscrowd` of null counts as
-    0. Sets the metadata fields `thing_classes` and `thing_dataset_id_to_contiguous_id`.
+    0. An image's `caption` and an annotation's `tokens_positive` (MDETR's layout) come
+    along where they are there. Sets the metadata fields `thing_classes` and
+    `thing_dataset_id_to_contiguous_id`.
 
     Raises:
         ValueError: not JSON, or not COCO format; the message names the file.
@@ -93,6 +98,7 @@ def _records(
             "width": by_id[image_id]["width"],
             "image_id": image_id,
             "annotations": annotations[image_id],
+            **{key: by_id[image_id][key] for key in _OF_CAPTIONS if key in by_id[image_id]},
         }
         for image_id in sorted(by_id)
     ]

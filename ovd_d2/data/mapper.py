@@ -89,11 +89,14 @@ class OpenVocabularyDatasetMapper(DatasetMapper):
             detection_utils.transform_proposals(
                 dataset_dict, image_size, transforms, proposal_topk=self.proposal_topk
             )
+        objects = None
         if self.is_train:
-            self._transform_annotations(dataset_dict, transforms, image_size)
+            objects = self._transform_annotations(dataset_dict, transforms, image_size)
         else:
             dataset_dict.pop("annotations", None)
-        mapped = MappedImage(dataset_dict, image, self.image_format, transforms, image_size)
+        mapped = MappedImage(
+            dataset_dict, image, self.image_format, transforms, image_size, objects
+        )
         for passenger in self.passengers:
             passenger(mapped)
         return dataset_dict
@@ -103,11 +106,14 @@ class OpenVocabularyDatasetMapper(DatasetMapper):
         dataset_dict: dict[str, Any],
         transforms: T.Transform,
         image_shape: tuple[int, int],
-    ) -> None:
+    ) -> list[dict[str, Any]]:
         """As Detectron2's, in place, but an image without objects comes out as :func:`no_objects`.
 
         Detectron2's gives it no `gt_masks` and then fails to compute its boxes from them. Base-only
         labels leave many such images; crowds are no objects; a dict may lack "annotations".
+
+        Returns:
+            The annotations that are left in `instances`, in their order, as they came.
 
         Raises:
             ValueError: masks are wanted, and an object has none.
@@ -117,12 +123,20 @@ class OpenVocabularyDatasetMapper(DatasetMapper):
             dataset_dict.pop("annotations", None)
             mask_format = self.instance_mask_format if self.use_instance_mask else None
             dataset_dict["instances"] = no_objects(image_shape, mask_format)
-            return
+            return []
         if self.use_instance_mask:
             _check_masks(objects, dataset_dict["file_name"])
-        # Detectron2 takes "iscrowd": null for a crowd
-        dataset_dict["annotations"] = [{**one, "iscrowd": 0} for one in objects]
+        # Detectron2 takes "iscrowd": null for a crowd, and leaves out boxes that have gone without
+        # saying which: it gets places for classes.
+        dataset_dict["annotations"] = [
+            {**one, "iscrowd": 0, "category_id": place} for place, one in enumerate(objects)
+        ]
         super()._transform_annotations(dataset_dict, transforms, image_shape)
+        instances = dataset_dict["instances"]
+        kept = [objects[place] for place in instances.gt_classes.tolist()]
+        classes = [int(one["category_id"]) for one in kept]
+        instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+        return kept
 
 
 def _read_sem_seg(dataset_dict: dict[str, Any]) -> NDArray[np.uint8] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from ovd_d2.cache import RecordStore, check_compatible, coverage_problems
 from ovd_d2.structures import ORIGINAL_IMAGE, attach_cached_proposals
 from ovd_d2.systems import SetupContext
 
+DATA_SET = "data_set"  # key of a training image's dict: the name of the set that it is of
 MIN_PROPOSAL_SIDE = 1.0  # pixels left after augmentation, below which there is nothing to pool
 
 
@@ -31,6 +32,8 @@ class MappedImage:
         image_format: of `pixels`, e.g. "BGR".
         transforms: what the image went through.
         size: (height, width) after it.
+        objects: the annotations of the objects of `instances`, one each, as they were before the
+            augmentation; None where there are none, or the mapper does not say.
     """
 
     record: dict[str, Any]
@@ -38,6 +41,7 @@ class MappedImage:
     image_format: str
     transforms: T.Transform
     size: tuple[int, int]
+    objects: Sequence[Mapping[str, Any]] | None = None
 
     def original_rgb(self) -> torch.Tensor:
         """As the teacher sees it, (H, W, 3) uint8 RGB, whatever the detector sees."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data.build import filter_images_with_only_crowd_annotations
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.modeling import build_model
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
@@ -20,7 +22,7 @@ from ovd_d2.clip.loading import configured_teacher
 from ovd_d2.data.base_only import drop_annotations
 from ovd_d2.data.categories import get_categories
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper, WithPassengers, passengers_of
-from ovd_d2.data.passengers import OriginalImage
+from ovd_d2.data.passengers import DATA_SET, OriginalImage
 from ovd_d2.data.registration import register_data_sets
 from ovd_d2.data.train_loader import Mapper, build_resumable_train_loader
 from ovd_d2.engine.checkpoint import WHOLE_MODEL, SafeCheckpointer
@@ -34,6 +36,7 @@ from ovd_d2.vocabulary import Vocabulary
 logger = logging.getLogger(__name__)
 
 DETECTOR = "detector"
+WEIGHTED = "WeightedTrainingSampler"  # of DATALOADER.SAMPLER_TRAIN
 # MODEL.OVD.CLASSIFY_WITH -> where the scores of the ROI heads come from.
 CLASSIFY_WITH = {DETECTOR: "", "clip_crops": "image", "text_and_clip_crops": "ensemble"}
 
@@ -145,7 +148,7 @@ def get_base_dataset_dicts(
         )
         if drop_novel:
             records = drop_annotations(records, get_categories(name).novel)
-        dataset_dicts += records
+        dataset_dicts += [{**one, DATA_SET: name} for one in records]
     if filter_empty:
         dataset_dicts = filter_images_with_only_crowd_annotations(dataset_dicts)
     return dataset_dicts
@@ -167,12 +170,46 @@ def build_train_loader(
         mapper = OpenVocabularyDatasetMapper(cfg, is_train=True)
     elif passengers := passengers_of(cfg):
         mapper = WithPassengers(mapper, passengers)
+    records = load_training_dicts(cfg)
+    if sampler is None and cfg.DATALOADER.SAMPLER_TRAIN == WEIGHTED:
+        sampler = weighted_sampler(cfg, records)
     options = {} if sampler is None else {"sampler": sampler}
-    loader = build_resumable_train_loader(
-        cfg, mapper=mapper, dataset=load_training_dicts(cfg), **options
-    )
+    loader = build_resumable_train_loader(cfg, mapper=mapper, dataset=records, **options)
     system = system_of(cfg)
     return loader if system is None else system.wrap_loader(cfg, loader)
+
+
+def weighted_sampler(
+    cfg: CfgNode, records: Sequence[Mapping[str, Any]]
+) -> RepeatFactorTrainingSampler:
+    """How often the images of each training set are seen per epoch: `DATASETS.TRAIN_REPEAT_FACTOR`.
+
+    Detectron2's own loads the data sets once more to count their images, and counts wrongly where
+    images were left out since (novel annotations are dropped first here).
+
+    Raises:
+        SetupError: see :func:`repeat_factor_problems`.
+    """
+    if problems := repeat_factor_problems(cfg):
+        raise SetupError(problems)
+    factors = dict(cfg.DATASETS.TRAIN_REPEAT_FACTOR)
+    return RepeatFactorTrainingSampler(
+        torch.tensor([float(factors.get(one[DATA_SET], 1)) for one in records])
+    )
+
+
+def repeat_factor_problems(cfg: CfgNode) -> list[str]:
+    """Factors that are not positive, or of a data set that is not trained on."""
+    key, sets = "DATASETS.TRAIN_REPEAT_FACTOR", tuple(cfg.DATASETS.TRAIN)
+    if cfg.DATALOADER.SAMPLER_TRAIN != WEIGHTED:
+        return []
+    problems = []
+    for name, factor in cfg.DATASETS.TRAIN_REPEAT_FACTOR:
+        if name not in sets:
+            problems.append(f"{key} names '{name}', which is not in DATASETS.TRAIN {sets}")
+        if not factor > 0:
+            problems.append(f"{key} of '{name}' is {factor}, expected more than 0")
+    return problems
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from ovd_d2.clip.loading import configured_teacher, teacher_problems
-from ovd_d2.data.augmentation import RESIZES, smallest_resize
+from ovd_d2.data.augmentation import RESIZES, SIZE_RULES, smallest_resize
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper, mapping_problems
-from ovd_d2.engine.build import CLASSIFY_WITH, DETECTOR
+from ovd_d2.engine.build import CLASSIFY_WITH, DETECTOR, repeat_factor_problems
 from ovd_d2.engine.data_checks import CheckedData, DataNeeds, category_problems, check_data
 from ovd_d2.engine.optimization import optimizer_problems
 from ovd_d2.engine.validation import (
@@ -111,11 +112,14 @@ def config_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
         yield from selection_problems(selection_of(cfg))
         yield from precision_problems(cfg.SOLVER.AMP.ENABLED, cfg.MODEL.DEVICE, "SOLVER.AMP")
         yield from process_problems(cfg.MODEL.DEVICE)
+        yield from repeat_factor_problems(cfg)
     yield from output_problems(cfg.OUTPUT_DIR)
     yield from classify_with_problems(cfg)
     yield from augmentation_problems(cfg)
     if cfg.INPUT.RESIZE not in RESIZES:
         yield f"INPUT.RESIZE: '{cfg.INPUT.RESIZE}' is not one of {', '.join(RESIZES)}"
+    if cfg.INPUT.SIZE_RULE not in SIZE_RULES:
+        yield f"INPUT.SIZE_RULE: '{cfg.INPUT.SIZE_RULE}' is not one of {', '.join(SIZE_RULES)}"
     yield from weights_problems(cfg.MODEL.WEIGHTS)
 
 
@@ -234,6 +238,8 @@ def _category_problems(
     system = system_of(cfg)
     if system is not None and not system.detects:
         return
+    if system is not None and system.free_categories:
+        data = replace(data, train={})
     for name, report in data.train.items():
         found, expected = report.categories, cfg.MODEL.ROI_HEADS.NUM_CLASSES
         if found is not None and len(found) != expected:

@@ -34,6 +34,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         base_lr=options.BASE_LR,
         lr_multipliers=options.LR_MULTIPLIERS,
         bias_lr_factor=options.BIAS_LR_FACTOR,
+        bias_names=options.BIAS_NAMES,
         weight_decay_norm=options.WEIGHT_DECAY_NORM,
         weight_decay_bias=options.WEIGHT_DECAY_BIAS,
         no_decay=options.NO_DECAY,
@@ -72,6 +73,7 @@ def parameter_groups(
     base_lr: float,
     lr_multipliers: Sequence[tuple[str, float]] = (),
     bias_lr_factor: float = 1.0,
+    bias_names: Sequence[str] = ("bias",),
     weight_decay_norm: float | None = None,
     weight_decay_bias: float | None = None,
     no_decay: Sequence[str] = (),
@@ -86,6 +88,7 @@ def parameter_groups(
         lr_multipliers: (beginning of parameter names, factor of the rate) pairs; of several that
             fit the longest counts.
         bias_lr_factor: another factor, of every bias.
+        bias_names: last parts of the names of what is a bias to that factor.
         weight_decay_norm, weight_decay_bias: of norms and of biases; None: the optimiser's.
         no_decay: last parts of the names of parameters that do not decay, e.g. "pos_embed".
 
@@ -100,7 +103,7 @@ def parameter_groups(
 
     def factor_of(name: str) -> float:
         # Detectron2's own factor of biases would take the place of their multiplier
-        factor = bias_lr_factor if name.endswith(".bias") else 1.0
+        factor = bias_lr_factor if name.rpartition(".")[2] in bias_names else 1.0
         return factor * lr_factor(name.removeprefix("."), factors)  # ".x": the model's own
 
     return solver.get_default_optimizer_params(
@@ -205,7 +208,8 @@ def optimizer_problems(cfg: CfgNode) -> Iterable[str]:
             f"SOLVER.BETAS {betas} must be two numbers from 0 to less than 1, SOLVER.EPS "
             f"{options.EPS} positive; the usual ones are (0.9, 0.999) and 1e-8"
         )
-    yield from name_problems(options.NO_DECAY, "SOLVER.NO_DECAY")
+    for key in ("NO_DECAY", "BIAS_NAMES"):
+        yield from name_problems(options[key], f"SOLVER.{key}")
     yield from name_problems(cfg.MODEL.OVD.FREEZE, FREEZE_KEY)
     average = {"enabled": options.EMA.ENABLED, "decay": options.EMA.DECAY}
     yield from decay_problems(average, "SOLVER.EMA.DECAY")

@@ -17,6 +17,7 @@ from ovd_d2.data.augmentation import (
     resized,
     smallest_of,
     smallest_resize,
+    truncated_size,
 )
 from ovd_d2.engine.run import load_config
 
@@ -92,3 +93,44 @@ def test_the_full_recipe_pads_in_the_model_and_flips_first():
     assert given.image.dtype == np.float32 and set(given.image.flat) == {7}
     assert max(given.image.shape) <= 1024
     assert smallest_of(augmentations) == smallest_resize(cfg, is_train=True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ((480, 640), (800, 1066)),  # Detectron2: 1067
+        ((640, 480), (1066, 800)),
+        ((333, 500), (800, 1201)),
+        ((20, 3000), (9, 1350)),  # the limit rounds the shortest edge, and is exceeded
+        ((800, 1333), (800, 1333)),
+        ((1, 1), (800, 800)),
+    ],
+)
+def test_sizes_of_maskrcnn_benchmark(cfg, shape, size):
+    cfg.INPUT.SIZE_RULE = "truncated"
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 800, 1333
+    (augmentation,) = build_augmentations(cfg, is_train=False)
+    found = augmentation.get_transform(np.zeros((*shape, 3), np.uint8))
+    assert (found.new_h, found.new_w) == size == truncated_size(*shape, Resize(800, 1333))
+    cfg.INPUT.RESIZE = "opencv"
+    (augmentation,) = build_augmentations(cfg, is_train=False)
+    found = augmentation.get_transform(np.zeros((*shape, 3), np.uint8))
+    assert type(found) is RESIZE_TRANSFORMS["opencv"] and (found.new_h, found.new_w) == size
+
+
+@pytest.mark.parametrize("sampling", ["choice", "range"])
+def test_the_truncating_rule_draws_as_detectron2(cfg, sampling):
+    cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = sampling
+    cfg.INPUT.MIN_SIZE_TRAIN = (32, 64) if sampling == "range" else (32, 48, 64)
+    cfg.INPUT.MAX_SIZE_TRAIN = 1000
+    square = np.zeros((100, 100, 3), np.uint8)
+    sides = []
+    for rule in ("rounded", "truncated"):
+        cfg.INPUT.SIZE_RULE = rule
+        np.random.seed(0)
+        resize = build_augmentations(cfg, is_train=True)[0]
+        sides.append([resize.get_transform(square).new_h for _ in range(20)])
+    assert sides[0] == sides[1] and len(set(sides[0])) > 2
+    cfg.INPUT.MIN_SIZE_TEST = 0
+    (resize,) = build_augmentations(cfg, is_train=False)
+    assert type(resize.get_transform(square)) is T.NoOpTransform

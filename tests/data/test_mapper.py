@@ -17,7 +17,7 @@ from ovd_d2.data.mapper import (
     OpenVocabularyDatasetMapper,
     mapping_problems,
 )
-from ovd_d2.data.passengers import CachedProposals, transform_cached_proposals
+from ovd_d2.data.passengers import CachedProposals, Passenger, transform_cached_proposals
 from ovd_d2.structures import cached_proposals_of
 from tests.tiny import tiny_config
 
@@ -326,3 +326,29 @@ def test_a_mapper_that_fails_at_an_image_without_objects_is_a_problem(record, tm
     assert "gt_masks" in problem
     (problem,) = mapping_problems(lambda mapped: {"image": 0}, [record])
     assert "no 'instances'" in problem
+
+
+def test_a_passenger_is_told_the_annotations_of_the_objects_that_are_left(record):
+    class Listener(Passenger):
+        def __call__(self, image):
+            self.heard = image
+
+    extra = {"bbox": [0, 0, 20, 20], "bbox_mode": BoxMode.XYWH_ABS, "note": "top left"}
+    objects = [
+        {**record["annotations"][0], "category_id": 2, "note": "first"},
+        {**extra, "category_id": 1, "iscrowd": 1},
+        {**extra, "category_id": 3},
+    ]
+    options = {"image_format": "BGR", "passengers": [listener := Listener()]}
+    crop = T.CropTransform(0, 0, 30, 30)
+    mapper = OpenVocabularyDatasetMapper(True, augmentations=[crop], **options)
+    mapped = mapper({**record, "annotations": objects})
+    classes = mapped["instances"].gt_classes
+    assert classes.dtype == torch.int64
+    assert [one["category_id"] for one in listener.heard.objects] == classes.tolist()
+    assert listener.heard.objects[-1]["note"] == "top left"
+    assert listener.heard.objects[-1]["bbox"] == [0, 0, 20, 20]
+    mapper({**record, "annotations": []})
+    assert listener.heard.objects == []
+    OpenVocabularyDatasetMapper(False, augmentations=[], **options)(record)
+    assert listener.heard.objects is None

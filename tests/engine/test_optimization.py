@@ -280,3 +280,13 @@ def test_an_unknown_way_to_clip_is_named():
         "CLIP_TYPE: 'model' is not one of value, norm, full_model" in p
         for p in optimizer_problems(cfg)
     )
+
+
+def test_what_counts_as_a_bias_is_said_by_names():
+    model = torch.nn.Linear(2, 2)
+    model.register_parameter("table", torch.nn.Parameter(torch.zeros(3)))
+    for names, expected in ((("bias",), 1.0), (("bias", "table"), 2.0)):
+        groups = parameter_groups(model, base_lr=1.0, bias_lr_factor=2.0, bias_names=names)
+        rates = {id(one): group["lr"] for group in groups for one in group["params"]}
+        found = [rates[id(one)] for one in (model.weight, model.bias, model.table)]
+        assert found == [1.0, 2.0, expected]

@@ -81,15 +81,20 @@ def _write_cache(path: Path, vocabulary: Vocabulary) -> None:
         writer.finish()
 
 
+def _forget_all() -> None:
+    """The sets of the mini Pictograms, those that systems make of them among them."""
+    forget(TRAIN, VAL, *(one for one in DatasetCatalog.list() if one.startswith(SET)))
+
+
 @contextmanager
 def _registered(folder: Path) -> Iterator[None]:
     """The two sets, in this folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(folder))
-        forget(TRAIN, VAL)
+        _forget_all()
         register_data_sets([TRAIN, VAL])
         yield
-    forget(TRAIN, VAL)
+    _forget_all()
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from benchmarks import distillation, fvit
 from benchmarks.documents import Document, origin
 from benchmarks.speed import Row, Timed, operations_of, ratio_of, time_alternately
 from ovd_d2.clip.dense import DenseViT
@@ -96,7 +97,8 @@ def _at_size(visual: Any, side: int) -> nn.Module:
 
 
 def table_of(rows: Sequence[Row]) -> str:
-    """In Markdown."""
+    """In Markdown, of the rows that are of towers."""
+    rows = [row for row in rows if "dense_over" in row]
     heads = {
         "name": "tower, image",
         "dense_over": "dense / forward, time",
@@ -112,15 +114,42 @@ def table_of(rows: Sequence[Row]) -> str:
 
 def page(document: Document) -> str:
     """The whole page, from what was measured."""
+    rows = document["rows"]
+    detector = fvit.tables_of(rows)
     return f"""# Dense features in numbers
 
 {origin(document)}; numbers:
-[results/dense.json](results/dense.json). Random weights, one image, on the CPU.
+[results/dense.json](results/dense.json). Random weights, one image, on the CPU. What is compared
+took turns; a ratio is the median over the rounds. Operations are those of convolutions and matrix
+products, attention's included.
+
+## A pass
 
 `forward` is open_clip's own pass at the same size, which ends with one embedding per image; `dense`
 ends with one per patch ([DenseViT](../ovd_d2/clip/dense/vit.py)): its last block has no attention,
 its projection is of all patches. In windows: the blocks before the last one look at windows of
 {WINDOW} x {WINDOW} patches and at CLS.
 
-{table_of(document["rows"])}
+{table_of(rows)}
+
+## A step of CLIPSelf
+
+The step as it is trained, from 8-bit pixels and the teacher's crops to the optimizer, over forward
+and backward pass of the student alone. There are about as many crops for the student's patches as
+in the recipe with 1024 px.
+
+{distillation.table_of(rows)}
+
+## F-ViT
+
+Inference up to masks in boxes, with {fvit.CASE.architecture} on {fvit.CASE.side} px: a tenth of the
+pixels of the OV-LVIS recipe, and a tenth of its proposals and detections.
+
+{detector["inference"]}
+
+A training step of the same, where the tower's features come with a graph and gradients go through
+the tower, though nothing in it trains, over the step as it is, without graph (memory: bytes of
+tensors at the worst moment, beyond weights and the optimizer's state):
+
+{detector["training"]}
 """

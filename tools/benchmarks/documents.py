@@ -7,6 +7,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tabulate import tabulate
+
 from ovd_d2.pictograms.dataset import GENERATOR_VERSION
 from ovd_d2.pictograms.demo.pipeline import repository_root
 
@@ -48,3 +50,9 @@ def origin(document: Document) -> str:
     return (
         f"Written by `{document['command']}`\non {document['date']} at commit {document['commit']}"
     )
+
+
+def table(rows: Sequence[Mapping[str, Any]], **columns: str) -> str:
+    """Markdown, of the rows that have all columns: key -> what stands above it."""
+    body = [[row[key] for key in columns] for row in rows if columns.keys() <= row.keys()]
+    return tabulate(body, list(columns.values()), tablefmt="pipe", intfmt=",")

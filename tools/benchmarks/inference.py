@@ -15,12 +15,11 @@ import numpy as np
 import pycocotools.mask
 import torch
 from detectron2.layers.mask_ops import paste_masks_in_image
-from tabulate import tabulate
 from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import end_to_end, official_cost
-from benchmarks.documents import Document, origin
+from benchmarks.documents import Document, origin, table
 from benchmarks.memory import peak_memory
 from benchmarks.speed import (
     HEAD_DIM,
@@ -169,34 +168,28 @@ def _peak(thing: Callable[[], Any]) -> int:
 def tables_of(rows: Sequence[Row]) -> dict[str, str]:
     """Markdown by subject: "evaluation", "masks", "selection", "memory", "official"."""
     return {
-        "evaluation": _table(
+        "evaluation": table(
             rows, name="image to records", ratio="time over time", floor="floor",
             operations="operations over operations",
         ),
-        "masks": _table(
+        "masks": table(
             rows, name="pasting", pixels_faster="pixels, times faster",
             records_faster="run lengths, times faster", masks_compared="masks compared",
             pixels_compared="their pixels", pixels_differing="differ",
         ),
-        "selection": _table(
+        "selection": table(
             rows, name="classify and select", products="matrix products",
             over_products="time over theirs",
         ),
-        "memory": _table(
+        "memory": table(
             rows, name="peak of masks to records", their_megabytes="Detectron2, MB",
             our_megabytes="here, MB",
         ),
-        "official": _table(
+        "official": table(
             rows, name="official parts over Detectron2's", official_over="time over time",
             official_operations="operations over operations",
         ),
     }  # fmt: skip
-
-
-def _table(rows: Sequence[Row], **columns: str) -> str:
-    """Of the rows that have all columns."""
-    body = [[row[key] for key in columns] for row in rows if columns.keys() <= row.keys()]
-    return tabulate(body, list(columns.values()), tablefmt="pipe", intfmt=",")
 
 
 def page(document: Document) -> str:

@@ -36,14 +36,15 @@ def on_cpu(cfg: CfgNode) -> CfgNode:
 
 
 def set_meaningless_vocabulary(model: nn.Module, cfg: CfgNode) -> None:
-    """Names without meaning, as many as the config's categories; none where none are taken."""
+    """Random names, as many as the config's categories; none where none are taken."""
     part = open_vocabulary_part(model)
     if part is None:
         return
     count, dim = cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.OVD.EMBEDDING_DIM
-    rows = nn.functional.normalize(torch.ones(count, dim), dim=1)
+    rows = torch.randn(count + 1, dim, generator=torch.Generator().manual_seed(0))
+    rows = nn.functional.normalize(rows, dim=1)
     names = [str(k) for k in range(count)]
-    part.set_vocabulary(Vocabulary(names, rows, background=rows[0]))
+    part.set_vocabulary(Vocabulary(names, rows[1:], background=rows[0]))
 
 
 def probe_input(cfg: CfgNode, size: int) -> dict[str, Any]:

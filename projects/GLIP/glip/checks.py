@@ -1,0 +1,45 @@
+"""What a GLIP needs beyond what any detector does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from detectron2.config import CfgNode
+
+from ovd_d2.projects.glip import wiring
+from ovd_d2.projects.glip.dyconv import ACROSS_LEVELS
+from ovd_d2.projects.glip.prompts.spans import AGGREGATIONS
+from ovd_d2.systems import IdleKeys
+
+KEYS = "MODEL.GLIP"
+
+
+def key_problems(cfg: CfgNode) -> Iterable[str]:
+    """Values that cannot be meant."""
+    glip = cfg.MODEL.GLIP
+    for key, values in (("OFFSETS_ACROSS_LEVELS", ACROSS_LEVELS), ("AGGREGATION", AGGREGATIONS)):
+        if glip[key] not in values:
+            yield f"{KEYS}.{key}: '{glip[key]}' is none of {', '.join(values)}"
+    for key in ("BLOCKS", "CAPTIONS_PER_PASS"):
+        if glip[key] < 1:
+            yield f"{KEYS}.{key}: {glip[key]}, expected at least 1"
+    for key in ("DROPOUT", "FPN_DROP_BLOCK", "SCORE_THRESH", "NMS_THRESH"):
+        if not 0 <= glip[key] <= 1:
+            yield f"{KEYS}.{key}: {glip[key]} is not between 0 and 1"
+    if glip.FUSION and glip.FUSION_DIM % glip.FUSION_HEADS:
+        yield f"{KEYS}.FUSION_DIM {glip.FUSION_DIM} is no multiple of {glip.FUSION_HEADS} heads"
+    if glip.BERT.WIDTH % glip.BERT.HEADS:
+        yield f"{KEYS}.BERT.WIDTH {glip.BERT.WIDTH} is no multiple of {glip.BERT.HEADS} heads"
+    if cfg.MODEL.FPN.OUT_CHANNELS % 32:
+        # two values per group are the least that a norm over one location can take
+        yield f"MODEL.FPN.OUT_CHANNELS {cfg.MODEL.FPN.OUT_CHANNELS} is no multiple of 32"
+    yield from wiring.key_problems(cfg)
+
+
+def idle_keys(cfg: CfgNode) -> Iterable[IdleKeys]:
+    """Keys that the config sets and that nothing reads."""
+    if not cfg.MODEL.GLIP.FUSION:
+        yield (f"{KEYS}.FUSION_DIM", f"{KEYS}.FUSION_HEADS"), f"{KEYS}.FUSION is False"
+    if cfg.MODEL.WEIGHTS:
+        yield (f"{KEYS}.BERT.PRETRAINED",), "MODEL.WEIGHTS brings the text encoder"
+    yield from wiring.idle_keys(cfg)

@@ -1,0 +1,83 @@
+"""GLIP's config keys, their defaults (GLIP-T) and what they do."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+
+def add_glip_config(cfg: CfgNode) -> None:
+    """Adds the node `MODEL.GLIP`."""
+    glip = cfg.MODEL.setdefault("GLIP", CfgNode())  # keys that are there already stay
+    _add_model_keys(glip)
+    _add_prompt_keys(glip)
+
+
+def _add_model_keys(glip: CfgNode) -> None:
+    # build_glip_swin_fpn_backbone: Detectron2's Swin with P3 to P7 of FPN.OUT_CHANNELS.
+    swin = glip.SWIN = CfgNode()
+    swin.EMBED_DIM = 96
+    swin.DEPTHS = (2, 2, 6, 2)
+    swin.NUM_HEADS = (3, 6, 12, 24)
+    swin.WINDOW_SIZE = 7
+    swin.DROP_PATH_RATE = 0.2
+    # DropBlock on the maps of which P3 and P4 are made, in training.
+    glip.FPN_DROP_BLOCK = 0.3
+
+    # The text encoder, a BERT of these sizes; the language layers of the tower have the same.
+    bert = glip.BERT = CfgNode()
+    # Its weights: a folder in the layout of `transformers`, or a name of the Hugging Face hub. "":
+    # random. Not read where MODEL.WEIGHTS is set: a detector's checkpoint holds them, too.
+    bert.PRETRAINED = "bert-base-uncased"
+    bert.WIDTH = 768
+    bert.LAYERS = 12
+    bert.HEADS = 12
+    bert.HIDDEN = 3072
+    bert.VOCABULARY = 30522
+    bert.POSITIONS = 512
+
+    # The tower: so many blocks of fusion, language layer and DyConv.
+    glip.BLOCKS = 6
+    # False: DyConv alone (variant A); text and image meet in the last dot product only.
+    glip.FUSION = True
+    glip.FUSION_DIM = 2048
+    glip.FUSION_HEADS = 8
+    # Of BERT, fusion and language layers, in training.
+    glip.DROPOUT = 0.1
+    # DyConv convolves the next coarser level with offsets of this one, which are too many.
+    # "resized": they are resized; "flat": read as they lie in memory, as official weights need.
+    glip.OFFSETS_ACROSS_LEVELS = "resized"
+    # Keep no activations of Swin's blocks, BERT's layers and the tower's parts, compute them again.
+    glip.GRADIENT_CHECKPOINTING = False
+
+    # At test time: the least score of a label at a location, before centerness takes part; the best
+    # so many of each level; IoU above which the worse of two boxes of one label goes.
+    # TEST.DETECTIONS_PER_IMAGE is the number that is left.
+    glip.SCORE_THRESH = 0.05
+    glip.PRE_NMS_TOPK = 1000
+    glip.NMS_THRESH = 0.6
+    # A label's score from those of its tokens: "mean", "max", "power" (geometric mean), "one_hot".
+    glip.AGGREGATION = "mean"
+    # Many names are many captions: so many of them go through the tower side by side. More needs
+    # more memory: at 800 x 1333 about 1 GB per full caption.
+    glip.CAPTIONS_PER_PASS = 4
+    # Cuts names and captions into tokens: a vocab.txt, a tokenizer.json, a folder with one of them,
+    # or a name of the Hugging Face hub.
+    glip.TOKENIZER = "bert-base-uncased"
+
+
+def _add_prompt_keys(glip: CfgNode) -> None:
+    # How training images of detection sets are asked for the names of their categories. "sampled":
+    # what an image shows, and up to NEGATIVES other names; positives that do not fit into one
+    # prompt are split over several. "all": every name in every prompt. "public": sampled as in the
+    # public code, which drops positives and asks for "background".
+    prompts = glip.PROMPTS = CfgNode()
+    prompts.NAMES = "sampled"
+    prompts.NEGATIVES = 85
+    # Of "all": the names in random order. False: in that of the data set.
+    prompts.SHUFFLE = True
+    # Grounding sets of DATASETS.TRAIN whose captions stand among captions of other images, of which
+    # nothing must be found.
+    prompts.NEGATIVE_CAPTIONS = ()
+    # Folder of Flickr30k Entities (Annotations, Sentences), by which recall of phrases is measured
+    # for each type of phrase. "": by the annotation file alone.
+    glip.ENTITIES = ""

@@ -1,0 +1,1 @@
+"""Numbers that are GLIP's own: recall of phrases."""

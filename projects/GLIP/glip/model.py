@@ -1,0 +1,320 @@
+"""GLIP: what words name, found by comparing every location with every token of a caption."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from ovd_d2.projects.glip.anchors import grid_anchors
+from ovd_d2.projects.glip.head import GLIPHead, HeadOutputs, TowerSizes
+from ovd_d2.projects.glip.losses import glip_losses
+from ovd_d2.projects.glip.postprocess import Candidates, Selection, candidates, select
+from ovd_d2.projects.glip.prompts import (
+    TokenBatch,
+    Tokenizer,
+    load_tokenizer,
+    padded_columns,
+    positive_map,
+    token_batch,
+)
+from ovd_d2.projects.glip.prompts.chunks import chunks_by_length
+from ovd_d2.projects.glip.text import BertSizes, TextEncoder
+from ovd_d2.projects.glip.text_cache import TextCache
+from ovd_d2.vocabulary import Vocabulary, configured_vocabulary
+
+LEVELS = ("p3", "p4", "p5", "p6", "p7")
+# Keys of an input. A training image has its tokens; an image at test time may, with what of them
+# stands for which label, and is asked for the vocabulary otherwise.
+TOKENS, POSITIVES = "tokens", "positive_map"
+TOKEN_TARGETS = "gt_token_targets"  # field of `instances`
+
+
+@dataclass(frozen=True)
+class Question:
+    """What an image is asked for in one caption of L tokens.
+
+    Attributes:
+        ids: (L,) int64 tokens.
+        positives: (C, L) share of each token in each label.
+        labels: (C,) int64 what the rows stand for.
+    """
+
+    ids: Tensor
+    positives: Tensor
+    labels: Tensor
+
+
+@META_ARCH_REGISTRY.register()
+class GLIP(nn.Module):
+    """Grounded language-image pre-training (Li et al., arXiv 2112.03857).
+
+    Boxes come in and go out as Detectron2's, of the original image in the end. Inside, the last
+    pixel belongs to a box, as in the public code: a box that ends at x2 has its last pixel at
+    x2 - 1 of the original image.
+
+    Detections of an image do not depend on the others of its batch: attention and norms see the
+    padding, so that images go through the network one by one. All captions that an image is asked
+    share its pyramid, and what the text encoder makes of them is kept for the next image.
+
+    Attributes:
+        backbone: "p3" to "p7".
+        text_encoder: tokens to embeddings.
+        head: the tower and its outputs.
+        selection: which detections are kept.
+        captions_per_pass: questions about an image that the tower takes at once.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        text_encoder: TextEncoder,
+        head: GLIPHead,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        selection: Selection,
+        tokenizer: Tokenizer | None = None,
+        vocabulary: Vocabulary | None = None,
+        captions_per_pass: int = 4,
+    ) -> None:
+        """
+        Args:
+            backbone, text_encoder, head, selection, captions_per_pass: see the attributes.
+            pixel_mean, pixel_std: of each channel, in the order of the input's.
+            tokenizer: of the names of a vocabulary; None: images bring their tokens.
+            vocabulary: what to look for in images that bring no caption.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.text_encoder = text_encoder
+        self.head = head
+        self.selection = selection
+        self.captions_per_pass = captions_per_pass
+        self._text_cache = TextCache()
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+        self._tokenizer = tokenizer
+        self.vocabulary: Vocabulary | None = None
+        self._questions: list[Question] = []
+        if vocabulary is not None:
+            self.set_vocabulary(vocabulary)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        glip, backbone = cfg.MODEL.GLIP, build_backbone(cfg)
+        sizes = _bert_sizes(glip.BERT)
+        channels = backbone.output_shape()[LEVELS[0]].channels
+        return {
+            "backbone": backbone,
+            "text_encoder": TextEncoder(
+                sizes,
+                pretrained="" if cfg.MODEL.WEIGHTS else glip.BERT.PRETRAINED,
+                dropout=glip.DROPOUT,
+                gradient_checkpointing=glip.GRADIENT_CHECKPOINTING,
+            ),
+            "head": GLIPHead(_tower_sizes(glip, channels)),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "selection": Selection(
+                score_threshold=glip.SCORE_THRESH,
+                per_level=glip.PRE_NMS_TOPK,
+                nms_threshold=glip.NMS_THRESH,
+                limit=cfg.TEST.DETECTIONS_PER_IMAGE,
+                aggregation=glip.AGGREGATION,
+            ),
+            "tokenizer": load_tokenizer(glip.TOKENIZER) if cfg.MODEL.OVD.VOCABULARY else None,
+            "vocabulary": configured_vocabulary(cfg),
+            "captions_per_pass": glip.CAPTIONS_PER_PASS,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Makes it look for these names in images that bring no caption; no weight changes.
+
+        Raises:
+            ValueError: there is no tokenizer; a name is longer than a caption may be.
+        """
+        self._questions = self.questions_of(vocabulary)
+        self.vocabulary = vocabulary
+
+    def questions_of(self, vocabulary: Vocabulary) -> list[Question]:
+        """The names in as few captions as hold them."""
+        if self._tokenizer is None:
+            raise ValueError("GLIP has no tokenizer for the names: set MODEL.GLIP.TOKENIZER")
+        return [
+            Question(
+                ids=torch.tensor(one.encoding.ids),
+                positives=positive_map(one.prompt.spans, one.encoding.offsets),
+                labels=torch.tensor(one.prompt.labels),
+            )
+            for one in chunks_by_length(vocabulary.names, self._tokenizer)
+        ]
+
+    def forward(
+        self, batched_inputs: list[dict[str, Any]], vocabulary: Vocabulary | None = None
+    ) -> Any:
+        """
+        Args:
+            batched_inputs: Detectron2's. In training with `tokens`, (L,) int64 of the caption, and
+                on `instances` the field `gt_token_targets`, (M, L) bool. At test time an image
+                with `tokens` and `positive_map` (C, L) is asked for these C labels.
+            vocabulary: at test time, what to look for in this call; None: what the model holds.
+
+        Returns:
+            In training scalars by name; else a dict per image with `instances`: `pred_boxes`,
+            `scores` and `pred_classes`, in the size of the original image.
+
+        Raises:
+            ValueError: a vocabulary is given in training, where captions come with the images.
+            RuntimeError: an image brings no caption, and there is no vocabulary.
+        """
+        if self.training:
+            if vocabulary is not None:
+                raise ValueError("training looks for what its captions name: give no vocabulary")
+            return self.losses(batched_inputs)
+        questions = self._questions if vocabulary is None else self.questions_of(vocabulary)
+        return [{"instances": self._detect(one, questions)} for one in batched_inputs]
+
+    def losses(self, batched_inputs: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Of a batch, in training or for validation; see :meth:`forward`."""
+        images = self.preprocess(batched_inputs)
+        tokens = token_batch([one[TOKENS] for one in batched_inputs]).to(self.device)
+        outputs = self.network(images.tensor, tokens)
+        instances = [one["instances"].to(self.device) for one in batched_inputs]
+        length = tokens.ids.shape[1]
+        return glip_losses(
+            outputs,
+            grid_anchors(outputs.sizes, self.device),
+            [
+                last_pixels(found.gt_boxes.tensor, original_scale(one))
+                for one, found in zip(batched_inputs, instances, strict=True)
+            ],
+            [padded_columns(found.get(TOKEN_TARGETS), length) for found in instances],
+            tokens.mask,
+        )
+
+    def network(self, images: Tensor, tokens: TokenBatch) -> HeadOutputs:
+        """(N, 3, H, W) of :meth:`preprocess` and N captions -> logits, boxes, centerness."""
+        maps = self.backbone(images)
+        text = self.text_encoder(tokens.ids, tokens.mask)
+        return self.head([maps[level] for level in LEVELS], text, tokens.mask)
+
+    def preprocess(self, batched_inputs: Sequence[dict[str, Any]]) -> ImageList:
+        """Normalised, then padded with zeros to one size, a multiple of 32."""
+        images = [
+            (one["image"].to(self.device) - self.pixel_mean) / self.pixel_std
+            for one in batched_inputs
+        ]
+        return ImageList.from_tensors(images, self.backbone.size_divisibility)
+
+    def _detect(self, one: dict[str, Any], questions: Sequence[Question]) -> Instances:
+        if TOKENS in one:
+            positives = one[POSITIVES]
+            questions = [Question(one[TOKENS], positives, torch.arange(len(positives)))]
+        if not questions:
+            raise RuntimeError(
+                "GLIP is asked for nothing: set MODEL.OVD.VOCABULARY, call "
+                "model.set_vocabulary(vocabulary), or give images `tokens` and `positive_map`"
+            )
+        images = self.preprocess([one])
+        size = images.image_sizes[0]
+        found = select(
+            self._candidates(images.tensor, questions, self.selection), size, self.selection
+        )
+        return original_instances(found, size, one)
+
+    def _candidates(
+        self, image: Tensor, questions: Sequence[Question], selection: Selection
+    ) -> list[Candidates]:
+        """(1, 3, H, W): the pyramid once, then several questions side by side in the tower."""
+        maps = self.backbone(image)
+        levels = [maps[level] for level in LEVELS]
+        count = self.captions_per_pass
+        groups = [questions[k : k + count] for k in range(0, len(questions), count)]
+        captions = [self._captions([one.ids for one in group]) for group in groups]
+        found = []
+        for group, outputs in zip(groups, self.head.answers(levels, captions), strict=True):
+            anchors = grid_anchors(outputs.sizes, self.device)
+            found += [
+                candidates(outputs, row, anchors, one.positives, one.labels, selection)
+                for row, one in enumerate(group)
+            ]
+        return found
+
+    def _captions(self, ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Of K captions (K, L, T) and (K, L) bool, from the cache where they are known."""
+        mask = token_batch(ids).mask.to(self.device)
+        text = pad_sequence(self._text_cache(self.text_encoder, ids), batch_first=True)
+        return text, mask
+
+
+def original_scale(one: Mapping[str, Any]) -> tuple[float, float]:
+    """Pixels of the network's input per pixel of the original image, (x, y)."""
+    height, width = one["image"].shape[1:]
+    return width / one.get("width", width), height / one.get("height", height)
+
+
+def last_pixels(boxes: Tensor, scale: tuple[float, float]) -> Tensor:
+    """(M, 4) XYXY as Detectron2's -> with x2, y2 on the last pixel, of the original image."""
+    return boxes - boxes.new_tensor([0, 0, *scale])
+
+
+def original_instances(
+    found: Candidates, size: tuple[int, int], one: Mapping[str, Any]
+) -> Instances:
+    """Detections as Detectron2's, in the original image.
+
+    Args:
+        found: in the network's input.
+        size: (height, width) of that.
+        one: the input, with `height` and `width` of the original where they differ.
+    """
+    height, width = one.get("height", size[0]), one.get("width", size[1])
+    scale = found.boxes.new_tensor([width / size[1], height / size[0]]).repeat(2)
+    boxes = Boxes(found.boxes * scale + found.boxes.new_tensor([0, 0, 1, 1]))
+    boxes.clip((height, width))
+    return Instances(
+        (height, width), pred_boxes=boxes, scores=found.scores, pred_classes=found.labels
+    )
+
+
+def _bert_sizes(bert: CfgNode) -> BertSizes:
+    return BertSizes(
+        width=bert.WIDTH,
+        layers=bert.LAYERS,
+        heads=bert.HEADS,
+        hidden=bert.HIDDEN,
+        vocabulary=bert.VOCABULARY,
+        positions=bert.POSITIONS,
+    )
+
+
+def _tower_sizes(glip: CfgNode, channels: int) -> TowerSizes:
+    return TowerSizes(
+        channels=channels,
+        text_width=glip.BERT.WIDTH,
+        blocks=glip.BLOCKS,
+        fused=glip.FUSION,
+        fusion_width=glip.FUSION_DIM,
+        fusion_heads=glip.FUSION_HEADS,
+        text_heads=glip.BERT.HEADS,
+        text_hidden=glip.BERT.HIDDEN,
+        dropout=glip.DROPOUT,
+        across_levels=glip.OFFSETS_ACROSS_LEVELS,
+        gradient_checkpointing=glip.GRADIENT_CHECKPOINTING,
+    )

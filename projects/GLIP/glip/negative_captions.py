@@ -1,0 +1,63 @@
+"""Captions of other images beside an image's own: what they name must not be found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ovd_d2.projects.glip.prompts.tokenizer import MAX_TOKENS, SPECIAL, Tokenizer
+
+# The paper's (config of GLIP-L): none; all of MOST; 0 to MOST - 1.
+SHARES = (0.4, 0.3, 0.3)
+MOST = 20
+
+
+class NegativeCaptions:
+    """A stock of captions.
+
+    An image that shows by chance what a drawn caption names is taught wrongly, as in the paper.
+    """
+
+    def __init__(self, captions: Sequence[str], tokenizer: Tokenizer) -> None:
+        """
+        Args:
+            captions: of all images.
+            tokenizer: counts their tokens.
+        """
+        self._captions = captions
+        self._tokenizer = tokenizer
+
+    def beside(self, caption: str, generator: np.random.Generator) -> tuple[str, int]:
+        """The caption among others, in random order, and the place where it begins.
+
+        Each is closed with a full stop; together they have no more tokens than the text encoder
+        reads, the caption itself being shorter.
+        """
+        others = self._fitting(caption, self._drawn(caption, generator))
+        parts = [caption, *others]
+        whole, start = "", 0
+        for k in generator.permutation(len(parts)):
+            if k == 0:
+                start = len(whole)
+            part = parts[int(k)]
+            whole += part if part.rstrip().endswith(".") else f"{part}."
+            whole += " "
+        return (whole.rstrip(), start) if others else (caption, 0)
+
+    def _drawn(self, caption: str, generator: np.random.Generator) -> list[str]:
+        kind = int(generator.choice(len(SHARES), p=SHARES))
+        count = (0, MOST, int(generator.integers(MOST)))[kind]
+        places = generator.integers(len(self._captions), size=count)
+        return [one for one in (self._captions[int(k)] for k in places) if one != caption]
+
+    def _fitting(self, caption: str, others: Sequence[str]) -> list[str]:
+        """Those that fit, from the first on; a full stop more for each."""
+        room = MAX_TOKENS - SPECIAL - self._tokenizer.count(caption) - 1
+        kept = []
+        for one in others:
+            room -= self._tokenizer.count(one) + 1
+            if room < 0:
+                break
+            kept.append(one)
+        return kept

@@ -1,0 +1,166 @@
+"""Captions and tokens on their way through the mapper, with the tokens of every box."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from detectron2.structures import Instances
+
+from ovd_d2.data.passengers import DATA_SET, MappedImage, Passenger
+from ovd_d2.projects.glip.grounding import CAPTION, EVALUATED, SPANS, spans_of, spans_problems
+from ovd_d2.projects.glip.negative_captions import NegativeCaptions
+from ovd_d2.projects.glip.prompts import (
+    Prompt,
+    Tokenizer,
+    positive_map,
+    token_targets,
+    truncated,
+)
+from ovd_d2.projects.glip.prompts.spans import Span
+
+TOKENS, POSITIVES = "tokens", "positive_map"  # keys of an input
+TOKEN_TARGETS = "gt_token_targets"  # field of a training input's `instances`
+
+
+class NamesToPrompt(Protocol):
+    """See :class:`ovd_d2.projects.glip.prompts.detection.DetectionPrompts`."""
+
+    def __call__(
+        self,
+        positives: Collection[int],
+        generator: np.random.Generator,
+        withheld: Collection[int] = (),
+    ) -> Prompt: ...
+
+
+class DetectionSet(NamedTuple):
+    """How the images of a detection set are asked for its categories.
+
+    Attributes:
+        prompts: makes the prompts.
+        contiguous: the data set's id of a category -> its contiguous one.
+    """
+
+    prompts: NamesToPrompt
+    contiguous: Mapping[int, int]
+
+
+class TrainingPrompts(Passenger):
+    """Gives a training image its caption: its own, or names of its data set's categories.
+
+    Adds `caption` and `tokens`, (L,) int64 with [CLS] and [SEP], at most 256, to the input, and
+    `gt_token_targets`, (M, L) bool, to its `instances`. Boxes that the caption does not speak of,
+    or not before it is cut off, are left out.
+
+    Random numbers come from NumPy's generator, which the training loader seeds per draw.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        detection_sets: Mapping[str, DetectionSet],
+        negatives: Mapping[str, NegativeCaptions] | None = None,
+    ) -> None:
+        """
+        Args:
+            tokenizer: of the captions.
+            detection_sets: by name, those whose images have no captions.
+            negatives: by name of a data set, captions of other images that are put beside its own.
+        """
+        self._tokenizer = tokenizer
+        self._sets = dict(detection_sets)
+        self._negatives = dict(negatives or {})
+
+    def __call__(self, image: MappedImage) -> None:
+        """
+        Raises:
+            ValueError: spans do not fit the caption, or the data set is unknown.
+        """
+        generator = np.random.default_rng(np.random.randint(0, 2**31, size=4))
+        make = self._own_caption if CAPTION in image.record else self._names
+        caption, spans = make(image, generator)
+        encoding = truncated(self._tokenizer.encode(caption))
+        targets = token_targets(spans, encoding.offsets)
+        told = targets.any(dim=1)
+        instances: Instances = image.record["instances"][told]
+        instances.set(TOKEN_TARGETS, targets[told])
+        image.record["instances"] = instances
+        image.record[CAPTION] = caption
+        image.record[TOKENS] = torch.tensor(encoding.ids, dtype=torch.int64)
+
+    def _names(
+        self, image: MappedImage, generator: np.random.Generator
+    ) -> tuple[str, list[Sequence[Span]]]:
+        record = image.record
+        one = self._sets.get(record.get(DATA_SET, ""))
+        if one is None:
+            raise ValueError(
+                f"{record.get('file_name')}: no caption, and its data set "
+                f"{record.get(DATA_SET)!r} is not one of {sorted(self._sets)}: the names to ask "
+                "for are not known"
+            )
+        classes = record["instances"].gt_classes.tolist()
+        partly = record.get("not_exhaustive_category_ids") or ()
+        withheld = {one.contiguous[k] for k in partly if k in one.contiguous}
+        prompt = one.prompts(set(classes), generator, withheld)
+        spans = dict(zip(prompt.labels, prompt.spans, strict=True))
+        return prompt.caption, [spans.get(label, ()) for label in classes]
+
+    def _own_caption(
+        self, image: MappedImage, generator: np.random.Generator
+    ) -> tuple[str, list[Sequence[Span]]]:
+        record = image.record
+        caption: str = record[CAPTION]
+        if image.objects is None:
+            raise ValueError(
+                f"{record.get('file_name')}: the mapper does not say which annotations its boxes "
+                "are of: take ovd_d2.data.mapper.OpenVocabularyDatasetMapper"
+            )
+        for one in image.objects:
+            for problem in spans_problems(caption, one.get(SPANS)):
+                raise ValueError(
+                    f"{record.get('file_name')} (image {record.get('image_id')}): {SPANS} {problem}"
+                )
+        spans: list[Sequence[Span]] = [spans_of(one) for one in image.objects]
+        if others := self._negatives.get(record.get(DATA_SET, "")):
+            caption, start = others.beside(caption, generator)
+            spans = [[(first + start, end + start) for first, end in one] for one in spans]
+        return caption, spans
+
+
+class PhrasesToFind(Passenger):
+    """What an image of a grounding set is asked for at test time: the phrases of its caption.
+
+    Adds `tokens` (L,) int64 and `positive_map` (C, L) float32 of the C phrases that
+    `tokens_positive_eval` names.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def __call__(self, image: MappedImage) -> None:
+        add_question(image.record, self._tokenizer)
+
+
+def add_question(record: dict[str, Any], tokenizer: Tokenizer) -> None:
+    """Asks an image for the phrases of its caption; see :class:`PhrasesToFind`.
+
+    Raises:
+        ValueError: the record has no caption, or spans that do not fit it.
+    """
+    caption = record.get(CAPTION)
+    if not isinstance(caption, str) or EVALUATED not in record:
+        raise ValueError(
+            f"{record.get('file_name')}: no '{CAPTION}' with '{EVALUATED}': it is not of a "
+            "grounding set"
+        )
+    phrases = record[EVALUATED]
+    for one in phrases:
+        for problem in spans_problems(caption, one):
+            raise ValueError(f"{record.get('file_name')}: {EVALUATED} {problem}")
+    encoding = truncated(tokenizer.encode(caption))
+    record[TOKENS] = torch.tensor(encoding.ids, dtype=torch.int64)
+    record[POSITIVES] = positive_map(phrases, encoding.offsets)

@@ -1,0 +1,46 @@
+"""GLIP's plug (:mod:`ovd_d2.systems`); importing it registers the parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from detectron2.config import CfgNode
+
+from ovd_d2.data.registration import DataSet
+from ovd_d2.projects.glip import checks, wiring
+from ovd_d2.projects.glip.backbone import build_glip_swin_fpn_backbone
+from ovd_d2.projects.glip.config import add_glip_config
+from ovd_d2.projects.glip.grounding import PHRASES, grounding_sets
+from ovd_d2.projects.glip.model import GLIP
+from ovd_d2.projects.glip.pictograms import pictogram_captions
+from ovd_d2.systems import System
+
+PARTS = (build_glip_swin_fpn_backbone, GLIP)
+
+
+def is_configured(cfg: CfgNode) -> bool:
+    """Whether the meta-architecture is GLIP's."""
+    return cfg.MODEL.META_ARCHITECTURE == "GLIP"
+
+
+def data_sets() -> Iterator[DataSet]:
+    """Grounding sets: public ones, and Pictograms' captions."""
+    yield from grounding_sets()
+    yield from pictogram_captions()
+
+
+SYSTEM = System(
+    name="GLIP",
+    node="MODEL.GLIP",
+    is_configured=is_configured,
+    free_categories=True,
+    add_config=add_glip_config,
+    key_problems=checks.key_problems,
+    problems=wiring.problems,
+    idle_keys=checks.idle_keys,
+    passengers=wiring.passengers,
+    test_passengers=wiring.test_passengers,
+    data_sets=data_sets,
+    evaluators={PHRASES: wiring.phrase_evaluator},
+    golden="ovd_d2.projects.glip.golden",
+)

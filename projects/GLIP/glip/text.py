@@ -1,0 +1,123 @@
+"""The text encoder: BERT of the `transformers` library, without its pooler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel
+
+from ovd_d2.errors import SetupError
+
+KEY = "MODEL.GLIP.BERT"
+
+
+@dataclass(frozen=True)
+class BertSizes:
+    """The defaults are bert-base's.
+
+    Attributes:
+        width: of the embeddings of tokens.
+        layers, heads: how many.
+        hidden: width between the two linear layers of a block.
+        vocabulary: tokens.
+        positions: tokens of a text, at most.
+    """
+
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    hidden: int = 3072
+    vocabulary: int = 30522
+    positions: int = 512
+
+    def config(self, dropout: float) -> BertConfig:
+        """As `transformers` wants it."""
+        return BertConfig(
+            vocab_size=self.vocabulary,
+            hidden_size=self.width,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            intermediate_size=self.hidden,
+            max_position_embeddings=self.positions,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+        )
+
+
+class TextEncoder(nn.Module):
+    """Tokens to embeddings that know their context.
+
+    Attributes:
+        bert: the network.
+        width: of an embedding.
+    """
+
+    def __init__(
+        self,
+        sizes: BertSizes,
+        *,
+        pretrained: str = "",
+        dropout: float = 0.1,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        """
+        Args:
+            sizes: of the network.
+            pretrained: a folder in the layout of `transformers`, or a name of its hub; "": random
+                weights.
+            dropout: of probabilities and of the outputs of each layer, in training.
+            gradient_checkpointing: keep no activations of the layers.
+
+        Raises:
+            SetupError: the weights cannot be loaded, or are of other sizes.
+        """
+        super().__init__()
+        config = sizes.config(dropout)
+        self.bert = _pretrained(pretrained, config) if pretrained else _untrained(config)
+        self.width = sizes.width
+        if gradient_checkpointing:
+            self.bert.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """
+        Args:
+            ids: (N, L) int64 tokens.
+            mask: (N, L) bool, False where padded.
+
+        Returns:
+            (N, L, width); those of padded tokens mean nothing.
+
+        Raises:
+            ValueError: L is more than the network has positions.
+        """
+        limit = self.bert.config.max_position_embeddings
+        if ids.shape[1] > limit:
+            raise ValueError(f"{ids.shape[1]} tokens, but {KEY} has {limit} positions")
+        found = self.bert(input_ids=ids, attention_mask=mask.to(torch.int64))
+        return found.last_hidden_state
+
+
+def _untrained(config: BertConfig) -> BertModel:
+    return BertModel(config, add_pooling_layer=False)
+
+
+def _pretrained(name: str, config: BertConfig) -> BertModel:
+    try:
+        # other sizes than the config's are an error of transformers, keys that are missing are not
+        loaded: Any = BertModel.from_pretrained(
+            name, config=config, add_pooling_layer=False, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SetupError(
+            [
+                f"{KEY}.PRETRAINED '{name}': {error}; name a folder with a BERT of the sizes in "
+                f"{KEY}, or a name of the Hugging Face hub"
+            ]
+        ) from error
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        raise SetupError([f"{KEY}.PRETRAINED '{name}' lacks {len(missing)} weights: {missing[0]}"])
+    return model

@@ -1,0 +1,139 @@
+"""From a config to the captions of training and test images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ovd_d2.data.categories import get_categories
+from ovd_d2.data.passengers import Passenger
+from ovd_d2.data.registration import register_data_sets
+from ovd_d2.errors import SetupError
+from ovd_d2.projects.glip.evaluation.flickr_recall import PhraseRecallEvaluator
+from ovd_d2.projects.glip.grounding import (
+    CAPTION,
+    PHRASES,
+    grounding_problems,
+    is_grounding_set,
+)
+from ovd_d2.projects.glip.negative_captions import NegativeCaptions
+from ovd_d2.projects.glip.passengers import DetectionSet, PhrasesToFind, TrainingPrompts
+from ovd_d2.projects.glip.prompts import Tokenizer, load_tokenizer
+from ovd_d2.projects.glip.prompts.detection import AllNames, DetectionPrompts, PublicPrompts
+from ovd_d2.systems import IdleKeys, SetupContext
+
+KEY = "MODEL.GLIP.PROMPTS"
+SAMPLED, PUBLIC, ALL = "sampled", "public", "all"
+NAMES = (SAMPLED, PUBLIC, ALL)
+
+
+def passengers(cfg: CfgNode) -> Sequence[Passenger]:
+    """A training image's caption, and which of its tokens each box is.
+
+    Raises:
+        SetupError: the tokenizer, a data set or a name of its categories is at fault.
+    """
+    tokenizer = load_tokenizer(cfg.MODEL.GLIP.TOKENIZER)
+    register_data_sets(cfg.DATASETS.TRAIN)
+    detection = [one for one in cfg.DATASETS.TRAIN if not is_grounding_set(one)]
+    return [
+        TrainingPrompts(
+            tokenizer,
+            {name: detection_set(cfg, name, tokenizer) for name in detection},
+            {
+                name: NegativeCaptions(captions_of(name), tokenizer)
+                for name in cfg.MODEL.GLIP.PROMPTS.NEGATIVE_CAPTIONS
+            },
+        )
+    ]
+
+
+def test_passengers(cfg: CfgNode, dataset_name: str) -> Sequence[Passenger]:
+    """The phrases of an image, in a data set that is evaluated for phrases."""
+    if MetadataCatalog.get(dataset_name).get("evaluator_type", None) != PHRASES:
+        return []
+    return [PhrasesToFind(load_tokenizer(cfg.MODEL.GLIP.TOKENIZER))]
+
+
+def phrase_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> PhraseRecallEvaluator:
+    """Recall of the phrases of a grounding set."""
+    return PhraseRecallEvaluator(
+        dataset_name, entities=cfg.MODEL.GLIP.ENTITIES, output_dir=output_folder
+    )
+
+
+def detection_set(cfg: CfgNode, name: str, tokenizer: Tokenizer) -> DetectionSet:
+    """How the images of a detection set are asked for its categories.
+
+    Novel ones are never negatives where their boxes are left out: images may show them.
+
+    Raises:
+        SetupError: its names do not fit into prompts.
+    """
+    prompts, categories = cfg.MODEL.GLIP.PROMPTS, get_categories(name)
+    contiguous = {one: k for k, one in enumerate(categories.ids)}
+    drop_novel = cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS
+    novel = [k for k, flag in enumerate(categories.novel) if flag and drop_novel]
+    try:
+        if prompts.NAMES == ALL:
+            return DetectionSet(
+                AllNames(categories.names, tokenizer, shuffle=prompts.SHUFFLE), contiguous
+            )
+        if prompts.NAMES == PUBLIC:
+            return DetectionSet(PublicPrompts(categories.names, tokenizer), contiguous)
+        sampled = DetectionPrompts(
+            categories.names, tokenizer, negatives=prompts.NEGATIVES, withheld=novel
+        )
+    except ValueError as error:
+        raise SetupError([f"{KEY}.NAMES {prompts.NAMES}, '{name}': {error}"]) from error
+    return DetectionSet(sampled, contiguous)
+
+
+def captions_of(name: str) -> list[str]:
+    """Those of a grounding set."""
+    return [one[CAPTION] for one in DatasetCatalog.get(name)]
+
+
+def key_problems(cfg: CfgNode) -> Iterable[str]:
+    """Values that cannot be meant."""
+    prompts = cfg.MODEL.GLIP.PROMPTS
+    if prompts.NAMES not in NAMES:
+        yield f"{KEY}.NAMES: '{prompts.NAMES}' is not one of {', '.join(NAMES)}"
+    if prompts.NEGATIVES < 0:
+        yield f"{KEY}.NEGATIVES: {prompts.NEGATIVES}, expected at least 0"
+    for name in prompts.NEGATIVE_CAPTIONS:
+        if name not in cfg.DATASETS.TRAIN:
+            yield f"{KEY}.NEGATIVE_CAPTIONS: '{name}' is not in DATASETS.TRAIN"
+
+
+def idle_keys(cfg: CfgNode) -> Iterator[IdleKeys]:
+    """Keys that the way to make prompts does not read."""
+    names = cfg.MODEL.GLIP.PROMPTS.NAMES
+    if names != ALL:
+        yield (f"{KEY}.SHUFFLE",), f"{KEY}.NAMES is {names}"
+    if names != SAMPLED:
+        yield (f"{KEY}.NEGATIVES",), f"{KEY}.NAMES is {names}"
+
+
+def problems(cfg: CfgNode, context: SetupContext) -> Iterator[str]:
+    """The tokenizer; names, captions and spans of the training sets."""
+    tokenizer = None
+    try:
+        tokenizer = load_tokenizer(cfg.MODEL.GLIP.TOKENIZER)
+    except SetupError as error:
+        yield from (f"MODEL.GLIP.TOKENIZER: {one}" for one in error.problems)
+    if not context.training or not context.training_images:
+        return  # without images the files themselves are at fault
+    for name in cfg.DATASETS.TRAIN:
+        if is_grounding_set(name):
+            yield from grounding_problems(name, tokenizer)
+            continue
+        if name in cfg.MODEL.GLIP.PROMPTS.NEGATIVE_CAPTIONS:
+            yield f"{KEY}.NEGATIVE_CAPTIONS: '{name}' has no captions with spans"
+        if tokenizer is not None:
+            try:
+                detection_set(cfg, name, tokenizer)
+            except SetupError as error:
+                yield from error.problems

@@ -1,0 +1,91 @@
+"""Official checkpoints load whole: every key has its place, or is left out for a reason."""
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+
+from ovd_d2.engine.run import load_config
+from ovd_d2.projects.glip.model import GLIP
+from ovd_d2.projects.glip.official_weights import PREFIX, convert_weights, load_strictly
+
+GOLDEN = Path(__file__).parent / "golden"
+CONFIGS = Path(__file__).parents[3] / "projects" / "GLIP" / "configs"
+VARIANTS = {"glip_t_a": "glip_a", "glip_t": "glip_t", "glip_l": "glip_l"}
+
+
+class RealRanges(TorchFunctionMode):
+    """Detectron2's Swin reads the numbers of a range, which the meta device has not."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if function is torch.linspace:
+            kwargs["device"] = "cpu"
+        return function(*args, **kwargs)
+
+
+@contextmanager
+def no_memory():
+    with torch.device("meta"), RealRanges():
+        yield
+
+
+def meta_glip(config):
+    cfg = load_config(
+        str(CONFIGS / f"{config}.yaml"), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "official.pth"]
+    )
+    with no_memory():
+        return GLIP(cfg)
+
+
+def official(keys):
+    shapes = json.loads((GOLDEN / f"keys_{keys}.json").read_text())
+    return {f"{PREFIX}{key}": torch.empty(shape, device="meta") for key, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(("config", "keys"), VARIANTS.items())
+def test_every_key_has_its_place(config, keys):
+    weights = official(keys)
+    converted = convert_weights(weights)
+    assert len(converted.weights) + len(converted.left_out) == len(weights)
+    assert {one.split(",")[0] for one in converted.left_out.values()} == {
+        "a classifier of 80 fixed categories that the public code never uses",
+        "anchors",
+    }
+    model = meta_glip(config)
+    load_strictly(model, converted)  # all keys of the model, too, of these shapes
+    assert set(model.state_dict()) == set(converted.weights)
+
+
+def test_older_files_have_keys_more():
+    weights = official("glip_t")
+    extra = {
+        "module.language_backbone.body.model.embeddings.position_ids": torch.arange(512)[None],
+        "module.rpn.head.mlm_head.bias": torch.zeros(3),
+        "module.rpn.head.resizer.fc.weight": torch.zeros(3),
+    }
+    found = convert_weights({**weights, **extra})
+    assert set(extra) <= set(found.left_out)
+    assert set(found.weights) == set(convert_weights(weights).weights)
+
+
+def test_no_prefix_is_the_same():
+    weights = official("glip_a")
+    plain = {key.removeprefix(PREFIX): one for key, one in weights.items()}
+    assert list(convert_weights(plain).weights) == list(convert_weights(weights).weights)
+
+
+def test_nothing_is_passed_over_in_silence():
+    weights = official("glip_t")
+    with pytest.raises(ValueError, match="1 weights have no place here, first module.rpn.head.new"):
+        convert_weights({**weights, "module.rpn.head.new": torch.zeros(1)})
+    model = meta_glip("glip_t")
+    lost = dict(weights)
+    del lost["module.rpn.head.dyhead_tower.4.output.dense.bias"]
+    with pytest.raises(ValueError, match=r"Missing key.*head\.tower\.1\.language\.reduce\.bias"):
+        load_strictly(model, convert_weights(lost))
+    with pytest.raises(ValueError, match="the weights are of another model"):
+        load_strictly(model, convert_weights(official("glip_a")))

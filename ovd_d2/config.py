@@ -171,7 +171,7 @@ def _add_head_keys(cfg: CfgNode) -> None:
 
 
 def _add_backbone_keys(ovd: CfgNode) -> None:
-    # build_ovd_timm_fpn_backbone and build_ovd_timm_p7_fpn_backbone: timm's name of the network, e.g.
+    # build_ovd_timm_fpn_backbone, build_ovd_timm_p7_fpn_backbone: timm's name of the network, e.g.
     # that of a CLIP image tower.
     ovd.TIMM_ARCHITECTURE = ""
 

@@ -16,7 +16,12 @@ from ovd_d2.clip.loading import configured_teacher, teacher_problems
 from ovd_d2.data.augmentation import RESIZES, SIZE_RULES, smallest_resize
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper, mapping_problems
 from ovd_d2.data.registration import register_data_sets
-from ovd_d2.engine.build import CLASSIFY_WITH, DETECTOR, repeat_factor_problems
+from ovd_d2.engine.build import (
+    CLASSIFY_WITH,
+    DETECTOR,
+    load_training_dicts,
+    repeat_factor_problems,
+)
 from ovd_d2.engine.data_checks import CheckedData, DataNeeds, category_problems, check_data
 from ovd_d2.engine.optimization import optimizer_problems
 from ovd_d2.engine.validation import (
@@ -70,7 +75,7 @@ def check_setup(cfg: CfgNode, *, training: bool, progress: bool = True) -> list[
         problems += _crop_teacher_problems(cfg, vocabulary)
     if training and not problems:
         mapper = OpenVocabularyDatasetMapper(cfg, is_train=True)
-        problems += mapping_problems(mapper, _training_images(cfg, data)[:1])
+        problems += mapping_problems(mapper, _images_to_map(cfg, data)[:1])
         problems += missing_annotation_problems(cfg)
     if problems:
         raise SetupError(problems)
@@ -293,6 +298,14 @@ def _system_problems(
 
 def _training_images(cfg: CfgNode, data: CheckedData) -> list[dict[str, Any]]:
     return data.training_images(filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+
+
+def _images_to_map(cfg: CfgNode, data: CheckedData) -> list[dict[str, Any]]:
+    """As the mapper will get them; what texts there are is known to the data set's loader alone."""
+    system = system_of(cfg)
+    if system is not None and system.free_categories:
+        return load_training_dicts(cfg)
+    return _training_images(cfg, data)
 
 
 def _choice_problems(cfg: CfgNode) -> Iterable[str]:

@@ -98,8 +98,10 @@ def test_losses_of_validation_are_the_same_twice(mini, tmp_path):  # noqa: F811
 
 def test_a_vocabulary_is_needed_only_where_names_are_evaluated(mini, tmp_path):  # noqa: F811
     empty = ("MODEL.OVD.VOCABULARY", "")
-    for test in ((), (CAPTIONS_VAL,)):
-        cfg = mini_config("glip_captions", tmp_path, *empty, "DATASETS.TEST", str(test))
+    alone = ("DATASETS.TRAIN", str((CAPTIONS,)))
+    for test, train_sets in (((), ()), ((CAPTIONS_VAL,), alone)):
+        sets = ("DATASETS.TEST", str(test), *train_sets)
+        cfg = mini_config("glip_captions", tmp_path, *empty, *sets)
         check_setup(cfg, training=True, progress=False)
     cfg = mini_config("glip_captions", tmp_path, *empty, "DATASETS.TEST", str((CAPTIONS_VAL, VAL)))
     with pytest.raises(SetupError, match="VOCABULARY is empty"):

@@ -19,7 +19,14 @@ SIZES = BertSizes(width=24, layers=1, heads=2, hidden=32, vocabulary=len(WORDS),
 
 
 def tiny_glip(
-    *, seed=0, fused=True, still=True, checkpointing=False, across="resized", vocabulary=None
+    *,
+    seed=0,
+    fused=True,
+    still=True,
+    checkpointing=False,
+    across="resized",
+    vocabulary=None,
+    tuning="full",
 ):
     """Random weights, the same for one seed.
 
@@ -30,6 +37,7 @@ def tiny_glip(
         checkpointing: gradient checkpointing of all parts.
         across: see `DyConv`.
         vocabulary: what to look for.
+        tuning: what trains.
     """
     torch.manual_seed(seed)
     dropout = 0.0 if still else 0.1
@@ -64,6 +72,7 @@ def tiny_glip(
         selection=Selection(score_threshold=0.0, limit=20),
         tokenizer=WordPieces.from_vocabulary(WORDS),
         vocabulary=vocabulary,
+        tuning=tuning,
     )
 
 

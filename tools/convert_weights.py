@@ -16,6 +16,7 @@ from ovd_d2.data.categories import get_categories
 from ovd_d2.errors import SetupError, exit_with_message
 from ovd_d2.files import atomic_write, atomic_write_json, sha256_file
 from ovd_d2.projects.clipself.fvit import official_weights as fvit_weights
+from ovd_d2.projects.glip import official_weights as glip_weights
 from ovd_d2.vild import detpro_weights
 from ovd_d2.vild.official_weights import convert_variables
 from ovd_d2.vocabulary import Vocabulary
@@ -26,6 +27,7 @@ EPILOG = """example:
 IN of vild-tf: a SavedModel's folder, or a checkpoint without its ending (model.ckpt-180000);
 reading it needs TensorFlow: pip install tensorflow-cpu
 IN of detpro: its .pth, with --embeddings the file of text embeddings that belongs to it
+IN of glip: its .pth; MODEL.WEIGHTS of a config of projects/GLIP, of the same variant, names OUT's
 IN of fvit: its .pth; MODEL.WEIGHTS and MODEL.OVD.VOCABULARY of projects/CLIPSelf/configs name OUT's
 """
 DATASET = "lvis_v1_val"  # whose categories the released ViLD models know
@@ -42,7 +44,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     tensorflow = kinds.add_parser("vild-tf", help="the official code's (TensorFlow)")
     detpro = kinds.add_parser("detpro", help="DetPro's ViLD (mmdetection)")
     fvit = kinds.add_parser("fvit", help="CLIPSelf's detector F-ViT (mmdetection)")
-    for command in (tensorflow, detpro, fvit):
+    glip = kinds.add_parser("glip", help="GLIP-T (A) to (C), GLIP-T, GLIP-L (maskrcnn-benchmark)")
+    for command in (tensorflow, detpro, fvit, glip):
         command.add_argument("source", type=Path, metavar="IN", help="what was downloaded")
         command.add_argument("folder", type=Path, metavar="OUT", help="folder to write")
     detpro.add_argument(
@@ -111,6 +114,15 @@ def convert_fvit(args: argparse.Namespace) -> None:
     )
 
 
+def convert_glip(args: argparse.Namespace) -> None:
+    content = read_torch(args.source)
+    state = content.get("model") if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not state:
+        raise SetupError([f"{args.source} has no weights under 'model': is it a GLIP's?"])
+    converted = glip_weights.convert_weights(state)
+    write_weights(args.folder, converted.weights, converted.left_out, [args.source])
+
+
 def _files_of(source: Path) -> list[Path]:
     prefix = source / VARIABLES if source.is_dir() else source
     return sorted(prefix.parent.glob(f"{prefix.name}.*"))
@@ -126,7 +138,7 @@ def write(
     dataset: str = DATASET,
     background: Tensor | None = None,
 ) -> None:
-    """model.pth, vocabulary.safetensors and source.json, in this order."""
+    """vocabulary.safetensors, model.pth and source.json, in this order."""
     categories = get_categories(dataset)
     if len(categories) != len(embeddings):
         raise SetupError(
@@ -134,12 +146,23 @@ def write(
         )
     novel = torch.tensor(categories.novel)
     vocabulary = Vocabulary(categories.names, embeddings, novel, background=background)
+    vocabulary.save(folder / "vocabulary.safetensors")
+    print(f"{len(vocabulary)} names in {folder}")
+    write_weights(folder, weights, left_out, sources)
+
+
+def write_weights(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    left_out: Mapping[str, str],
+    sources: Sequence[Path],
+) -> None:
+    """model.pth and source.json, in this order."""
     with atomic_write(folder / "model.pth") as temporary:
         torch.save({"model": dict(weights)}, temporary)
-    vocabulary.save(folder / "vocabulary.safetensors")
     digests = {path.name: sha256_file(path) for path in sources}
     atomic_write_json(folder / "source.json", {"sha256": digests, "left_out": dict(left_out)})
-    print(f"{len(weights)} tensors and {len(vocabulary)} names in {folder}")
+    print(f"{len(weights)} tensors in {folder}")
     for why in sorted(set(left_out.values())):
         print(f"left out: {sum(reason == why for reason in left_out.values())} x {why}")
 
@@ -148,6 +171,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "vild-tf": convert_tensorflow,
     "detpro": convert_detpro,
     "fvit": convert_fvit,
+    "glip": convert_glip,
 }
 
 

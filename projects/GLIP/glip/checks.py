@@ -9,16 +9,22 @@ from detectron2.config import CfgNode
 from ovd_d2.projects.glip import wiring
 from ovd_d2.projects.glip.dyconv import ACROSS_LEVELS
 from ovd_d2.projects.glip.prompts.spans import AGGREGATIONS
+from ovd_d2.projects.glip.tuning import MODES
 from ovd_d2.systems import IdleKeys
 
 KEYS = "MODEL.GLIP"
 SWIN = "build_glip_swin_fpn_backbone"
+CHOICES = {
+    "OFFSETS_ACROSS_LEVELS": ACROSS_LEVELS,
+    "AGGREGATION": AGGREGATIONS,
+    "TUNING": MODES,
+}
 
 
 def key_problems(cfg: CfgNode) -> Iterable[str]:
     """Values that cannot be meant."""
     glip = cfg.MODEL.GLIP
-    for key, values in (("OFFSETS_ACROSS_LEVELS", ACROSS_LEVELS), ("AGGREGATION", AGGREGATIONS)):
+    for key, values in CHOICES.items():
         if glip[key] not in values:
             yield f"{KEYS}.{key}: '{glip[key]}' is none of {', '.join(values)}"
     for key in ("BLOCKS", "CAPTIONS_PER_PASS"):

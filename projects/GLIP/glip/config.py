@@ -49,6 +49,11 @@ def _add_model_keys(glip: CfgNode) -> None:
     # Keep no activations of Swin's blocks, BERT's layers and the tower's parts, compute them again.
     glip.GRADIENT_CHECKPOINTING = False
 
+    # What trains: "full"; "linear": the projection of text, boxes, centerness and the biases and
+    # scale of the logits; "prompt": an offset to a caption's embeddings, which a checkpoint of this
+    # mode brings to its evaluation, too.
+    glip.TUNING = "full"
+
     # At test time: the least score of a label at a location, before centerness takes part; the best
     # so many of each level; IoU above which the worse of two boxes of one label goes.
     # TEST.DETECTIONS_PER_IMAGE is the number that is left.

@@ -102,7 +102,7 @@ class TowerBlock(nn.Module):
         return self._run(self.dyconv, levels), text
 
     def _run(self, part: nn.Module, *inputs: Any) -> Any:
-        if self.training and self.gradient_checkpointing:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(part, *inputs, use_reentrant=False)
         return part(*inputs)
 

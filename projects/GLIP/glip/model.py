@@ -18,6 +18,7 @@ from ovd_d2.projects.glip.head import GLIPHead, HeadOutputs, TowerSizes
 from ovd_d2.projects.glip.losses import glip_losses
 from ovd_d2.projects.glip.postprocess import Candidates, Selection, candidates, select
 from ovd_d2.projects.glip.prompts import (
+    MAX_TOKENS,
     TokenBatch,
     Tokenizer,
     load_tokenizer,
@@ -28,6 +29,7 @@ from ovd_d2.projects.glip.prompts import (
 from ovd_d2.projects.glip.prompts.chunks import chunks_by_length
 from ovd_d2.projects.glip.text import BertSizes, TextEncoder
 from ovd_d2.projects.glip.text_cache import TextCache
+from ovd_d2.projects.glip.tuning import FULL, PROMPT, freeze_for, keep_still
 from ovd_d2.vocabulary import Vocabulary, configured_vocabulary
 
 LEVELS = ("p3", "p4", "p5", "p6", "p7")
@@ -70,6 +72,9 @@ class GLIP(nn.Module):
         head: the tower and its outputs.
         selection: which detections are kept.
         captions_per_pass: questions about an image that the tower takes at once.
+        tuning: what trains, see :mod:`ovd_d2.projects.glip.tuning`.
+        prompt_offset: (256, width) that prompt tuning adds to a caption's embeddings, by their
+            place; None in the other modes.
     """
 
     pixel_mean: Tensor
@@ -88,13 +93,17 @@ class GLIP(nn.Module):
         tokenizer: Tokenizer | None = None,
         vocabulary: Vocabulary | None = None,
         captions_per_pass: int = 4,
+        tuning: str = FULL,
     ) -> None:
         """
         Args:
-            backbone, text_encoder, head, selection, captions_per_pass: see the attributes.
+            backbone, text_encoder, head, selection, captions_per_pass, tuning: see the attributes.
             pixel_mean, pixel_std: of each channel, in the order of the input's.
             tokenizer: of the names of a vocabulary; None: images bring their tokens.
             vocabulary: what to look for in images that bring no caption.
+
+        Raises:
+            ValueError: there is no such `tuning`.
         """
         super().__init__()
         self.backbone = backbone
@@ -103,6 +112,10 @@ class GLIP(nn.Module):
         self.selection = selection
         self.captions_per_pass = captions_per_pass
         self._text_cache = TextCache()
+        self.tuning = tuning
+        offset = torch.zeros(MAX_TOKENS, text_encoder.width) if tuning == PROMPT else None
+        self.prompt_offset = None if offset is None else nn.Parameter(offset)
+        freeze_for(self, tuning)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self._tokenizer = tokenizer
@@ -137,11 +150,19 @@ class GLIP(nn.Module):
             "tokenizer": load_tokenizer(glip.TOKENIZER) if cfg.MODEL.OVD.VOCABULARY else None,
             "vocabulary": configured_vocabulary(cfg),
             "captions_per_pass": glip.CAPTIONS_PER_PASS,
+            "tuning": glip.TUNING,
         }
 
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
+
+    def train(self, mode: bool = True) -> GLIP:
+        """As any module; what the tuning keeps frozen and still stays in eval mode."""
+        super().train(mode)
+        if mode:
+            keep_still(self, self.tuning)
+        return self
 
     def set_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Makes it look for these names in images that bring no caption; no weight changes.
@@ -211,7 +232,7 @@ class GLIP(nn.Module):
     def network(self, images: Tensor, tokens: TokenBatch) -> HeadOutputs:
         """(N, 3, H, W) of :meth:`preprocess` and N captions -> logits, boxes, centerness."""
         maps = self.backbone(images)
-        text = self.text_encoder(tokens.ids, tokens.mask)
+        text = self._tuned(self.text_encoder(tokens.ids, tokens.mask))
         return self.head([maps[level] for level in LEVELS], text, tokens.mask)
 
     def preprocess(self, batched_inputs: Sequence[dict[str, Any]]) -> ImageList:
@@ -260,7 +281,13 @@ class GLIP(nn.Module):
         """Of K captions (K, L, T) and (K, L) bool, from the cache where they are known."""
         mask = token_batch(ids).mask.to(self.device)
         text = pad_sequence(self._text_cache(self.text_encoder, ids), batch_first=True)
-        return text, mask
+        return self._tuned(text), mask
+
+    def _tuned(self, text: Tensor) -> Tensor:
+        """(N, L, T) as the tower takes them."""
+        if self.prompt_offset is None:
+            return text
+        return text + self.prompt_offset[: text.shape[1]]
 
 
 def original_scale(one: Mapping[str, Any]) -> tuple[float, float]:

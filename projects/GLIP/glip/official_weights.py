@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from ovd_d2.projects.glip.prompts import MAX_TOKENS
+from ovd_d2.projects.glip.tuning import OFFSET
+
 PREFIX = "module."  # of the public trainer's DistributedDataParallel
-OFFSET_ROWS = 256  # of the 1000 x width offsets of prompt tuning those that a text can reach
 
 _TOWER = "rpn.head.dyhead_tower."
 _FUSED_PARTS = ("fusion", "language", "dyconv")  # of a block, in the order of the public list
@@ -60,7 +62,7 @@ _WHOLE = {
     "rpn.head.log_scale": "head.log_scale",
     "rpn.head.bias_lang": "head.text_bias",
     "rpn.head.bias0": "head.bias",
-    "rpn.tunable_linear.weight": "prompt_offset",
+    "rpn.tunable_linear.weight": OFFSET,
 }
 # Parts of names -> why they are left out.
 LEFT_OUT = {
@@ -103,7 +105,8 @@ def convert_weights(weights: Mapping[str, Tensor]) -> Converted:
         if why := _why_left_out(plain):
             found.left_out[name] = why
         elif key := renamed_key(plain, fused=fused):
-            found.weights[key] = one[:OFFSET_ROWS] if key == "prompt_offset" else one
+            # of the 1000 offsets of prompt tuning a caption reaches so many
+            found.weights[key] = one[:MAX_TOKENS] if key == OFFSET else one
         else:
             unknown.append(name)
     if unknown:

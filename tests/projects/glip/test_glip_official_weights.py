@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from convert_weights import main
 from torch.overrides import TorchFunctionMode
 
 from ovd_d2.engine.run import load_config
@@ -89,3 +90,18 @@ def test_nothing_is_passed_over_in_silence():
         load_strictly(model, convert_weights(lost))
     with pytest.raises(ValueError, match="the weights are of another model"):
         load_strictly(model, convert_weights(official("glip_a")))
+
+
+def test_the_tool_writes_the_weights(tmp_path, capsys):
+    state = {key: torch.zeros(1) for key in official("glip_a")}
+    torch.save({"model": state, "iteration": 7}, tmp_path / "glip.pth")
+    main(["glip", str(tmp_path / "glip.pth"), str(tmp_path / "out")])
+    converted = convert_weights(state)
+    weights = torch.load(tmp_path / "out" / "model.pth", weights_only=True)["model"]
+    assert weights.keys() == converted.weights.keys()
+    source = json.loads((tmp_path / "out" / "source.json").read_text())
+    assert source["left_out"] == converted.left_out and list(source["sha256"]) == ["glip.pth"]
+    assert f"{len(weights)} tensors in" in capsys.readouterr().out
+    torch.save({"state_dict": state}, tmp_path / "other.pth")
+    with pytest.raises(SystemExit, match="other.pth has no weights under 'model': is it a GLIP's"):
+        main(["glip", str(tmp_path / "other.pth"), str(tmp_path / "out")])

@@ -21,6 +21,7 @@ QUICK := tests/integration/test_pipeline.py tests/integration/test_plain_lazy_lo
   tests/cache/test_cache_store.py tests/test_visualization.py tests/test_lvis_compat.py \
   $(addprefix tests/clip/test_,device_crops.py eva_weights.py loading.py teacher.py vocabulary_builder.py) \
   tests/clip/dense/test_dense_vit.py tests/projects/clipself/fvit/test_fvit_parts.py \
+  $(addprefix tests/projects/glip/test_,glip_text.py glip_parts.py prompt_tokenizer.py) \
   $(addprefix tests/data/test_,coco_json.py images.py json_stream.py mapper.py train_loader.py) \
   $(addprefix tests/engine/test_,checkpoint.py optimization.py trainer.py weights.py) \
   $(addprefix tests/evaluation/test_,coco_evaluator.py engines.py failures.py lvis_evaluator.py) \

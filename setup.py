@@ -37,7 +37,7 @@ setup(
         "open_clip_torch>=3.0,<4",
         "timm>=1.0.21,<2",
         "transformers>=5.0,<6",
-        "tokenizers>=0.22,<1",
+        "tokenizers>=0.22.1,<1",
         "safetensors>=0.4.5",
         "xxhash>=3.4.1",
         "orjson>=3.10,<4",

@@ -171,7 +171,8 @@ def _add_head_keys(cfg: CfgNode) -> None:
 
 
 def _add_backbone_keys(ovd: CfgNode) -> None:
-    # build_ovd_timm_fpn_backbone: timm's name of the network, e.g. that of a CLIP image tower.
+    # build_ovd_timm_fpn_backbone, build_ovd_timm_p7_fpn_backbone: timm's name of the network, e.g.
+    # that of a CLIP image tower.
     ovd.TIMM_ARCHITECTURE = ""
 
     # build_ovd_vit_fpn_backbone; the defaults are ViTDet's ViT-B.

@@ -67,7 +67,7 @@ class System:
         detects: False for a system that trains no detector: number and order of categories are not
             compared with the config's.
         free_categories: True for a system that learns from texts: every training set may have
-            categories of its own.
+            categories of its own, and a vocabulary is needed where one is evaluated alone.
         add_config: adds the node with its defaults.
         renamed_keys: old key -> the key that took its place, for configs of older versions.
         key_problems: keys whose values cannot be meant; no file is opened.
@@ -79,6 +79,8 @@ class System:
             system.
         passengers: what the training mapper carries along with every image.
         test_passengers: the same at test time, of a data set by its name.
+        validation_passengers: the same where the training losses over a test set are computed
+            (`TEST.OVD.VALIDATION_LOSS`): what an image carries must not change between two times.
         evaluators: evaluator_type of a data set's metadata -> what makes its evaluator, for types
             that are not detection.
         data_sets: what it adds to the data sets of this package; each is registered when it is
@@ -108,6 +110,7 @@ class System:
     keys_of_parts: Callable[[CfgNode], Sequence[str]] = lambda *_: ()
     passengers: Callable[[CfgNode], Sequence[Passenger]] = lambda *_: ()
     test_passengers: Callable[[CfgNode, str], Sequence[Passenger]] = lambda *_: ()
+    validation_passengers: Callable[[CfgNode, str], Sequence[Passenger]] = lambda *_: ()
     evaluators: Mapping[str, EvaluatorFactory] = field(default_factory=dict)
     data_sets: Callable[[], Iterable[DataSet]] = lambda: ()
     wrap_loader: Callable[[CfgNode, Batches], Batches] = lambda cfg, loader: loader

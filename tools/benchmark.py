@@ -13,18 +13,20 @@ from benchmarks import (
     cache_kills,
     cache_page,
     dense,
+    dense_teacher,
     distillation,
     fvit,
     glip,
     inference,
     online,
     options,
+    regions,
     speed,
     stored_types,
     sweeps,
     tables,
 )
-from benchmarks.documents import make_document
+from benchmarks.documents import Document, make_document
 from benchmarks.page import page
 from tabulate import tabulate
 
@@ -46,6 +48,9 @@ the embedding cache (a few minutes; trains nothing; on a GPU where there is one)
   python tools/benchmark.py cache --device cuda --architecture ViT-L-14
 inference beside Detectron2's own (five minutes on two quiet cores; trains nothing):
   python tools/benchmark.py inference
+what dense features know of regions before and after CLIPSelf, and teach ViLD (about an hour):
+  python tools/benchmark.py regions --seeds 0 1 2
+  python tools/benchmark.py dense-teacher --seeds 0 1 2
 dense features beside open_clip's own forward pass, CLIPSelf's step, F-ViT (three minutes; trains
 nothing):
   python tools/benchmark.py dense
@@ -65,6 +70,18 @@ FILES = {
     "speed": "pictograms_speed.json",
 }
 
+CLIPSELF_INTRODUCTION = """# CLIPSelf on Pictograms
+
+Pictograms are drawn glyphs: the numbers say whether the method works, not how well it does on
+photographs. The CLIP is Pictogram-ViT, which learnt from crops of single glyphs and has seen no
+scene; CLIPSelf shows it scenes of 160 pixels, without any label. F-ViT on it stands in the table of
+all detectors: [results.md](results.md).
+"""
+CLIPSELF_SECTIONS: dict[str, Callable[[Document], str]] = {
+    "clipself_regions": regions.section,
+    "clipself_teacher": dense_teacher.section,
+}
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -76,6 +93,8 @@ def parse_args() -> argparse.Namespace:
         ("paper-table", "AP of every row of the papers' main tables on Pictograms"),
         ("sweeps", "how AP moves with one setting at a time: plots"),
         ("stored-types", "AP from a float16 and from an int8 cache"),
+        ("dense-teacher", "ViLD-ensemble from crops and from dense maps of one ViT"),
+        ("regions", "regions and pixels by dense features, before and after CLIPSelf"),
         ("speed", "ratios of times beside the ratios of operations"),
     ):
         command = commands.add_parser(name, help=what)
@@ -153,12 +172,22 @@ def measure_table(args: argparse.Namespace) -> None:
     """Trains and evaluates what is missing, then writes the JSON and the page."""
     folder = args.output.resolve()
     runs = [Run(folder, seed) for seed in args.seeds]
-    shown = [(one, TABLES[args.benchmark](one)) for one in showcases(args.systems).values()]
-    steps = [step for one, methods in shown if methods for step in steps_of(one, runs, methods)]
+    chosen = {
+        name: one for name, one in showcases(args.systems).items() if TABLES[args.benchmark](one)
+    }
+    steps = [
+        step for one in chosen.values() for step in steps_of(one, runs, TABLES[args.benchmark](one))
+    ]
     Pipeline(only_once(steps), folder).run()
-    methods = [method for _, of_system in shown for method in of_system]
-    rows = tables.collect_rows(folder, args.seeds, methods)
-    write_document(args, rows)
+    documents = {
+        name: make_document(
+            seeds_command(args) + f" --systems {name}",
+            tables.collect_rows(folder, args.seeds, TABLES[args.benchmark](one)),
+        )
+        for name, one in chosen.items()
+    }
+    write_tables(args, documents)
+    rows = tables.rows_of(documents)
     print(tables.table_of(rows) + "\n")
     if args.benchmark == "paper-table":
         print(tables.orderings_table(rows, tables.orderings_about(rows)))
@@ -185,6 +214,37 @@ def measure_stored_types(args: argparse.Namespace) -> None:
     rows = stored_types.collect_rows(folder, args.seeds)
     write_document(args, rows)
     print(stored_types.table_of(rows))
+
+
+def measure_regions(args: argparse.Namespace) -> None:
+    """Trains and evaluates what is missing, then writes the JSON, the plot and its page."""
+    folder = args.output.resolve()
+    Pipeline(regions.steps(folder, args.seeds), folder).run()
+    rows = regions.collect_rows(folder, args.seeds)
+    regions.plot(rows, args.docs / "clipself_regions.png")
+    write_clipself_page(args.docs, "clipself_regions", make_document(seeds_command(args), rows))
+    print(regions.table_of(rows))
+
+
+def measure_dense_teacher(args: argparse.Namespace) -> None:
+    """Builds and trains what is missing, then writes the JSON and the page."""
+    folder = args.output.resolve()
+    seconds = Pipeline(dense_teacher.steps(folder, args.seeds), folder).run()
+    rows = dense_teacher.collect_rows(folder, args.seeds, seconds)
+    write_clipself_page(args.docs, "clipself_teacher", make_document(seeds_command(args), rows))
+    print(dense_teacher.table_of(rows))
+
+
+def write_clipself_page(docs: Path, name: str, document: Document) -> None:
+    """The JSON of one section, and docs/results-clipself.md from those that there are."""
+    atomic_write_json(docs / "results" / f"{name}.json", document)
+    parts = [CLIPSELF_INTRODUCTION]
+    for one, section in CLIPSELF_SECTIONS.items():
+        file = docs / "results" / f"{one}.json"
+        if file.exists():
+            parts.append(section(json.loads(file.read_text())))
+    with atomic_write(docs / "results-clipself.md") as temporary:
+        temporary.write_text("\n".join(parts))
 
 
 def measure_speed(args: argparse.Namespace) -> None:
@@ -244,11 +304,22 @@ def measure_glip(args: argparse.Namespace) -> None:
     print(glip.page(document))
 
 
+def seeds_command(args: argparse.Namespace) -> str:
+    """What was called, without what a benchmark adds to it."""
+    return f"python tools/benchmark.py {args.benchmark} --seeds {' '.join(map(str, args.seeds))}"
+
+
+def write_tables(args: argparse.Namespace, documents: tables.Documents) -> None:
+    """The JSON of a table, in which systems that were not measured keep theirs; the page anew."""
+    file = args.docs / "results" / FILES[args.benchmark]
+    before = json.loads(file.read_text()) if file.exists() else {}
+    atomic_write_json(file, {**before, **documents})
+    write_page(args.docs)
+
+
 def write_document(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """The JSON of a benchmark, and the page anew."""
-    command = f"python tools/benchmark.py {args.benchmark} --seeds {' '.join(map(str, args.seeds))}"
-    if getattr(args, "systems", []):
-        command += f" --systems {' '.join(args.systems)}"
+    command = seeds_command(args)
     if getattr(args, "device", "cpu") != "cpu":
         command += f" --device {args.device}"
     document = make_document(command, rows)
@@ -269,6 +340,8 @@ MEASURE = {
     "paper-table": measure_table,
     "sweeps": measure_sweeps,
     "stored-types": measure_stored_types,
+    "dense-teacher": measure_dense_teacher,
+    "regions": measure_regions,
     "speed": measure_speed,
     "cache": measure_cache,
     "inference": measure_inference,

@@ -30,7 +30,7 @@ from ovd_d2.pictograms.teacher_training import (
 EXAMPLE = """examples:
   make the weights in the package (about 16 minutes on two cores; killed, it continues):
     python tools/train_pictogram_clip.py --output output/pictogram_rn.safetensors
-  make a ViT with the text tower of the above, not in the package (about 45 minutes on one core):
+  make the ViT in the package, with the text tower of the above (40 minutes on one core):
     python tools/train_pictogram_clip.py --architecture Pictogram-ViT
   make the detectors' initial weights in the package (without novel glyphs; about 8 minutes):
     python tools/train_pictogram_clip.py --base-only --steps 1500 --crops 400 \\

@@ -9,12 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
 from ovd_d2.clip.loading import configured_teacher, teacher_problems
 from ovd_d2.data.augmentation import RESIZES, SIZE_RULES, smallest_resize
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper, mapping_problems
-from ovd_d2.engine.build import CLASSIFY_WITH, DETECTOR, repeat_factor_problems
+from ovd_d2.data.registration import register_data_sets
+from ovd_d2.engine.build import (
+    CLASSIFY_WITH,
+    DETECTOR,
+    load_training_dicts,
+    repeat_factor_problems,
+)
 from ovd_d2.engine.data_checks import CheckedData, DataNeeds, category_problems, check_data
 from ovd_d2.engine.optimization import optimizer_problems
 from ovd_d2.engine.validation import (
@@ -32,6 +39,7 @@ from ovd_d2.losses import NOVEL_LOGIT_MODES
 from ovd_d2.modeling.classifier import BACKGROUNDS
 from ovd_d2.modeling.open_vocabulary import (
     architecture_problems,
+    heads_take_vocabulary,
     open_vocabulary_heads,
     takes_image_branch,
     takes_vocabulary,
@@ -67,7 +75,7 @@ def check_setup(cfg: CfgNode, *, training: bool, progress: bool = True) -> list[
         problems += _crop_teacher_problems(cfg, vocabulary)
     if training and not problems:
         mapper = OpenVocabularyDatasetMapper(cfg, is_train=True)
-        problems += mapping_problems(mapper, _training_images(cfg, data)[:1])
+        problems += mapping_problems(mapper, _images_to_map(cfg, data)[:1])
         problems += missing_annotation_problems(cfg)
     if problems:
         raise SetupError(problems)
@@ -228,8 +236,18 @@ def _load_vocabulary(cfg: CfgNode, training: bool) -> tuple[Vocabulary | None, l
         return None, error.problems
     if vocabulary is None:
         empty = "MODEL.OVD.VOCABULARY is empty: make one with tools/build_vocabulary.py"
-        return None, [empty] if training else []
+        return None, [empty] if training and _training_needs_vocabulary(cfg) else []
     return vocabulary, list(_vocabulary_problems(cfg, vocabulary))
+
+
+def _training_needs_vocabulary(cfg: CfgNode) -> bool:
+    """Whether heads learn from its embeddings, or a test set is evaluated by its names."""
+    system = system_of(cfg)
+    if system is None or not system.free_categories:
+        return True
+    register_data_sets(cfg.DATASETS.TEST)
+    kinds = (MetadataCatalog.get(name).get("evaluator_type", "") for name in cfg.DATASETS.TEST)
+    return any(kind not in system.evaluators for kind in kinds)
 
 
 def _category_problems(
@@ -282,6 +300,14 @@ def _training_images(cfg: CfgNode, data: CheckedData) -> list[dict[str, Any]]:
     return data.training_images(filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
 
 
+def _images_to_map(cfg: CfgNode, data: CheckedData) -> list[dict[str, Any]]:
+    """As the mapper will get them; what texts there are is known to the data set's loader alone."""
+    system = system_of(cfg)
+    if system is not None and system.free_categories:
+        return load_training_dicts(cfg)
+    return _training_images(cfg, data)
+
+
 def _choice_problems(cfg: CfgNode) -> Iterable[str]:
     ovd = cfg.MODEL.OVD
     choices = {
@@ -300,13 +326,18 @@ def _choice_problems(cfg: CfgNode) -> Iterable[str]:
             f"MODEL.OVD.TEMPERATURE {ovd.TEMPERATURE} must be positive, TEST_TEMPERATURE "
             f"{ovd.TEST_TEMPERATURE} positive or 0 (the same); CLIP's is 0.01"
         )
+    if not cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS:
+        yield "DATALOADER.FILTER_NOVEL_ANNOTATIONS must be True: novel boxes are not for training"
+    if heads_take_vocabulary(cfg):
+        yield from _class_agnostic_problems(cfg)
+
+
+def _class_agnostic_problems(cfg: CfgNode) -> Iterable[str]:
     reason = "must be True: novel names have no weights of their own"
     if not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
         yield f"MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG {reason}"
     if cfg.MODEL.MASK_ON and not cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK:
         yield f"MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK {reason}"
-    if not cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS:
-        yield "DATALOADER.FILTER_NOVEL_ANNOTATIONS must be True: novel boxes are not for training"
     if cfg.MODEL.MASK_ON and cfg.MODEL.ROI_MASK_HEAD.NAME == "PointRendMaskHead":
         yield (
             "MODEL.ROI_MASK_HEAD.NAME: PointRendMaskHead has a mask for each of NUM_CLASSES "

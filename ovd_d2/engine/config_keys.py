@@ -11,6 +11,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.point_rend import add_pointrend_config
 
 from ovd_d2.config import add_ovd_config, renamed_keys
+from ovd_d2.modeling.backbone import TIMM_BACKBONES
 from ovd_d2.modeling.meta_arch import BatchInvariantRCNN, OpenVocabularyRCNN
 from ovd_d2.modeling.open_vocabulary import builds_a, takes_vocabulary
 from ovd_d2.systems import IdleKeys, System, system_of, systems
@@ -99,7 +100,7 @@ def _idle(cfg: CfgNode) -> Iterable[IdleKeys]:
         yield ("SOLVER.BETAS", "SOLVER.EPS"), f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER}"
     if not cfg.SOLVER.EMA.ENABLED:
         yield ("SOLVER.EMA.DECAY",), "SOLVER.EMA.ENABLED is False"
-    if cfg.MODEL.BACKBONE.NAME != "build_ovd_timm_fpn_backbone":
+    if cfg.MODEL.BACKBONE.NAME not in TIMM_BACKBONES:
         yield (
             ("MODEL.OVD.TIMM_ARCHITECTURE",),
             f"MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME}",

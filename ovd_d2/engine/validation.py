@@ -27,6 +27,7 @@ from ovd_d2.engine.build import get_base_dataset_dicts, vocabulary_of
 from ovd_d2.evaluation.tables import ALL_COLUMNS
 from ovd_d2.modeling.open_vocabulary import unwrapped
 from ovd_d2.seeding import seed_generators
+from ovd_d2.systems import system_of
 
 VALIDATION_KEY, BEST_KEY = "TEST.OVD.VALIDATION_LOSS", "TEST.OVD.BEST_CHECKPOINT"
 GROUP = "val_loss"  # the losses are called val_loss/loss_cls and so on
@@ -89,12 +90,16 @@ def validate(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
 def build_validation_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
     """The images of a test set as training sees images, but resized as in evaluation.
 
-    Novel annotations are dropped where training drops them. Nothing rides along: stored proposals
-    are of training images.
+    Novel annotations are dropped where training drops them. Of a system's passengers those for
+    validation ride along: stored proposals are of training images.
     """
+    system = system_of(cfg)
     options = OpenVocabularyDatasetMapper.from_config(cfg, is_train=True)
     options["augmentations"] = build_augmentations(cfg, is_train=False)
-    options.update(recompute_boxes=False, passengers=())
+    options.update(
+        recompute_boxes=False,
+        passengers=() if system is None else system.validation_passengers(cfg, dataset_name),
+    )
     return build_detection_test_loader(
         _validation_dicts(cfg, dataset_name),
         mapper=OpenVocabularyDatasetMapper(**options),

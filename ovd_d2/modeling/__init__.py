@@ -3,6 +3,7 @@
 from ovd_d2.modeling.backbone import (
     TimmBackbone,
     build_ovd_timm_fpn_backbone,
+    build_ovd_timm_p7_fpn_backbone,
     build_ovd_vit_fpn_backbone,
 )
 from ovd_d2.modeling.box_head import (
@@ -37,5 +38,6 @@ __all__ = [
     "ViLDBoxHead",
     "ViLDMaskHead",
     "build_ovd_timm_fpn_backbone",
+    "build_ovd_timm_p7_fpn_backbone",
     "build_ovd_vit_fpn_backbone",
 ]

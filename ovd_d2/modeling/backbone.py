@@ -9,8 +9,11 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, SimpleFeaturePyramid, ViT
-from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
+from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor, nn
+
+# Those that read MODEL.OVD.TIMM_ARCHITECTURE.
+TIMM_BACKBONES = ("build_ovd_timm_fpn_backbone", "build_ovd_timm_p7_fpn_backbone")
 
 
 class TimmBackbone(Backbone):
@@ -52,6 +55,20 @@ def build_ovd_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 
     Its stages are called res2 .. res5 by stride, as Detectron2's ResNets'.
     """
+    return _timm_fpn(cfg, LastLevelMaxPool())
+
+
+@BACKBONE_REGISTRY.register()
+def build_ovd_timm_p7_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """The same for dense detectors: P6 and P7 are convolutions, from P5 on.
+
+    With `FPN.IN_FEATURES` res3 to res5 it has the levels p3 to p7.
+    """
+    channels = cfg.MODEL.FPN.OUT_CHANNELS
+    return _timm_fpn(cfg, LastLevelP6P7(channels, channels, in_feature="p5"))
+
+
+def _timm_fpn(cfg: CfgNode, top_block: nn.Module) -> FPN:
     bottom_up = TimmBackbone(
         architecture=cfg.MODEL.OVD.TIMM_ARCHITECTURE,
         out_features=list(cfg.MODEL.RESNETS.OUT_FEATURES),
@@ -61,7 +78,7 @@ def build_ovd_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelMaxPool(),
+        top_block=top_block,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
 

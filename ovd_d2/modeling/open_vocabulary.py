@@ -30,13 +30,14 @@ class OpenVocabularyModule(Protocol):
 
 def takes_vocabulary(cfg: CfgNode) -> bool:
     """Whether the meta-architecture or the ROI heads of a config look for a vocabulary."""
-    return any(
-        hasattr(one, "set_vocabulary")
-        for one in (
-            _registered(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE),
-            _registered(ROI_HEADS_REGISTRY, cfg.MODEL.ROI_HEADS.NAME),
-        )
-    )
+    meta = _registered(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE)
+    return hasattr(meta, "set_vocabulary") or heads_take_vocabulary(cfg)
+
+
+def heads_take_vocabulary(cfg: CfgNode) -> bool:
+    """Whether the ROI heads of a config do; a detector without any may take one itself."""
+    heads = _registered(ROI_HEADS_REGISTRY, cfg.MODEL.ROI_HEADS.NAME)
+    return hasattr(heads, "set_vocabulary")
 
 
 def takes_image_branch(cfg: CfgNode) -> bool:

@@ -17,12 +17,15 @@ from ovd_d2.pictograms.teacher import (
     SHIPPED_BASE_TAG,
     SHIPPED_TAG,
     SHIPPED_WEIGHTS,
+    VIT_ARCHITECTURE,
 )
 
 DATASET = "pictograms_v1"
 TRAIN_SET = f"{DATASET}_train"
 VAL_SET = f"{DATASET}_val"
 CONFIG_OPTION = "--config-file"
+# Teacher -> what its vocabulary's name ends with.
+VOCABULARY_SUFFIXES = {ARCHITECTURE: "", VIT_ARCHITECTURE: "_vit"}
 
 
 @dataclass(frozen=True)
@@ -109,14 +112,22 @@ def backbone_step() -> Step:
     )
 
 
-def vocabulary_step() -> Step:
-    """The vocabulary of `configs/pictograms/base.yaml`."""
-    output = datasets_root() / DATASET / "vocabulary.safetensors"
+def vocabulary_step(architecture: str = ARCHITECTURE) -> Step:
+    """The vocabulary of the configs whose teacher is this one.
+
+    Args:
+        architecture: of the teacher; each has a file of its own.
+    """
+    name = "vocabulary" + VOCABULARY_SUFFIXES[architecture]
+    output = datasets_root() / DATASET / f"{name}.safetensors"
     return Step(
-        "vocabulary",
+        name,
         "Write the category names as text embeddings",
         "tools/build_vocabulary.py",
-        ("--dataset", TRAIN_SET, *clip_options(SHIPPED_TAG), "--output", str(output)),
+        (
+            *("--dataset", TRAIN_SET, *clip_options(SHIPPED_TAG, architecture)),
+            *("--output", str(output)),
+        ),
         output,
         needs=("data",),
     )
@@ -138,9 +149,9 @@ def prompts_step(folder: Path, family: str) -> Step:
     )
 
 
-def clip_options(tag: str) -> tuple[str, ...]:
-    """Options of the tools that read a CLIP: the Pictogram teacher with these weights."""
-    return ("--architecture", ARCHITECTURE, "--pretrained", tag)
+def clip_options(tag: str, architecture: str = ARCHITECTURE) -> tuple[str, ...]:
+    """Options of the tools that read a CLIP: a Pictogram teacher with these weights."""
+    return ("--architecture", architecture, "--pretrained", tag)
 
 
 def train_step(

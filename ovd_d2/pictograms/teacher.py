@@ -6,11 +6,13 @@ from pathlib import Path
 
 import open_clip
 
+from ovd_d2.pictograms import vit  # noqa: F401  (timm knows its image tower)
+
 ARCHITECTURE = "Pictogram-RN"
 """open_clip's name of the small CLIP for Pictograms (`Pictogram-RN.json` beside this file)."""
 
 VIT_ARCHITECTURE = "Pictogram-ViT"
-"""The same with a ViT, which has dense features, for an image tower."""
+"""The same with a ViT for an image tower, which has dense features."""
 
 SHIPPED_TAG = "shipped"
 """What to give as `pretrained` for the teacher in this package."""
@@ -24,7 +26,7 @@ SHIPPED_WEIGHTS: dict[str, dict[str, Path]] = {
         SHIPPED_TAG: _FOLDER / "pictogram_rn.safetensors",
         SHIPPED_BASE_TAG: _FOLDER / "pictogram_rn_base.safetensors",
     },
-    VIT_ARCHITECTURE: {},  # tools/train_pictogram_clip.py --architecture Pictogram-ViT makes them
+    VIT_ARCHITECTURE: {SHIPPED_TAG: _FOLDER / "pictogram_vit.safetensors"},
 }
 
 for _architecture in SHIPPED_WEIGHTS:

@@ -18,11 +18,13 @@ from typing import Any
 
 import open_clip
 import torch
+import torch.nn.functional as F
 from open_clip.loss import ClipLoss
 from PIL import Image
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from ovd_d2.clip.dense import DenseViT
 from ovd_d2.clip.preprocess import Preprocessing
 from ovd_d2.clip.prompts import embed_names
 from ovd_d2.clip.teacher import CLIPTeacher
@@ -71,6 +73,7 @@ class TrainingSettings:
 
     architecture: str = ARCHITECTURE
     lock_text: bool = False
+    teach_patches: bool = False
     categories: int = 80
     base_only: bool = False
     crops_per_category: int = 600
@@ -85,7 +88,13 @@ class TrainingSettings:
 RECIPES: Mapping[str, TrainingSettings] = {
     ARCHITECTURE: TrainingSettings(),
     VIT_ARCHITECTURE: TrainingSettings(
-        VIT_ARCHITECTURE, lock_text=True, steps=5000, batch_size=48, learning_rate=1e-3
+        VIT_ARCHITECTURE,
+        lock_text=True,
+        teach_patches=True,
+        crops_per_category=1000,
+        steps=5000,
+        batch_size=48,
+        learning_rate=1e-3,
     ),
 }
 """What made the weights in this package, by architecture."""
@@ -155,6 +164,7 @@ class _Run:
         if settings.lock_text:
             _lock_text(self.model, SHIPPED_BASE_TAG if settings.base_only else SHIPPED_TAG)
         self.model.to(memory_format=torch.channels_last)
+        self._dense = DenseViT(self.model.visual) if settings.teach_patches else None
         self._batches = CaptionedBatches(
             categories, bank, seed=settings.seed, batch_size=settings.batch_size
         )
@@ -225,17 +235,27 @@ class _Run:
         tokens = torch.stack([self._tokens_of(caption) for caption in captions])  # (B, L)
         _set_learning_rate(self._optimizer, self._learning_rate())
         self.model.train()
-        image, text, scale = self.model(pixels, tokens)[:3]  # (B, D), (B, D), scalar
-        loss = self._loss(image, text, scale)
+        views = self._views(pixels)
+        text = self.model.encode_text(tokens, normalize=True)  # (B, D)
+        scale = self.model.logit_scale.exp()
+        loss = sum(self._loss(view, text, scale) for view in views)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
         self._optimizer.step()
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, _MAX_LOGIT_SCALE)
-            hits = (image @ text.T).argmax(dim=1) == torch.arange(len(image))
+            hits = (views[0] @ text.T).argmax(dim=1) == torch.arange(len(text))
         self.step += 1
         return float(loss.detach()), float(hits.float().mean())
+
+    def _views(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """(B, D) unit vectors of the images: the CLIP's own, then the mean of the dense map."""
+        if self._dense is None:
+            return [self.model.encode_image(pixels, normalize=True)]
+        found = self._dense.run(pixels, image=True)
+        assert found.image is not None and found.dense is not None
+        return [found.image, F.normalize(found.dense.mean(dim=(2, 3)), dim=1)]
 
     def _tokens_of(self, caption: str) -> torch.Tensor:
         """(L,) token ids; the tokenizer is slow and captions come back often."""

@@ -31,6 +31,11 @@ def cache_of(run: Run) -> Path:
 
 def prepare(run: Run) -> list[Step]:
     """Data and teacher; then ViLD-text's beginning, its proposals, their embeddings."""
+    return [*proposal_steps(run), cache_step(run)]
+
+
+def proposal_steps(run: Run) -> list[Step]:
+    """Data and teacher; then ViLD-text's beginning and its proposals, the last step's product."""
     start = train_step(
         run,
         START,
@@ -40,7 +45,7 @@ def prepare(run: Run) -> list[Step]:
         evaluated=False,
     )
     shared = [data_step(), teacher_step(), backbone_step(), vocabulary_step()]
-    return [*shared, start, _proposals_step(run), cache_step(run)]
+    return [*shared, start, _proposals_step(run)]
 
 
 def _proposals_step(run: Run) -> Step:
@@ -60,13 +65,22 @@ def _proposals_step(run: Run) -> Step:
     )
 
 
-def cache_step(run: Run, *, name: str = "cache", options: Sequence[str] = ()) -> Step:
+def cache_step(
+    run: Run,
+    *,
+    name: str = "cache",
+    teacher: Sequence[str] = clip_options(SHIPPED_TAG),
+    options: Sequence[str] = (),
+    needs: Sequence[str] = (),
+) -> Step:
     """Builds the cache of the run's proposals.
 
     Args:
         run: where.
         name: of the folder.
-        options: of `tools/cache.py build`.
+        teacher: the options that name it.
+        options: of `tools/cache.py build`, beside these.
+        needs: full names of the steps that come before, beside that of the proposals.
     """
     output = run.output(name)
     return Step(
@@ -75,10 +89,10 @@ def cache_step(run: Run, *, name: str = "cache", options: Sequence[str] = ()) ->
         "tools/cache.py",
         (
             *("build", "--dataset", TRAIN_SET, "--proposals", str(run.output("proposals"))),
-            *(*clip_options(SHIPPED_TAG), "--output", str(output), *options),
+            *(*teacher, "--output", str(output), *options),
         ),
         output / "manifest.json",
-        needs=(run.step("proposals"),),
+        needs=(run.step("proposals"), *needs),
         folder=output,
     )
 

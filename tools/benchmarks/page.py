@@ -8,6 +8,7 @@ from benchmarks import speed, tables
 from benchmarks.documents import Document, origin
 from benchmarks.stored_types import table_of as stored_type_table
 from benchmarks.sweeps import range_table as sweep_ranges
+from benchmarks.tables import Documents
 from ovd_d2.pictograms.dataset import GENERATOR_VERSION
 
 INTRODUCTION = """# Results
@@ -31,20 +32,21 @@ object (crowds, novel categories alone, nothing), which distillation and the RPN
 
 
 def page(
-    demo: Document | None,
-    paper: Document | None = None,
+    demo: Documents | None,
+    paper: Documents | None = None,
     sweeps: Document | None = None,
     stored_types: Document | None = None,
     speed: Document | None = None,
 ) -> str:
     """docs/results.md from the JSON documents that there are."""
-    there = [one for one in (demo, paper, sweeps, stored_types, speed) if one is not None]
+    there = [*(demo or {}).values(), *(paper or {}).values()]
+    there += [one for one in (sweeps, stored_types, speed) if one is not None]
     parts = ["".join([INTRODUCTION, *_changes_since(there)])]
     if demo is not None:
         parts.append(_section("The demo's methods", "pictograms_demo", demo))
         parts += _expectations(demo)
     if paper is not None:
-        parts.append(_section("The paper's table", "pictograms_paper", paper))
+        parts.append(_section("The papers' tables", "pictograms_paper", paper))
         parts += _orderings(paper)
     if sweeps is not None:
         parts.append(_sweeps_section(sweeps))
@@ -65,17 +67,17 @@ def _origin(document: Document) -> str:
     return f"{origin(document)}, on version {document['pictograms']} of Pictograms"
 
 
-def _expectations(document: Document) -> Iterator[str]:
-    rows = document["rows"]
+def _expectations(documents: Documents) -> Iterator[str]:
+    rows = tables.rows_of(documents)
     for name, expected in tables.expectations_about(rows).items():
         table = tables.expectations_table(rows, expected)
         yield f"### What a faithful {name} must show\n\n{table}\n"
 
 
-def _orderings(document: Document) -> Iterator[str]:
-    rows = document["rows"]
+def _orderings(documents: Documents) -> Iterator[str]:
+    rows = tables.rows_of(documents)
     claims = tables.orderings_about(rows)
-    yield f"### The paper's orderings\n\n{tables.orderings_table(rows, claims)}\n"
+    yield f"### The papers' orderings\n\n{tables.orderings_table(rows, claims)}\n"
     for one, _, holds in tables.check_orderings(rows, claims):
         if not holds:
             yield f"**{one.claim}** does not hold. {one.reason or 'Not looked into.'}\n"
@@ -100,14 +102,19 @@ configs' own value.
 """
 
 
-def _section(title: str, name: str, document: Document) -> str:
+def _section(title: str, name: str, documents: Documents) -> str:
+    origins = "\n\n".join(
+        f"{system}, {_seeds(document)}. {_origin(document)}."
+        for system, document in documents.items()
+    )
     return f"""## {title}
 
-`pictograms_v1_val`, {_seeds(document)}, mean ± standard deviation, percent.
-{_origin(document)}; raw numbers of every seed:
+`pictograms_v1_val`, mean ± standard deviation over seeds, percent; raw numbers of every seed:
 [results/{name}.json](results/{name}.json).
 
-{tables.table_of(document["rows"])}
+{origins}
+
+{tables.table_of(tables.rows_of(documents))}
 """
 
 

@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 from torch import nn
 
+from benchmarks.documents import Document
 from ovd_d2.engine.build import build_open_vocabulary_model, build_test_loader, classify_crops
 from ovd_d2.engine.run import load_config
 from ovd_d2.pictograms.demo.pipeline import repository_root
@@ -27,6 +28,7 @@ TIMED_IMAGES, WARM_UP_IMAGES = 30, 5
 EQUAL_WITHIN = 0.05
 
 Row = dict[str, Any]
+Documents = Mapping[str, Document]  # by the name of the system
 
 
 def collect_rows(folder: Path, seeds: Sequence[int], methods: Sequence[Method]) -> list[Row]:
@@ -75,6 +77,11 @@ def _milliseconds_per_image(run: Run, method: Method) -> float:
         if number + 1 == WARM_UP_IMAGES + TIMED_IMAGES:
             break
     return statistics.median(times[WARM_UP_IMAGES:])
+
+
+def rows_of(documents: Documents) -> list[Row]:
+    """The rows of all systems."""
+    return [row for document in documents.values() for row in document["rows"]]
 
 
 def mean_of(rows: Sequence[Row], method: str, metric: str) -> float:
@@ -148,12 +155,13 @@ def table_of(rows: Sequence[Row]) -> str:
     return tabulate(body, header, tablefmt="pipe", colalign=alignment, disable_numparse=True)
 
 
-def spread(values: Sequence[float | None]) -> str:
+def spread(values: Sequence[float | None], digits: int = 1) -> str:
+    """Mean ± standard deviation of what was measured."""
     known = [value for value in values if value is not None]
     if not known:
         return "-"
-    deviation = f" ± {statistics.stdev(known):.1f}" if len(known) > 1 else ""
-    return f"{statistics.mean(known):.1f}{deviation}"
+    deviation = f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.{digits}f}{deviation}"
 
 
 def expectations_table(rows: Sequence[Row], expected: Iterable[Expectation]) -> str:

@@ -78,5 +78,6 @@ SYSTEM = System(
     test_passengers=region_passengers,
     data_sets=segment_sets,
     evaluators={REGIONS: region_evaluator},
+    showcase="ovd_d2.projects.clipself.showcase",
     golden="ovd_d2.projects.clipself.golden",
 )

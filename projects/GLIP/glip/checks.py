@@ -13,6 +13,7 @@ from ovd_d2.projects.glip.tuning import MODES
 from ovd_d2.systems import IdleKeys
 
 KEYS = "MODEL.GLIP"
+SWIN = "build_glip_swin_fpn_backbone"
 CHOICES = {
     "OFFSETS_ACROSS_LEVELS": ACROSS_LEVELS,
     "AGGREGATION": AGGREGATIONS,
@@ -44,6 +45,11 @@ def key_problems(cfg: CfgNode) -> Iterable[str]:
 
 def idle_keys(cfg: CfgNode) -> Iterable[IdleKeys]:
     """Keys that the config sets and that nothing reads."""
+    if (name := cfg.MODEL.BACKBONE.NAME) != SWIN:
+        yield (
+            (f"{KEYS}.FPN_DROP_BLOCK", *(f"{KEYS}.SWIN.{key}" for key in cfg.MODEL.GLIP.SWIN)),
+            f"MODEL.BACKBONE.NAME is {name}",
+        )
     if not cfg.MODEL.GLIP.FUSION:
         yield (f"{KEYS}.FUSION_DIM", f"{KEYS}.FUSION_HEADS"), f"{KEYS}.FUSION is False"
     if cfg.MODEL.WEIGHTS:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -48,14 +49,23 @@ class DetectionSet(NamedTuple):
     contiguous: Mapping[int, int]
 
 
+def drawn(image: MappedImage) -> np.random.Generator:
+    """Other random numbers every time: NumPy's generator, which the training loader seeds per
+    draw, begins them."""
+    return np.random.default_rng(np.random.randint(0, 2**31, size=4))
+
+
+def fixed(image: MappedImage) -> np.random.Generator:
+    """The same random numbers for an image every time, in any process."""
+    return np.random.default_rng(zlib.crc32(str(image.record["image_id"]).encode()))
+
+
 class TrainingPrompts(Passenger):
     """Gives a training image its caption: its own, or names of its data set's categories.
 
     Adds `caption` and `tokens`, (L,) int64 with [CLS] and [SEP], at most 256, to the input, and
     `gt_token_targets`, (M, L) bool, to its `instances`. Boxes that the caption does not speak of,
     or not before it is cut off, are left out.
-
-    Random numbers come from NumPy's generator, which the training loader seeds per draw.
     """
 
     def __init__(
@@ -63,23 +73,27 @@ class TrainingPrompts(Passenger):
         tokenizer: Tokenizer,
         detection_sets: Mapping[str, DetectionSet],
         negatives: Mapping[str, NegativeCaptions] | None = None,
+        *,
+        generator_of: Callable[[MappedImage], np.random.Generator] = drawn,
     ) -> None:
         """
         Args:
             tokenizer: of the captions.
             detection_sets: by name, those whose images have no captions.
             negatives: by name of a data set, captions of other images that are put beside its own.
+            generator_of: of the random numbers that an image's prompt is made with.
         """
         self._tokenizer = tokenizer
         self._sets = dict(detection_sets)
         self._negatives = dict(negatives or {})
+        self._generator_of = generator_of
 
     def __call__(self, image: MappedImage) -> None:
         """
         Raises:
             ValueError: spans do not fit the caption, or the data set is unknown.
         """
-        generator = np.random.default_rng(np.random.randint(0, 2**31, size=4))
+        generator = self._generator_of(image)
         make = self._own_caption if CAPTION in image.record else self._names
         caption, spans = make(image, generator)
         encoding = truncated(self._tokenizer.encode(caption))

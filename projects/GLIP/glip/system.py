@@ -40,7 +40,9 @@ SYSTEM = System(
     idle_keys=checks.idle_keys,
     passengers=wiring.passengers,
     test_passengers=wiring.test_passengers,
+    validation_passengers=wiring.validation_passengers,
     data_sets=data_sets,
     evaluators={PHRASES: wiring.phrase_evaluator},
+    showcase="ovd_d2.projects.glip.showcase",
     golden="ovd_d2.projects.glip.golden",
 )

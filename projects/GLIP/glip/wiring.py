@@ -19,7 +19,12 @@ from ovd_d2.projects.glip.grounding import (
     is_grounding_set,
 )
 from ovd_d2.projects.glip.negative_captions import NegativeCaptions
-from ovd_d2.projects.glip.passengers import DetectionSet, PhrasesToFind, TrainingPrompts
+from ovd_d2.projects.glip.passengers import (
+    DetectionSet,
+    PhrasesToFind,
+    TrainingPrompts,
+    fixed,
+)
 from ovd_d2.projects.glip.prompts import Tokenizer, load_tokenizer
 from ovd_d2.projects.glip.prompts.detection import AllNames, DetectionPrompts, PublicPrompts
 from ovd_d2.systems import IdleKeys, SetupContext
@@ -55,6 +60,19 @@ def test_passengers(cfg: CfgNode, dataset_name: str) -> Sequence[Passenger]:
     if MetadataCatalog.get(dataset_name).get("evaluator_type", None) != PHRASES:
         return []
     return [PhrasesToFind(load_tokenizer(cfg.MODEL.GLIP.TOKENIZER))]
+
+
+def validation_passengers(cfg: CfgNode, dataset_name: str) -> Sequence[Passenger]:
+    """As of a training image, but the names that an image of a test set is asked for stay.
+
+    Raises:
+        SetupError: the tokenizer or a name of a category is at fault.
+    """
+    register_data_sets([dataset_name])
+    tokenizer = load_tokenizer(cfg.MODEL.GLIP.TOKENIZER)
+    names = [] if is_grounding_set(dataset_name) else [dataset_name]
+    sets = {name: detection_set(cfg, name, tokenizer) for name in names}
+    return [TrainingPrompts(tokenizer, sets, generator_of=fixed)]
 
 
 def phrase_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> PhraseRecallEvaluator:
@@ -118,7 +136,7 @@ def idle_keys(cfg: CfgNode) -> Iterator[IdleKeys]:
 
 
 def problems(cfg: CfgNode, context: SetupContext) -> Iterator[str]:
-    """The tokenizer; names, captions and spans of the training sets."""
+    """The tokenizer; names, captions and spans of the sets that losses are computed of."""
     tokenizer = None
     try:
         tokenizer = load_tokenizer(cfg.MODEL.GLIP.TOKENIZER)
@@ -126,7 +144,8 @@ def problems(cfg: CfgNode, context: SetupContext) -> Iterator[str]:
         yield from (f"MODEL.GLIP.TOKENIZER: {one}" for one in error.problems)
     if not context.training or not context.training_images:
         return  # without images the files themselves are at fault
-    for name in cfg.DATASETS.TRAIN:
+    validated = cfg.DATASETS.TEST if cfg.TEST.OVD.VALIDATION_LOSS else ()
+    for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *validated)):
         if is_grounding_set(name):
             yield from grounding_problems(name, tokenizer)
             continue

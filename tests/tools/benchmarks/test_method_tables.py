@@ -1,3 +1,4 @@
+import argparse
 import math
 import shutil
 from pathlib import Path
@@ -76,12 +77,12 @@ def test_table_has_a_row_per_method_with_the_spread():
 
 def test_page_says_where_its_numbers_come_from():
     origin = {"command": "python x", "date": "2026-01-02", "commit": "c0ffee1", "pictograms": 3}
-    demo = {**origin, "rows": make_rows()}
+    demo = {"ViLD": {**origin, "rows": make_rows()}}
     text = page(demo)
     assert "`python x`\non 2026-01-02" in text
-    assert "Pictograms" in text and "2 seeds" in text
-    assert "The paper's table" not in text
-    paper = {**origin, "command": "python y", "rows": make_rows(methods=PAPER_METHODS)}
+    assert "Pictograms" in text and "ViLD, 2 seeds" in text
+    assert "The papers' tables" not in text
+    paper = {"ViLD": {**origin, "command": "python y", "rows": make_rows(methods=PAPER_METHODS)}}
     both = page(demo, paper)
     assert "**APr: ViLD-text < ViLD** does not hold. Not looked into." in both  # 20 both
     assert "`python x`" in both and "`python y`" in both and "text_and_clip_crops" in both
@@ -90,8 +91,8 @@ def test_page_says_where_its_numbers_come_from():
 def test_page_says_what_its_numbers_have_not_seen():
     origin = {"command": "python x", "date": "2026-01-02", "commit": "c0ffee1"}
     rows, since = make_rows(), f"Version {GENERATOR_VERSION} of Pictograms adds"
-    today = page({**origin, "pictograms": GENERATOR_VERSION, "rows": rows})
-    older = page({**origin, "pictograms": GENERATOR_VERSION - 1, "rows": rows})
+    today = page({"ViLD": {**origin, "pictograms": GENERATOR_VERSION, "rows": rows}})
+    older = page({"ViLD": {**origin, "pictograms": GENERATOR_VERSION - 1, "rows": rows}})
     assert since in older and f"on version {GENERATOR_VERSION - 1} of Pictograms" in older
     assert since not in today and f"on version {GENERATOR_VERSION} of Pictograms" in today
 
@@ -100,6 +101,17 @@ def test_the_page_in_the_docs_is_made_of_the_documents_there(tmp_path):
     shutil.copytree(DOCS / "results", tmp_path / "results")
     benchmark.write_page(tmp_path)
     assert (tmp_path / "results.md").read_text() == (DOCS / "results.md").read_text()
+
+
+def test_a_table_measured_again_keeps_the_systems_that_were_not(tmp_path):
+    args = argparse.Namespace(benchmark="paper-table", docs=tmp_path)
+    origin = {"date": "2026-01-02", "commit": "c0ffee1", "pictograms": GENERATOR_VERSION}
+    for name, command in (("ViLD", "python x"), ("Other", "python y"), ("Other", "python z")):
+        rows = make_rows(methods=(f"{name}_method",))
+        benchmark.write_tables(args, {name: {**origin, "command": command, "rows": rows}})
+    text = (tmp_path / "results.md").read_text()
+    assert "`python x`" in text and "`python z`" in text and "`python y`" not in text
+    assert text.count("| ViLD_method") == text.count("| Other_method") == 1
 
 
 def test_orderings_by_hand():

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ovd_d2.pictograms.showcase import Method, Ordering, Showcase
-from ovd_d2.pictograms.steps import Run, Step, data_step, train_step, vocabulary_step
+from ovd_d2.pictograms.steps import Run, Step, train_step, vocabulary_step
 from ovd_d2.pictograms.teacher import VIT_ARCHITECTURE
 from ovd_d2.projects.clipself.export import FILE
+from ovd_d2.vild.showcase import proposal_steps
 
-PATCHES = "clipself_patches"
+PATCHES, PROPOSALS = "clipself_patches", "clipself_proposals"
 FOLDER = "projects/CLIPSelf/configs/pictograms"
 
 
@@ -20,33 +21,36 @@ def refined(run: Run, name: str) -> Path:
 
 
 def prepare(run: Run) -> list[Step]:
-    """Data and names; then the ViT learns what its regions are, without a label."""
-    return [data_step(), vocabulary_step(VIT_ARCHITECTURE), distillation_step(run, PATCHES)]
+    """Data, names and proposals; then the ViT learns what its regions are, without a label."""
+    return [
+        *proposal_steps(run),
+        vocabulary_step(VIT_ARCHITECTURE),
+        distillation_step(run, PROPOSALS),
+    ]
 
 
-def distillation_step(
-    run: Run, name: str, *, options: Sequence[str] = (), needs: Sequence[str] = ()
-) -> Step:
+def distillation_step(run: Run, name: str) -> Step:
     """A self-distillation; no detector is evaluated.
 
     Args:
         run: where, and with which seed.
-        name: of the config.
-        options, needs: as of :func:`train_step`, beside the data.
+        name: of the config; any but that of patches takes the run's proposals.
     """
+    proposals = proposal_steps(run)[-1]
+    stored = ("MODEL.CLIPSELF.PROPOSALS", str(proposals.product.parent))
     return train_step(
         run,
         name,
         f"{FOLDER}/{name}.yaml",
         f"Let the ViT's regions learn from its own crops, without any label ({name})",
-        options=options,
-        needs=("data", *needs),
+        options=() if name == PATCHES else stored,
+        needs=("data",) if name == PATCHES else (proposals.name,),
         evaluated=False,
     )
 
 
 def _refined_options(run: Run) -> Sequence[str]:
-    return ("MODEL.FVIT.VIT_WEIGHTS", str(refined(run, PATCHES)))
+    return ("MODEL.FVIT.VIT_WEIGHTS", str(refined(run, PROPOSALS)))
 
 
 def _vocabulary(run: Run) -> Sequence[str]:
@@ -58,22 +62,22 @@ SHOWCASE = Showcase(
     methods=(
         Method(f"{FOLDER}/fvit.yaml", "F-ViT on the CLIP as it is", needs=_vocabulary),
         Method(
-            f"{FOLDER}/fvit_patches.yaml",
+            f"{FOLDER}/fvit_clipself.yaml",
             "F-ViT on CLIPSelf",
             "a frozen ViT whose regions have learnt from its crops",
             options=_refined_options,
-            needs=lambda run: (*_vocabulary(run), run.step(PATCHES)),
+            needs=lambda run: (*_vocabulary(run), run.step(PROPOSALS)),
         ),
     ),
-    demo=("fvit_patches", "fvit"),
-    demo_table=("fvit", "fvit_patches"),
+    demo=("fvit_clipself", "fvit"),
+    demo_table=("fvit", "fvit_clipself"),
     orderings=tuple(
         Ordering(
             f"{group} box AP50, F-ViT: the CLIP as it is {relation} CLIPSelf",
             f"box AP50_{group}",
             "fvit",
             relation,
-            "fvit_patches",
+            "fvit_clipself",
         )
         for group, relation in (("novel", "<"), ("base", "<="))
     ),

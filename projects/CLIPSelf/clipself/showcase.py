@@ -21,12 +21,8 @@ def refined(run: Run, name: str) -> Path:
 
 
 def prepare(run: Run) -> list[Step]:
-    """Data, names and proposals; then the ViT learns what its regions are, without a label."""
-    return [
-        *proposal_steps(run),
-        vocabulary_step(VIT_ARCHITECTURE),
-        distillation_step(run, PROPOSALS),
-    ]
+    """Data, names and proposals."""
+    return [*proposal_steps(run), vocabulary_step(VIT_ARCHITECTURE)]
 
 
 def distillation_step(run: Run, name: str) -> Step:
@@ -49,35 +45,39 @@ def distillation_step(run: Run, name: str) -> Step:
     )
 
 
-def _refined_options(run: Run) -> Sequence[str]:
-    return ("MODEL.FVIT.VIT_WEIGHTS", str(refined(run, PROPOSALS)))
-
-
 def _vocabulary(run: Run) -> Sequence[str]:
     return (vocabulary_step(VIT_ARCHITECTURE).name,)
 
 
+def _on_refined(name: str, title: str, distillation: str) -> Method:
+    """F-ViT on a ViT that learns first, without a label, what its regions are."""
+    return Method(
+        f"{FOLDER}/{name}.yaml",
+        title,
+        "a frozen ViT whose regions have learnt from its crops",
+        options=lambda run: ("MODEL.FVIT.VIT_WEIGHTS", str(refined(run, distillation))),
+        needs=lambda run: (*_vocabulary(run), run.step(distillation)),
+        before=lambda run: (distillation_step(run, distillation),),
+    )
+
+
+ORIGINAL, REFINED = "fvit", "fvit_clipself"
 SHOWCASE = Showcase(
     prepare=prepare,
     methods=(
-        Method(f"{FOLDER}/fvit.yaml", "F-ViT on the CLIP as it is", needs=_vocabulary),
-        Method(
-            f"{FOLDER}/fvit_clipself.yaml",
-            "F-ViT on CLIPSelf",
-            "a frozen ViT whose regions have learnt from its crops",
-            options=_refined_options,
-            needs=lambda run: (*_vocabulary(run), run.step(PROPOSALS)),
-        ),
+        Method(f"{FOLDER}/{ORIGINAL}.yaml", "F-ViT on the CLIP as it is", needs=_vocabulary),
+        _on_refined(REFINED, "F-ViT on CLIPSelf", PROPOSALS),
     ),
-    demo=("fvit_clipself", "fvit"),
-    demo_table=("fvit", "fvit_clipself"),
+    quick=(_on_refined("fvit_clipself_quick", "F-ViT on a quick CLIPSelf", "clipself_quick"),),
+    demo=("fvit_clipself_quick", ORIGINAL),
+    demo_table=(ORIGINAL, REFINED),
     orderings=tuple(
         Ordering(
             f"{group} box AP50, F-ViT: the CLIP as it is {relation} CLIPSelf",
             f"box AP50_{group}",
-            "fvit",
+            ORIGINAL,
             relation,
-            "fvit_clipself",
+            REFINED,
         )
         for group, relation in (("novel", "<"), ("base", "<="))
     ),

@@ -28,6 +28,7 @@ class Method:
         weights_of: the training whose weights it is evaluated with; empty: it is trained itself.
         options: run -> `KEY VALUE` pairs of its training, e.g. the weights it starts from.
         needs: run -> full names of the steps that come before its training.
+        before: run -> steps that this method has beside those of :attr:`Showcase.prepare`.
     """
 
     config: str
@@ -36,6 +37,7 @@ class Method:
     weights_of: str = ""
     options: Callable[[Run], Sequence[str]] = lambda run: ()
     needs: Callable[[Run], Sequence[str]] = lambda run: ()
+    before: Callable[[Run], Sequence[Step]] = lambda run: ()
 
     @property
     def name(self) -> str:
@@ -130,6 +132,7 @@ class Showcase:
             before it.
         demo: names of the methods that the demo trains. The first one is drawn, and looks for the
             user's names.
+        quick: methods of the demo that are no rows: what takes longer there, trained for minutes.
         demo_table: names of the methods of the shorter table, which the expectations are about.
         expectations, orderings: what must come out.
     """
@@ -137,6 +140,7 @@ class Showcase:
     prepare: Callable[[Run], Sequence[Step]]
     methods: tuple[Method, ...]
     demo: tuple[str, ...]
+    quick: tuple[Method, ...] = ()
     demo_table: tuple[str, ...] = ()
     expectations: tuple[Expectation, ...] = ()
     orderings: tuple[Ordering, ...] = ()
@@ -146,10 +150,10 @@ class Showcase:
         Raises:
             KeyError: no method is called so.
         """
-        for method in self.methods:
-            if method.name == name:
-                return method
-        raise KeyError(f"no method '{name}'; there are {', '.join(m.name for m in self.methods)}")
+        known = {method.name: method for method in (*self.methods, *self.quick)}
+        if name not in known:
+            raise KeyError(f"no method '{name}'; there are {', '.join(known)}")
+        return known[name]
 
     def select(self, names: Iterable[str]) -> list[Method]:
         return [self.method(name) for name in names]
@@ -183,7 +187,9 @@ def steps_of(showcase: Showcase, runs: Iterable[Run], methods: Iterable[Method])
     methods = list(methods)
     steps: list[Step] = []
     for run in runs:
-        steps += [*showcase.prepare(run), *(method.step(run) for method in methods)]
+        steps += showcase.prepare(run)
+        for method in methods:
+            steps += [*method.before(run), method.step(run)]
     return only_once(steps)
 
 
@@ -202,14 +208,15 @@ def only_once(steps: Iterable[Step]) -> list[Step]:
 
 def names_step(run: Run, method: Method, names: str, image: Path, output: Path) -> Step:
     """Looks for a user's own words in one scene with a trained method; `output` is a folder."""
+    weights = method.weights(run)
     return Step(
         "names",
         f"Look for {names}",
         "tools/predict.py",
         (
-            *(CONFIG_OPTION, method.config),
+            *(CONFIG_OPTION, str(weights.parent / "config.yaml")),  # with the options of the run
             *("--input", str(image), "--names", names, "--output", str(output)),
-            *("MODEL.WEIGHTS", str(method.weights(run))),
+            *("MODEL.WEIGHTS", str(weights)),
         ),
         output / f"{image.stem}.png",
         folder=output,

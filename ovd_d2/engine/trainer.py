@@ -23,7 +23,13 @@ from ovd_d2.data.online import is_resumable
 from ovd_d2.engine import build, optimization
 from ovd_d2.engine.checkpoint import SafeCheckpointer
 from ovd_d2.engine.checks import check_setup
-from ovd_d2.engine.hooks import BestCheckpoint, ProgressBar, SeedIterations, WeightAveraging
+from ovd_d2.engine.hooks import (
+    BestCheckpoint,
+    ProgressBar,
+    SeedIterations,
+    StopLoading,
+    WeightAveraging,
+)
 from ovd_d2.engine.launching import on_main_process
 from ovd_d2.engine.scalars import defined
 from ovd_d2.engine.validation import validate
@@ -246,7 +252,7 @@ class OpenVocabularyTrainer(DefaultTrainer):
                 self.model, decay=self.cfg.SOLVER.EMA.DECAY, folder=Path(self.cfg.OUTPUT_DIR)
             )
         seed = SeedIterations(comm.shared_random_seed())
-        hooks: list[HookBase | None] = [seed, self._averaging]
+        hooks: list[HookBase | None] = [seed, StopLoading(), self._averaging]
         if (system := system_of(self.cfg)) is not None:
             hooks += system.hooks(self.cfg, self.model)
         for hook in super().build_hooks():

@@ -64,6 +64,11 @@ def open_vocabulary_part(model: nn.Module) -> OpenVocabularyModule | None:
     return None
 
 
+def reads_words(model: nn.Module) -> bool:
+    """Whether a detector reads the words of a vocabulary itself, and needs no text embeddings."""
+    return bool(getattr(open_vocabulary_part(model), "reads_words", False))
+
+
 def detect(
     model: nn.Module, inputs: list[dict[str, Any]], vocabulary: Vocabulary | None = None
 ) -> list[dict[str, Any]]:

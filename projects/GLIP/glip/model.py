@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from ovd_d2.projects.glip.prompts import (
     MAX_TOKENS,
     TokenBatch,
     Tokenizer,
-    load_tokenizer,
+    TokenizerOnDemand,
     padded_columns,
     positive_map,
     token_batch,
@@ -82,10 +82,12 @@ class GLIP(nn.Module):
         selection: which detections are kept.
         captions_per_pass: questions about an image that the tower takes at once.
         tuning: what trains, see :mod:`ovd_d2.projects.glip.tuning`.
+        reads_words: a vocabulary needs no text embeddings.
         prompt_offset: (256, width) that prompt tuning adds to a caption's embeddings, by their
             place; None in the other modes.
     """
 
+    reads_words = True
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -156,7 +158,7 @@ class GLIP(nn.Module):
                 limit=cfg.TEST.DETECTIONS_PER_IMAGE,
                 aggregation=glip.AGGREGATION,
             ),
-            "tokenizer": load_tokenizer(glip.TOKENIZER) if cfg.MODEL.OVD.VOCABULARY else None,
+            "tokenizer": TokenizerOnDemand(glip.TOKENIZER),
             "vocabulary": configured_vocabulary(cfg),
             "captions_per_pass": glip.CAPTIONS_PER_PASS,
             "tuning": glip.TUNING,
@@ -183,10 +185,12 @@ class GLIP(nn.Module):
         self.vocabulary = vocabulary
 
     def questions_of(self, vocabulary: Vocabulary) -> list[Question]:
-        """The names in as few captions as hold them."""
+        """The names and their synonyms in as few captions as hold them."""
         if self._tokenizer is None:
             raise ValueError("GLIP has no tokenizer for the names: set MODEL.GLIP.TOKENIZER")
-        return [question_of(one) for one in chunks_by_length(vocabulary.names, self._tokenizer)]
+        chunks = chunks_by_length(vocabulary.words, self._tokenizer)
+        owners = vocabulary.owners
+        return [replace(one, labels=owners[one.labels]) for one in map(question_of, chunks)]
 
     def forward(
         self, batched_inputs: list[dict[str, Any]], vocabulary: Vocabulary | None = None

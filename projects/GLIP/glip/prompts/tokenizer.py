@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -116,6 +117,31 @@ class WordPieces:
     def __setstate__(self, state: str) -> None:
         self._state = state
         self._tokenizer = tokenizers.Tokenizer.from_str(state)
+
+
+class TokenizerOnDemand:
+    """A tokenizer that is loaded when it is first asked: training on captions needs none.
+
+    Raises:
+        SetupError: where it is asked, as :func:`load_tokenizer`.
+    """
+
+    def __init__(self, where: str) -> None:
+        """
+        Args:
+            where: of :func:`load_tokenizer`.
+        """
+        self._where = where
+
+    def encode(self, text: str) -> Encoding:
+        return self._loaded.encode(text)
+
+    def count(self, text: str) -> int:
+        return self._loaded.count(text)
+
+    @cached_property
+    def _loaded(self) -> WordPieces:
+        return load_tokenizer(self._where)
 
 
 def load_tokenizer(where: str) -> WordPieces:

@@ -42,6 +42,7 @@ SYSTEM = System(
     test_passengers=wiring.test_passengers,
     validation_passengers=wiring.validation_passengers,
     data_sets=data_sets,
+    hooks=wiring.hooks,
     evaluators={PHRASES: wiring.phrase_evaluator},
     showcase="ovd_d2.projects.glip.showcase",
     golden="ovd_d2.projects.glip.golden",

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 
 from ovd_d2.data.categories import get_categories
+from ovd_d2.engine.build import vocabulary_of
 from ovd_d2.engine.checks import check_setup
 from ovd_d2.engine.config_keys import idle_key_notices
 from ovd_d2.engine.run import load_config, train
@@ -15,7 +17,11 @@ from ovd_d2.errors import SetupError
 from ovd_d2.projects.glip.checks import key_problems
 from ovd_d2.projects.glip.model import GLIP, LEVELS
 from ovd_d2.projects.glip.showcase import SHOWCASE
+from ovd_d2.projects.glip.wiring import TrainingNames
+from ovd_d2.vocabulary import Categories, Vocabulary
 from tests.integration.conftest import TRAIN, VAL, _drawn_once, arguments, mini  # noqa: F401
+from tests.tiny import tiny_config, tiny_vocabulary
+from tests.tiny_glip import tiny_glip
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "projects" / "GLIP" / "configs" / "pictograms"
@@ -96,13 +102,39 @@ def test_losses_of_validation_are_the_same_twice(mini, tmp_path):  # noqa: F811
     assert first == second and first["val_loss"]["loss_tokens"] > 0
 
 
-def test_a_vocabulary_is_needed_only_where_names_are_evaluated(mini, tmp_path):  # noqa: F811
-    empty = ("MODEL.OVD.VOCABULARY", "")
-    alone = ("DATASETS.TRAIN", str((CAPTIONS,)))
-    for test, train_sets in (((), ()), ((CAPTIONS_VAL,), alone)):
-        sets = ("DATASETS.TEST", str(test), *train_sets)
-        cfg = mini_config("glip_captions", tmp_path, *empty, *sets)
-        check_setup(cfg, training=True, progress=False)
-    cfg = mini_config("glip_captions", tmp_path, *empty, "DATASETS.TEST", str((CAPTIONS_VAL, VAL)))
-    with pytest.raises(SetupError, match="VOCABULARY is empty"):
-        check_setup(cfg, training=True, progress=False)
+def test_no_vocabulary_is_needed(mini, tmp_path):  # noqa: F811
+    sets = ("DATASETS.TEST", str((CAPTIONS_VAL, VAL)))
+    cfg = mini_config("glip_captions", tmp_path, "MODEL.OVD.VOCABULARY", "", *sets)
+    check_setup(cfg, training=True, progress=False)
+
+
+def test_each_data_set_is_evaluated_by_its_own_names(mini):  # noqa: F811
+    model = tiny_glip(vocabulary=Vocabulary.of_names(Categories(["dog"], [False])))
+    with vocabulary_of(VAL, model):
+        assert model.vocabulary.names == get_categories(VAL).names
+    assert model.vocabulary.names == ["dog"]
+    with vocabulary_of(CAPTIONS_VAL, model):  # images bring what they are asked for
+        assert model.vocabulary.names == ["dog"]
+    model = tiny_glip()
+    with vocabulary_of(VAL, model):
+        assert model.vocabulary is not None
+    assert model.vocabulary is None and "vocabulary" not in model.state_dict()
+
+
+def test_captions_are_nothing_for_a_detector_of_names(mini):  # noqa: F811
+    detector = build_model(tiny_config("vild_text"))
+    detector.set_vocabulary(tiny_vocabulary())
+    message = f"'{CAPTIONS_VAL}' is a grounding set"
+    with pytest.raises(SetupError, match=message), vocabulary_of(CAPTIONS_VAL, detector):
+        raise AssertionError
+    assert detector.vocabulary.names == tiny_vocabulary().names
+
+
+def test_a_training_leaves_its_names_in_its_checkpoints(mini):  # noqa: F811
+    model = tiny_glip()
+    TrainingNames(model, [TRAIN, CAPTIONS]).before_train()
+    categories = get_categories(TRAIN)
+    assert model.vocabulary.names == categories.names
+    assert model.vocabulary.novel.tolist() == categories.novel
+    TrainingNames(model, [CAPTIONS]).before_train()
+    assert model.vocabulary.names == categories.names

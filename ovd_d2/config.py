@@ -40,6 +40,9 @@ def add_ovd_config(cfg: CfgNode) -> None:
     # With DATALOADER.SAMPLER_TRAIN "WeightedTrainingSampler": how often the images of a training
     # set are seen per epoch, [["lvis_v1_train", 2.0], ...]; 1 where a set is not named.
     _add(cfg.DATASETS, "TRAIN_REPEAT_FACTOR", [])
+    # Data sets of one's own, in the form of OVD_DATASETS: a yaml file, whose sets this config can
+    # name. "": none beside those of OVD_DATASETS.
+    _add(cfg.DATASETS, "OWN", "")
     _add_solver_keys(cfg)
     for system in systems():
         system.add_config(cfg)

@@ -112,6 +112,8 @@ def config_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
     if system := system_of(cfg):
         yield from system.key_problems(cfg)
     yield from optimizer_problems(cfg)
+    if cfg.DATASETS.OWN and not Path(cfg.DATASETS.OWN).expanduser().is_file():
+        yield f"DATASETS.OWN: no file at '{cfg.DATASETS.OWN}'"
     yield from evaluation_problems(cfg)
     if training:
         yield from selection_problems(selection_of(cfg))

@@ -28,6 +28,7 @@ class Method:
         weights_of: the training whose weights it is evaluated with; empty: it is trained itself.
         options: run -> `KEY VALUE` pairs of its training, e.g. the weights it starts from.
         needs: run -> full names of the steps that come before its training.
+        before: run -> steps that only methods like it need, beside those of the showcase.
     """
 
     config: str
@@ -36,6 +37,7 @@ class Method:
     weights_of: str = ""
     options: Callable[[Run], Sequence[str]] = lambda run: ()
     needs: Callable[[Run], Sequence[str]] = lambda run: ()
+    before: Callable[[Run], Sequence[Step]] = lambda run: ()
 
     @property
     def name(self) -> str:
@@ -183,7 +185,9 @@ def steps_of(showcase: Showcase, runs: Iterable[Run], methods: Iterable[Method])
     methods = list(methods)
     steps: list[Step] = []
     for run in runs:
-        steps += [*showcase.prepare(run), *(method.step(run) for method in methods)]
+        steps += showcase.prepare(run)
+        for method in methods:
+            steps += [*method.before(run), method.step(run)]
     return only_once(steps)
 
 

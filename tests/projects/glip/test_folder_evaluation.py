@@ -14,6 +14,7 @@ from PIL import Image
 from ovd_d2.engine.run import load_config
 from ovd_d2.errors import SetupError
 from ovd_d2.projects.glip.checks import key_problems
+from ovd_d2.projects.glip.few_images import few_images
 from ovd_d2.projects.glip.folders import (
     Plan,
     evaluate_folders,
@@ -23,7 +24,7 @@ from ovd_d2.projects.glip.folders import (
     select_sets,
     write_report,
 )
-from ovd_d2.projects.glip.folders.few_shot import few_images, tuned_config
+from ovd_d2.projects.glip.folders.few_shot import tuned_config
 from ovd_d2.projects.glip.folders.layout import BENCHMARKS, register_split, without_group
 from ovd_d2.projects.glip.folders.prompt_file import rows_of
 from ovd_d2.projects.glip.model import GLIP

@@ -29,7 +29,8 @@ from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
 from ovd_d2.evaluation.protocols import COCO
 from ovd_d2.files import atomic_write_json, fingerprint_json, sha256_file
-from ovd_d2.projects.glip.folders.few_shot import ALL, EPOCHS, few_images, tuned_config
+from ovd_d2.projects.glip.few_images import few_images
+from ovd_d2.projects.glip.folders.few_shot import ALL, EPOCHS, tuned_config
 from ovd_d2.projects.glip.folders.layout import TRAIN, FolderSet, read_table, register_split
 from ovd_d2.projects.glip.folders.prompt_file import Row, rows_of
 from ovd_d2.projects.glip.prompts import load_tokenizer

@@ -1,13 +1,11 @@
-"""Fine-tuning on a few images of a small set: which images, and the paper's schedule."""
+"""Fine-tuning on a few images of a small set, by the paper's schedule."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Sequence
 from math import ceil
 from typing import Any
 
-import numpy as np
 from detectron2.config import CfgNode
 
 from ovd_d2.projects.glip.checks import SWIN
@@ -22,30 +20,6 @@ _RATES = {FULL: (1e-4, 0.05), LINEAR: (1e-4, 0.05), PROMPT: (0.05, 0.25)}
 _METRIC = "bbox/AP"
 # "Freeze at 2" of the public code; other backbones than Swin are not its own.
 _FROZEN = ("backbone.bottom_up.patch_embed.", "backbone.bottom_up.layers.0.")
-
-
-def few_images(table: dict[str, Any], shots: int, seed: int) -> list[int]:
-    """Ids of images that show every category `shots` times, as far as there are so many.
-
-    In random order, an image is taken while one of its categories is in fewer than `shots` of those
-    taken before. Images without a box are not taken.
-
-    Args:
-        table: COCO's.
-        shots: images per category, at least.
-        seed: of the order.
-    """
-    shown: defaultdict[int, set[int]] = defaultdict(set)
-    for one in table["annotations"]:
-        shown[one["image_id"]].add(one["category_id"])
-    order = np.random.default_rng(seed).permutation(sorted(shown))
-    counts: Counter[int] = Counter()
-    taken = []
-    for image in order.tolist():
-        if any(counts[one] < shots for one in shown[image]):
-            taken.append(image)
-            counts.update(shown[image])
-    return taken
 
 
 def tuned_config(

@@ -181,14 +181,18 @@ def _steps(case: Case, model: GLIP, forties: Questions, packed: Questions) -> li
         pyramid = operations_of(partial(model.backbone, image))
         tower = partial(_tower_operations, model, [maps[level] for level in LEVELS])
         with as_published():
-            public = count * (pyramid + text_encoder + tower(1, MAX_TOKENS))
-            once, cut = (pyramid + tower(count, size) for size in (MAX_TOKENS, length))
-        folded, filled = pyramid + tower(count, length), pyramid + tower(len(packed), most)
+            (first, more), cut_tower = tower(MAX_TOKENS), tower(length)
+        folded_tower, filled_tower = tower(length), tower(most)
+    public = count * (pyramid + text_encoder + first)
+
+    def whole(tower: tuple[int, int], captions: int) -> int:
+        return pyramid + tower[0] + (captions - 1) * tower[1]
+
     steps = {
-        "pyramid once, embeddings of text kept": once,
-        "and captions as long as they are": cut,
-        "and the fusion's projections folded": folded,
-        "and captions filled with names": filled,
+        "pyramid once, embeddings of text kept": whole((first, more), count),
+        "and captions as long as they are": whole(cut_tower, count),
+        "and the fusion's projections folded": whole(folded_tower, count),
+        "and captions filled with names": whole(filled_tower, len(packed)),
     }
     return [
         {"network": case.name, "step": name, "times_fewer": round(public / one, 2)}
@@ -196,8 +200,8 @@ def _steps(case: Case, model: GLIP, forties: Questions, packed: Questions) -> li
     ]
 
 
-def _tower_operations(model: GLIP, levels: Sequence[Tensor], count: int, length: int) -> int:
-    """Of so many captions of this length, one after the other."""
+def _tower_operations(model: GLIP, levels: Sequence[Tensor], length: int) -> tuple[int, int]:
+    """Of an image's first caption of this length, and of each that follows."""
     text = torch.empty(1, length, model.text_encoder.width)
     caption = (text, torch.ones(1, length, dtype=torch.bool))
 
@@ -206,7 +210,7 @@ def _tower_operations(model: GLIP, levels: Sequence[Tensor], count: int, length:
             pass
 
     first, both = (operations_of(partial(answer, number)) for number in (1, 2))
-    return first + (count - 1) * (both - first)
+    return first, both - first
 
 
 def _mean_length(questions: Questions) -> int:

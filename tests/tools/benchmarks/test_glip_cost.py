@@ -8,10 +8,11 @@ from torchvision.ops import deform_conv2d
 from tests.projects.glip.small_words import WORDS
 
 
-def test_rows_and_their_page(tmp_path):
+def test_rows_and_their_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(glip, "FULL_SIZE", (320, 320))
     vocabulary = tmp_path / "vocab.txt"
     vocabulary.write_text("\n".join(WORDS))
-    less = (*SMALL, "MODEL.GLIP.BERT.VOCABULARY", 100)
+    less = (*SMALL, "MODEL.GLIP.BERT.VOCABULARY", 100, "MODEL.GLIP.BLOCKS", 1)
     cases = [Case("fused", "glip_t", (64, 64), less), Case("apart", "glip_t_a", (64, 64), less)]
     rows = glip.measure(str(vocabulary), cases, rounds=1)
     measured = {row["name"]: row for row in rows if "name" in row}

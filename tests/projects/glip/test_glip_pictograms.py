@@ -170,7 +170,7 @@ def test_validation_of_a_lazy_config(mini):  # noqa: F811
     tokenizer = L(load_tokenizer)(where="pictograms")
     prompts = L(TrainingPrompts)(
         tokenizer=tokenizer,
-        detection_sets={VAL: L(names_of)(name=VAL, tokenizer=tokenizer)},
+        detection_sets=L(names_of)(name=VAL, tokenizer=tokenizer),
         generator_of=fixed,
     )
     cfg = LazyConfig.load("configs/pictograms/lazy_vild.py")
@@ -185,7 +185,7 @@ def test_validation_of_a_lazy_config(mini):  # noqa: F811
 def names_of(name, tokenizer):
     categories = get_categories(name)
     contiguous = {one: k for k, one in enumerate(categories.ids)}
-    return DetectionSet(DetectionPrompts(categories.names, tokenizer), contiguous)
+    return {name: DetectionSet(DetectionPrompts(categories.names, tokenizer), contiguous)}
 
 
 def test_nothing_before_the_student_has_seen_a_novel_box():
@@ -212,7 +212,7 @@ def test_student_over_teacher(tmp_path):
     assert args.opts == ["MODEL.WEIGHTS", str(TEACHER.weights(run))]
     assert student.arguments[-2:] == ("DATASETS.OWN", str(labels.product))
     tuned = SHOWCASE.method("glip_prompt_5")
-    assert tuned.before(run) == (teacher,) and teacher.name in tuned.needs
+    assert tuned.before(run) == (teacher,) and teacher.name in tuned.needs(run)
     demo = [step.name for step in steps_of(SHOWCASE, [run], SHOWCASE.select(SHOWCASE.demo))]
     assert teacher.name not in demo
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import orjson
 from detectron2.config import CfgNode
@@ -42,7 +43,6 @@ logger = logging.getLogger(__name__)
 
 ZERO = "0"  # shots
 RESULT = "result.json"  # of a run
-Build: TypeAlias = Callable[[CfgNode], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -113,36 +113,38 @@ def evaluate_folders(
     asked = on_main_process(partial(_checked, cfg, sets, plan))
     for one in asked[: 0 if comm.is_main_process() else None]:
         _register(one.folder_set, Path(cfg.OUTPUT_DIR))
-    settings, tunes = _settings(cfg, plan), any(shots != ZERO for shots in plan.shots)
+    settings = _settings(cfg, plan)
     model: list[nn.Module] = []  # built once, where something is evaluated without a training
 
-    def whole(cfg: CfgNode) -> nn.Module:
+    def run(run_cfg: CfgNode, one: Asked, shots: str, seed: int) -> dict[str, Any]:
+        if shots != ZERO:
+            return _few_shot(run_cfg, args, one, plan, shots, seed)
         if not model:
-            model.append(build_open_vocabulary_model(cfg))
-        return model[0]
+            model.append(build_open_vocabulary_model(_untuned(run_cfg, plan)))
+        return _zero_shot(run_cfg, one, model[0])
 
     runs = []
-    for one in asked:
-        for shots, seed in plan.runs():
-            folder = Path(cfg.OUTPUT_DIR) / one.folder_set.name / f"shots{shots}_seed{seed}"
-            entry = {"set": one.folder_set.name, "shots": shots, "seed": seed}
-            wanted = {**entry, "settings": settings, "prompt": one.captions}
-            numbers = on_main_process(partial(_done, folder / RESULT, wanted))
-            if numbers is None:
-                run_cfg = _with_output(cfg, one, folder)
-                if shots == ZERO and tunes:
-                    run_cfg.MODEL.GLIP.TUNING = FULL  # what is to be tuned brings no offset
-                with _logs_of_one_run():
-                    numbers = (
-                        _zero_shot(run_cfg, one, whole)
-                        if shots == ZERO
-                        else _few_shot(run_cfg, args, one, plan, shots, seed)
-                    )
-                numbers = comm.all_gather(numbers)[0]
-                if comm.is_main_process():
-                    atomic_write_json(folder / RESULT, {**wanted, "numbers": numbers})
-            runs.append({**entry, **_described(one), **numbers})
+    for one, (shots, seed) in product(asked, plan.runs()):
+        folder = Path(cfg.OUTPUT_DIR) / one.folder_set.name / f"shots{shots}_seed{seed}"
+        entry = {"set": one.folder_set.name, "shots": shots, "seed": seed}
+        wanted = {**entry, "settings": settings, "prompt": one.captions}
+        numbers = on_main_process(partial(_done, folder / RESULT, wanted))
+        if numbers is None:
+            with _logs_of_one_run():
+                numbers = comm.all_gather(run(_of_run(cfg, one, folder), one, shots, seed))[0]
+            if comm.is_main_process():
+                atomic_write_json(folder / RESULT, {**wanted, "numbers": numbers})
+        runs.append({**entry, **_described(one), **numbers})
     return {"settings": settings, "protocol": COCO.name, "runs": runs}
+
+
+def _untuned(cfg: CfgNode, plan: Plan) -> CfgNode:
+    """Weights that are still to be tuned bring no offset to a caption's embeddings."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    if any(shots != ZERO for shots in plan.shots):
+        cfg.MODEL.GLIP.TUNING = FULL
+    return cfg
 
 
 def _settings(cfg: CfgNode, plan: Plan) -> dict[str, Any]:
@@ -189,7 +191,7 @@ def _done(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
     return numbers
 
 
-def _with_output(cfg: CfgNode, one: Asked, folder: Path) -> CfgNode:
+def _of_run(cfg: CfgNode, one: Asked, folder: Path) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR = str(folder)
@@ -212,10 +214,9 @@ def _logs_of_one_run() -> Iterator[None]:
             one.handlers[:] = before
 
 
-def _zero_shot(cfg: CfgNode, one: Asked, build: Build) -> dict[str, Any]:
+def _zero_shot(cfg: CfgNode, one: Asked, model: nn.Module) -> dict[str, Any]:
     for name in ("detectron2", "ovd_d2"):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
-    model = build(cfg)
     model.set_phrases(phrases_of(one.rows))
     return _numbers(OpenVocabularyTrainer.test(cfg, model))
 

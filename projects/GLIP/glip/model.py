@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,8 @@ from ovd_d2.projects.glip.text import BertSizes, TextEncoder
 from ovd_d2.projects.glip.text_cache import TextCache
 from ovd_d2.projects.glip.tuning import FULL, PROMPT, freeze_for, keep_still
 from ovd_d2.vocabulary import Vocabulary, configured_vocabulary
+
+logger = logging.getLogger(__name__)
 
 LEVELS = ("p3", "p4", "p5", "p6", "p7")
 # Keys of an input. A training image has its tokens; an image at test time may, with what of them
@@ -195,9 +198,16 @@ class GLIP(nn.Module):
         Raises:
             ValueError: there is no tokenizer; a name is longer than a caption may be.
         """
-        questions = None if vocabulary is None else self.questions_of(vocabulary)
-        self.vocabulary, self._questions = vocabulary, questions
+        chunks = [] if vocabulary is None else self._chunks(vocabulary)
+        self.vocabulary = vocabulary
+        self._questions = [question_of(one) for one in chunks]
         self._was_given = vocabulary is not None
+        if chunks:
+            logger.info(
+                "Looking for %d names in %d captions of at most %d tokens, the first: %s",
+                sum(len(one.prompt.labels) for one in chunks),
+                *(len(chunks), max(len(one.encoding) for one in chunks), chunks[0].prompt.caption),
+            )
 
     def set_phrases(self, phrases: Mapping[str, Phrase]) -> None:
         """What is asked for in place of a name from now on."""
@@ -225,16 +235,14 @@ class GLIP(nn.Module):
             self._take(unpacked(stored, prefix + VOCABULARY))
 
     def questions_of(self, vocabulary: Vocabulary) -> list[Question]:
-        """The names in captions.
+        """The names in captions; errors of :meth:`set_vocabulary`."""
+        return [question_of(one) for one in self._chunks(vocabulary)]
 
-        Raises:
-            ValueError: there is no tokenizer; a name is longer than a caption may be.
-        """
+    def _chunks(self, vocabulary: Vocabulary) -> list[Chunk]:
         if self._tokenizer is None:
             raise ValueError("GLIP has no tokenizer for the names: set MODEL.GLIP.TOKENIZER")
         names = with_phrases(vocabulary.names, self._phrases)
-        chunks = chunks_of(names, self._tokenizer, self.names_per_caption)
-        return [question_of(one) for one in chunks]
+        return chunks_of(names, self._tokenizer, self.names_per_caption)
 
     def _asked(self, vocabulary: Vocabulary | None) -> list[Question]:
         if vocabulary is not None:

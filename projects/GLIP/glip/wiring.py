@@ -92,21 +92,16 @@ def phrase_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Phr
     )
 
 
-class TrainingNames(HookBase):
-    """A model without a vocabulary gets the names that it is trained on, for its checkpoints."""
+def hooks(cfg: CfgNode, model: nn.Module) -> Sequence[HookBase]:
+    """None; a model without a vocabulary gets the names that it will be trained on.
 
-    def __init__(self, model: nn.Module, data_sets: Sequence[str]) -> None:
-        """
-        Args:
-            model: what trains, also inside `DistributedDataParallel`.
-            data_sets: of the training; grounding sets have no names.
-        """
-        self._part = open_vocabulary_part(model)
-        self._sets = [one for one in data_sets if not is_grounding_set(one)]
-
-    def before_train(self) -> None:
-        if self._part is not None and self._part.vocabulary is None and self._sets:
-            self._part.set_vocabulary(Vocabulary.of_names(_joined(self._sets)))
+    They are in its checkpoints then, and in the copy whose weights are averaged.
+    """
+    part = open_vocabulary_part(model)
+    sets = [one for one in cfg.DATASETS.TRAIN if not is_grounding_set(one)]
+    if part is not None and part.vocabulary is None and sets:
+        part.set_vocabulary(Vocabulary.of_names(_joined(sets)))
+    return []
 
 
 def _joined(data_sets: Sequence[str]) -> Categories:
@@ -116,11 +111,6 @@ def _joined(data_sets: Sequence[str]) -> Categories:
         for name, flag in zip(one.names, one.novel, strict=True):
             novel[name] = flag and novel.get(name, True)
     return Categories(list(novel), list(novel.values()))
-
-
-def hooks(cfg: CfgNode, model: nn.Module) -> Sequence[HookBase]:
-    """What runs in a training."""
-    return [TrainingNames(model, cfg.DATASETS.TRAIN)]
 
 
 def detection_set(cfg: CfgNode, name: str, tokenizer: Tokenizer) -> DetectionSet:

@@ -34,7 +34,7 @@ from ovd_d2.projects.glip.pseudo_labels import (
     label_images,
 )
 from ovd_d2.projects.glip.showcase import SHOTS, SHOWCASE, STUDENT, TEACHER
-from ovd_d2.projects.glip.wiring import TrainingNames
+from ovd_d2.projects.glip.wiring import hooks
 from ovd_d2.vocabulary import Categories, Vocabulary
 from tests.catalog import forget
 from tests.integration.conftest import (  # noqa: F401
@@ -156,13 +156,15 @@ def test_captions_are_nothing_for_a_detector_of_names(mini):  # noqa: F811
 
 
 def test_a_training_leaves_its_names_in_its_checkpoints(mini):  # noqa: F811
-    model = tiny_glip()
-    TrainingNames(model, [TRAIN, CAPTIONS]).before_train()
+    model, cfg = tiny_glip(), mini_config("glip_captions", "output")
+    assert hooks(cfg, model) == []
     categories = get_categories(TRAIN)
     assert model.vocabulary.names == categories.names
     assert model.vocabulary.novel.tolist() == categories.novel
-    TrainingNames(model, [CAPTIONS]).before_train()
-    assert model.vocabulary.names == categories.names
+    alone = mini_config("glip_captions", "output", "DATASETS.TRAIN", str((CAPTIONS,)))
+    captioned = tiny_glip()
+    hooks(alone, captioned)
+    assert captioned.vocabulary is None
 
 
 def test_validation_of_a_lazy_config(mini):  # noqa: F811

@@ -28,7 +28,7 @@ class Method:
         weights_of: the training whose weights it is evaluated with; empty: it is trained itself.
         options: run -> `KEY VALUE` pairs of its training, e.g. the weights it starts from.
         needs: run -> full names of the steps that come before its training.
-        before: run -> steps that only methods like it need, beside those of the showcase.
+        before: run -> steps that this method has beside those of :attr:`Showcase.prepare`.
     """
 
     config: str
@@ -132,6 +132,7 @@ class Showcase:
             before it.
         demo: names of the methods that the demo trains. The first one is drawn, and looks for the
             user's names.
+        quick: methods of the demo that are no rows: what takes longer there, trained for minutes.
         demo_table: names of the methods of the shorter table, which the expectations are about.
         expectations, orderings: what must come out.
     """
@@ -139,6 +140,7 @@ class Showcase:
     prepare: Callable[[Run], Sequence[Step]]
     methods: tuple[Method, ...]
     demo: tuple[str, ...]
+    quick: tuple[Method, ...] = ()
     demo_table: tuple[str, ...] = ()
     expectations: tuple[Expectation, ...] = ()
     orderings: tuple[Ordering, ...] = ()
@@ -148,10 +150,10 @@ class Showcase:
         Raises:
             KeyError: no method is called so.
         """
-        for method in self.methods:
-            if method.name == name:
-                return method
-        raise KeyError(f"no method '{name}'; there are {', '.join(m.name for m in self.methods)}")
+        known = {method.name: method for method in (*self.methods, *self.quick)}
+        if name not in known:
+            raise KeyError(f"no method '{name}'; there are {', '.join(known)}")
+        return known[name]
 
     def select(self, names: Iterable[str]) -> list[Method]:
         return [self.method(name) for name in names]
@@ -206,14 +208,15 @@ def only_once(steps: Iterable[Step]) -> list[Step]:
 
 def names_step(run: Run, method: Method, names: str, image: Path, output: Path) -> Step:
     """Looks for a user's own words in one scene with a trained method; `output` is a folder."""
+    weights = method.weights(run)
     return Step(
         "names",
         f"Look for {names}",
         "tools/predict.py",
         (
-            *(CONFIG_OPTION, method.config),
+            *(CONFIG_OPTION, str(weights.parent / "config.yaml")),  # with the options of the run
             *("--input", str(image), "--names", names, "--output", str(output)),
-            *("MODEL.WEIGHTS", str(method.weights(run))),
+            *("MODEL.WEIGHTS", str(weights)),
         ),
         output / f"{image.stem}.png",
         folder=output,

@@ -17,7 +17,7 @@ from ovd_d2.pictograms.demo.report import read_results
 from ovd_d2.pictograms.showcase import only_once
 from ovd_d2.pictograms.steps import TRAIN_SET, Run, Step, clip_options
 from ovd_d2.pictograms.teacher import SHIPPED_TAG, VIT_ARCHITECTURE
-from ovd_d2.projects.clipself.showcase import PATCHES, distillation_step, refined
+from ovd_d2.projects.clipself.showcase import PROPOSALS, distillation_step, refined
 from ovd_d2.vild.showcase import SHOWCASE, cache_step, proposal_steps
 from ovd_d2.vocabulary import Vocabulary
 
@@ -69,16 +69,16 @@ def steps(folder: Path, seeds: Sequence[int]) -> list[Step]:
     """Everything that has to be built and trained."""
     found = []
     for run in (Run(folder, seed) for seed in seeds):
-        found += [*proposal_steps(run), distillation_step(run, PATCHES)]
+        found += [*proposal_steps(run), distillation_step(run, PROPOSALS)]
         for source in SOURCES:
             found += _steps_of(run, source)
     return only_once(found)
 
 
 def _steps_of(run: Run, source: Source) -> list[Step]:
-    weights = str(refined(run, PATCHES)) if source.refined else SHIPPED_TAG
+    weights = str(refined(run, PROPOSALS)) if source.refined else SHIPPED_TAG
     teacher = clip_options(weights, VIT_ARCHITECTURE)
-    needs = (run.step(PATCHES),) if source.refined else ()
+    needs = (run.step(PROPOSALS),) if source.refined else ()
     names = _vocabulary_step(run, source, teacher, needs)
     cache = cache_step(run, name=source.cache, teacher=teacher, options=source.options, needs=needs)
     trained = METHOD.step(

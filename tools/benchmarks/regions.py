@@ -76,7 +76,7 @@ def steps(folder: Path, seeds: Sequence[int]) -> list[Step]:
     for run, student in _runs(folder, seeds):
         found += [*proposal_steps(run), vocabulary_step(VIT_ARCHITECTURE), _segments_step()]
         if student.is_refined:
-            found.append(_distillation_step(run, student))
+            found.append(distillation_step(run, student.name))
         found += [_regions_step(run, student), _segmentation_step(run, student)]
     return only_once(found)
 
@@ -99,14 +99,6 @@ def _segments_step() -> Step:
         datasets_root() / DATASET / f"{VAL_SET}_panoptic.json",
         needs=(data_step().name,),
     )
-
-
-def _distillation_step(run: Run, student: Student) -> Step:
-    if student.name != "clipself_proposals":
-        return distillation_step(run, student.name)
-    proposals = proposal_steps(run)[-1]
-    options = ("MODEL.CLIPSELF.PROPOSALS", str(proposals.product.parent))
-    return distillation_step(run, student.name, options=options, needs=(proposals.name,))
 
 
 def _needs(run: Run, student: Student) -> tuple[str, ...]:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ovd_d2.pictograms.showcase import Method, Ordering, Showcase
-from ovd_d2.pictograms.steps import Run, Step, data_step, train_step, vocabulary_step
+from ovd_d2.pictograms.steps import Run, Step, train_step, vocabulary_step
 from ovd_d2.pictograms.teacher import VIT_ARCHITECTURE
 from ovd_d2.projects.clipself.export import FILE
+from ovd_d2.vild.showcase import proposal_steps
 
-PATCHES = "clipself_patches"
+PATCHES, PROPOSALS = "clipself_patches", "clipself_proposals"
 FOLDER = "projects/CLIPSelf/configs/pictograms"
 
 
@@ -20,60 +21,63 @@ def refined(run: Run, name: str) -> Path:
 
 
 def prepare(run: Run) -> list[Step]:
-    """Data and names; then the ViT learns what its regions are, without a label."""
-    return [data_step(), vocabulary_step(VIT_ARCHITECTURE), distillation_step(run, PATCHES)]
+    """Data, names and proposals."""
+    return [*proposal_steps(run), vocabulary_step(VIT_ARCHITECTURE)]
 
 
-def distillation_step(
-    run: Run, name: str, *, options: Sequence[str] = (), needs: Sequence[str] = ()
-) -> Step:
+def distillation_step(run: Run, name: str) -> Step:
     """A self-distillation; no detector is evaluated.
 
     Args:
         run: where, and with which seed.
-        name: of the config.
-        options, needs: as of :func:`train_step`, beside the data.
+        name: of the config; any but that of patches takes the run's proposals.
     """
+    proposals = proposal_steps(run)[-1]
+    stored = ("MODEL.CLIPSELF.PROPOSALS", str(proposals.product.parent))
     return train_step(
         run,
         name,
         f"{FOLDER}/{name}.yaml",
         f"Let the ViT's regions learn from its own crops, without any label ({name})",
-        options=options,
-        needs=("data", *needs),
+        options=() if name == PATCHES else stored,
+        needs=("data",) if name == PATCHES else (proposals.name,),
         evaluated=False,
     )
-
-
-def _refined_options(run: Run) -> Sequence[str]:
-    return ("MODEL.FVIT.VIT_WEIGHTS", str(refined(run, PATCHES)))
 
 
 def _vocabulary(run: Run) -> Sequence[str]:
     return (vocabulary_step(VIT_ARCHITECTURE).name,)
 
 
+def _on_refined(name: str, title: str, distillation: str) -> Method:
+    """F-ViT on a ViT that learns first, without a label, what its regions are."""
+    return Method(
+        f"{FOLDER}/{name}.yaml",
+        title,
+        "a frozen ViT whose regions have learnt from its crops",
+        options=lambda run: ("MODEL.FVIT.VIT_WEIGHTS", str(refined(run, distillation))),
+        needs=lambda run: (*_vocabulary(run), run.step(distillation)),
+        before=lambda run: (distillation_step(run, distillation),),
+    )
+
+
+ORIGINAL, REFINED = "fvit", "fvit_clipself"
 SHOWCASE = Showcase(
     prepare=prepare,
     methods=(
-        Method(f"{FOLDER}/fvit.yaml", "F-ViT on the CLIP as it is", needs=_vocabulary),
-        Method(
-            f"{FOLDER}/fvit_patches.yaml",
-            "F-ViT on CLIPSelf",
-            "a frozen ViT whose regions have learnt from its crops",
-            options=_refined_options,
-            needs=lambda run: (*_vocabulary(run), run.step(PATCHES)),
-        ),
+        Method(f"{FOLDER}/{ORIGINAL}.yaml", "F-ViT on the CLIP as it is", needs=_vocabulary),
+        _on_refined(REFINED, "F-ViT on CLIPSelf", PROPOSALS),
     ),
-    demo=("fvit_patches", "fvit"),
-    demo_table=("fvit", "fvit_patches"),
+    quick=(_on_refined("fvit_clipself_quick", "F-ViT on a quick CLIPSelf", "clipself_quick"),),
+    demo=("fvit_clipself_quick", ORIGINAL),
+    demo_table=(ORIGINAL, REFINED),
     orderings=tuple(
         Ordering(
             f"{group} box AP50, F-ViT: the CLIP as it is {relation} CLIPSelf",
             f"box AP50_{group}",
-            "fvit",
+            ORIGINAL,
             relation,
-            "fvit_patches",
+            REFINED,
         )
         for group, relation in (("novel", "<"), ("base", "<="))
     ),

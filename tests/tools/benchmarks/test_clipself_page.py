@@ -60,7 +60,7 @@ def test_a_cache_per_source_then_a_training_from_it(tmp_path):
     found = {step.name: step for step in dense_teacher.steps(tmp_path, [0])}
     refined = found["cache_vit_dense_refined_seed0"]
     assert refined.arguments[-5:] == dense_teacher.DENSE
-    assert "clipself_patches_seed0" in refined.needs
+    assert "clipself_proposals_seed0" in refined.needs
     trained = found["vild_ensemble_vit_crops_seed0"]
     assert {"cache_vit_crops_seed0", "cache_vit_crops_vocabulary_seed0"} <= set(trained.needs)
     assert trained.arguments[-1].endswith("cache_vit_crops_vocabulary/vocabulary.safetensors")

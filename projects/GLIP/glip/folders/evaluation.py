@@ -16,7 +16,6 @@ import orjson
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from torch import nn
 
 from ovd_d2.data.augmentation import smallest_resize
 from ovd_d2.data.categories import get_categories
@@ -34,6 +33,7 @@ from ovd_d2.projects.glip.few_images import few_images
 from ovd_d2.projects.glip.folders.few_shot import ALL, EPOCHS, tuned_config
 from ovd_d2.projects.glip.folders.layout import TRAIN, FolderSet, read_table, register_split
 from ovd_d2.projects.glip.folders.prompt_file import Row, rows_of
+from ovd_d2.projects.glip.model import GLIP
 from ovd_d2.projects.glip.prompts import load_tokenizer
 from ovd_d2.projects.glip.prompts.chunks import chunks_of
 from ovd_d2.projects.glip.prompts.detection import AllNames, phrases_of, with_phrases
@@ -114,13 +114,15 @@ def evaluate_folders(
     for one in asked[: 0 if comm.is_main_process() else None]:
         _register(one.folder_set, Path(cfg.OUTPUT_DIR))
     settings = _settings(cfg, plan)
-    model: list[nn.Module] = []  # built once, where something is evaluated without a training
+    model: list[GLIP] = []  # built once, where something is evaluated without a training
 
     def run(run_cfg: CfgNode, one: Asked, shots: str, seed: int) -> dict[str, Any]:
         if shots != ZERO:
             return _few_shot(run_cfg, args, one, plan, shots, seed)
         if not model:
-            model.append(build_open_vocabulary_model(_untuned(run_cfg, plan)))
+            built = build_open_vocabulary_model(_untuned(run_cfg, plan))
+            assert isinstance(built, GLIP)  # the checks refuse others
+            model.append(built)
         return _zero_shot(run_cfg, one, model[0])
 
     runs = []
@@ -214,7 +216,7 @@ def _logs_of_one_run() -> Iterator[None]:
             one.handlers[:] = before
 
 
-def _zero_shot(cfg: CfgNode, one: Asked, model: nn.Module) -> dict[str, Any]:
+def _zero_shot(cfg: CfgNode, one: Asked, model: GLIP) -> dict[str, Any]:
     for name in ("detectron2", "ovd_d2"):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
     model.set_phrases(phrases_of(one.rows))

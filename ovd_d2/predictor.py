@@ -127,8 +127,10 @@ class OpenVocabularyPredictor:
         """
         _check_image(image_bgr, smallest_resize(self.cfg, is_train=False))
         vocabulary, categories = self._wanted(names)
+        height, width = image_bgr.shape[:2]
+        one = {"image": self.network_image(image_bgr), "height": height, "width": width}
         with torch.no_grad():
-            output = detect(self.model, [self._model_input(image_bgr)], vocabulary)[0]
+            output = detect(self.model, [one], vocabulary)[0]
         instances = output["instances"]
         return {
             "instances": instances[instances.pred_classes < len(categories)],
@@ -144,13 +146,16 @@ class OpenVocabularyPredictor:
             self._teacher = configured_teacher(self.cfg, device=self.cfg.MODEL.DEVICE)
         return self._teacher
 
-    def _model_input(self, image_bgr: np.ndarray) -> dict[str, object]:
-        height, width = image_bgr.shape[:2]
+    def network_image(self, image_bgr: np.ndarray) -> torch.Tensor:
+        """What the detector sees of an image: resized, (3, H, W), channels in the config's order.
+
+        Args:
+            image_bgr: see :meth:`__call__`.
+        """
         image = image_bgr[:, :, ::-1] if self.cfg.INPUT.FORMAT == "RGB" else image_bgr
         augmented = T.AugInput(np.ascontiguousarray(image))
         self._augmentations(augmented)
-        pixels = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
-        return {"image": torch.from_numpy(pixels), "height": height, "width": width}
+        return torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
 
     def _wanted(self, names: Sequence[str] | None) -> tuple[Vocabulary, Categories]:
         """What to look for, and what of it to report: the first categories."""

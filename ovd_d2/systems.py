@@ -22,6 +22,7 @@ from torch import nn
 if TYPE_CHECKING:
     from ovd_d2.data.passengers import Passenger
     from ovd_d2.data.registration import DataSet
+    from ovd_d2.export.network import Network
 
 # One line per system. Imported when first asked for: `import ovd_d2` stays quick.
 SYSTEM_MODULES = (
@@ -91,6 +92,7 @@ class System:
             training process.
         hooks: what runs in a training beside the shared hooks, before those that write checkpoints
             and evaluate; is given the config and the model.
+        network: what of its models is exported; None: they are :class:`OpenVocabularyRCNN`.
         showcase: module whose `SHOWCASE` (:class:`ovd_d2.pictograms.showcase.Showcase`) is what
             `make demo` and the tables of results show of it; imported when they are made. Empty:
             nothing.
@@ -117,6 +119,7 @@ class System:
     data_sets: Callable[[], Iterable[DataSet]] = lambda: ()
     wrap_loader: Callable[[CfgNode, Batches], Batches] = lambda cfg, loader: loader
     hooks: Callable[[CfgNode, nn.Module], Sequence[HookBase]] = lambda *_: ()
+    network: Callable[[nn.Module], Network] | None = None
     showcase: str = ""
     golden: str = ""
 

@@ -87,6 +87,20 @@ class SeedIterations(HookBase):
         self._seed = int(state["seed"])
 
 
+class StopLoading(HookBase):
+    """Ends the processes of the training loader with the training.
+
+    Left to Python's garbage collection, which closes their queues first, they would not hear of it,
+    and PyTorch would wait five seconds for each. Register it before the hooks that evaluate, which
+    then have their memory.
+    """
+
+    def after_train(self) -> None:
+        loop = getattr(self.trainer, "_trainer", self.trainer)
+        loader = loop.data_loader
+        loop.reset_data_loader(lambda: loader)
+
+
 class WeightAveraging(HookBase):
     """An exponential moving average of the model (`torch.optim.swa_utils`), to be evaluated.
 

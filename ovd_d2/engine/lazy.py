@@ -37,7 +37,13 @@ from torch import nn
 
 from ovd_d2.engine.build import vocabulary_of
 from ovd_d2.engine.checkpoint import WHOLE_MODEL, SafeCheckpointer
-from ovd_d2.engine.hooks import BestCheckpoint, ProgressBar, SeedIterations, WeightAveraging
+from ovd_d2.engine.hooks import (
+    BestCheckpoint,
+    ProgressBar,
+    SeedIterations,
+    StopLoading,
+    WeightAveraging,
+)
 from ovd_d2.engine.launching import available_device, on_main_process
 from ovd_d2.engine.lazy_checks import (
     FREEZE_KEY,
@@ -131,6 +137,7 @@ def _build_hooks(
     averaging = _build_averaging(cfg, model)
     built: list[HookBase | None] = [
         SeedIterations(comm.shared_random_seed()),
+        StopLoading(),
         averaging,
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),

@@ -28,6 +28,7 @@ from ovd_d2.engine.hooks import (
     Plateau,
     ProgressBar,
     SeedIterations,
+    StopLoading,
     StoppedEarly,
     WeightAveraging,
 )
@@ -260,7 +261,7 @@ class OpenVocabularyTrainer(DefaultTrainer):
                 self.model, decay=self.cfg.SOLVER.EMA.DECAY, folder=Path(self.cfg.OUTPUT_DIR)
             )
         seed = SeedIterations(comm.shared_random_seed())
-        hooks: list[HookBase | None] = [seed, self._averaging]
+        hooks: list[HookBase | None] = [seed, StopLoading(), self._averaging]
         if (system := system_of(self.cfg)) is not None:
             hooks += system.hooks(self.cfg, self.model)
         for hook in super().build_hooks():

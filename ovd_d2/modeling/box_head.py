@@ -267,7 +267,7 @@ class OpenVocabularyOutputLayers(FastRCNNOutputLayers):
         """
         return select_detections(
             boxes,
-            probs.split([len(p) for p in proposals]),
+            probs.split([p.__len__() for p in proposals]),  # len() would be a constant of a trace
             [p.image_size for p in proposals],
             score_threshold=self.test_score_thresh,
             nms_threshold=self.test_nms_thresh,

@@ -8,6 +8,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from ovd_d2.modeling import traced
 from ovd_d2.modeling.nms import suppress
 
 FIRST_CANDIDATES = 1024  # (region, name) pairs that the first round of NMS looks at, at least
@@ -86,10 +87,13 @@ def _select(
     nms_threshold: float,
     limit: int,
 ) -> Instances:
-    boxes, scores = _finite(boxes, scores)
+    tracing = torch.jit.is_tracing()
+    if not tracing:
+        boxes, scores = _finite(boxes, scores)
     clipped = Boxes(boxes.clone())
     clipped.clip(image_size)
-    regions, categories, values = _best_pairs(
+    select = traced.best_pairs if tracing else _best_pairs
+    regions, categories, values = select(
         clipped.tensor, scores, score_threshold, nms_threshold, limit
     )
     return _instances(image_size, clipped[regions], values, categories)

@@ -10,10 +10,11 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from ovd_d2 import scoring
+from ovd_d2.modeling import traced
 from ovd_d2.modeling.box_head import OpenVocabularyOutputLayers, refuse_sigmoid_losses
 from ovd_d2.modeling.classifier import CLIPClassifier, Words
 from ovd_d2.modeling.image_branches import ImageBranch, Regions
@@ -211,9 +212,8 @@ class OpenVocabularyROIHeads(StandardROIHeads):
         many detections are one region under several names."""
         if self.training or not self.mask_on or masks_depend_on_category(self.mask_head):
             return super()._forward_mask(features, instances)
-        kept, places = zip(*(distinct_rows(x.pred_boxes.tensor) for x in instances), strict=True)
-        distinct = [one[rows] for one, rows in zip(instances, kept, strict=True)]
-        found = super()._forward_mask(features, distinct)
+        distinct, places = zip(*map(_distinct_boxes, instances), strict=True)
+        found = super()._forward_mask(features, list(distinct))
         for one, masked, rows in zip(instances, found, places, strict=True):
             one.pred_masks = masked.pred_masks[rows]
         return instances
@@ -263,6 +263,15 @@ class OpenVocabularyROIHeads(StandardROIHeads):
         return scoring.vild_ensemble(
             text_probs, image_probs, words.novel, self.base_weight, self.novel_weight
         )
+
+
+def _distinct_boxes(one: Instances) -> tuple[Instances, Tensor]:
+    """Every box of an image once, and where among these the boxes of all detections are."""
+    if torch.jit.is_tracing():
+        boxes, places = traced.distinct_rows(one.pred_boxes.tensor)
+        return Instances(one.image_size, pred_boxes=Boxes(boxes)), places
+    kept, places = distinct_rows(one.pred_boxes.tensor)
+    return one[kept], places
 
 
 def _words_on(proposals: list[Instances]) -> Words | None:

@@ -113,7 +113,7 @@ def without_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("without_flushing")
-def test_kill_9_at_fifty_random_moments(
+def test_kill_9_at_random_moments(
     tmp_path: Path, build: Callable[..., None], whole: EmbeddingCache
 ) -> None:
     started, start = os.pipe()
@@ -126,7 +126,7 @@ def test_kill_9_at_fifty_random_moments(
     assert exit_code(fork(lambda: build(tmp_path / "timed"))) == 0
     duration = time.perf_counter() - begin
     codes = []
-    for seed in range(50):
+    for seed in range(20):
         path, rng = tmp_path / str(seed), random.Random(seed)
         for _ in range(rng.choice([1, 1, 2])):  # sometimes the second run, too
             child = fork(lambda path=path: announced(path))  # type: ignore[misc]
@@ -137,7 +137,7 @@ def test_kill_9_at_fifty_random_moments(
         build(path)
         assert_same(path, whole, f"seed {seed}")
     assert set(codes) <= {0, KILLED}
-    assert codes.count(KILLED) >= 20
+    assert codes.count(KILLED) >= 8
 
 
 @pytest.mark.usefixtures("without_flushing")

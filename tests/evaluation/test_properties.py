@@ -28,7 +28,7 @@ from ovd_d2.evaluation.ground_truth import GroundTruth
 from ovd_d2.evaluation.protocols import Protocol
 from ovd_d2.vocabulary import Categories
 
-SHARDS, SETS_PER_SHARD = 5, 100  # of each rules: 1,000 sets in all
+SHARDS, SETS_PER_SHARD = 5, 40  # of each rules: 400 sets in all
 HEIGHT, WIDTH = 110, 120  # room for large objects: more than 96 x 96 pixels
 LIMITS = {"lvis": (3, 300), "coco": (2, 100)}
 ENGINES = ("reference", "hotcoco")

@@ -1,6 +1,7 @@
 """A training that was stopped and resumed is, bit by bit, the one that was not."""
 
 import hashlib
+import multiprocessing
 import os
 import shutil
 import signal
@@ -88,6 +89,7 @@ def start_again_from_the_middle(whole, part):
 def check_resumed(whole, part, losses, training):
     """`training(output, resume)` from the middle of `whole` ends where `whole` does."""
     training(whole, resume=False)
+    assert multiprocessing.active_children() == []  # the loader's
     expected = losses[:]
     assert len(expected) == END and expected[0] != expected[1]
     start_again_from_the_middle(whole, part)

@@ -9,16 +9,17 @@ from ovd_d2.modeling.nms import suppress
 
 def brute_force(boxes, categories, threshold):
     """One box after the other, best first, against all that were kept of its category."""
-    kept = []
-    for place, box in enumerate(boxes.double()):
-        rivals = [k for k in kept if categories[k] == categories[place]]
-        others = boxes.double()[rivals]
-        sides = torch.minimum(box[2:], others[:, 2:]) - torch.maximum(box[:2], others[:, :2])
-        shared = sides.clamp(min=0).prod(dim=1)
-        areas = (others[:, 2:] - others[:, :2]).prod(dim=1) + (box[2:] - box[:2]).prod()
-        if not (shared / (areas - shared) > threshold).any():
-            kept.append(place)
-    return kept
+    boxes = boxes.double()
+    low, high = boxes[:, :2], boxes[:, 2:]
+    sides = torch.minimum(high[:, None], high) - torch.maximum(low[:, None], low)
+    shared = sides.clamp(min=0).prod(dim=2)
+    areas = (high - low).prod(dim=1)
+    overlap = shared / (areas[:, None] + areas - shared) > threshold
+    overlap &= categories[:, None] == categories
+    kept = torch.zeros(len(boxes), dtype=torch.bool)
+    for place in range(len(boxes)):
+        kept[place] = not (overlap[place] & kept).any()
+    return kept.nonzero().flatten().tolist()
 
 
 def make(count, names, *, side=12.0, height=800, width=1333, seed=0):

@@ -1,13 +1,9 @@
 """Pseudo labels: phrases, shards that survive a kill, the joined data set."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,6 +26,7 @@ from ovd_d2.projects.glip.pseudo_labels import (
     phrases_of_list,
 )
 from ovd_d2.projects.glip.pseudo_labels.teacher import GLIPTeacher, write_sheet
+from tests.processes import exit_code, fork, kill
 from tests.projects.glip.captioned import catalog, content, register  # noqa: F401
 from tests.tiny_glip import WORDS, tiny_glip
 
@@ -136,31 +133,21 @@ def test_damaged_shards_are_named(tmp_path):
         run.join()
 
 
-KILLED = """
-import sys, time
-sys.path.insert(0, {root!r})
-from pathlib import Path
-from ovd_d2.projects.glip.pseudo_labels import LabelRun, label_images
-from tests.projects.glip.test_pseudo_labels import SETTINGS, images, teacher
-
-def slow(image):
-    time.sleep(0.05)
-    return teacher(image)
-
-label_images(images(200), slow, LabelRun(Path({folder!r}), images(200), SETTINGS), progress=False)
-"""
-
-
 def test_kill_and_resume(tmp_path):
-    root = str(Path(__file__).parents[3])
-    script = KILLED.format(root=root, folder=str(tmp_path))
-    process = subprocess.Popen([sys.executable, "-c", script], cwd=root)
-    deadline = time.monotonic() + 120
+    def slow(image):
+        time.sleep(0.05)
+        return teacher(image)
+
+    def label():
+        label_images(images(200), slow, LabelRun(tmp_path, images(200), SETTINGS), progress=False)
+
+    child = fork(label)
+    deadline = time.monotonic() + 60
     while not (tmp_path / "shards" / "00003.json").exists():
-        assert process.poll() is None and time.monotonic() < deadline
+        assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    kill([child])
+    assert exit_code(child) == -signal.SIGKILL
     run = LabelRun(tmp_path, images(200), SETTINGS)
     assert 0 < len(run.missing()) < run.shards
     label_images(images(200), teacher, run, progress=False)

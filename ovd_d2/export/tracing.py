@@ -1,0 +1,63 @@
+"""From a network of PyTorch to a graph of ONNX."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import onnx
+import torch
+from detectron2.export.torchscript_patch import patch_builtin_len
+from onnx import TensorProto, ValueInfoProto
+from onnx.helper import make_tensor_value_info
+
+from ovd_d2.export.batches import IMAGE, OF_ONE, over_batch
+from ovd_d2.export.network import Network
+
+OPSET = 17
+_TYPES = {torch.float32: TensorProto.FLOAT, torch.bool: TensorProto.BOOL}
+_TYPES[torch.int64] = TensorProto.INT64
+
+
+def trace(network: Network, image: torch.Tensor) -> onnx.ModelProto:
+    """A model of N images, whose words have any length.
+
+    By `torch.jit.trace`, as Detectron2's own export: PyTorch's newer exporter (`dynamo=True`)
+    cannot follow what depends on the data, beginning with the padding of an image
+    (`GuardOnDataDependentSymNode` in `ImageList.from_tensors`).
+
+    Args:
+        network: of one image.
+        image: (3, H, W) uint8 that it is traced with; something must be found in it.
+    """
+    return over_batch(trace_one(network, image), [*_word_infos(network)])
+
+
+def trace_one(network: Network, image: torch.Tensor) -> onnx.ModelProto:
+    """A model of one image, see :func:`ovd_d2.export.batches.over_batch`."""
+    axes = {IMAGE: {1: "height", 2: "width"}}
+    for name, sides in network.words.items():
+        axes[name] = {place: side for place, side in enumerate(sides) if side}
+    for name in network.outputs:
+        axes[OF_ONE + name] = {0: "detections"}
+    buffer = io.BytesIO()
+    with torch.no_grad(), patch_builtin_len(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # every check of a shape is one
+        torch.onnx.export(
+            network.module,
+            (image, *network.example.values()),
+            buffer,
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=[IMAGE, *network.words],
+            output_names=[OF_ONE + name for name in network.outputs],
+            dynamic_axes=axes,
+        )
+    return onnx.load_from_string(buffer.getvalue())
+
+
+def _word_infos(network: Network) -> list[ValueInfoProto]:
+    return [
+        make_tensor_value_info(name, _TYPES[network.example[name].dtype], shape)
+        for name, shape in network.shapes.items()
+    ]

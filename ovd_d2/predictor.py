@@ -31,7 +31,7 @@ from ovd_d2.engine.weights import weights_problems
 from ovd_d2.entries import Entry
 from ovd_d2.errors import SetupError, brief
 from ovd_d2.model_folder import pretrained_config
-from ovd_d2.modeling.open_vocabulary import detect, open_vocabulary_part, reads_words
+from ovd_d2.modeling.open_vocabulary import detect, open_vocabulary_part, reads_names
 from ovd_d2.prediction import Prediction
 from ovd_d2.vocabulary import Categories, Vocabulary, configured_vocabulary
 
@@ -271,7 +271,7 @@ class OpenVocabularyPredictor:
     def _embed(self, entries: tuple[Entry, ...], example_weight: float) -> Vocabulary:
         base = self._base_names()
         entries = tuple(replace(one, novel=clean_name(one.name) not in base) for one in entries)
-        if reads_words(self.model):
+        if reads_names(self.model):
             return self._read(entries)
         with self._embedding:
             self._check_teacher()
@@ -293,16 +293,13 @@ class OpenVocabularyPredictor:
                     "names and synonyms alone"
                 ]
             )
-        return Vocabulary.of_words(
-            [one.name for one in entries],
-            [one.novel for one in entries],
-            [one.synonyms for one in entries],
-        )
+        categories = Categories([one.name for one in entries], [one.novel for one in entries])
+        return Vocabulary.of_names(categories, [one.synonyms for one in entries])
 
     def _foreign(self, given: Vocabulary) -> str:
         """Why a vocabulary cannot be compared with the detector's; "" where it can."""
         known = self._configured
-        if reads_words(self.model) or known is None:
+        if reads_names(self.model) or known is None:
             return ""
         if "" in (given.teacher, known.teacher) or given.teacher == known.teacher:
             return ""
@@ -339,7 +336,7 @@ class OpenVocabularyPredictor:
 
     def _distractors_for(self, words: Sequence[str]) -> list[int]:
         """Indices of configured names that share out nothing with a given name's words."""
-        if self._configured is None or not self._distractors or reads_words(self.model):
+        if self._configured is None or not self._distractors or reads_names(self.model):
             return []
         given = [set(clean_name(word).split()) for word in words]
         configured = [set(clean_name(name).split()) for name in self._configured.names]

@@ -79,7 +79,7 @@ class Vocabulary:
     Attributes:
         names: C distinct names.
         embeddings: (C, D) float32, L2-normalised rows. D is 0 where there are none
-            (:meth:`of_words`): for detectors that read the words themselves.
+            (:meth:`of_names`): for detectors that read the words themselves.
         novel: (C,) bool; True for categories without training boxes.
         teacher: fingerprint of the teacher whose encoders were used ("" if unknown).
         prompts: name of the prompt family ("" if unknown), and whether synonyms are averaged in.
@@ -141,20 +141,24 @@ class Vocabulary:
         self._index = {name: position for position, name in enumerate(self.names)}
 
     @classmethod
-    def of_words(
-        cls,
-        names: Sequence[str],
-        novel: Sequence[bool],
-        synonyms: Sequence[Sequence[str]] | None = None,
+    def of_names(
+        cls, categories: Categories, synonyms: Sequence[Sequence[str]] | None = None
     ) -> Vocabulary:
-        """One without embeddings, for a detector that reads the words itself."""
-        count = sum(map(len, synonyms or ()))
+        """For a detector that reads nothing but the words: embeddings of width 0.
+
+        Args:
+            categories: their names and novel flags are taken.
+            synonyms: other words of each that count as it.
+
+        Raises:
+            ValueError: equal or blank words.
+        """
         return cls(
-            names,
-            torch.zeros(len(names), 0),
-            torch.tensor(list(novel), dtype=torch.bool),
+            categories.names,
+            torch.zeros(len(categories), 0),
+            torch.tensor(categories.novel, dtype=torch.bool),
             synonyms=synonyms,
-            synonym_embeddings=torch.zeros(count, 0),
+            synonym_embeddings=torch.zeros(sum(map(len, synonyms or ())), 0),
         )
 
     def __len__(self) -> int:
@@ -255,7 +259,7 @@ class Vocabulary:
         names, novel = json.loads(metadata["names"]), tensors["novel"]
         synonyms = json.loads(metadata.get("synonyms", "null"))
         if metadata.get("words") == WORDS_ALONE:
-            return cls.of_words(names, novel.tolist(), synonyms)
+            return cls.of_names(Categories(names, novel.tolist()), synonyms)
         return cls(
             names,
             _with_columns(tensors["embeddings"]),

@@ -148,7 +148,7 @@ def test_a_file_of_the_first_schema_still_loads() -> None:
 
 
 def test_words_alone_come_back() -> None:
-    made = Vocabulary.of_words(["sofa", "cat"], [True, False], [["couch"], []])
+    made = Vocabulary.of_names(Categories(["sofa", "cat"], [True, False]), [["couch"], []])
     read = Vocabulary.from_bytes(made.to_bytes())
     assert read.words == ["sofa", "cat", "couch"] and read.novel.tolist() == [True, False]
     assert read.embedding_dim == 0 and read.owners.tolist() == [0, 1, 0]
@@ -156,11 +156,11 @@ def test_words_alone_come_back() -> None:
 
 def test_synonyms_that_cannot_be() -> None:
     with pytest.raises(ValueError, match="'couch'; names must be distinct"):
-        Vocabulary.of_words(["sofa", "couch"], [True, False], [["couch"], []])
+        Vocabulary.of_names(Categories(["sofa", "couch"], [True, False]), [["couch"], []])
     with pytest.raises(ValueError, match=r"synonym_embeddings must have shape \(1, 4\)"):
         Vocabulary(["sofa"], torch.eye(1, 4), synonyms=[["couch"]])
     with pytest.raises(TypeError, match="a string in place of one"):
-        Vocabulary.of_words(["sofa"], [True], ["couch"])
+        Vocabulary.of_names(Categories(["sofa"], [True]), ["couch"])
 
 
 def test_a_name_longer_than_the_context(tiny_teacher: CLIPTeacher) -> None:

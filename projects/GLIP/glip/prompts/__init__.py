@@ -10,9 +10,9 @@ from ovd_d2.projects.glip.prompts.spans import (
 from ovd_d2.projects.glip.prompts.tokenizer import (
     MAX_TOKENS,
     Encoding,
+    LazyTokenizer,
     TokenBatch,
     Tokenizer,
-    TokenizerOnDemand,
     load_tokenizer,
     token_batch,
     truncated,
@@ -21,10 +21,10 @@ from ovd_d2.projects.glip.prompts.tokenizer import (
 __all__ = [
     "MAX_TOKENS",
     "Encoding",
+    "LazyTokenizer",
     "Prompt",
     "TokenBatch",
     "Tokenizer",
-    "TokenizerOnDemand",
     "load_tokenizer",
     "padded_columns",
     "phrase_scores",

@@ -119,29 +119,23 @@ class WordPieces:
         self._tokenizer = tokenizers.Tokenizer.from_str(state)
 
 
-class TokenizerOnDemand:
-    """A tokenizer that is loaded when it is first asked: training on captions needs none.
-
-    Raises:
-        SetupError: where it is asked, as :func:`load_tokenizer`.
-    """
+class LazyTokenizer:
+    """One that :func:`load_tokenizer` loads when it is first used, if it is."""
 
     def __init__(self, where: str) -> None:
-        """
-        Args:
-            where: of :func:`load_tokenizer`.
-        """
         self._where = where
-
-    def encode(self, text: str) -> Encoding:
-        return self._loaded.encode(text)
-
-    def count(self, text: str) -> int:
-        return self._loaded.count(text)
 
     @cached_property
     def _loaded(self) -> WordPieces:
         return load_tokenizer(self._where)
+
+    def encode(self, text: str) -> Encoding:
+        """As :class:`Tokenizer`; SetupError where there is none."""
+        return self._loaded.encode(text)
+
+    def count(self, text: str) -> int:
+        """As :class:`Tokenizer`; SetupError where there is none."""
+        return self._loaded.count(text)
 
 
 def load_tokenizer(where: str) -> WordPieces:

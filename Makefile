@@ -17,10 +17,10 @@ SPREAD := -n $(WORKERS) --dist worksteal
 # The lowest versions that setup.py allows have an environment of their own (8 GB).
 LOWEST := .venv-lowest
 # What other libraries have a part in: reading, training, evaluating, writing weights.
-QUICK := tests/integration/test_pipeline.py tests/integration/test_plain_lazy_loop.py \
+QUICK := tests/integration/test_pipeline.py \
   tests/cache/test_cache_store.py tests/test_visualization.py tests/test_lvis_compat.py \
   $(addprefix tests/clip/test_,device_crops.py eva_weights.py loading.py teacher.py vocabulary_builder.py) \
-  tests/clip/dense/test_dense_vit.py tests/projects/clipself/fvit/test_fvit_parts.py \
+  tests/clip/dense/test_dense_vit.py \
   $(addprefix tests/projects/glip/test_,glip_text.py glip_parts.py prompt_tokenizer.py) \
   $(addprefix tests/data/test_,coco_json.py images.py json_stream.py mapper.py train_loader.py) \
   $(addprefix tests/engine/test_,checkpoint.py optimization.py trainer.py weights.py) \

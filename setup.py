@@ -58,6 +58,8 @@ setup(
         "setuptools>=68,<82",
     ],
     extras_require={
+        # noun phrases of captions, for GLIP's pseudo labels; no download beside its wheels
+        "phrases": ["textblob>=0.19"],
         "opencv": ["opencv-python-headless>=4.10.0.84"],
         # tools/export_onnx.py; 1.19: before it, saving could write outside of its folder
         # (CVE-2025-51480).

@@ -40,6 +40,9 @@ def add_ovd_config(cfg: CfgNode) -> None:
     # With DATALOADER.SAMPLER_TRAIN "WeightedTrainingSampler": how often the images of a training
     # set are seen per epoch, [["lvis_v1_train", 2.0], ...]; 1 where a set is not named.
     _add(cfg.DATASETS, "TRAIN_REPEAT_FACTOR", [])
+    # Data sets of one's own, in the form of OVD_DATASETS: a yaml file, whose sets this config can
+    # name. "": none beside those of OVD_DATASETS.
+    _add(cfg.DATASETS, "OWN", "")
     _add_solver_keys(cfg)
     for system in systems():
         system.add_config(cfg)
@@ -161,6 +164,14 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     _add(average, "ENABLED", False)
     # Share of the average that stays in each step: it looks back over about 1 / (1 - DECAY) steps.
     _add(average, "DECAY", 0.9998)
+    # By the metric of TEST.OVD.BEST_CHECKPOINT: all rates times FACTOR after more than PATIENCE
+    # evaluations in a row without a new best, down to FLOOR; the training ends after STOP of them.
+    # FACTOR 1 and STOP 0: off.
+    plateau = _add(cfg.SOLVER, "PLATEAU", CfgNode())
+    _add(plateau, "FACTOR", 1.0)
+    _add(plateau, "PATIENCE", 3)
+    _add(plateau, "FLOOR", 1e-6)
+    _add(plateau, "STOP", 0)
 
 
 def _add_head_keys(cfg: CfgNode) -> None:

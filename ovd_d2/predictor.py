@@ -24,7 +24,7 @@ from ovd_d2.data.image_faults import ImageError, thin_fault
 from ovd_d2.engine.build import build_open_vocabulary_model
 from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
-from ovd_d2.modeling.open_vocabulary import detect, open_vocabulary_part
+from ovd_d2.modeling.open_vocabulary import detect, open_vocabulary_part, reads_names
 from ovd_d2.vocabulary import Categories, Vocabulary, configured_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,8 @@ class OpenVocabularyPredictor:
     Scores are shares among names, and few names alone would share out every object in the image.
     So the configured vocabulary competes with the names given: its names are scored beside them
     and left out of the result, save those that say part of a given name or more than it
-    ("anchor" does not compete with "red anchor"). `distractors=False` switches this off.
+    ("anchor" does not compete with "red anchor"). `distractors=False` switches this off. A detector
+    that reads nothing but names scores each for itself, and needs neither these nor a teacher.
 
     Attributes:
         model: the detector, in eval mode.
@@ -183,6 +184,8 @@ class OpenVocabularyPredictor:
             )
         base = self._base_names()
         categories = Categories(list(names), [clean_name(name) not in base for name in names])
+        if reads_names(self.model):  # which do not share out an object among them
+            return Vocabulary.of_names(categories)
         with self._embedding:
             self._check_teacher()
             prompts = prompt_family(self._configured, self.cfg.MODEL.OVD.TEACHER.PROMPTS)

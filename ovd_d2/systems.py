@@ -67,8 +67,10 @@ class System:
         is_configured: whether a config is one of this system.
         detects: False for a system that trains no detector: number and order of categories are not
             compared with the config's.
-        free_categories: True for a system that learns from texts: every training set may have
-            categories of its own, and a vocabulary is needed where one is evaluated alone.
+        free_categories: True for a system that learns from texts and looks for names alone, with no
+            embeddings of a teacher: every data set may have categories of its own, and no
+            vocabulary is needed. Its detector has `reads_names`
+            (:class:`ovd_d2.modeling.open_vocabulary.OpenVocabularyModule`).
         add_config: adds the node with its defaults.
         renamed_keys: old key -> the key that took its place, for configs of older versions.
         key_problems: keys whose values cannot be meant; no file is opened.

@@ -111,6 +111,16 @@ class Vocabulary:
         self.background = _checked_background(background, self.embedding_dim)
         self._index = {name: position for position, name in enumerate(self.names)}
 
+    @classmethod
+    def of_names(cls, categories: Categories) -> Vocabulary:
+        """For a detector that reads nothing but the names: embeddings of width 1 that say nothing.
+
+        Raises:
+            ValueError: equal or blank names.
+        """
+        novel = torch.tensor(categories.novel, dtype=torch.bool)
+        return cls(categories.names, torch.ones(len(categories), 1), novel)
+
     def __len__(self) -> int:
         return len(self.names)
 

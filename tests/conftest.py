@@ -1,5 +1,6 @@
 """What every test has: the same random numbers, and a cache folder of its own."""
 
+import os
 import random
 from collections.abc import Iterator
 
@@ -7,6 +8,9 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+
+# Read when huggingface_hub is imported: no test waits for a network that may not be there.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)

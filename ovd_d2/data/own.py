@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ovd_d2.data.coco_json import register_coco_json
 from ovd_d2.errors import SetupError, brief
 from ovd_d2.files import read_text
 
 VARIABLE = "OVD_DATASETS"
+CONFIG_KEY = "DATASETS.OWN"
 REQUIRED = {"json_file": str, "image_root": str}
 OPTIONAL = {"base": list}
 EXPECTED = "'name: {json_file: ..., image_root: ...}' entries"
@@ -67,6 +68,26 @@ def register_from_environment() -> None:
     except SetupError as error:
         raise SetupError([f"{VARIABLE}: {problem}" for problem in error.problems]) from error
     _registered_from = path
+
+
+def register_configured(path: str) -> None:
+    """Registers what the yaml file of a config names, once per process.
+
+    A file that is not there is left to the checks of the config: another step may yet write it.
+
+    Raises:
+        SetupError: see :func:`register_own`.
+    """
+    if not path or not Path(path).expanduser().is_file():
+        return
+    file = str(Path(path).expanduser().absolute())
+    taken = (MetadataCatalog.get(name).get("own_file", None) for name in DatasetCatalog)
+    if file in taken:
+        return
+    try:
+        register_own(file)
+    except SetupError as error:
+        raise SetupError([f"{CONFIG_KEY}: {problem}" for problem in error.problems]) from error
 
 
 @dataclass(frozen=True)

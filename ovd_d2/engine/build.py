@@ -10,7 +10,11 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import (
+    MetadataCatalog,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.modeling import build_model
@@ -28,7 +32,11 @@ from ovd_d2.data.train_loader import Mapper, build_resumable_train_loader
 from ovd_d2.engine.checkpoint import WHOLE_MODEL, SafeCheckpointer
 from ovd_d2.errors import SetupError
 from ovd_d2.modeling.image_branches import CropBranch
-from ovd_d2.modeling.open_vocabulary import open_vocabulary_heads, open_vocabulary_part
+from ovd_d2.modeling.open_vocabulary import (
+    open_vocabulary_heads,
+    open_vocabulary_part,
+    reads_names,
+)
 from ovd_d2.modeling.roi_heads import OpenVocabularyROIHeads
 from ovd_d2.systems import system_of
 from ovd_d2.vocabulary import Vocabulary
@@ -46,17 +54,33 @@ def vocabulary_of(test_set: str, model: nn.Module) -> Iterator[None]:
     """The model has its vocabulary's entries for the categories of a data set, matched by name.
 
     Their order is the data set's, and those it does not have are left out. Afterwards the model
-    has the whole vocabulary again. A model without a vocabulary stays as it is.
+    has the whole vocabulary again. A model without a vocabulary stays as it is. One that reads
+    nothing but names has those of the data set, whatever its vocabulary, unless the images of the
+    data set have captions to be asked for.
 
     Raises:
-        SetupError: the data set has a category that the vocabulary does not name.
+        SetupError: the data set has a category that the vocabulary does not name; it has captions
+            in place of categories, which the model does not read.
     """
+    register_data_sets([test_set])
     part = open_vocabulary_part(model)
     whole = None if part is None else part.vocabulary
-    if part is None or whole is None:
+    named, captioned = reads_names(model), MetadataCatalog.get(test_set).get("grounding", False)
+    if part is None or (captioned if named else whole is None):
         yield
         return
-    part.set_vocabulary(in_order_of(test_set, whole))
+    if captioned:
+        raise SetupError(
+            [
+                f"'{test_set}' is a grounding set, its images are asked for their captions: name a "
+                "data set with categories, or take a detector that reads captions"
+            ]
+        )
+    if named:
+        part.set_vocabulary(Vocabulary.of_names(get_categories(test_set)))
+    else:
+        assert whole is not None
+        part.set_vocabulary(in_order_of(test_set, whole))
     try:
         yield
     finally:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
 from ovd_d2.clip.loading import configured_teacher, teacher_problems
 from ovd_d2.data.augmentation import RESIZES, SIZE_RULES, smallest_resize
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper, mapping_problems
-from ovd_d2.data.registration import register_data_sets
 from ovd_d2.engine.build import (
     CLASSIFY_WITH,
     DETECTOR,
@@ -23,7 +20,7 @@ from ovd_d2.engine.build import (
     repeat_factor_problems,
 )
 from ovd_d2.engine.data_checks import CheckedData, DataNeeds, category_problems, check_data
-from ovd_d2.engine.optimization import optimizer_problems
+from ovd_d2.engine.optimization import optimizer_problems, plateau_problems
 from ovd_d2.engine.validation import (
     missing_annotation_problems,
     selection_notices,
@@ -115,9 +112,12 @@ def config_problems(cfg: CfgNode, training: bool) -> Iterable[str]:
     if system := system_of(cfg):
         yield from system.key_problems(cfg)
     yield from optimizer_problems(cfg)
+    if cfg.DATASETS.OWN and not Path(cfg.DATASETS.OWN).expanduser().is_file():
+        yield f"DATASETS.OWN: no file at '{cfg.DATASETS.OWN}'"
     yield from evaluation_problems(cfg)
     if training:
         yield from selection_problems(selection_of(cfg))
+        yield from plateau_problems(cfg)
         yield from precision_problems(cfg.SOLVER.AMP.ENABLED, cfg.MODEL.DEVICE, "SOLVER.AMP")
         yield from process_problems(cfg.MODEL.DEVICE)
         yield from repeat_factor_problems(cfg)
@@ -236,28 +236,18 @@ def _load_vocabulary(cfg: CfgNode, training: bool) -> tuple[Vocabulary | None, l
         return None, error.problems
     if vocabulary is None:
         empty = "MODEL.OVD.VOCABULARY is empty: make one with tools/build_vocabulary.py"
-        return None, [empty] if training and _training_needs_vocabulary(cfg) else []
+        system = system_of(cfg)
+        by_texts = system is not None and system.free_categories
+        return None, [empty] if training and not by_texts else []
     return vocabulary, list(_vocabulary_problems(cfg, vocabulary))
-
-
-def _training_needs_vocabulary(cfg: CfgNode) -> bool:
-    """Whether heads learn from its embeddings, or a test set is evaluated by its names."""
-    system = system_of(cfg)
-    if system is None or not system.free_categories:
-        return True
-    register_data_sets(cfg.DATASETS.TEST)
-    kinds = (MetadataCatalog.get(name).get("evaluator_type", "") for name in cfg.DATASETS.TEST)
-    return any(kind not in system.evaluators for kind in kinds)
 
 
 def _category_problems(
     cfg: CfgNode, vocabulary: Vocabulary | None, data: CheckedData
 ) -> Iterable[str]:
     system = system_of(cfg)
-    if system is not None and not system.detects:
+    if system is not None and (system.free_categories or not system.detects):
         return
-    if system is not None and system.free_categories:
-        data = replace(data, train={})
     for name, report in data.train.items():
         found, expected = report.categories, cfg.MODEL.ROI_HEADS.NUM_CLASSES
         if found is not None and len(found) != expected:

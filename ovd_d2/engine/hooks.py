@@ -152,7 +152,12 @@ class WeightAveraging(HookBase):
         if self._average is None:
             raise RuntimeError("after_step before before_train")
         self._average.update_parameters(self._source)
-        if self.trainer.iter + 1 == self.trainer.max_iter and comm.is_main_process():
+        if self.trainer.iter + 1 == self.trainer.max_iter:
+            self.write()
+
+    def write(self) -> None:
+        """The main process writes `model_ema.pth`."""
+        if comm.is_main_process():
             save_weights(self.model, self._path, iteration=self.trainer.iter)
 
     def state_dict(self) -> dict[str, Any]:
@@ -160,6 +165,92 @@ class WeightAveraging(HookBase):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._resumed = state
+
+
+class StoppedEarly(BaseException):
+    """Ends a training before its last iteration.
+
+    No `Exception`: Detectron2 would log it as an error, with its traceback.
+    """
+
+
+class Plateau(HookBase):
+    """Lowers the rates, and ends the training, once evaluations bring no new best.
+
+    Register it as the last hook. What a checkpoint holds of it is from before an evaluation of the
+    same iteration.
+    """
+
+    def __init__(
+        self, metric: str, *, period: int, factor: float, patience: int, floor: float, stop: int
+    ) -> None:
+        """
+        Args:
+            metric: as of :class:`BestCheckpoint`.
+            period: iterations between two evaluations.
+            factor: of all rates, after more than `patience` evaluations in a row without a new
+                best.
+            patience: evaluations.
+            floor: no rate goes below it.
+            stop: evaluations in a row without a new best that end the training; 0: none do.
+        """
+        self._metric = metric
+        self._period = period
+        self._factor, self._patience, self._floor = factor, patience, floor
+        self._stop = stop
+        self._best: float | None = None
+        self._stale = 0  # evaluations without a new best
+        self._waited = 0  # the same since the rates were lowered
+
+    def before_train(self) -> None:
+        self._end_if_stale()
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self._period or done == self.trainer.max_iter:
+            return
+        self._count(self._latest())
+        if self._waited > self._patience:
+            self._waited = 0
+            self._lower()
+        self._end_if_stale()
+
+    def _latest(self) -> float | None:
+        """Of this evaluation, on all ranks."""
+        value, iteration = self.trainer.storage.latest().get(self._metric, (None, None))
+        found: float | None = comm.all_gather(value if iteration == self.trainer.iter else None)[0]
+        return found
+
+    def _count(self, value: float | None) -> None:
+        sign = -1 if lower_is_better(self._metric) else 1
+        if value is not None and (self._best is None or sign * value > sign * self._best):
+            self._best, self._stale, self._waited = value, 0, 0
+            return
+        self._stale += 1
+        self._waited += 1
+
+    def _lower(self) -> None:
+        groups, scheduler = self.trainer.optimizer.param_groups, self.trainer.scheduler
+        scheduler.base_lrs = [self._lowered(rate) for rate in scheduler.base_lrs]
+        for group in groups:
+            group["lr"] = self._lowered(group["lr"])
+        logger.info("%s has not improved: rates times %g", self._metric, self._factor)
+
+    def _lowered(self, rate: float) -> float:
+        return min(rate, max(rate * self._factor, self._floor))
+
+    def _end_if_stale(self) -> None:
+        if self._stop and self._stale >= self._stop:
+            raise StoppedEarly(
+                f"{self._metric} has not improved in {self._stale} evaluations, its best is "
+                f"{self._best}"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self._best, "stale": self._stale, "waited": self._waited}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._best, self._stale, self._waited = state["best"], state["stale"], state["waited"]
 
 
 class BestCheckpoint(HookBase):

@@ -82,11 +82,15 @@ def check_lazy_setup(cfg: DictConfig, *, training: bool, progress: bool = True) 
 
 
 def build_validation_loader(cfg: DictConfig) -> DataLoader:
-    """As :func:`ovd_d2.engine.validation.build_validation_loader`, of a LazyConfig."""
+    """As :func:`ovd_d2.engine.validation.build_validation_loader`, of a LazyConfig.
+
+    Passengers are those of `dataloader.validation_passengers`, where the config has it.
+    """
     cfg = copy.deepcopy(cfg)
     mapper, test = cfg.dataloader.train.mapper, cfg.dataloader.test
     mapper.augmentations = test.mapper.get("augmentations", [])
-    changes = {"recompute_boxes": False, "passengers": []}
+    passengers = cfg.dataloader.get("validation_passengers", [])
+    changes = {"recompute_boxes": False, "passengers": passengers}
     mapper.update({key: value for key, value in changes.items() if key in mapper})
     return build_detection_test_loader(
         _validation_dicts(cfg), mapper=instantiate(mapper), num_workers=test.get("num_workers", 0)

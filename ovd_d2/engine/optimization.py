@@ -215,6 +215,21 @@ def optimizer_problems(cfg: CfgNode) -> Iterable[str]:
     yield from decay_problems(average, "SOLVER.EMA.DECAY")
 
 
+def plateau_problems(cfg: CfgNode) -> Iterable[str]:
+    """Of `SOLVER.PLATEAU`, by which evaluations lower the rates and end the training."""
+    plateau = cfg.SOLVER.PLATEAU
+    if not 0 < plateau.FACTOR <= 1:
+        yield f"SOLVER.PLATEAU.FACTOR: {plateau.FACTOR}, expected above 0, at most 1 (off)"
+    for key in ("PATIENCE", "STOP", "FLOOR"):
+        if plateau[key] < 0:
+            yield f"SOLVER.PLATEAU.{key}: {plateau[key]}, expected 0 or more"
+    if (plateau.FACTOR != 1 or plateau.STOP) and not cfg.TEST.OVD.BEST_CHECKPOINT:
+        yield (
+            "SOLVER.PLATEAU goes by the metric of the best checkpoint, but "
+            'TEST.OVD.BEST_CHECKPOINT is empty: set it, e.g. to "bbox/AP50_base"'
+        )
+
+
 def name_problems(values: Any, key: str) -> list[str]:
     """Of what should be a list of names of parameters, or of their parts."""
     if not isinstance(values, str) and all(isinstance(one, str) for one in values):

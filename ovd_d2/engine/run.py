@@ -16,6 +16,7 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 from yaml import YAMLError
 
+from ovd_d2.data.own import register_configured
 from ovd_d2.data.registration import register_data_sets
 from ovd_d2.engine.build import classify_crops
 from ovd_d2.engine.checkpoint import FIRST_STAGE, WHOLE_MODEL, SafeCheckpointer
@@ -33,7 +34,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """A complete config from a yaml file and `KEY VALUE` pairs.
 
     It has the keys of Detectron2, of its PointRend project and of this package. Where this machine
-    lacks `MODEL.DEVICE` it is set to what there is.
+    lacks `MODEL.DEVICE` it is set to what there is. The data sets of `DATASETS.OWN` are registered.
 
     Raises:
         SetupError: no such file, keys that do not exist (all are listed), values of a wrong type;
@@ -50,6 +51,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         cfg.merge_from_file(config_file, allow_unsafe=False)
         cfg.merge_from_list(opts)
         cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
+        register_configured(cfg.DATASETS.OWN)
     except SetupError:
         raise
     # TypeError, AttributeError: not a mapping. RecursionError: brackets, or a base of itself.

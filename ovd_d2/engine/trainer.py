@@ -25,9 +25,11 @@ from ovd_d2.engine.checkpoint import SafeCheckpointer
 from ovd_d2.engine.checks import check_setup
 from ovd_d2.engine.hooks import (
     BestCheckpoint,
+    Plateau,
     ProgressBar,
     SeedIterations,
     StopLoading,
+    StoppedEarly,
     WeightAveraging,
 )
 from ovd_d2.engine.launching import on_main_process
@@ -132,7 +134,14 @@ class OpenVocabularyTrainer(DefaultTrainer):
         if self.start_iter >= self.max_iter:
             finish(self.checkpointer, self.start_iter, "SOLVER.MAX_ITER", self.max_iter)
             return None
-        return super().train()
+        try:
+            return super().train()
+        except StoppedEarly as reason:
+            logger.info("The training ends after iteration %d: %s", self.iter, reason)
+            self.checkpointer.save(FINAL, iteration=self.iter)
+            if self._averaging is not None:
+                self._averaging.write()
+            return None
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
@@ -262,6 +271,10 @@ class OpenVocabularyTrainer(DefaultTrainer):
             hooks += self._build_evaluation_hooks()
         if comm.is_main_process():
             hooks.append(ProgressBar(os.path.basename(self.cfg.OUTPUT_DIR) or "training"))
+        plateau, test = self.cfg.SOLVER.PLATEAU, self.cfg.TEST
+        if plateau.FACTOR < 1 or plateau.STOP:
+            options = {key.lower(): value for key, value in plateau.items()}
+            hooks.append(Plateau(test.OVD.BEST_CHECKPOINT, period=test.EVAL_PERIOD, **options))
         return hooks
 
     def _build_evaluation_hooks(self) -> list[HookBase]:

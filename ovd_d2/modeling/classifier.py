@@ -14,7 +14,7 @@ from ovd_d2.vocabulary import Vocabulary
 logger = logging.getLogger(__name__)
 
 BACKGROUNDS = ("learned", "text")
-_VOCABULARY = "vocabulary"  # key of the state dict
+VOCABULARY = "vocabulary"  # key of the state dict
 
 
 class Words(NamedTuple):
@@ -189,22 +189,35 @@ class CLIPClassifier(nn.Module):
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.vocabulary is not None:
-            content = bytearray(self.vocabulary.to_bytes())
-            destination[prefix + _VOCABULARY] = torch.frombuffer(content, dtype=torch.uint8)
+            destination[prefix + VOCABULARY] = packed(self.vocabulary)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        stored = state_dict.pop(prefix + _VOCABULARY, None)
+        stored = state_dict.pop(prefix + VOCABULARY, None)
         super()._load_from_state_dict(state_dict, prefix, *args)
         if stored is None or self._was_given:
             return
-        vocabulary = _unpacked(stored, prefix + _VOCABULARY)
+        vocabulary = unpacked(stored, prefix + VOCABULARY)
         try:
             self._take(vocabulary)
         except ValueError as error:  # another teacher's: of use to what needs no names
             logger.warning("The vocabulary of the checkpoint is left out: %s", error)
 
 
-def _unpacked(stored: Any, key: str) -> Vocabulary:
+def packed(vocabulary: Vocabulary) -> Tensor:
+    """(bytes,) uint8, as an entry of a state dict."""
+    return torch.frombuffer(bytearray(vocabulary.to_bytes()), dtype=torch.uint8)
+
+
+def unpacked(stored: Any, key: str) -> Vocabulary:
+    """What :func:`packed` made.
+
+    Args:
+        stored: the entry.
+        key: its name, for the message.
+
+    Raises:
+        ValueError: it is damaged, or no vocabulary.
+    """
     try:
         return Vocabulary.from_bytes(stored.cpu().numpy().tobytes())
     except (TypeError, ValueError, AttributeError) as error:

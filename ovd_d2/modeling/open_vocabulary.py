@@ -20,12 +20,16 @@ _HOLDS_ANOTHER = threading.Lock()  # a model of another project holds the vocabu
 
 
 class OpenVocabularyModule(Protocol):
-    """A detector, or its ROI heads, whose categories are a vocabulary."""
+    """A detector, or its ROI heads, whose categories are a vocabulary.
+
+    One that reads nothing but the names of a vocabulary has `reads_names = True`, and takes None
+    for no vocabulary. It is evaluated with each data set's own names.
+    """
 
     @property
     def vocabulary(self) -> Vocabulary | None: ...
 
-    def set_vocabulary(self, vocabulary: Vocabulary) -> None: ...
+    def set_vocabulary(self, vocabulary: Vocabulary | None) -> None: ...
 
 
 def takes_vocabulary(cfg: CfgNode) -> bool:
@@ -62,6 +66,11 @@ def open_vocabulary_part(model: nn.Module) -> OpenVocabularyModule | None:
         if hasattr(part, "set_vocabulary"):
             return cast(OpenVocabularyModule, part)
     return None
+
+
+def reads_names(model: nn.Module) -> bool:
+    """Whether the names of a vocabulary are all that the detector takes, with no embeddings."""
+    return bool(getattr(open_vocabulary_part(model), "reads_names", False))
 
 
 def detect(

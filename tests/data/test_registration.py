@@ -73,10 +73,10 @@ assert DatasetCatalog.list() == names
 assert {name: MetadataCatalog.get(name).as_dict() for name in names} == metadata
 """,
 }
-# Each code in a child of a process that has imported Detectron2, which takes seconds, but not us.
+# Each code in a child of a process that has imported what takes seconds, but not us.
 FORKS = """
 import os, sys, traceback
-import detectron2.data, detectron2.evaluation, detectron2.modeling
+import detectron2.data, detectron2.evaluation, detectron2.modeling, open_clip
 
 failed = []
 for name, code in CODES.items():

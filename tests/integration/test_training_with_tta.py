@@ -11,7 +11,7 @@ from ovd_d2.engine.trainer import INFERENCE_TTA, results_path
 from tests.integration.conftest import TRAIN, VAL
 from tests.integration.test_plugging_in_yaml import mini_config
 
-AUGMENTATION = ("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (96, 160), "TEST.AUG.MAX_SIZE", 320)
+AUGMENTATION = ("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (64, 96), "TEST.AUG.MAX_SIZE", 320)
 
 
 @pytest.fixture(scope="module")

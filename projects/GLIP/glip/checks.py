@@ -19,6 +19,7 @@ CHOICES = {
     "AGGREGATION": AGGREGATIONS,
     "TUNING": MODES,
 }
+LEAST = {"BLOCKS": 1, "CAPTIONS_PER_PASS": 1, "NAMES_PER_CAPTION": 0}
 
 
 def key_problems(cfg: CfgNode) -> Iterable[str]:
@@ -27,9 +28,9 @@ def key_problems(cfg: CfgNode) -> Iterable[str]:
     for key, values in CHOICES.items():
         if glip[key] not in values:
             yield f"{KEYS}.{key}: '{glip[key]}' is none of {', '.join(values)}"
-    for key in ("BLOCKS", "CAPTIONS_PER_PASS"):
-        if glip[key] < 1:
-            yield f"{KEYS}.{key}: {glip[key]}, expected at least 1"
+    for key, least in LEAST.items():
+        if glip[key] < least:
+            yield f"{KEYS}.{key}: {glip[key]}, expected at least {least}"
     for key in ("DROPOUT", "FPN_DROP_BLOCK", "SCORE_THRESH", "NMS_THRESH"):
         if not 0 <= glip[key] <= 1:
             yield f"{KEYS}.{key}: {glip[key]} is not between 0 and 1"

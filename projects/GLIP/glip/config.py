@@ -65,6 +65,9 @@ def _add_model_keys(glip: CfgNode) -> None:
     # Many names are many captions: so many of them go through the tower side by side. More needs
     # more memory: at 800 x 1333 about 1 GB per full caption.
     glip.CAPTIONS_PER_PASS = 4
+    # Names of a vocabulary per caption at test time. 0: as many as 256 tokens hold; the public code
+    # has 40 on LVIS, and all of other data sets.
+    glip.NAMES_PER_CAPTION = 0
     # Cuts names and captions into tokens: a vocab.txt, a tokenizer.json, a folder with one of them,
     # or a name of the Hugging Face hub.
     glip.TOKENIZER = "bert-base-uncased"
@@ -80,6 +83,10 @@ def _add_prompt_keys(glip: CfgNode) -> None:
     prompts.NEGATIVES = 85
     # Of "all": the names in random order. False: in that of the data set.
     prompts.SHUFFLE = True
+    # What is asked for in place of the name of a category, in training and at test time: rows
+    # [category, prefix, name, suffix]; blanks and all, ["hand", "", "hand", " of a person"]. Boxes
+    # are of the name alone.
+    prompts.PHRASES = ()
     # Grounding sets of DATASETS.TRAIN whose captions stand among captions of other images, of which
     # nothing must be found.
     prompts.NEGATIVE_CAPTIONS = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,24 +14,28 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from ovd_d2.modeling.classifier import VOCABULARY, packed, unpacked
 from ovd_d2.projects.glip.anchors import grid_anchors
 from ovd_d2.projects.glip.head import GLIPHead, HeadOutputs, TowerSizes
 from ovd_d2.projects.glip.losses import glip_losses
 from ovd_d2.projects.glip.postprocess import Candidates, Selection, candidates, select
 from ovd_d2.projects.glip.prompts import (
     MAX_TOKENS,
+    LazyTokenizer,
     TokenBatch,
     Tokenizer,
-    load_tokenizer,
     padded_columns,
     positive_map,
     token_batch,
 )
-from ovd_d2.projects.glip.prompts.chunks import Chunk, chunks_by_length
+from ovd_d2.projects.glip.prompts.chunks import Chunk, chunks_of
+from ovd_d2.projects.glip.prompts.detection import Phrase, phrases_of, with_phrases
 from ovd_d2.projects.glip.text import BertSizes, TextEncoder
 from ovd_d2.projects.glip.text_cache import TextCache
 from ovd_d2.projects.glip.tuning import FULL, PROMPT, freeze_for, keep_still
 from ovd_d2.vocabulary import Vocabulary, configured_vocabulary
+
+logger = logging.getLogger(__name__)
 
 LEVELS = ("p3", "p4", "p5", "p6", "p7")
 # Keys of an input. A training image has its tokens; an image at test time may, with what of them
@@ -84,7 +89,12 @@ class GLIP(nn.Module):
         tuning: what trains, see :mod:`ovd_d2.projects.glip.tuning`.
         prompt_offset: (256, width) that prompt tuning adds to a caption's embeddings, by their
             place; None in the other modes.
+        names_per_caption: of a vocabulary; 0: as many as fit.
+        vocabulary: what it looks for in images that bring no caption. Only the names matter. A
+            state dict holds it, and brings it to a model that was given none.
     """
+
+    reads_names = True
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -103,13 +113,17 @@ class GLIP(nn.Module):
         vocabulary: Vocabulary | None = None,
         captions_per_pass: int = 4,
         tuning: str = FULL,
+        phrases: Mapping[str, Phrase] | None = None,
+        names_per_caption: int = 0,
     ) -> None:
         """
         Args:
-            backbone, text_encoder, head, selection, captions_per_pass, tuning: see the attributes.
+            backbone, text_encoder, head, selection, captions_per_pass, tuning, names_per_caption:
+                see the attributes.
             pixel_mean, pixel_std: of each channel, in the order of the input's.
             tokenizer: of the names of a vocabulary; None: images bring their tokens.
             vocabulary: what to look for in images that bring no caption.
+            phrases: what is asked for in place of a name.
 
         Raises:
             ValueError: there is no such `tuning`.
@@ -128,8 +142,11 @@ class GLIP(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self._tokenizer = tokenizer
+        self._phrases = dict(phrases or {})
+        self.names_per_caption = names_per_caption
         self.vocabulary: Vocabulary | None = None
-        self._questions: list[Question] = []
+        self._was_given = False
+        self._questions: list[Question] | None = None  # of the vocabulary, once they are needed
         if vocabulary is not None:
             self.set_vocabulary(vocabulary)
 
@@ -156,10 +173,12 @@ class GLIP(nn.Module):
                 limit=cfg.TEST.DETECTIONS_PER_IMAGE,
                 aggregation=glip.AGGREGATION,
             ),
-            "tokenizer": load_tokenizer(glip.TOKENIZER) if cfg.MODEL.OVD.VOCABULARY else None,
+            "tokenizer": LazyTokenizer(glip.TOKENIZER),
             "vocabulary": configured_vocabulary(cfg),
             "captions_per_pass": glip.CAPTIONS_PER_PASS,
             "tuning": glip.TUNING,
+            "phrases": phrases_of(glip.PROMPTS.PHRASES),
+            "names_per_caption": glip.NAMES_PER_CAPTION,
         }
 
     @property
@@ -173,20 +192,64 @@ class GLIP(nn.Module):
             keep_still(self, self.tuning)
         return self
 
-    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
+    def set_vocabulary(self, vocabulary: Vocabulary | None) -> None:
         """Makes it look for these names in images that bring no caption; no weight changes.
 
         Raises:
             ValueError: there is no tokenizer; a name is longer than a caption may be.
         """
-        self._questions = self.questions_of(vocabulary)
+        chunks = [] if vocabulary is None else self._chunks(vocabulary)
         self.vocabulary = vocabulary
+        self._questions = [question_of(one) for one in chunks]
+        self._was_given = vocabulary is not None
+        if chunks:
+            logger.info(
+                "Looking for %d names in %d captions of at most %d tokens, the first: %s",
+                sum(len(one.prompt.labels) for one in chunks),
+                *(len(chunks), max(len(one.encoding) for one in chunks), chunks[0].prompt.caption),
+            )
+
+    def set_phrases(self, phrases: Mapping[str, Phrase]) -> None:
+        """What is asked for in place of a name from now on."""
+        self._phrases, self._questions = dict(phrases), None
+
+    def _take(self, vocabulary: Vocabulary | None) -> None:
+        self.vocabulary, self._questions = vocabulary, None
+
+    def forget_loaded_vocabulary(self) -> None:
+        """Makes room for that of another state dict; one that was given stays."""
+        if not self._was_given:
+            self._take(None)
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.vocabulary is not None:
+            destination[prefix + VOCABULARY] = packed(self.vocabulary)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        stored = state_dict.pop(prefix + VOCABULARY, None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if stored is not None and not self._was_given:
+            self._take(unpacked(stored, prefix + VOCABULARY))
 
     def questions_of(self, vocabulary: Vocabulary) -> list[Question]:
-        """The names in as few captions as hold them."""
+        """The names in captions; errors of :meth:`set_vocabulary`."""
+        return [question_of(one) for one in self._chunks(vocabulary)]
+
+    def _chunks(self, vocabulary: Vocabulary) -> list[Chunk]:
         if self._tokenizer is None:
             raise ValueError("GLIP has no tokenizer for the names: set MODEL.GLIP.TOKENIZER")
-        return [question_of(one) for one in chunks_by_length(vocabulary.names, self._tokenizer)]
+        names = with_phrases(vocabulary.names, self._phrases)
+        return chunks_of(names, self._tokenizer, self.names_per_caption)
+
+    def _asked(self, vocabulary: Vocabulary | None) -> list[Question]:
+        if vocabulary is not None:
+            return self.questions_of(vocabulary)
+        if self._questions is None and self.vocabulary is not None:
+            self._questions = self.questions_of(self.vocabulary)
+        return self._questions or []
 
     def forward(
         self, batched_inputs: list[dict[str, Any]], vocabulary: Vocabulary | None = None
@@ -210,7 +273,8 @@ class GLIP(nn.Module):
             if vocabulary is not None:
                 raise ValueError("training looks for what its captions name: give no vocabulary")
             return self.losses(batched_inputs)
-        questions = self._questions if vocabulary is None else self.questions_of(vocabulary)
+        alone = all(TOKENS in one for one in batched_inputs)
+        questions = [] if alone else self._asked(vocabulary)
         return [{"instances": self._detect(one, questions)} for one in batched_inputs]
 
     def losses(self, batched_inputs: Sequence[dict[str, Any]]) -> dict[str, Tensor]:

@@ -5,8 +5,11 @@ Every scene has a caption with the places of its phrases ("two red anchors and a
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,13 @@ import orjson
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
-from ovd_d2.data.builtin import PICTOGRAM_SETS
+from ovd_d2.data.builtin import PICTOGRAM_SETS, pictograms
 from ovd_d2.data.categories import get_categories
+from ovd_d2.data.mapper import objects_of
 from ovd_d2.data.registration import DataSet
 from ovd_d2.pictograms.dataset import COLOURS, GLYPHS, check_version
 from ovd_d2.pictograms.dataset.captions import caption_of, plural
+from ovd_d2.projects.glip.few_images import few_images
 from ovd_d2.projects.glip.grounding import CAPTION, EVALUATED, GROUNDING, PHRASES, SPANS
 from ovd_d2.projects.glip.prompts.tokenizer import WordPieces
 
@@ -30,6 +35,10 @@ _SETS = {
     "captions_train_all": ("train_all", GROUNDING),
     "captions_val": ("val", PHRASES),
 }
+# What a pretrained GLIP is tuned on: images of "train_all" that show every glyph so many times, or
+# all of them. No glyph of theirs is novel.
+SHOTS = ("1", "5", "10", "all")
+CATEGORIES = 80  # of prepare_pictograms.py; their scenes show no more glyphs
 _SUFFIXES = ("s", "es")  # of plurals that share the word's own token
 
 
@@ -40,6 +49,38 @@ def pictogram_captions() -> Iterator[DataSet]:
             metadata: dict[str, Any] = {"grounding": True}
             file = f"{folder}/{folder}_{split}.json"
             yield DataSet(f"{folder}_{name}", file, folder, load_captions, kind, metadata)
+
+
+def few_pictograms() -> Iterator[DataSet]:
+    """`<folder>_shots1` and so on: a few images, with boxes of all glyphs."""
+    names = [one.name for one in GLYPHS[:CATEGORIES]]
+    for folder, shots in itertools.product(PICTOGRAM_SETS, SHOTS):
+        whole = pictograms(folder, "train_all")
+        load = partial(_load_few, whole.load, shots)
+        yield replace(
+            whole, name=f"{folder}_shots{shots}", load=load, metadata={"base_classes": names}
+        )
+
+
+def _load_few(
+    load: Callable[..., list[dict[str, Any]]], shots: str, *place: str
+) -> list[dict[str, Any]]:
+    """
+    Args:
+        load: of all images.
+        shots: images per glyph, or "all".
+        place: annotation file, folder of the images, name of the set.
+    """
+    records = load(*place)
+    if shots == "all":
+        return records
+    objects = [
+        {"image_id": one["image_id"], "category_id": box["category_id"]}
+        for one in records
+        for box in objects_of(one)
+    ]
+    chosen = set(few_images({"annotations": objects}, int(shots), seed=0))
+    return [one for one in records if one["image_id"] in chosen]
 
 
 def load_captions(json_file: str, image_root: str, name: str) -> list[dict[str, Any]]:

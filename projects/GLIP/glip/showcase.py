@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ovd_d2.pictograms.showcase import Method, Ordering, Showcase
-from ovd_d2.pictograms.steps import Run, Step, backbone_step, data_step, vocabulary_step
+from ovd_d2.pictograms.steps import (
+    CONFIG_OPTION,
+    TRAIN_SET,
+    Run,
+    Step,
+    backbone_step,
+    data_step,
+    vocabulary_step,
+)
+from ovd_d2.projects.glip.pictograms import SHOTS
+from ovd_d2.projects.glip.pseudo_labels import DATA_SET_FILE
+from ovd_d2.projects.glip.tuning import FULL, LINEAR, PROMPT
+
+FOLDER = "projects/GLIP/configs/pictograms"
+# Captions of all glyphs; the tool does not look at their boxes.
+CAPTIONS = TRAIN_SET.replace("_train", "_captions_train_all")
+THRESHOLD = "0.5"  # least score of a teacher's box, as in the paper
+_TITLES = {FULL: "full tuning", LINEAR: "linear probing", PROMPT: "prompt tuning"}
 
 
 def prepare(run: Run) -> list[Step]:
@@ -11,14 +30,61 @@ def prepare(run: Run) -> list[Step]:
     return [data_step(), backbone_step(), vocabulary_step()]
 
 
+def _shared(run: Run) -> tuple[str, ...]:
+    return tuple(step.name for step in prepare(run))
+
+
 def _trained(name: str, title: str, about: str = "") -> Method:
-    return Method(
-        f"projects/GLIP/configs/pictograms/{name}.yaml",
-        title,
-        about,
-        needs=lambda run: ("backbone", "vocabulary"),
+    return Method(f"{FOLDER}/{name}.yaml", title, about, needs=_shared)
+
+
+TEACHER = _trained("glip_teacher", "GLIP + base captions", "names and captions of base glyphs")
+
+
+def labels_step(run: Run) -> Step:
+    """The teacher finds boxes for what captions name; it has seen no novel glyph."""
+    output = run.output("pseudo_labels")
+    return Step(
+        run.step("pseudo_labels"),
+        "Find boxes for the phrases of captions that name novel glyphs, too, by the teacher",
+        "projects/GLIP/tools/pseudo_label.py",
+        (
+            *(CONFIG_OPTION, TEACHER.config, "--dataset", CAPTIONS),
+            *("--threshold", THRESHOLD, "--output", str(output)),
+            *("MODEL.WEIGHTS", str(TEACHER.weights(run))),
+        ),
+        output / DATA_SET_FILE,
+        needs=("data", run.step(TEACHER.name)),
+        folder=output,
     )
 
+
+def _labels_options(run: Run) -> Sequence[str]:
+    return ("DATASETS.OWN", str(labels_step(run).product))
+
+
+STUDENT = Method(
+    f"{FOLDER}/glip_student.yaml",
+    "GLIP + pseudo-labelled captions",
+    "captions name the novel glyphs, a teacher found their boxes",
+    options=_labels_options,
+    needs=lambda run: (*_shared(run), labels_step(run).name),
+    before=lambda run: (TEACHER.step(run), labels_step(run)),
+)
+
+
+def _tuned(mode: str, shots: str) -> Method:
+    about = "on all images" if shots == "all" else f"on {shots} per glyph"
+    return Method(
+        f"{FOLDER}/glip_{mode}_{shots}.yaml",
+        f"GLIP, {_TITLES[mode]} {about}",
+        options=lambda run: ("MODEL.WEIGHTS", str(TEACHER.weights(run))),
+        needs=lambda run: (*_shared(run), run.step(TEACHER.name)),
+        before=lambda run: (TEACHER.step(run),),
+    )
+
+
+TUNED = tuple(_tuned(mode, shots) for mode in (PROMPT, LINEAR, FULL) for shots in SHOTS)
 
 SHOWCASE = Showcase(
     prepare=prepare,
@@ -26,10 +92,13 @@ SHOWCASE = Showcase(
         _trained("glip_no_fusion", "GLIP without fusion"),
         _trained("glip_detection", "GLIP", "base names alone"),
         _trained("glip_captions", "GLIP + captions", "captions name the novel glyphs, with boxes"),
+        TEACHER,
+        STUDENT,
+        *TUNED,
     ),
     demo=("glip_captions",),
     demo_table=("glip_no_fusion", "glip_detection", "glip_captions"),
-    orderings=(  # of the paper's tables 2 to 4
+    orderings=(  # of the paper's tables 2 to 5 and its figure of tuning
         Ordering(
             "novel AP50: detection alone < + captions",
             "box AP50_novel",
@@ -39,6 +108,23 @@ SHOWCASE = Showcase(
         ),
         Ordering(
             "AP50: without fusion < with", "box AP50", "glip_no_fusion", "<", "glip_detection"
+        ),
+        Ordering(
+            "novel AP50: teacher < student", "box AP50_novel", "glip_teacher", "<", "glip_student"
+        ),
+        Ordering(
+            "AP50, all images: linear probing < prompt tuning",
+            "box AP50",
+            "glip_linear_all",
+            "<",
+            "glip_prompt_all",
+        ),
+        Ordering(
+            "AP50, all images: prompt tuning <= full tuning",
+            "box AP50",
+            "glip_prompt_all",
+            "<=",
+            "glip_full_all",
         ),
     ),
 )

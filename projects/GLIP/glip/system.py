@@ -12,7 +12,7 @@ from ovd_d2.projects.glip.backbone import build_glip_swin_fpn_backbone
 from ovd_d2.projects.glip.config import add_glip_config
 from ovd_d2.projects.glip.grounding import PHRASES, grounding_sets
 from ovd_d2.projects.glip.model import GLIP
-from ovd_d2.projects.glip.pictograms import pictogram_captions
+from ovd_d2.projects.glip.pictograms import few_pictograms, pictogram_captions
 from ovd_d2.systems import System
 
 PARTS = (build_glip_swin_fpn_backbone, GLIP)
@@ -24,9 +24,10 @@ def is_configured(cfg: CfgNode) -> bool:
 
 
 def data_sets() -> Iterator[DataSet]:
-    """Grounding sets: public ones, and Pictograms' captions."""
+    """Grounding sets, public ones and Pictograms' captions; a few of Pictograms' images."""
     yield from grounding_sets()
     yield from pictogram_captions()
+    yield from few_pictograms()
 
 
 SYSTEM = System(
@@ -42,6 +43,7 @@ SYSTEM = System(
     test_passengers=wiring.test_passengers,
     validation_passengers=wiring.validation_passengers,
     data_sets=data_sets,
+    hooks=wiring.hooks,
     evaluators={PHRASES: wiring.phrase_evaluator},
     showcase="ovd_d2.projects.glip.showcase",
     golden="ovd_d2.projects.glip.golden",

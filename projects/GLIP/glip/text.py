@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers  # loads its BERT when it is first named, which takes a second
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel
 
 from ovd_d2.errors import SetupError
 
@@ -33,9 +33,9 @@ class BertSizes:
     vocabulary: int = 30522
     positions: int = 512
 
-    def config(self, dropout: float) -> BertConfig:
+    def config(self, dropout: float) -> transformers.BertConfig:
         """As `transformers` wants it."""
-        return BertConfig(
+        return transformers.BertConfig(
             vocab_size=self.vocabulary,
             hidden_size=self.width,
             num_hidden_layers=self.layers,
@@ -100,14 +100,14 @@ class TextEncoder(nn.Module):
         return found.last_hidden_state
 
 
-def _untrained(config: BertConfig) -> BertModel:
-    return BertModel(config, add_pooling_layer=False)
+def _untrained(config: transformers.BertConfig) -> transformers.BertModel:
+    return transformers.BertModel(config, add_pooling_layer=False)
 
 
-def _pretrained(name: str, config: BertConfig) -> BertModel:
+def _pretrained(name: str, config: transformers.BertConfig) -> transformers.BertModel:
     try:
         # other sizes than the config's are an error of transformers, keys that are missing are not
-        loaded: Any = BertModel.from_pretrained(
+        loaded: Any = transformers.BertModel.from_pretrained(
             name, config=config, add_pooling_layer=False, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:

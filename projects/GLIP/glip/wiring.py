@@ -6,11 +6,14 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import HookBase
+from torch import nn
 
 from ovd_d2.data.categories import get_categories
 from ovd_d2.data.passengers import Passenger
 from ovd_d2.data.registration import register_data_sets
 from ovd_d2.errors import SetupError
+from ovd_d2.modeling.open_vocabulary import open_vocabulary_part
 from ovd_d2.projects.glip.evaluation.flickr_recall import PhraseRecallEvaluator
 from ovd_d2.projects.glip.grounding import (
     CAPTION,
@@ -26,8 +29,15 @@ from ovd_d2.projects.glip.passengers import (
     fixed,
 )
 from ovd_d2.projects.glip.prompts import Tokenizer, load_tokenizer
-from ovd_d2.projects.glip.prompts.detection import AllNames, DetectionPrompts, PublicPrompts
+from ovd_d2.projects.glip.prompts.detection import (
+    AllNames,
+    DetectionPrompts,
+    PublicPrompts,
+    phrases_of,
+    with_phrases,
+)
 from ovd_d2.systems import IdleKeys, SetupContext
+from ovd_d2.vocabulary import Categories, Vocabulary
 
 KEY = "MODEL.GLIP.PROMPTS"
 SAMPLED, PUBLIC, ALL = "sampled", "public", "all"
@@ -82,6 +92,27 @@ def phrase_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Phr
     )
 
 
+def hooks(cfg: CfgNode, model: nn.Module) -> Sequence[HookBase]:
+    """None; a model without a vocabulary gets the names that it will be trained on.
+
+    They are in its checkpoints then, and in the copy whose weights are averaged.
+    """
+    part = open_vocabulary_part(model)
+    sets = [one for one in cfg.DATASETS.TRAIN if not is_grounding_set(one)]
+    if part is not None and part.vocabulary is None and sets:
+        part.set_vocabulary(Vocabulary.of_names(_joined(sets)))
+    return []
+
+
+def _joined(data_sets: Sequence[str]) -> Categories:
+    """Every name of several data sets once; novel where none has boxes of it."""
+    novel: dict[str, bool] = {}
+    for one in map(get_categories, data_sets):
+        for name, flag in zip(one.names, one.novel, strict=True):
+            novel[name] = flag and novel.get(name, True)
+    return Categories(list(novel), list(novel.values()))
+
+
 def detection_set(cfg: CfgNode, name: str, tokenizer: Tokenizer) -> DetectionSet:
     """How the images of a detection set are asked for its categories.
 
@@ -94,16 +125,13 @@ def detection_set(cfg: CfgNode, name: str, tokenizer: Tokenizer) -> DetectionSet
     contiguous = {one: k for k, one in enumerate(categories.ids)}
     drop_novel = cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS
     novel = [k for k, flag in enumerate(categories.novel) if flag and drop_novel]
+    names = with_phrases(categories.names, phrases_of(prompts.PHRASES))
     try:
         if prompts.NAMES == ALL:
-            return DetectionSet(
-                AllNames(categories.names, tokenizer, shuffle=prompts.SHUFFLE), contiguous
-            )
+            return DetectionSet(AllNames(names, tokenizer, shuffle=prompts.SHUFFLE), contiguous)
         if prompts.NAMES == PUBLIC:
-            return DetectionSet(PublicPrompts(categories.names, tokenizer), contiguous)
-        sampled = DetectionPrompts(
-            categories.names, tokenizer, negatives=prompts.NEGATIVES, withheld=novel
-        )
+            return DetectionSet(PublicPrompts(names, tokenizer), contiguous)
+        sampled = DetectionPrompts(names, tokenizer, negatives=prompts.NEGATIVES, withheld=novel)
     except ValueError as error:
         raise SetupError([f"{KEY}.NAMES {prompts.NAMES}, '{name}': {error}"]) from error
     return DetectionSet(sampled, contiguous)
@@ -121,6 +149,9 @@ def key_problems(cfg: CfgNode) -> Iterable[str]:
         yield f"{KEY}.NAMES: '{prompts.NAMES}' is not one of {', '.join(NAMES)}"
     if prompts.NEGATIVES < 0:
         yield f"{KEY}.NEGATIVES: {prompts.NEGATIVES}, expected at least 0"
+    for row in prompts.PHRASES:
+        if isinstance(row, str) or [type(one) for one in row] != [str] * 4 or not row[2].strip():
+            yield f"{KEY}.PHRASES: {row} is no row of texts [category, prefix, name, suffix]"
     for name in prompts.NEGATIVE_CAPTIONS:
         if name not in cfg.DATASETS.TRAIN:
             yield f"{KEY}.NEGATIVE_CAPTIONS: '{name}' is not in DATASETS.TRAIN"

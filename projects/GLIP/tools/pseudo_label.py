@@ -17,6 +17,7 @@ from ovd_d2.errors import SetupError, exit_with_message
 from ovd_d2.files import sha256_file
 from ovd_d2.projects.glip.prompts import load_tokenizer
 from ovd_d2.projects.glip.pseudo_labels import (
+    FINDERS,
     CaptionedImage,
     LabelRun,
     Settings,
@@ -35,9 +36,14 @@ EPILOG = """examples:
   a folder of images, and a text file with a line "FILE<TAB>a red anchor . two suns ." for each:
     python projects/GLIP/tools/pseudo_label.py --config-file output/glip/config.yaml \\
         --images photos --captions captions.tsv --output output/pseudo
+  captions in English sentences, "FILE<TAB>A red anchor lies beside two suns.":
+    pip install "ovd_d2[phrases]"
+    python projects/GLIP/tools/pseudo_label.py --config-file output/glip/config.yaml \\
+        --images photos --captions captions.tsv --phrases english --output output/pseudo
 
 Stopped at any point, the same command goes on where it was, with any number of processes. The
-result, pseudo_labels.json, is a data set in MDETR's layout for the yaml file OVD_DATASETS.
+result, pseudo_labels.json, is a grounding set in MDETR's layout. To train on it:
+  DATASETS.OWN output/pseudo/data_set.yaml DATASETS.TRAIN "('lvis_v1_train_norare','pseudo_labels')"
 """
 
 
@@ -49,6 +55,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dataset", help="a registered grounding set")
     parser.add_argument("--images", type=Path, help="folder of images, with --captions")
     parser.add_argument("--captions", type=Path, help="text file: FILE<TAB>phrases, one per line")
+    parser.add_argument(
+        "--phrases",
+        choices=list(FINDERS),
+        help="what is looked for: the parts of a list, 'a red anchor . two suns .', or the noun "
+        "phrases of English sentences (needs the extra 'phrases'); default: the spans of the data "
+        "set, of --captions a list",
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder of the labels")
     parser.add_argument(
         "--threshold", type=float, default=0.5, help="least score of a box (default 0.5)"
@@ -65,9 +78,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def read_images(args: argparse.Namespace) -> list[CaptionedImage]:
+    find = FINDERS.get(args.phrases)
     if args.dataset:
-        return images_of_data_set(args.dataset)
-    return images_of_folder(args.images, args.captions)
+        return images_of_data_set(args.dataset, find)
+    return images_of_folder(args.images, args.captions, find or FINDERS["list"])
 
 
 @exit_with_message(SetupError, RankError)

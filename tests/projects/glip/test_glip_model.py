@@ -8,7 +8,8 @@ from ovd_d2.modeling.open_vocabulary import open_vocabulary_part
 from ovd_d2.projects.glip.anchors import grid_anchors
 from ovd_d2.projects.glip.head import GLIPHead, HeadOutputs, TowerSizes
 from ovd_d2.projects.glip.losses import glip_losses
-from ovd_d2.vocabulary import Vocabulary
+from ovd_d2.projects.glip.prompts.detection import Phrase
+from ovd_d2.vocabulary import Categories, Vocabulary
 from tests.tiny_glip import image, tiny_glip, training_image
 
 NAMES = ["red anchor", "blue cup", "dog"]
@@ -176,3 +177,32 @@ def test_what_cannot_be_asked():
         GLIPHead(TowerSizes(channels=16, blocks=1, fused=False, across_levels="near"))
     with pytest.raises(ValueError, match="FUSION_DIM 30 is no multiple of 8 heads"):
         GLIPHead(TowerSizes(channels=16, blocks=1, fusion_width=30))
+
+
+def test_names_travel_with_the_weights():
+    names = Vocabulary.of_names(Categories(["red anchor", "dog"], [False, True]))
+    source, model = tiny_glip(vocabulary=names).eval(), tiny_glip(seed=1).eval()
+    model.load_state_dict(source.state_dict())
+    assert model.vocabulary.names == names.names and model.vocabulary.novel.tolist() == [0, 1]
+    found, expected = (one([image(0)])[0]["instances"] for one in (model, source))
+    assert torch.equal(found.scores, expected.scores) and set(found.pred_classes.tolist()) == {0, 1}
+    own = tiny_glip(vocabulary=Vocabulary.of_names(Categories(["cup"], [False])))
+    own.load_state_dict(source.state_dict())  # what was asked for stays
+    assert own.vocabulary.names == ["cup"]
+    model.forget_loaded_vocabulary()
+    own.forget_loaded_vocabulary()
+    assert model.vocabulary is None and own.vocabulary is not None
+    assert "vocabulary" not in model.state_dict()
+
+
+def test_a_phrase_in_place_of_a_name():
+    names = Vocabulary.of_names(Categories(["dog", "anchor"], [False, False]))
+    model = tiny_glip(vocabulary=names).eval()
+    plain = model([image(0)])[0]["instances"]
+    model.set_phrases({"dog": Phrase("cup", "red ", " bow")})
+    (question,) = model.questions_of(names)
+    assert question.ids.tolist() == [2, 5, 8, 10, 4, 7, 3]  # [CLS] red cup bow . anchor [SEP]
+    assert question.positives.argmax(dim=1).tolist() == [2, 5]
+    assert not torch.equal(model([image(0)])[0]["instances"].scores, plain.scores)
+    model.names_per_caption = 1
+    assert [len(one.labels) for one in model.questions_of(names)] == [1, 1]

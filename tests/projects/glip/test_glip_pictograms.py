@@ -1,21 +1,52 @@
 """The configs of Pictograms build and train, and what validation asks their images for stays."""
 
+import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import LazyCall as L
+from detectron2.config import LazyConfig
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
 
 from ovd_d2.data.categories import get_categories
-from ovd_d2.engine.checks import check_setup
+from ovd_d2.data.mapper import OpenVocabularyDatasetMapper, objects_of
+from ovd_d2.engine.build import get_base_dataset_dicts, load_training_dicts, vocabulary_of
+from ovd_d2.engine.checks import check_setup, config_problems
 from ovd_d2.engine.config_keys import idle_key_notices
+from ovd_d2.engine.lazy_checks import build_validation_loader as build_lazy_loader
 from ovd_d2.engine.run import load_config, train
 from ovd_d2.engine.validation import build_validation_loader, validate
 from ovd_d2.errors import SetupError
+from ovd_d2.pictograms.showcase import steps_of
+from ovd_d2.pictograms.steps import Run
 from ovd_d2.projects.glip.checks import key_problems
 from ovd_d2.projects.glip.model import GLIP, LEVELS
-from ovd_d2.projects.glip.showcase import SHOWCASE
-from tests.integration.conftest import TRAIN, VAL, _drawn_once, arguments, mini  # noqa: F401
+from ovd_d2.projects.glip.passengers import DetectionSet, TrainingPrompts, fixed
+from ovd_d2.projects.glip.prompts import load_tokenizer
+from ovd_d2.projects.glip.prompts.detection import DetectionPrompts
+from ovd_d2.projects.glip.pseudo_labels import (
+    LabelRun,
+    Settings,
+    images_of_data_set,
+    label_images,
+)
+from ovd_d2.projects.glip.showcase import SHOTS, SHOWCASE, STUDENT, TEACHER
+from ovd_d2.projects.glip.wiring import hooks
+from ovd_d2.vocabulary import Categories, Vocabulary
+from tests.catalog import forget
+from tests.integration.conftest import (  # noqa: F401
+    LAZY_ON_MINI,
+    TRAIN,
+    VAL,
+    _drawn_once,
+    arguments,
+    mini,
+)
+from tests.tiny import tiny_config, tiny_vocabulary
+from tests.tiny_glip import tiny_glip
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "projects" / "GLIP" / "configs" / "pictograms"
@@ -96,13 +127,146 @@ def test_losses_of_validation_are_the_same_twice(mini, tmp_path):  # noqa: F811
     assert first == second and first["val_loss"]["loss_tokens"] > 0
 
 
-def test_a_vocabulary_is_needed_only_where_names_are_evaluated(mini, tmp_path):  # noqa: F811
-    empty = ("MODEL.OVD.VOCABULARY", "")
-    alone = ("DATASETS.TRAIN", str((CAPTIONS,)))
-    for test, train_sets in (((), ()), ((CAPTIONS_VAL,), alone)):
-        sets = ("DATASETS.TEST", str(test), *train_sets)
-        cfg = mini_config("glip_captions", tmp_path, *empty, *sets)
+def test_no_vocabulary_is_needed(mini, tmp_path):  # noqa: F811
+    sets = ("DATASETS.TEST", str((CAPTIONS_VAL, VAL)))
+    cfg = mini_config("glip_captions", tmp_path, "MODEL.OVD.VOCABULARY", "", *sets)
+    check_setup(cfg, training=True, progress=False)
+
+
+def test_each_data_set_is_evaluated_by_its_own_names(mini):  # noqa: F811
+    model = tiny_glip(vocabulary=Vocabulary.of_names(Categories(["dog"], [False])))
+    with vocabulary_of(VAL, model):
+        assert model.vocabulary.names == get_categories(VAL).names
+    assert model.vocabulary.names == ["dog"]
+    with vocabulary_of(CAPTIONS_VAL, model):  # images bring what they are asked for
+        assert model.vocabulary.names == ["dog"]
+    model = tiny_glip()
+    with vocabulary_of(VAL, model):
+        assert model.vocabulary is not None
+    assert model.vocabulary is None and "vocabulary" not in model.state_dict()
+
+
+def test_captions_are_nothing_for_a_detector_of_names(mini):  # noqa: F811
+    detector = build_model(tiny_config("vild_text"))
+    detector.set_vocabulary(tiny_vocabulary())
+    message = f"'{CAPTIONS_VAL}' is a grounding set"
+    with pytest.raises(SetupError, match=message), vocabulary_of(CAPTIONS_VAL, detector):
+        raise AssertionError
+    assert detector.vocabulary.names == tiny_vocabulary().names
+
+
+def test_a_training_leaves_its_names_in_its_checkpoints(mini):  # noqa: F811
+    model, cfg = tiny_glip(), mini_config("glip_captions", "output")
+    assert hooks(cfg, model) == []
+    categories = get_categories(TRAIN)
+    assert model.vocabulary.names == categories.names
+    assert model.vocabulary.novel.tolist() == categories.novel
+    alone = mini_config("glip_captions", "output", "DATASETS.TRAIN", str((CAPTIONS,)))
+    captioned = tiny_glip()
+    hooks(alone, captioned)
+    assert captioned.vocabulary is None
+
+
+def test_validation_of_a_lazy_config(mini):  # noqa: F811
+    """Without a passenger for validation its images would bring no caption."""
+    tokenizer = L(load_tokenizer)(where="pictograms")
+    prompts = L(TrainingPrompts)(
+        tokenizer=tokenizer,
+        detection_sets=L(names_of)(name=VAL, tokenizer=tokenizer),
+        generator_of=fixed,
+    )
+    cfg = LazyConfig.load("configs/pictograms/lazy_vild.py")
+    cfg = LazyConfig.apply_overrides(cfg, list(LAZY_ON_MINI))
+    cfg.dataloader.train.mapper.use_instance_mask = False
+    cfg.dataloader.validation_passengers = [prompts]
+    first, second = ([one["caption"] for (one,) in build_lazy_loader(cfg)] for _ in range(2))
+    assert first == second and all(". " in one for one in first)
+    assert isinstance(cfg.dataloader.train.mapper.passengers[0].per_image, int)  # stays
+
+
+def names_of(name, tokenizer):
+    categories = get_categories(name)
+    contiguous = {one: k for k, one in enumerate(categories.ids)}
+    return {name: DetectionSet(DetectionPrompts(categories.names, tokenizer), contiguous)}
+
+
+def test_nothing_before_the_student_has_seen_a_novel_box():
+    """What a config trains on that is not of base categories alone: by name."""
+    seen = {}
+    for name in NAMES:
+        sets = config(name).DATASETS.TRAIN
+        seen[name] = {one for one in sets if "train_all" in one or "shots" in one}
+    assert not seen["glip_teacher"] and not seen["glip_student"] and not seen["glip_detection"]
+    assert seen["glip_captions"] == {"pictograms_v1_captions_train_all"}
+    tuned = {f"glip_{mode}_{shots}" for mode in ("full", "linear", "prompt") for shots in SHOTS}
+    assert {name for name, sets in seen.items() if sets} == {"glip_captions", *tuned}
+
+
+def test_student_over_teacher(tmp_path):
+    run = Run(tmp_path, 1)
+    teacher, labels = STUDENT.before(run)
+    student = STUDENT.step(run)
+    assert labels.needs == ("data", teacher.name) and labels.name in student.needs
+    tool = load_tool("pseudo_label")
+    args = tool.parse_args(labels.arguments)
+    assert args.dataset == "pictograms_v1_captions_train_all" and args.threshold == 0.5
+    assert args.output / "data_set.yaml" == labels.product
+    assert args.opts == ["MODEL.WEIGHTS", str(TEACHER.weights(run))]
+    assert student.arguments[-2:] == ("DATASETS.OWN", str(labels.product))
+    tuned = SHOWCASE.method("glip_prompt_5")
+    assert tuned.before(run) == (teacher,) and teacher.name in tuned.needs(run)
+    demo = [step.name for step in steps_of(SHOWCASE, [run], SHOWCASE.select(SHOWCASE.demo))]
+    assert teacher.name not in demo
+
+
+def load_tool(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"projects/GLIP/tools/{name}.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool
+
+
+def found_at_the_corner(image):
+    """A box for every phrase."""
+    count = len(image.phrases)
+    boxes = Boxes(torch.tensor([[2.0, 3, 40, 50]]).expand(count, 4).clone())
+    size, classes = (image.height, image.width), torch.arange(count)
+    return Instances(size, pred_boxes=boxes, scores=torch.full((count,), 0.9), pred_classes=classes)
+
+
+def test_pseudo_labels_are_trained_on(mini, tmp_path):  # noqa: F811
+    images = images_of_data_set("pictograms_v1_mini_captions_train_all")[:6]
+    run = LabelRun(tmp_path, images, Settings("teacher", shard_size=3))
+    label_images(images, found_at_the_corner, run, progress=False)
+    sets = ("DATASETS.TRAIN", str((TRAIN, "pseudo_labels")), "DATASETS.TEST", "()")
+    own = ("DATASETS.OWN", str(tmp_path / "data_set.yaml"), "MODEL.OVD.VOCABULARY", "")
+    try:
+        cfg = mini_config("glip_student", tmp_path / "out", *sets, *own)
+        mini_config("glip_student", tmp_path / "out", *sets, *own)  # a second time changes nothing
         check_setup(cfg, training=True, progress=False)
-    cfg = mini_config("glip_captions", tmp_path, *empty, "DATASETS.TEST", str((CAPTIONS_VAL, VAL)))
-    with pytest.raises(SetupError, match="VOCABULARY is empty"):
-        check_setup(cfg, training=True, progress=False)
+        records = [one for one in load_training_dicts(cfg) if one["data_set"] == "pseudo_labels"]
+        assert [one["caption"] for one in records] == [one.caption for one in images]
+        mapped = OpenVocabularyDatasetMapper(cfg, is_train=True)(records[0])
+        assert len(mapped["instances"]) == len(images[0].phrases)
+        assert mapped["instances"].gt_token_targets.any(dim=1).all()
+    finally:
+        forget("pseudo_labels")
+    missing = mini_config("glip_student", tmp_path, "DATASETS.OWN", str(tmp_path / "none.yaml"))
+    assert f"DATASETS.OWN: no file at '{tmp_path / 'none.yaml'}'" in config_problems(missing, True)
+    (tmp_path / "bad.yaml").write_text("a: 7")
+    with pytest.raises(SetupError, match="DATASETS.OWN: .*bad.yaml: a: expected"):
+        mini_config("glip_student", tmp_path, "DATASETS.OWN", str(tmp_path / "bad.yaml"))
+
+
+def test_few_images_of_every_glyph(mini):  # noqa: F811
+    name = "pictograms_v1_mini_shots1"
+    whole = get_base_dataset_dicts("pictograms_v1_mini_shotsall")
+    few = get_base_dataset_dicts(name)
+    assert 0 < len(few) < len(whole) and not any(get_categories(name).novel)
+
+    def shown(records):
+        return {one["category_id"] for record in records for one in objects_of(record)}
+
+    assert shown(few) == shown(whole)
+    novel = get_categories("pictograms_v1_mini_train_all").novel
+    assert any(novel[k] for k in shown(few))

@@ -13,17 +13,12 @@ def test_rows_and_their_page(tmp_path, monkeypatch):
     vocabulary = tmp_path / "vocab.txt"
     vocabulary.write_text("\n".join(WORDS))
     less = (*SMALL, "MODEL.GLIP.BERT.VOCABULARY", 100, "MODEL.GLIP.BLOCKS", 1)
-    cases = [Case("fused", "glip_t", (64, 64), less), Case("apart", "glip_t_a", (64, 64), less)]
-    rows = glip.measure(str(vocabulary), cases, rounds=1)
-    measured = {row["name"]: row for row in rows if "name" in row}
-    assert list(measured) == ["fused", "apart"]
-    for row in measured.values():
-        assert row["whole_passes"] == 31 and 5 < row["captions"] < 20
-    fewer = [measured[name]["times_fewer_operations"] for name in measured]
-    assert 1 < fewer[0] < fewer[1]
-    steps = {(row["network"], row["step"]): row["times_fewer"] for row in rows if "step" in row}
-    fused = [value for (network, _), value in steps.items() if network == "fused"]
-    assert len(fused) == 4 and fused == sorted(fused) and fused[0] > 1
+    rows = glip.measure(str(vocabulary), [Case("fused", "glip_t", (64, 64), less)], rounds=1)
+    measured = rows[0]
+    assert measured["whole_passes"] == 31 and 5 < measured["captions"] < 20
+    assert measured["times_fewer_operations"] > 1
+    steps = [row["times_fewer"] for row in rows[1:]]
+    assert len(steps) == 4 and steps == sorted(steps) and steps[0] > 1
     text = glip.page(
         {"command": "python x", "date": "2026-01-04", "commit": "c0ffee1", "rows": rows}
     )

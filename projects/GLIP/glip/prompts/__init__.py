@@ -10,6 +10,7 @@ from ovd_d2.projects.glip.prompts.spans import (
 from ovd_d2.projects.glip.prompts.tokenizer import (
     MAX_TOKENS,
     Encoding,
+    LazyTokenizer,
     TokenBatch,
     Tokenizer,
     load_tokenizer,
@@ -20,6 +21,7 @@ from ovd_d2.projects.glip.prompts.tokenizer import (
 __all__ = [
     "MAX_TOKENS",
     "Encoding",
+    "LazyTokenizer",
     "Prompt",
     "TokenBatch",
     "Tokenizer",

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from ovd_d2.projects.glip.prompts.detection import LIMIT, Phrase, name_length, names_prompt
+from ovd_d2.projects.glip.prompts.detection import (
+    LIMIT,
+    Phrase,
+    name_length,
+    names_prompt,
+    shown,
+)
 from ovd_d2.projects.glip.prompts.spans import Prompt
 from ovd_d2.projects.glip.prompts.tokenizer import MAX_TOKENS, Encoding, Tokenizer
 
@@ -26,6 +32,15 @@ class Chunk:
 
     prompt: Prompt
     encoding: Encoding
+
+
+def chunks_of(names: Sequence[Name], tokenizer: Tokenizer, size: int = 0) -> list[Chunk]:
+    """So many names per chunk; 0: as many as fit.
+
+    Raises:
+        ValueError: a name, or so many, have more tokens than the text encoder reads.
+    """
+    return chunks_by_count(names, tokenizer, size) if size else chunks_by_length(names, tokenizer)
 
 
 def chunks_by_count(
@@ -52,9 +67,9 @@ def chunks_by_length(
     for k, name in enumerate(names):
         length = name_length(name, tokenizer) - 1  # the last one has no separator
         if length > limit:
-            shown = name.name if isinstance(name, Phrase) else name
             raise ValueError(
-                f"the name '{shown}' has {length} tokens, more than a chunk's {limit}: shorten it"
+                f"the name '{shown(name)}' has {length} tokens, more than a chunk's {limit}: "
+                "shorten it"
             )
         if length > room:
             starts.append(k)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +53,21 @@ def names_prompt(names: Sequence[str | Phrase], labels: Sequence[int] | None = N
         spans.append(((len(caption), len(caption) + len(phrase.name)),))
         caption += phrase.name + phrase.suffix
     return Prompt(caption, tuple(spans), tuple(range(len(names)) if labels is None else labels))
+
+
+def phrases_of(rows: Iterable[Sequence[str]]) -> dict[str, Phrase]:
+    """Of rows [category, prefix, name, suffix]: what is asked for in place of a category's name."""
+    return {category: Phrase(name, prefix, suffix) for category, prefix, name, suffix in rows}
+
+
+def with_phrases(names: Sequence[str], phrases: Mapping[str, Phrase]) -> list[str | Phrase]:
+    """The names, in place of some what is asked for them."""
+    return [phrases.get(one, one) for one in names]
+
+
+def shown(name: str | Phrase) -> str:
+    """A name for messages."""
+    return name.name if isinstance(name, Phrase) else name
 
 
 def name_length(name: str | Phrase, tokenizer: Tokenizer) -> int:
@@ -139,7 +154,7 @@ class DetectionPrompts:
 
     def __init__(
         self,
-        names: Sequence[str],
+        names: Sequence[str | Phrase],
         tokenizer: Tokenizer,
         *,
         negatives: int = NEGATIVES,
@@ -166,7 +181,9 @@ class DetectionPrompts:
         self._candidates = [k for k in range(len(names)) if k not in set(withheld)]
         long = [one for k, one in enumerate(names) if self._lengths[k] > limit]
         if long:
-            raise ValueError(f"the name '{long[0]}' has more than {limit} tokens: shorten it")
+            raise ValueError(
+                f"the name '{shown(long[0])}' has more than {limit} tokens: shorten it"
+            )
 
     def __call__(
         self,
@@ -201,8 +218,9 @@ class DetectionPrompts:
 class PublicPrompts:
     """The public code's way (:func:`public_labels`), for a comparison with it."""
 
-    def __init__(self, names: Sequence[str], tokenizer: Tokenizer) -> None:
-        self._names = {k + 1: name for k, name in enumerate(names)} | {0: BACKGROUND}
+    def __init__(self, names: Sequence[str | Phrase], tokenizer: Tokenizer) -> None:
+        self._names: dict[int, str | Phrase] = {k + 1: name for k, name in enumerate(names)}
+        self._names[0] = BACKGROUND
         self._lengths = {k: name_length(name, tokenizer) for k, name in self._names.items()}
 
     def __call__(
@@ -222,7 +240,9 @@ class PublicPrompts:
 class AllNames:
     """Every name in every prompt: for a few of them, as in fine-tuning."""
 
-    def __init__(self, names: Sequence[str], tokenizer: Tokenizer, *, shuffle: bool = True) -> None:
+    def __init__(
+        self, names: Sequence[str | Phrase], tokenizer: Tokenizer, *, shuffle: bool = True
+    ) -> None:
         """
         Raises:
             ValueError: together they are longer than a prompt.

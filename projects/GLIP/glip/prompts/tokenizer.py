@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -116,6 +117,25 @@ class WordPieces:
     def __setstate__(self, state: str) -> None:
         self._state = state
         self._tokenizer = tokenizers.Tokenizer.from_str(state)
+
+
+class LazyTokenizer:
+    """One that :func:`load_tokenizer` loads when it is first used, if it is."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    @cached_property
+    def _loaded(self) -> WordPieces:
+        return load_tokenizer(self._where)
+
+    def encode(self, text: str) -> Encoding:
+        """As :class:`Tokenizer`; SetupError where there is none."""
+        return self._loaded.encode(text)
+
+    def count(self, text: str) -> int:
+        """As :class:`Tokenizer`; SetupError where there is none."""
+        return self._loaded.count(text)
 
 
 def load_tokenizer(where: str) -> WordPieces:

@@ -2,12 +2,15 @@
 
 OUTPUT/run.json             what they are made of: settings, and a fingerprint of the images
 OUTPUT/shards/00000.json    the entries of some images
-OUTPUT/pseudo_labels.json   all of them in MDETR's layout, a data set for `OVD_DATASETS`
+OUTPUT/pseudo_labels.json   all of them in MDETR's layout
+OUTPUT/data_set.yaml        names it as the data set "pseudo_labels", for a config's `DATASETS.OWN`
 OUTPUT/statistics.json
 """
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +25,9 @@ from ovd_d2.projects.glip.grounding import CAPTION, SPANS
 from ovd_d2.projects.glip.pseudo_labels.captions import CaptionedImage
 
 LABELS, STATISTICS, RUN = "pseudo_labels.json", "statistics.json", "run.json"
+DATA_SET_FILE, DATA_SET = "data_set.yaml", "pseudo_labels"
+# paths of images are whole, or of the folder that the tool was started in
+_DATA_SET = f"{DATA_SET}:\n  json_file: {LABELS}\n  image_root: {{root}}\n"
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
@@ -137,6 +143,9 @@ class LabelRun:
         table = annotation_file(entries)
         with atomic_write(self.folder / LABELS) as temporary:
             temporary.write_bytes(orjson.dumps(table))
+        with atomic_write(self.folder / DATA_SET_FILE) as temporary:
+            root = json.dumps(os.getcwd())
+            temporary.write_text(_DATA_SET.format(root=root), encoding="utf-8")
         statistics = {**asdict(self.settings), **statistics_of(entries)}
         atomic_write_json(self.folder / STATISTICS, statistics)
         return statistics

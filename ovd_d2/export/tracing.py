@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import warnings
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import onnx
 import torch
@@ -40,20 +42,23 @@ def trace_one(network: Network, image: torch.Tensor) -> onnx.ModelProto:
         axes[name] = {place: side for place, side in enumerate(sides) if side}
     for name in network.outputs:
         axes[OF_ONE + name] = {0: "detections"}
-    buffer = io.BytesIO()
-    with torch.no_grad(), patch_builtin_len(), warnings.catch_warnings():
+    with ExitStack() as stack:
+        file = Path(stack.enter_context(TemporaryDirectory())) / "one.onnx"
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(patch_builtin_len())
+        stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # every check of a shape is one
         torch.onnx.export(
             network.module,
             (image, *network.example.values()),
-            buffer,
+            file,
             dynamo=False,
             opset_version=OPSET,
             input_names=[IMAGE, *network.words],
             output_names=[OF_ONE + name for name in network.outputs],
             dynamic_axes=axes,
         )
-    return onnx.load_from_string(buffer.getvalue())
+        return onnx.load(file)
 
 
 def _word_infos(network: Network) -> list[ValueInfoProto]:

@@ -82,7 +82,7 @@ def best_pairs(
     places = regions * scores.shape[1] + categories
     left = torch.full_like(scores, LEAVES_OUT).flatten()
     left = left.scatter(0, places, scores.flatten()[places])
-    count = torch.clamp(torch.as_tensor(places.shape[0]), max=most)
+    count: Any = torch.clamp(torch.as_tensor(places.shape[0]), max=most)
     values, places = left.topk(count)
     regions = places.div(scores.shape[1], rounding_mode="floor")
     return regions, places - regions * scores.shape[1], values

@@ -43,7 +43,7 @@ class MetaTeacher(CLIPTeacher):
 
 
 def test_there_are_configs():
-    assert len(ALL) == 17 and BASE in ALL
+    assert len(ALL) == 18 and BASE in ALL
 
 
 @pytest.mark.parametrize("name", ALL)

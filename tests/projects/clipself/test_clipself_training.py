@@ -99,7 +99,8 @@ def test_a_training_that_was_killed(mini_config, tmp_path, arguments, losses):
 
 
 def test_the_export_is_the_average_and_the_checkpoint_is_not(mini_config, tmp_path, arguments):
-    cfg = mini_config("clipself_patches", tmp_path, "SOLVER.BASE_LR", 0.01)
+    options = ("SOLVER.BASE_LR", 0.01, "MODEL.CLIPSELF.ALPHA", 0.7)
+    cfg = mini_config("clipself_patches", tmp_path, *options)
     train(cfg, arguments)
     raw = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
     original = configured_teacher(cfg, device="cpu").state_dict()

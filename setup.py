@@ -61,6 +61,7 @@ setup(
         # noun phrases of captions, for GLIP's pseudo labels; no download beside its wheels
         "phrases": ["textblob>=0.19"],
         "opencv": ["opencv-python-headless>=4.10.0.84"],
+        "supervision": ["supervision>=0.31.2"],
         # tools/export_onnx.py; 1.19: before it, saving could write outside of its folder
         # (CVE-2025-51480).
         "onnx": ["onnx>=1.19.0,<2", "onnxruntime>=1.20.0,<2"],

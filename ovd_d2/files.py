@@ -41,6 +41,36 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     flush_folder(target.parent)
 
 
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield an empty folder beside `path`, which becomes `path` when the block ends without error.
+
+    On an error it is removed with what is in it.
+
+    Raises:
+        FileExistsError: there is something at `path` that is no empty folder.
+    """
+    target = Path(path)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise FileExistsError(f"{target} is there already: name another folder, or remove it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(
+        f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+    )
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in filter(Path.is_file, temporary.rglob("*")):
+            _flush_file(file)
+        temporary.replace(target)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            error.filename = str(target)
+        raise
+    flush_folder(target.parent)
+
+
 def atomic_write_json(path: str | os.PathLike[str], obj: Any) -> None:
     """Write `obj` as indented UTF-8 JSON, whole or not at all. NaN and infinity are refused."""
     text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False)

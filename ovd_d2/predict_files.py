@@ -1,64 +1,112 @@
-"""The predictor over image files: drawings and a list of detections."""
+"""The predictor over image files, folders and videos: drawings, detections and annotations.
+
+What is found is noted file by file in `progress.jsonl`, so that a run that ended early goes on
+where it was when the same command is given again.
+"""
 
 from __future__ import annotations
 
 import glob
-import time
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
-from detectron2.structures import Instances
+import cv2
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from ovd_d2.annotations_out import (
+    Found,
+    coco_dataset,
+    coco_results,
+    label_studio_tasks,
+    polygons_of,
+)
 from ovd_d2.data.augmentation import Resize, smallest_resize
 from ovd_d2.data.image_faults import ImageError, printable, thin_fault
 from ovd_d2.data.images import checked_image, read_header
 from ovd_d2.errors import SetupError
-from ovd_d2.files import atomic_write, atomic_write_json
-from ovd_d2.predictor import OpenVocabularyPredictor
+from ovd_d2.files import atomic_write, atomic_write_json, fingerprint_json
+from ovd_d2.prediction import Prediction
+from ovd_d2.predictor import THRESHOLD, Names, OpenVocabularyPredictor
+from ovd_d2.tiles import predict_in_tiles
 from ovd_d2.visualization import draw_instances
-from ovd_d2.vocabulary import Categories
+from ovd_d2.vocabulary import Vocabulary
 
-DETECTIONS = "detections.json"
-_SAVE_PERIOD = 30.0  # seconds between two writings of it
+DETECTIONS, PROGRESS = "detections.json", "progress.jsonl"
+DATASET, RESULTS, TASKS = "coco.json", "coco_results.json", "label_studio.json"
+DRAWINGS, COCO, LABEL_STUDIO = "drawings", "coco", "label-studio"
+OUTPUTS = (DRAWINGS, COCO, LABEL_STUDIO)  # beside detections.json
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # looked for in a folder
+VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 _BAR_DELAY = 2.0  # seconds before a progress bar appears
 
 Detections = dict[str, list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is looked for, and how.
+
+    Attributes:
+        names: see the predictor; None: the configured vocabulary.
+        threshold: detections scored below it are left out.
+        outputs: some of `OUTPUTS`.
+        tile: side in px of the tiles that larger images are also looked at in; 0: none.
+        overlap: of neighbouring tiles, a share of their side.
+        every: of a video, every so-manieth frame.
+    """
+
+    names: Names | None = None
+    threshold: float = THRESHOLD
+    outputs: tuple[str, ...] = (DRAWINGS,)
+    tile: int = 0
+    overlap: float = 0.2
+    every: int = 1
 
 
 class Predictions(NamedTuple):
     """What was found, and which files could not be used.
 
     Attributes:
-        detections: file -> list of `name`, `novel`, `score` and `box` (XYXY, pixels of the image
-            as its EXIF orientation turns it), best first; what `detections.json` holds.
+        detections: file, or file#frame of a video -> list of `name`, `novel`, `score` and `box`
+            (XYXY, pixels of the image as its EXIF orientation turns it), best first; what
+            `detections.json` holds.
         skipped: file -> what is wrong with it.
+        best_scores: name -> the best score seen, below the threshold, too.
     """
 
     detections: Detections
     skipped: dict[str, str]
+    best_scores: dict[str, float]
 
 
-def expand_inputs(patterns: Sequence[str]) -> list[Path]:
-    """Files for paths and glob patterns (`**` reaches sub-folders), in order, each once.
+def expand_inputs(patterns: Sequence[str], *, drawings: bool = True) -> list[Path]:
+    """Files for paths, folders (the images in them) and glob patterns (`**` reaches sub-folders),
+    in order, each once.
+
+    Args:
+        patterns: what the user names.
+        drawings: each gets one, under its name without suffix.
 
     Raises:
-        SetupError: a pattern matches nothing, or two files would be written under one name.
+        SetupError: a pattern matches nothing, or two drawings would have one name.
     """
     files: dict[Path, None] = {}
     problems = []
     for pattern in patterns:
-        # Path.glob takes no absolute patterns
-        found = sorted(Path(one) for one in glob.glob(pattern, recursive=True))  # noqa: PTH207
-        found = [one for one in found if not one.is_dir()] or _literal(pattern)
+        found = _of_folder(Path(pattern)) if Path(pattern).is_dir() else _matching(pattern)
         if not found:
-            hint = f"; it is a folder: '{Path(pattern) / '*'}'?" if Path(pattern).is_dir() else ""
-            problems.append(f"--input: no file matches '{pattern}'{hint}")
+            what = "no image in the folder" if Path(pattern).is_dir() else "no file matches"
+            problems.append(f"--input: {what} '{pattern}'")
         files.update(dict.fromkeys(found))
-    stems = Counter(one.stem for one in files)
+    stems = Counter(one.stem for one in files) if drawings else {}
     problems += [
         f"--input: {count} files are called '{stem}'; their drawings would overwrite one another"
         for stem, count in stems.items()
@@ -67,6 +115,16 @@ def expand_inputs(patterns: Sequence[str]) -> list[Path]:
     if problems:
         raise SetupError(problems)
     return list(files)
+
+
+def _of_folder(folder: Path) -> list[Path]:
+    return sorted(one for one in folder.iterdir() if one.suffix.lower() in (*IMAGES, *VIDEOS))
+
+
+def _matching(pattern: str) -> list[Path]:
+    # Path.glob takes no absolute patterns
+    found = sorted(Path(one) for one in glob.glob(pattern, recursive=True))  # noqa: PTH207
+    return [one for one in found if not one.is_dir()] or _literal(pattern)
 
 
 def check_files(
@@ -89,76 +147,234 @@ def check_files(
     if problems := _output_problems(files, output):
         raise SetupError(problems)
     bar = tqdm(files, "image headers", unit="image", delay=_BAR_DELAY)
-    faults = {str(file): fault for file in bar if (fault := _header_fault(file, resize))}
+    faults = {
+        str(file): fault
+        for file in bar
+        if not _is_video(file) and (fault := _header_fault(file, resize))
+    }
     if files and len(faults) == len(files):
         raise SetupError([f"--input: {fault}" for fault in faults.values()])
     return faults
 
 
 def predict_files(
-    predictor: OpenVocabularyPredictor,
-    files: Sequence[Path],
-    output: Path,
-    *,
-    names: Sequence[str] | None = None,
-    confidence_threshold: float = 0.25,
+    predictor: OpenVocabularyPredictor, files: Sequence[Path], output: Path, request: Request
 ) -> Predictions:
-    """Writes `<stem>.png` for each image and `detections.json` for all of them into `output`.
+    """Writes `detections.json` and what else is asked for into `output`.
 
-    A file that cannot be used is skipped; the others' results stand. `detections.json` is also
-    written every half minute, and where an error or Ctrl-C is the end.
+    A file that cannot be used is skipped; the others' results stand. An error or Ctrl-C leaves what
+    is done in `detections.json`, and a second call with the same arguments goes on from there.
 
     Args:
         predictor: the detector.
-        files: images.
+        files: images and videos.
         output: created if absent.
-        names: what to look for; None for the configured vocabulary.
-        confidence_threshold: detections scored below it are left out.
+        request: what is looked for.
 
     Raises:
-        SetupError: as :func:`check_files`, before anything is detected or written; or the names
-            cannot be looked for.
+        SetupError: as :func:`check_files`, before anything is detected or written; the names
+            cannot be looked for; `output` holds the beginning of a run with other arguments.
     """
-    resize = smallest_resize(predictor.cfg, is_train=False)
-    skipped = check_files(files, output, resize)
-    detections: Detections = {}
-    due = time.monotonic() + _SAVE_PERIOD
+    skipped = check_files(files, output, smallest_resize(predictor.cfg, is_train=False))
+    names = predictor.categories_of(request.names).names
+    journal = _Journal(output / PROGRESS, _identity_of(predictor, request))
     try:
-        for file in tqdm(files, desc="detect", unit="image", disable=len(files) < 2):
-            if str(file) in skipped:
-                continue
+        frames = _frames(files, request.every, skipped, journal)
+        known = None if any(map(_is_video, files)) else len(files)
+        for one in tqdm(frames, "detect", known, unit="image", disable=len(files) < 2):
             try:
-                found = _predict_one(predictor, file, output, names, confidence_threshold)
+                journal.add(one.key, _predict_one(predictor, one, output, request))
             except ImageError as error:  # its header was sound
-                skipped[str(file)] = str(error)
-                continue
-            detections[str(file)] = found
-            if time.monotonic() >= due:
-                _write(output, detections)
-                due = time.monotonic() + _SAVE_PERIOD
+                skipped[one.key] = str(error)
     except BaseException:
-        if detections:
-            _write(output, detections)
+        journal.close()
+        if journal.found:
+            _write(output, journal.found, names, request)
         raise
-    _write(output, detections)
-    return Predictions(detections, skipped)
+    journal.close()
+    _write(output, journal.found, names, request)
+    journal.path.unlink(missing_ok=True)
+    detections = {key: _shown(one) for key, one in journal.found.items()}
+    return Predictions(detections, skipped, _best_scores(journal.found))
+
+
+class _Frame(NamedTuple):
+    """An image to look at.
+
+    Attributes:
+        key: in the results.
+        stem: of its drawing.
+        read: its pixels, (H, W, 3) uint8 BGR.
+    """
+
+    key: str
+    stem: str
+    read: Callable[[], NDArray[np.uint8]]
+
+
+class _Journal:
+    """What was found so far, a line of JSON per image; the first says what was looked for.
+
+    Attributes:
+        path: of the file.
+        found: key of an image -> its line.
+    """
+
+    def __init__(self, path: Path, identity: str) -> None:
+        self.path = path
+        self.found: dict[str, dict[str, Any]] = {}
+        self._identity = identity
+        self._stream: IO[str] | None = None
+        if path.is_file():
+            self._read()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.found
+
+    def add(self, key: str, content: dict[str, Any]) -> None:
+        if self._stream is None:
+            self._begin()
+        self.found[key] = content
+        self._put({"key": key, **content})
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def _begin(self) -> None:
+        """The file anew: a line that was cut short goes."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(self.path) as temporary, temporary.open("w", encoding="ascii") as stream:
+            self._stream = stream
+            self._put({"identity": self._identity})
+            for key, content in self.found.items():
+                self._put({"key": key, **content})
+        self._stream = self.path.open("a", encoding="ascii")
+
+    def _put(self, content: Mapping[str, Any]) -> None:
+        assert self._stream is not None
+        self._stream.write(json.dumps(content) + "\n")
+        self._stream.flush()
+
+    def _read(self) -> None:
+        first, *rest = self.path.read_text(encoding="ascii").splitlines() or [""]
+        if _parsed(first).get("identity") != self._identity:
+            raise SetupError(
+                [
+                    f"--output: {self.path} is of a run with other names, another model or "
+                    "other options that did not end: name another folder, or remove that file"
+                ]
+            )
+        for line in map(_parsed, rest):
+            if "key" in line:
+                self.found[line.pop("key")] = line
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(line)
+    except ValueError:  # cut short
+        return {}
+    return content
+
+
+def _identity_of(predictor: OpenVocabularyPredictor, request: Request) -> str:
+    names = request.names
+    words = names.to_bytes().hex() if isinstance(names, Vocabulary) else repr(names)
+    options = [request.threshold, request.outputs, request.tile, request.overlap, request.every]
+    model = [predictor.cfg.MODEL.WEIGHTS, predictor.cfg.MODEL.OVD.VOCABULARY]
+    return fingerprint_json([words, options, model])
+
+
+def _is_video(file: Path) -> bool:
+    return file.suffix.lower() in VIDEOS
+
+
+def _frames(
+    files: Sequence[Path], every: int, skipped: dict[str, str], done: _Journal
+) -> Iterator[_Frame]:
+    for file in files:
+        if str(file) in skipped:
+            continue
+        if _is_video(file):
+            yield from _frames_of(file, every, skipped, done)
+        elif str(file) not in done:
+            yield _Frame(str(file), file.stem, partial(checked_image, file))
+
+
+def _frames_of(file: Path, every: int, skipped: dict[str, str], done: _Journal) -> Iterator[_Frame]:
+    video = cv2.VideoCapture(str(file))
+    try:
+        number = 0
+        while video.grab():
+            key = f"{file}#{number:06d}"
+            if number % every == 0 and key not in done:
+                good, pixels = video.retrieve()
+                if good:
+                    stem = f"{file.stem}_{number:06d}"
+                    yield _Frame(key, stem, partial(np.asarray, pixels))
+            number += 1
+        if number == 0:
+            skipped[str(file)] = f"{printable(file)}: OpenCV reads no frame of this video"
+    finally:
+        video.release()
 
 
 def _predict_one(
-    predictor: OpenVocabularyPredictor,
-    file: Path,
-    output: Path,
-    names: Sequence[str] | None,
-    confidence_threshold: float,
-) -> list[dict[str, Any]]:
-    image = checked_image(file)
-    found = predictor(image, names)
-    instances, categories = found["instances"].to("cpu"), found["categories"]
-    instances = instances[instances.scores >= confidence_threshold]
-    drawn = draw_instances(image[:, :, ::-1], instances, categories.names, categories.novel)
-    with atomic_write(output / f"{file.stem}.png") as temporary:
-        Image.fromarray(drawn).save(temporary, format="PNG")
-    return _as_records(instances, categories)
+    predictor: OpenVocabularyPredictor, one: _Frame, output: Path, request: Request
+) -> dict[str, Any]:
+    image = one.read()
+    names, threshold = request.names, request.threshold
+    if request.tile:
+        side, overlap = request.tile, request.overlap
+        found = predict_in_tiles(predictor, image, names, threshold, side=side, overlap=overlap)
+    else:
+        found = predictor(image, names, threshold, "BGR")
+    if DRAWINGS in request.outputs:
+        categories = found.categories
+        drawn = draw_instances(
+            image[:, :, ::-1], found.instances, categories.names, categories.novel
+        )
+        with atomic_write(output / f"{one.stem}.png") as temporary:
+            Image.fromarray(drawn).save(temporary, format="PNG")
+    return {
+        "height": image.shape[0],
+        "width": image.shape[1],
+        "objects": _as_records(found, polygons={COCO, LABEL_STUDIO} & {*request.outputs} != set()),
+        "best": {
+            name: round(score, 4)
+            for name, score in zip(found.categories.names, found.best_scores, strict=True)
+            if score > 0
+        },
+    }
+
+
+def _shown(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {key: value for key, value in one.items() if key != "polygons"}
+        for one in content["objects"]
+    ]
+
+
+def _best_scores(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    best: dict[str, float] = {}
+    for one in found.values():
+        for name, score in one["best"].items():
+            best[name] = max(score, best.get(name, 0.0))
+    return best
+
+
+def nothing_message(best_scores: Mapping[str, float], threshold: float, shown: int = 5) -> str:
+    """Why nothing was found, and which threshold would show something."""
+    ranked = sorted(best_scores.items(), key=lambda one: -one[1])[:shown]
+    if not ranked:
+        return "Nothing was found: no name has any score in any image."
+    listed = ", ".join(f"{name} {score:.3g}" for name, score in ranked)
+    lower = int(1000 * ranked[0][1]) / 1000
+    return (
+        f"Nothing scores {threshold:g} or more. The best scores seen: {listed}; "
+        f"--threshold {lower:g} would show the first."
+    )
 
 
 def skipped_message(skipped: Mapping[str, str], total: int) -> str:
@@ -167,8 +383,25 @@ def skipped_message(skipped: Mapping[str, str], total: int) -> str:
     return f"{len(skipped)} of {total} images could not be used:\n{lines}"
 
 
-def _write(output: Path, detections: Detections) -> None:
-    atomic_write_json(output / DETECTIONS, detections)
+def _write(
+    output: Path,
+    found: Mapping[str, Mapping[str, Any]],
+    names: Sequence[str],
+    request: Request,
+) -> None:
+    atomic_write_json(output / DETECTIONS, {key: _shown(one) for key, one in found.items()})
+    if not {COCO, LABEL_STUDIO} & {*request.outputs}:
+        return
+    images = [
+        Found(file=key, height=one["height"], width=one["width"], objects=one["objects"])
+        for key, one in found.items()
+    ]
+    if COCO in request.outputs:
+        dataset = coco_dataset(images, names)
+        atomic_write_json(output / DATASET, dataset)
+        atomic_write_json(output / RESULTS, coco_results(dataset))
+    if LABEL_STUDIO in request.outputs:
+        atomic_write_json(output / TASKS, label_studio_tasks(images, "ovd_d2"))
 
 
 def _output_problems(files: Sequence[Path], output: Path) -> list[str]:
@@ -209,8 +442,9 @@ def _literal(pattern: str) -> list[Path]:
     return [Path(pattern)] if Path(pattern).is_file() else []
 
 
-def _as_records(instances: Instances, categories: Categories) -> list[dict[str, Any]]:
-    return [
+def _as_records(found: Prediction, *, polygons: bool) -> list[dict[str, Any]]:
+    instances, categories = found.instances, found.categories
+    records: list[dict[str, Any]] = [
         {
             "name": categories.names[k],
             "novel": categories.novel[k],
@@ -224,3 +458,7 @@ def _as_records(instances: Instances, categories: Categories) -> list[dict[str, 
             strict=True,
         )
     ]
+    if polygons and instances.has("pred_masks"):
+        for record, mask in zip(records, instances.pred_masks, strict=True):
+            record["polygons"] = polygons_of(mask.numpy())
+    return records

@@ -1,12 +1,15 @@
-"""From one image and a list of words to detections."""
+"""From images and words to detections, with any system."""
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
-from typing import TypedDict
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -18,52 +21,50 @@ from torch import nn
 from ovd_d2.clip.loading import configured_teacher, teacher_problems
 from ovd_d2.clip.prompts import clean_name
 from ovd_d2.clip.teacher import CLIPTeacher
-from ovd_d2.clip.vocabulary_builder import build_vocabulary, prompt_family
-from ovd_d2.data.augmentation import Resize, build_augmentations, smallest_resize
+from ovd_d2.clip.vocabulary_builder import EXAMPLE_WEIGHT, prompt_family, vocabulary_of_entries
+from ovd_d2.data.any_image import AnyImage, as_bgr
+from ovd_d2.data.augmentation import build_augmentations, smallest_resize
 from ovd_d2.data.image_faults import ImageError, thin_fault
+from ovd_d2.data.images import checked_image
 from ovd_d2.engine.build import build_open_vocabulary_model
 from ovd_d2.engine.weights import weights_problems
-from ovd_d2.errors import SetupError
+from ovd_d2.entries import Entry
+from ovd_d2.errors import SetupError, brief
+from ovd_d2.model_folder import pretrained_config
 from ovd_d2.modeling.open_vocabulary import detect, open_vocabulary_part, reads_names
+from ovd_d2.prediction import Prediction
 from ovd_d2.vocabulary import Categories, Vocabulary, configured_vocabulary
 
 logger = logging.getLogger(__name__)
 
-
-class Found(TypedDict):
-    """What a call has found.
-
-    Attributes:
-        instances: Detectron2's, with `pred_boxes` (XYXY, pixels of the image), `scores`,
-            `pred_classes` and `pred_masks` where the model has masks.
-        categories: what `pred_classes` index: the names of the call; novel is what the detector was
-            trained without boxes of.
-    """
-
-    instances: Instances
-    categories: Categories
+THRESHOLD = 0.25
+Name: TypeAlias = str | Sequence[str] | Entry  # a list of words: they mean one thing
+Names: TypeAlias = Sequence[Name] | Vocabulary
 
 
 class OpenVocabularyPredictor:
-    """Detects, in one BGR image, the configured vocabulary or any names given with the call.
+    """Detects, in images, the configured vocabulary or any names given with the call.
 
-    >>> predictor = OpenVocabularyPredictor(cfg)
-    >>> found = predictor(cv2.imread("street.jpg"), ["red car", "unicycle"])
-    >>> [found["categories"].names[k] for k in found["instances"].pred_classes]
+    >>> predictor = OpenVocabularyPredictor.from_pretrained("my_model")
+    >>> found = predictor("street.jpg", ["red car", ["sofa", "couch"]])
+    >>> for one in found.to_pipeline():
+    ...     print(one["label"], one["score"], one["box"])
 
     Calls do not change it, nor the model: threads can share one predictor, each with its own names.
+    Images go through the model one by one: what is found in one does not depend on the others.
 
-    Names given with the call are embedded with the prompts of the configured vocabulary. The
-    teacher is loaded when names are first given; text embeddings of the last few lists of
-    names are kept, so that calling again with the same list costs nothing.
+    A detector that compares text embeddings (ViLD, F-ViT) embeds the names given with the call as
+    those of the configured vocabulary were. The teacher is loaded when names are first given; text
+    embeddings of the last few lists of names are kept, so that calling again with the same list
+    costs nothing. A detector that reads the words itself (GLIP) needs no teacher.
 
-    Scores are shares among names, and few names alone would share out every object in the image.
-    So the configured vocabulary competes with the names given: its names are scored beside them
-    and left out of the result, save those that say part of a given name or more than it
-    ("anchor" does not compete with "red anchor"). `distractors=False` switches this off. A detector
-    that reads nothing but names scores each for itself, and needs neither these nor a teacher.
+    Scores of the former are shares among names, and few names alone would share out every object in
+    the image. So the configured vocabulary competes with the names given: its names are scored
+    beside them and left out of the result, save those that say part of a given name or more than it
+    ("anchor" does not compete with "red anchor"). `distractors=False` switches this off.
 
     Attributes:
+        cfg: the config.
         model: the detector, in eval mode.
         categories: of the configured vocabulary; None where there is none.
     """
@@ -111,31 +112,125 @@ class OpenVocabularyPredictor:
         self._distractors = distractors
         self._embedding = threading.Lock()  # one thread at a time loads the teacher and embeds
         self._vocabulary_of = lru_cache(cached_vocabularies)(self._embed)
+        self._competing = lru_cache(cached_vocabularies)(self._with_distractors)
         self._augmentations = T.AugmentationList(build_augmentations(self.cfg, is_train=False))
         self.categories = None if self._configured is None else self._configured.categories
 
-    def __call__(self, image_bgr: np.ndarray, names: Sequence[str] | None = None) -> Found:
-        """
+    @classmethod
+    def from_pretrained(
+        cls, source: str | os.PathLike[str], weights: str = "", **options: Any
+    ) -> OpenVocabularyPredictor:
+        """A trained detector by where it is.
+
         Args:
-            image_bgr: (H, W, 3) uint8, channels blue, green, red, as OpenCV reads.
-            names: what to look for, in words; None for the configured vocabulary.
+            source: a folder that tools/export_model.py wrote; "owner/name" of such a one on the
+                Hugging Face hub; or a config file.
+            weights: a checkpoint, with a config file.
+            options: of the constructor.
 
         Raises:
-            ValueError: not such an image, one that is so long and thin that resizing leaves no
-                pixel of it, or names that are blank or equal.
-            SetupError: names are given and the teacher cannot be had, or is not the vocabulary's.
+            SetupError: there is no such model, or a file of it is missing or damaged.
         """
-        _check_image(image_bgr, smallest_resize(self.cfg, is_train=False))
+        return cls(pretrained_config(source, weights), **options)
+
+    @overload
+    def __call__(
+        self,
+        images: list[Any] | tuple[Any, ...],
+        names: Names | None = None,
+        threshold: float = THRESHOLD,
+        channels: str | None = None,
+    ) -> list[Prediction]: ...
+
+    @overload
+    def __call__(
+        self,
+        images: AnyImage,
+        names: Names | None = None,
+        threshold: float = THRESHOLD,
+        channels: str | None = None,
+    ) -> Prediction: ...
+
+    def __call__(
+        self,
+        images: AnyImage | list[Any] | tuple[Any, ...],
+        names: Names | None = None,
+        threshold: float = THRESHOLD,
+        channels: str | None = None,
+    ) -> Prediction | list[Prediction]:
+        """
+        Args:
+            images: one or a list of them, see :func:`ovd_d2.data.any_image.as_bgr`.
+            names: what to look for: words, lists of words that mean one thing (the best of them
+                counts), entries with descriptions and example images; or a vocabulary, e.g. of
+                :meth:`vocabulary_of`. None: the configured vocabulary.
+            threshold: detections scored below it are left out.
+            channels: "RGB" or "BGR", of arrays and tensors.
+
+        Returns:
+            A prediction; of a list a list.
+
+        Raises:
+            ValueError: an image that is none or so long and thin that resizing leaves no pixel of
+                it; names that are blank or equal.
+            SetupError: the names cannot be looked for: the teacher cannot be had, or is not the
+                vocabulary's; the detector has no use for descriptions and examples.
+        """
         vocabulary, categories = self._wanted(names)
+        if isinstance(images, (list, tuple)):
+            return [
+                self._predict(one, vocabulary, categories, threshold, channels) for one in images
+            ]
+        return self._predict(images, vocabulary, categories, threshold, channels)
+
+    def _predict(
+        self,
+        image: AnyImage,
+        vocabulary: Vocabulary,
+        categories: Categories,
+        threshold: float,
+        channels: str | None,
+    ) -> Prediction:
+        image_bgr = as_bgr(image, channels)
+        resize = smallest_resize(self.cfg, is_train=False)
+        if fault := thin_fault(image_bgr.shape[0], image_bgr.shape[1], resize):
+            raise ImageError("the image", fault)
         height, width = image_bgr.shape[:2]
         one = {"image": self.network_image(image_bgr), "height": height, "width": width}
         with torch.no_grad():
             output = detect(self.model, [one], vocabulary)[0]
-        instances = output["instances"]
-        return {
-            "instances": instances[instances.pred_classes < len(categories)],
-            "categories": categories,
-        }
+        found: Instances = output["instances"].to("cpu")
+        found = found[found.pred_classes < len(categories)]
+        best = torch.zeros(len(categories)).scatter_reduce(
+            0, found.pred_classes, found.scores.float(), "amax"
+        )
+        return Prediction(found[found.scores >= threshold], categories, tuple(best.tolist()))
+
+    def categories_of(self, names: Names | None) -> Categories:
+        """What a call with these names finds objects of; raises what that call would."""
+        return self._wanted(names)[1]
+
+    def vocabulary_of(
+        self, names: Sequence[Name], *, example_weight: float = EXAMPLE_WEIGHT
+    ) -> Vocabulary:
+        """Names as this detector takes them, to be looked for again and again, or saved.
+
+        Args:
+            names: as of a call.
+            example_weight: see :func:`ovd_d2.clip.vocabulary_builder.vocabulary_of_entries`.
+
+        Raises:
+            ValueError, SetupError: as of a call.
+        """
+        entries = _checked_entries(names)
+        if open_vocabulary_part(self.model) is None:
+            raise SetupError(
+                [
+                    f"MODEL.META_ARCHITECTURE {self.cfg.MODEL.META_ARCHITECTURE} has a fixed list "
+                    "of categories; names need an open-vocabulary detector"
+                ]
+            )
+        return self._vocabulary_of(entries, example_weight)
 
     @property
     def teacher(self) -> CLIPTeacher:
@@ -150,51 +245,74 @@ class OpenVocabularyPredictor:
         """What the detector sees of an image: resized, (3, H, W), channels in the config's order.
 
         Args:
-            image_bgr: see :meth:`__call__`.
+            image_bgr: (H, W, 3) uint8, blue, green, red.
         """
         image = image_bgr[:, :, ::-1] if self.cfg.INPUT.FORMAT == "RGB" else image_bgr
         augmented = T.AugInput(np.ascontiguousarray(image))
         self._augmentations(augmented)
         return torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
 
-    def _wanted(self, names: Sequence[str] | None) -> tuple[Vocabulary, Categories]:
+    def _wanted(self, names: Names | None) -> tuple[Vocabulary, Categories]:
         """What to look for, and what of it to report: the first categories."""
-        if names is not None:
-            given = _checked_names(names)
-            vocabulary, count = self._vocabulary_of(given), len(given)
-        elif self._configured is not None:
-            vocabulary, count = self._configured, len(self._configured)
-        else:
-            raise SetupError(
-                [
-                    "no names were given, MODEL.OVD.VOCABULARY is empty, and MODEL.WEIGHTS "
-                    "brings no vocabulary: give one of them"
-                ]
-            )
-        return vocabulary, Categories(vocabulary.names[:count], vocabulary.novel[:count].tolist())
+        if names is None:
+            if self._configured is None:
+                raise SetupError(
+                    [
+                        "no names were given, MODEL.OVD.VOCABULARY is empty, and MODEL.WEIGHTS "
+                        "brings no vocabulary: give one of them"
+                    ]
+                )
+            return self._configured, self._configured.categories
+        given = names if isinstance(names, Vocabulary) else self.vocabulary_of(names)
+        if problem := self._foreign(given):
+            raise SetupError([problem])
+        return self._competing(given), given.categories
 
-    def _embed(self, names: tuple[str, ...]) -> Vocabulary:
-        """The names given, then their distractors."""
-        if open_vocabulary_part(self.model) is None:
-            raise SetupError(
-                [
-                    f"MODEL.META_ARCHITECTURE {self.cfg.MODEL.META_ARCHITECTURE} has a fixed list "
-                    "of categories; names need an open-vocabulary detector"
-                ]
-            )
+    def _embed(self, entries: tuple[Entry, ...], example_weight: float) -> Vocabulary:
         base = self._base_names()
-        categories = Categories(list(names), [clean_name(name) not in base for name in names])
-        if reads_names(self.model):  # which do not share out an object among them
-            return Vocabulary.of_names(categories)
+        entries = tuple(replace(one, novel=clean_name(one.name) not in base) for one in entries)
+        if reads_names(self.model):
+            return self._read(entries)
         with self._embedding:
             self._check_teacher()
-            prompts = prompt_family(self._configured, self.cfg.MODEL.OVD.TEACHER.PROMPTS)
-            given = build_vocabulary(categories, self.teacher, prompts=prompts)
-        others = self._distractors_for(names)
-        return self._with_distractors(given, others) if others else given
+            return vocabulary_of_entries(
+                entries,
+                self.teacher,
+                lambda path: np.ascontiguousarray(checked_image(path)[:, :, ::-1]),
+                prompts=prompt_family(self._configured, self.cfg.MODEL.OVD.TEACHER.PROMPTS),
+                example_weight=example_weight,
+            )
 
-    def _with_distractors(self, given: Vocabulary, others: list[int]) -> Vocabulary:
-        assert self._configured is not None  # it is where distractors come from
+    def _read(self, entries: Sequence[Entry]) -> Vocabulary:
+        described = [one.name for one in entries if one.descriptions or one.examples]
+        if described:
+            raise SetupError(
+                [
+                    f"MODEL.META_ARCHITECTURE {self.cfg.MODEL.META_ARCHITECTURE} reads words: it "
+                    f"has no use for the descriptions and example images of '{described[0]}'; give "
+                    "names and synonyms alone"
+                ]
+            )
+        categories = Categories([one.name for one in entries], [one.novel for one in entries])
+        return Vocabulary.of_names(categories, [one.synonyms for one in entries])
+
+    def _foreign(self, given: Vocabulary) -> str:
+        """Why a vocabulary cannot be compared with the detector's; "" where it can."""
+        known = self._configured
+        if reads_names(self.model) or known is None:
+            return ""
+        if "" in (given.teacher, known.teacher) or given.teacher == known.teacher:
+            return ""
+        return (
+            f"the vocabulary given was made with {given.teacher}, the detector's with "
+            f"{known.teacher}: their embeddings do not compare; make it with that teacher"
+        )
+
+    def _with_distractors(self, given: Vocabulary) -> Vocabulary:
+        """The names given, then what competes with them."""
+        others = self._distractors_for(given.words)
+        if not others or self._configured is None:
+            return given
         return Vocabulary(
             [*given.names, *(f"{self._configured.names[k]} (distractor)" for k in others)],
             torch.cat([given.embeddings, self._configured.embeddings[others]]),
@@ -202,6 +320,8 @@ class OpenVocabularyPredictor:
             teacher=given.teacher,
             prompts=given.prompts,
             background=given.background,
+            synonyms=[*given.synonyms, *([] for _ in others)],
+            synonym_embeddings=given.synonym_embeddings,
         )
 
     def _check_teacher(self) -> None:
@@ -214,37 +334,38 @@ class OpenVocabularyPredictor:
         flags = zip(self.categories.names, self.categories.novel, strict=True)
         return {clean_name(name) for name, novel in flags if not novel}
 
-    def _distractors_for(self, names: Sequence[str]) -> list[int]:
+    def _distractors_for(self, words: Sequence[str]) -> list[int]:
         """Indices of configured names that share out nothing with a given name's words."""
-        if self._configured is None or not self._distractors:
+        if self._configured is None or not self._distractors or reads_names(self.model):
             return []
-        given = [set(clean_name(name).split()) for name in names]
+        given = [set(clean_name(word).split()) for word in words]
         configured = [set(clean_name(name).split()) for name in self._configured.names]
         return [
             k
-            for k, words in enumerate(configured)
-            if not any(words <= wanted or wanted <= words for wanted in given)
+            for k, own in enumerate(configured)
+            if not any(own <= wanted or wanted <= own for wanted in given)
         ]
 
 
-def _check_image(image: np.ndarray, resize: Resize | None) -> None:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise ValueError(
-            f"image must be (height, width, 3) uint8 in BGR order, got {image.shape} {image.dtype}"
-        )
-    if fault := thin_fault(image.shape[0], image.shape[1], resize):
-        raise ImageError("the image", fault)
-
-
-def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(names, str):
-        raise ValueError(f"names must be a list of strings, got the one string {names!r}")
+def _checked_entries(names: Sequence[Name]) -> tuple[Entry, ...]:
+    if isinstance(names, (str, Entry)):
+        raise ValueError(f"names must be a list, got the one {names!r}")
     if not names:
         raise ValueError("names is empty: give at least one, or None for the configured vocabulary")
-    words = [clean_name(name) for name in names]
+    entries = tuple(_as_entry(name) for name in names)
+    words = [clean_name(word) for one in entries for word in one.words]
     if not all(words):
-        raise ValueError(f"names must not be blank: {list(names)}")
-    repeated = sorted({word for word in words if words.count(word) > 1})
-    if repeated:
-        raise ValueError(f"names mean the same: {repeated}; give each once")
-    return tuple(names)
+        raise ValueError(f"names must not be blank: {brief(list(names))}")
+    if len(set(words)) < len(words):
+        repeated = sorted(word for word, count in Counter(words).items() if count > 1)
+        raise ValueError(f"names mean the same: {brief(repeated)}; give each once")
+    return entries
+
+
+def _as_entry(name: Name) -> Entry:
+    if isinstance(name, Entry):
+        return name
+    words = (name,) if isinstance(name, str) or not isinstance(name, Sequence) else tuple(name)
+    if not words or not all(isinstance(word, str) for word in words):
+        raise ValueError(f"a name is a text or a list of texts, got {brief(name)}")
+    return Entry(words[0], synonyms=words[1:])

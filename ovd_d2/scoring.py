@@ -29,20 +29,24 @@ def image_probabilities(
     text_embeddings: Tensor,
     temperature: float | Tensor,
     background: Tensor | None = None,
+    best: Callable[[Tensor], Tensor] = lambda similarities: similarities,
 ) -> Tensor:
     """Image-branch scores: softmax over the categories, as ViLD's alone, or with background.
 
     Args:
         region_embeddings, text_embeddings, temperature: see :func:`image_logits`.
         background: (D,) unit embedding that takes part in the softmax, dropped afterwards.
+        best: (N, W + B) similarities to words and background -> (N, C + B) to categories, where
+            several words are one category (`Words.best`).
 
     Returns:
         (N, C) float32 (under autocast, too); rows sum to 1, with a background to less.
     """
     if background is None:
-        return F.softmax(image_logits(region_embeddings, text_embeddings, temperature), dim=1)
+        logits = image_logits(region_embeddings, text_embeddings, temperature)
+        return F.softmax(best(logits), dim=1)
     words = torch.cat([text_embeddings, background[None].to(text_embeddings)])
-    return text_probabilities(image_logits(region_embeddings, words, temperature))
+    return text_probabilities(best(image_logits(region_embeddings, words, temperature)))
 
 
 def image_logits(

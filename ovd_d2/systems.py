@@ -84,6 +84,7 @@ class System:
         test_passengers: the same at test time, of a data set by its name.
         validation_passengers: the same where the training losses over a test set are computed
             (`TEST.OVD.VALIDATION_LOSS`): what an image carries must not change between two times.
+        file_keys: keys of files or folders that its detector needs beside its weights.
         evaluators: evaluator_type of a data set's metadata -> what makes its evaluator, for types
             that are not detection.
         data_sets: what it adds to the data sets of this package; each is registered when it is
@@ -115,6 +116,7 @@ class System:
     passengers: Callable[[CfgNode], Sequence[Passenger]] = lambda *_: ()
     test_passengers: Callable[[CfgNode, str], Sequence[Passenger]] = lambda *_: ()
     validation_passengers: Callable[[CfgNode, str], Sequence[Passenger]] = lambda *_: ()
+    file_keys: tuple[str, ...] = ()
     evaluators: Mapping[str, EvaluatorFactory] = field(default_factory=dict)
     data_sets: Callable[[], Iterable[DataSet]] = lambda: ()
     wrap_loader: Callable[[CfgNode, Batches], Batches] = lambda cfg, loader: loader

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -18,7 +19,9 @@ from safetensors import SafetensorError
 from ovd_d2.errors import SetupError, brief
 from ovd_d2.files import atomic_write
 
-SCHEMA = "ovd_d2.vocabulary/1"
+SCHEMA = "ovd_d2.vocabulary/2"
+WORDS_ALONE = "alone"
+READABLE = ("ovd_d2.vocabulary/1", SCHEMA)  # 1 had no synonyms and no sources
 
 _NORM_TOLERANCE = 1e-3
 
@@ -68,15 +71,24 @@ class Categories:
 
 
 class Vocabulary:
-    """C category names with text embeddings, in the order of the data set's contiguous ids.
+    """C categories with text embeddings, in the order of the data set's contiguous ids.
+
+    A category may have synonyms, other words for the same thing. Each has an embedding of its own,
+    and a region's similarity to a category is that to the best of its words.
 
     Attributes:
         names: C distinct names.
-        embeddings: (C, D) float32, L2-normalised rows.
+        embeddings: (C, D) float32, L2-normalised rows. D is 0 where there are none
+            (:meth:`of_names`): for detectors that read the words themselves.
         novel: (C,) bool; True for categories without training boxes.
-        teacher: fingerprint of the teacher whose text encoder was used ("" if unknown).
+        teacher: fingerprint of the teacher whose encoders were used ("" if unknown).
         prompts: name of the prompt family ("" if unknown), and whether synonyms are averaged in.
         background: (D,) float32 unit embedding of the word "background", or None.
+        synonyms: C lists of S other words in all.
+        synonym_embeddings: (S, D) float32 unit rows, those of the first category first.
+        sources: C mappings that say what else than its words an embedding was made of
+            (`descriptions`, `examples` with the digests of their images, `example_weight`); None
+            where nothing else was.
     """
 
     def __init__(
@@ -88,6 +100,9 @@ class Vocabulary:
         teacher: str = "",
         prompts: str = "",
         background: torch.Tensor | None = None,
+        synonyms: Sequence[Sequence[str]] | None = None,
+        synonym_embeddings: torch.Tensor | None = None,
+        sources: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         """Checks everything it is given.
 
@@ -98,28 +113,53 @@ class Vocabulary:
             teacher: fingerprint of the teacher.
             prompts: prompt family.
             background: (D,) unit embedding, for detectors with MODEL.OVD.BACKGROUND "text".
+            synonyms, synonym_embeddings: S words and rows; None: no category has any.
+            sources: see the attributes.
 
         Raises:
-            ValueError: equal or blank names, NaN, rows that are not unit length, wrong counts.
+            ValueError: equal or blank words, NaN, rows that are not unit length, wrong counts.
             TypeError: names is one string, embeddings is not float32, novel is not bool.
         """
+        self.synonyms = _checked_synonyms(synonyms, len(names))
         self.names = _checked_names(names)
+        others = [word for group in self.synonyms for word in group]
+        self.words = _checked_names([*self.names, *others]) if others else self.names
         self.embeddings = _checked_embeddings(embeddings, self.names)
+        if synonym_embeddings is None:
+            synonym_embeddings = self.embeddings.new_zeros(0, self.embedding_dim)
+        if tuple(synonym_embeddings.shape) != (len(others), self.embedding_dim):
+            raise ValueError(
+                f"synonym_embeddings must have shape ({len(others)}, {self.embedding_dim}): one "
+                f"row per synonym; got {tuple(synonym_embeddings.shape)}"
+            )
+        self.synonym_embeddings = _checked_embeddings(synonym_embeddings, others)
         self.novel = _checked_novel(novel, len(self.names))
         self.teacher = teacher
         self.prompts = prompts
         self.background = _checked_background(background, self.embedding_dim)
+        self.sources = _checked_sources(sources, len(self.names))
         self._index = {name: position for position, name in enumerate(self.names)}
 
     @classmethod
-    def of_names(cls, categories: Categories) -> Vocabulary:
-        """For a detector that reads nothing but the names: embeddings of width 1 that say nothing.
+    def of_names(
+        cls, categories: Categories, synonyms: Sequence[Sequence[str]] | None = None
+    ) -> Vocabulary:
+        """For a detector that reads nothing but the words: embeddings of width 0.
+
+        Args:
+            categories: their names and novel flags are taken.
+            synonyms: other words of each that count as it.
 
         Raises:
-            ValueError: equal or blank names.
+            ValueError: equal or blank words.
         """
-        novel = torch.tensor(categories.novel, dtype=torch.bool)
-        return cls(categories.names, torch.ones(len(categories), 1), novel)
+        return cls(
+            categories.names,
+            torch.zeros(len(categories), 0),
+            torch.tensor(categories.novel, dtype=torch.bool),
+            synonyms=synonyms,
+            synonym_embeddings=torch.zeros(sum(map(len, synonyms or ())), 0),
+        )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -136,6 +176,13 @@ class Vocabulary:
         return self.embeddings.shape[1]
 
     @property
+    def owners(self) -> torch.Tensor:
+        """(C + S,) int64: which category each of `words`, the names and then the synonyms, is."""
+        counts = torch.tensor([len(group) for group in self.synonyms])
+        own = torch.arange(len(self))
+        return torch.cat([own, own.repeat_interleave(counts)])
+
+    @property
     def categories(self) -> Categories:
         """The names without their embeddings."""
         return Categories(self.names, self.novel.tolist())
@@ -148,7 +195,8 @@ class Vocabulary:
 
     def select(self, names: Sequence[str]) -> Vocabulary:
         """The entries of these names, in their order; KeyError for one that is not here."""
-        rows = torch.tensor([self.index(name) for name in names])
+        rows = [self.index(name) for name in names]
+        own = self.synonym_embeddings.split([len(group) for group in self.synonyms])
         return Vocabulary(
             names,
             self.embeddings[rows],
@@ -156,6 +204,9 @@ class Vocabulary:
             teacher=self.teacher,
             prompts=self.prompts,
             background=self.background,
+            synonyms=[self.synonyms[row] for row in rows],
+            synonym_embeddings=torch.cat([own[row] for row in rows]),
+            sources=None if self.sources is None else [self.sources[row] for row in rows],
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -165,7 +216,9 @@ class Vocabulary:
 
     def to_bytes(self) -> bytes:
         """The content of a file that `save` writes."""
-        tensors = {"embeddings": self.embeddings.contiguous(), "novel": self.novel.contiguous()}
+        tensors = {"novel": self.novel.contiguous()}
+        if self.embedding_dim:
+            tensors["embeddings"] = self.embeddings.contiguous()
         if self.background is not None:
             tensors["background"] = self.background.contiguous()
         metadata = {
@@ -174,6 +227,14 @@ class Vocabulary:
             "teacher": self.teacher,
             "prompts": self.prompts,
         }
+        if not self.embedding_dim:
+            metadata["words"] = WORDS_ALONE
+        if any(self.synonyms):
+            if self.embedding_dim:
+                tensors["synonym_embeddings"] = self.synonym_embeddings.contiguous()
+            metadata["synonyms"] = json.dumps(self.synonyms, ensure_ascii=False)
+        if self.sources is not None:
+            metadata["sources"] = json.dumps(self.sources, ensure_ascii=False, sort_keys=True)
         return _with_sorted_header(safetensors.torch.save(tensors, metadata=metadata))
 
     @classmethod
@@ -190,6 +251,26 @@ class Vocabulary:
                 f"vocabulary not found: {path} (make one with tools/build_vocabulary.py)"
             )
         return cls.from_bytes(local.read_bytes(), source=str(local))
+
+    @classmethod
+    def _unpacked(
+        cls, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+    ) -> Vocabulary:
+        names, novel = json.loads(metadata["names"]), tensors["novel"]
+        synonyms = json.loads(metadata.get("synonyms", "null"))
+        if metadata.get("words") == WORDS_ALONE:
+            return cls.of_names(Categories(names, novel.tolist()), synonyms)
+        return cls(
+            names,
+            _with_columns(tensors["embeddings"]),
+            novel,
+            teacher=metadata.get("teacher", ""),
+            prompts=metadata.get("prompts", ""),
+            background=tensors.get("background"),
+            synonyms=synonyms,
+            synonym_embeddings=tensors.get("synonym_embeddings"),
+            sources=json.loads(metadata.get("sources", "null")),
+        )
 
     @classmethod
     def from_bytes(cls, content: bytes, *, source: str = "vocabulary") -> Vocabulary:
@@ -211,22 +292,21 @@ class Vocabulary:
             ) from error
         metadata = _metadata_of(content)
         schema = metadata.get("schema")
-        if schema != SCHEMA:
+        if schema not in READABLE:
             raise ValueError(
                 f"{source}: not a vocabulary of this version (schema: expected '{SCHEMA}', found "
                 f"{schema!r}); make one with tools/build_vocabulary.py"
             )
         try:
-            return cls(
-                json.loads(metadata["names"]),
-                tensors["embeddings"],
-                tensors["novel"],
-                teacher=metadata.get("teacher", ""),
-                prompts=metadata.get("prompts", ""),
-                background=tensors.get("background"),
-            )
+            return cls._unpacked(tensors, metadata)
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{source}: not a vocabulary ({error}); make it again") from error
+
+
+def _with_columns(embeddings: torch.Tensor) -> torch.Tensor:
+    if embeddings.shape[-1] == 0:
+        raise ValueError(f"embeddings of shape {tuple(embeddings.shape)} have no column")
+    return embeddings
 
 
 def configured_vocabulary(cfg: CfgNode) -> Vocabulary | None:
@@ -277,15 +357,37 @@ def _checked_names(names: Sequence[str]) -> list[str]:
     return checked
 
 
+def _checked_synonyms(synonyms: Sequence[Sequence[str]] | None, count: int) -> list[list[str]]:
+    if synonyms is None:
+        return [[] for _ in range(count)]
+    if any(isinstance(group, str) for group in synonyms):
+        raise TypeError("synonyms must be a list of words per name, got a string in place of one")
+    if len(synonyms) != count:
+        raise ValueError(f"{len(synonyms)} lists of synonyms for {count} names: give one each")
+    return [list(group) for group in synonyms]
+
+
+def _checked_sources(
+    sources: Sequence[Mapping[str, Any]] | None, count: int
+) -> list[dict[str, Any]] | None:
+    if sources is None:
+        return None
+    if len(sources) != count:
+        raise ValueError(f"{len(sources)} sources for {count} names: give one each")
+    return [dict(one) for one in sources]
+
+
 def _checked_embeddings(embeddings: torch.Tensor, names: list[str]) -> torch.Tensor:
     if embeddings.dtype != torch.float32:
         raise TypeError(f"embeddings must be float32, got {embeddings.dtype}")
-    if embeddings.ndim != 2 or embeddings.shape[0] != len(names) or embeddings.shape[1] == 0:
+    if embeddings.ndim != 2 or embeddings.shape[0] != len(names):
         raise ValueError(
             f"embeddings must have shape ({len(names)}, D): one row per name; got "
             f"{tuple(embeddings.shape)}"
         )
     values = embeddings.detach()
+    if values.numel() == 0:
+        return values.clone()
     bad = (~torch.isfinite(values)).any(dim=1)
     if bad.any():
         first = int(bad.nonzero()[0])

@@ -16,11 +16,21 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.structures import Boxes, Instances
 from PIL import Image
+from pycocotools.coco import COCO as COCOReader
 
-import ovd_d2.predict_files as predict_module
 from ovd_d2 import add_ovd_config
+from ovd_d2.data.coco_json import load_coco_json
 from ovd_d2.errors import SetupError
-from ovd_d2.predict_files import expand_inputs, predict_files, skipped_message
+from ovd_d2.predict_files import (
+    COCO,
+    DRAWINGS,
+    LABEL_STUDIO,
+    Request,
+    expand_inputs,
+    nothing_message,
+    predict_files,
+    skipped_message,
+)
 from ovd_d2.predictor import OpenVocabularyPredictor
 from ovd_d2.vocabulary import Vocabulary
 
@@ -74,7 +84,7 @@ def test_inputs_that_cannot_be(predictor, tmp_path):
     with pytest.raises(
         SetupError, match=r"same.png cannot be read: .*begins with b.this is no image"
     ):
-        predict_files(predictor, [tmp_path / "same.png"], tmp_path / "out")
+        predict_files(predictor, [tmp_path / "same.png"], tmp_path / "out", Request())
 
 
 def test_a_name_with_brackets_is_a_file(tmp_path):
@@ -113,7 +123,7 @@ def written(output):
 def test_results_never_overwrite_the_input(predictor, folder):
     before = {file: file.read_bytes() for file in folder.iterdir()}
     with pytest.raises(SetupError, match="would overwrite the input; name another --output"):
-        predict_files(predictor, inputs_of(folder), folder)
+        predict_files(predictor, inputs_of(folder), folder, Request())
     assert {file: file.read_bytes() for file in folder.iterdir()} == before
 
 
@@ -121,35 +131,37 @@ def test_nor_through_a_link_or_another_spelling(predictor, folder, tmp_path, mon
     files = inputs_of(folder)
     (tmp_path / "link").symlink_to(folder)
     with pytest.raises(SetupError, match="4 of 5 results .*would overwrite"):
-        predict_files(predictor, files, tmp_path / "link")
+        predict_files(predictor, files, tmp_path / "link", Request())
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SetupError, match="would overwrite"):
-        predict_files(predictor, files, Path("mine") / ".." / "mine")
+        predict_files(predictor, files, Path("mine") / ".." / "mine", Request())
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "2.png").symlink_to(folder / "2.png")
     with pytest.raises(SetupError, match="1 of 5 results .*2.png.* would overwrite"):
-        predict_files(predictor, files, tmp_path / "out")
+        predict_files(predictor, files, tmp_path / "out", Request())
 
 
 def test_detections_json_is_a_result_too(predictor, folder, tmp_path):
     (folder / "0.png").rename(tmp_path / "detections.json")
     with pytest.raises(SetupError, match="detections.json.* would overwrite"):
-        predict_files(predictor, [tmp_path / "detections.json"], tmp_path)
+        predict_files(predictor, [tmp_path / "detections.json"], tmp_path, Request())
 
 
 def test_jpegs_beside_their_drawings_survive(predictor, image, tmp_path):
     cv2.imwrite(str(tmp_path / "0.jpg"), image)
     before = (tmp_path / "0.jpg").read_bytes()
-    predict_files(predictor, [tmp_path / "0.jpg"], tmp_path)
+    predict_files(predictor, [tmp_path / "0.jpg"], tmp_path, Request())
     assert (tmp_path / "0.jpg").read_bytes() == before and (tmp_path / "0.png").is_file()
 
 
 def test_an_output_that_is_a_file(predictor, folder, tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(SetupError, match="out is a file; name a folder"):
-        predict_files(predictor, inputs_of(folder), tmp_path / "out")
+        predict_files(predictor, inputs_of(folder), tmp_path / "out", Request())
     with pytest.raises(SetupError, match="out is a file; name a folder"):
-        predict_files(predictor, inputs_of(folder), tmp_path / "out" / "deeper" / "still")
+        predict_files(
+            predictor, inputs_of(folder), tmp_path / "out" / "deeper" / "still", Request()
+        )
 
 
 def test_bad_images_never_lose_the_results_of_the_others(predictor, folder, image, tmp_path):
@@ -159,7 +171,7 @@ def test_bad_images_never_lose_the_results_of_the_others(predictor, folder, imag
     (folder / "empty.png").write_bytes(b"")
     (folder / "gone.png").symlink_to(folder / "nowhere")
     cv2.imwrite(str(folder / "thin.png"), np.zeros((4000, 4, 3), np.uint8))
-    found = predict_files(predictor, inputs_of(folder), tmp_path / "out", confidence_threshold=0)
+    found = predict_files(predictor, inputs_of(folder), tmp_path / "out", Request(threshold=0))
     good = [str(folder / f"{k}.png") for k in (0, 2, 3)]
     assert list(found.detections) == good and all(found.detections.values())
     assert written(tmp_path / "out") == found.detections
@@ -179,7 +191,7 @@ def test_headers_are_looked_at_before_the_first_detection(predictor, folder, tmp
     for file in folder.iterdir():
         file.write_bytes(b"")
     with pytest.raises(SetupError, match="4 problem.s. found before starting") as caught:
-        predict_files(predictor, inputs_of(folder), tmp_path / "out")
+        predict_files(predictor, inputs_of(folder), tmp_path / "out", Request())
     assert "0.png is empty" in str(caught.value) and "3.png is empty" in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -188,24 +200,106 @@ def test_headers_are_looked_at_before_the_first_detection(predictor, folder, tmp
 def test_what_is_done_is_written_when_the_end_comes_early(predictor, folder, tmp_path, error):
     predictor.model.error, predictor.model.at = error, 3
     with pytest.raises(type(error)):
-        predict_files(predictor, inputs_of(folder), tmp_path / "out")
+        predict_files(predictor, inputs_of(folder), tmp_path / "out", Request())
     assert list(written(tmp_path / "out")) == [str(folder / "0.png"), str(folder / "1.png")]
 
 
 def test_an_early_end_leaves_older_results_alone(predictor, folder, tmp_path):
-    predict_files(predictor, inputs_of(folder), tmp_path / "out")
+    predict_files(predictor, inputs_of(folder), tmp_path / "out", Request())
     before = written(tmp_path / "out")
     with pytest.raises(ValueError, match="names is empty"):
-        predict_files(predictor, inputs_of(folder), tmp_path / "out", names=[])
+        predict_files(predictor, inputs_of(folder), tmp_path / "out", Request(names=[]))
     assert written(tmp_path / "out") == before
 
 
-def test_results_are_written_now_and_then(predictor, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("ovd_d2.predict_files._SAVE_PERIOD", 0.0)
-    sizes = []
-    monkeypatch.setattr(predict_module, "atomic_write_json", lambda _, obj: sizes.append(len(obj)))
-    predict_files(predictor, inputs_of(folder), tmp_path / "out")
-    assert sizes == [1, 2, 3, 4, 4]
+def test_a_run_that_ended_early_goes_on(predictor, folder, tmp_path):
+    predictor.model.error, predictor.model.at = KeyboardInterrupt(), 3
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(predictor, inputs_of(folder), tmp_path / "out", Request())
+    progress = tmp_path / "out" / "progress.jsonl"
+    progress.write_text(progress.read_text() + '{"key": "cut sho')  # a kill leaves such a line
+    with pytest.raises(SetupError, match="is of a run with other names, another model or other"):
+        predict_files(predictor, inputs_of(folder), tmp_path / "out", Request(threshold=0.5))
+    predictor.model.at = 0
+    calls = predictor.model.at
+    found = predict_files(predictor, inputs_of(folder), tmp_path / "out", Request())
+    assert calls - predictor.model.at == 2  # the other two were done
+    assert len(found.detections) == 4 and written(tmp_path / "out") == found.detections
+    assert not progress.exists()
+
+
+def test_pre_annotation_comes_back_as_it_was(predictor, folder, tmp_path):
+    request = Request(outputs=(COCO, LABEL_STUDIO))
+    found = predict_files(predictor, inputs_of(folder), tmp_path / "out", request)
+    read = COCOReader(str(tmp_path / "out" / "coco.json"))
+    assert [one["name"] for one in read.loadCats(read.getCatIds())] == ["anchor"]
+    results = json.loads((tmp_path / "out" / "coco_results.json").read_text())
+    assert len(read.loadRes(results).anns) == 4  # pycocotools knows the ids
+    tasks = json.loads((tmp_path / "out" / "label_studio.json").read_text())
+    for image_id, task, (file, objects) in zip(
+        read.getImgIds(), tasks, found.detections.items(), strict=True
+    ):
+        (image,) = read.loadImgs(image_id)
+        assert image["file_name"] == task["data"]["image"] == file
+        (one,) = read.loadAnns(read.getAnnIds(image_id))
+        x, y, width, height = one["bbox"]
+        assert [x, y, x + width, y + height] == objects[0]["box"]
+        (region,) = task["predictions"][0]["result"]
+        value = region["value"]
+        assert value["rectanglelabels"] == ["anchor"]
+        assert value["width"] * region["original_width"] / 100 == width
+        assert value["height"] * region["original_height"] / 100 == height
+    assert {one.name for one in (tmp_path / "out").iterdir()} == {
+        "detections.json",
+        "coco.json",
+        "coco_results.json",
+        "label_studio.json",
+    }
+
+
+def test_our_own_loader_reads_the_data_set(predictor, folder, tmp_path):
+    predict_files(predictor, inputs_of(folder), tmp_path / "out", Request(outputs=(COCO,)))
+    records = load_coco_json(str(tmp_path / "out" / "coco.json"), "", "pre_annotated")
+    assert [one["file_name"] for one in records] == [str(one) for one in inputs_of(folder)]
+    assert all(len(one["annotations"]) == 1 for one in records)
+
+
+def test_frames_of_a_video(predictor, image, tmp_path):
+    writer = cv2.VideoWriter(
+        str(tmp_path / "clip.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 5, image.shape[1::-1]
+    )
+    for _ in range(5):
+        writer.write(image)
+    writer.release()
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    files = [tmp_path / "clip.avi", tmp_path / "broken.mp4"]
+    found = predict_files(predictor, files, tmp_path / "out", Request(every=2))
+    keys = [f"{tmp_path / 'clip.avi'}#{k:06d}" for k in (0, 2, 4)]
+    assert list(found.detections) == keys and (tmp_path / "out" / "clip_000004.png").is_file()
+    assert "reads no frame of this video" in found.skipped[str(tmp_path / "broken.mp4")]
+
+
+def test_nothing_found_says_what_would_be():
+    text = nothing_message({"snowman": 0.0712, "red anchor": 0.1887}, 0.25)
+    assert text == (
+        "Nothing scores 0.25 or more. The best scores seen: red anchor 0.189, snowman 0.0712; "
+        "--threshold 0.188 would show the first."
+    )
+    assert "no name has any score" in nothing_message({}, 0.25)
+
+
+def test_best_scores_are_those_below_the_threshold(predictor, folder, tmp_path):
+    found = predict_files(predictor, inputs_of(folder), tmp_path / "out", Request(threshold=0.95))
+    assert list(found.detections.values()) == [[]] * 4 and found.best_scores == {"anchor": 0.9}
+
+
+def test_drawings_only_where_they_are_wanted(predictor, folder, tmp_path):
+    (folder / "sub").mkdir()
+    (folder / "0.png").rename(folder / "sub" / "1.png")
+    with pytest.raises(SetupError, match="2 files are called '1'"):
+        expand_inputs([str(folder), str(folder / "sub")])
+    files = expand_inputs([str(folder), str(folder / "sub")], drawings=False)
+    assert len(files) == 4 and DRAWINGS == "drawings"
 
 
 def test_images_of_every_mode(predictor, image, tmp_path):
@@ -220,7 +314,7 @@ def test_images_of_every_mode(predictor, image, tmp_path):
     colour.save(tmp_path / "turned.jpg", exif=turned)
     colour.resize((1, 1)).save(tmp_path / "one.png")
     files = expand_inputs([str(tmp_path / "*.png"), str(tmp_path / "*.jpg")])
-    found = predict_files(predictor, files, tmp_path / "out")
+    found = predict_files(predictor, files, tmp_path / "out", Request())
     assert found.skipped == {} and len(found.detections) == 7
     boxes = {Path(file).stem: one["box"] for file, (one,) in found.detections.items()}
     assert boxes["grey"] == boxes["cmyk"] == [0, 0, 200, 120]
@@ -235,14 +329,16 @@ def test_names_of_files(predictor, folder, tmp_path):
     for k, name in enumerate(names):
         (folder / f"{k}.png").rename(folder / name)
     (folder / "3.png").unlink()
-    found = predict_files(predictor, inputs_of(folder), tmp_path / "out")
+    found = predict_files(predictor, inputs_of(folder), tmp_path / "out", Request())
     assert written(tmp_path / "out") == found.detections
     assert set(found.detections) == {str(folder / name) for name in names}
 
 
 def test_a_folder_and_a_broken_link_as_input(folder, tmp_path):
-    with pytest.raises(SetupError, match=r"no file matches .*mine'; it is a folder: '.*mine/\*'\?"):
-        expand_inputs([str(folder)])
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(SetupError, match="no image in the folder '.*bare'"):
+        expand_inputs([str(tmp_path / "bare")])
+    assert len(expand_inputs([str(folder)])) == 4
     (folder / "gone.png").symlink_to(folder / "nowhere")
     (folder / "sub.png").mkdir()
     assert [file.name for file in inputs_of(folder)] == [

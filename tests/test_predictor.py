@@ -17,7 +17,7 @@ from ovd_d2 import add_ovd_config
 from ovd_d2.clip import embed_names
 from ovd_d2.engine.checkpoint import SafeCheckpointer
 from ovd_d2.errors import SetupError
-from ovd_d2.predict_files import expand_inputs, predict_files
+from ovd_d2.predict_files import Request, expand_inputs, predict_files
 from ovd_d2.predictor import OpenVocabularyPredictor
 from ovd_d2.vocabulary import Categories, Vocabulary
 
@@ -29,18 +29,23 @@ DIM = 64
 class FakeTeacher:
     """Every sentence has a random direction of its own; counts the sentences it encodes."""
 
-    embedding_dim = DIM
     fingerprint = "fake-0123456789abcdef"
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = DIM) -> None:
+        self.embedding_dim = width
         self.encoded = 0
+
+    def cut_off(self, sentence: str) -> str:
+        return ""
 
     def encode_text(self, sentences: list[str]) -> torch.Tensor:
         self.encoded += len(sentences)
         rows = []
         for sentence in sentences:
             seed = int.from_bytes(hashlib.sha256(sentence.encode()).digest()[:4], "big")
-            rows.append(torch.randn(DIM, generator=torch.Generator().manual_seed(seed)))
+            rows.append(
+                torch.randn(self.embedding_dim, generator=torch.Generator().manual_seed(seed))
+            )
         return torch.nn.functional.normalize(torch.stack(rows), dim=1)
 
 
@@ -82,7 +87,7 @@ def teacher():
 
 @pytest.fixture
 def predictor(cfg, model, teacher):
-    return OpenVocabularyPredictor(cfg, model=model, teacher=teacher)
+    return Call(cfg, model=model, teacher=teacher)
 
 
 @pytest.fixture
@@ -99,40 +104,53 @@ def somebodys_model():
     return build_model(cfg).eval()
 
 
-def classes(output):
-    return set(output["instances"].pred_classes.tolist())
+def classes(found):
+    return set(found.instances.pred_classes.tolist())
+
+
+class Call:
+    """A predictor of BGR arrays that reports everything."""
+
+    def __init__(self, *args, **kwargs):
+        self.predictor = OpenVocabularyPredictor(*args, **kwargs)
+
+    def __call__(self, image, names=None):
+        return self.predictor(image, names, 0.0, "BGR")
+
+    def __getattr__(self, name):
+        return getattr(self.predictor, name)
 
 
 def test_configured_vocabulary_needs_no_teacher(predictor, teacher, image):
     found = predictor(image)
-    instances = found["instances"]
-    assert found["categories"] == predictor.categories == Categories(NAMES, [False, False, True])
+    instances = found.instances
+    assert found.categories == predictor.categories == Categories(NAMES, [False, False, True])
     assert instances.image_size == (120, 200)
-    assert len(instances) > 0 and classes({"instances": instances}) <= {0, 1, 2}
+    assert len(instances) > 0 and classes(found) <= {0, 1, 2}
     assert tuple(instances.pred_masks.shape[1:]) == (120, 200)
     assert teacher.encoded == 0
 
 
 def test_names_in_words(predictor, image):
     output = predictor(image, ["snowman", "Chess Knight", "UMBRELLA", "red kite"])
-    assert output["categories"].names == ["snowman", "Chess Knight", "UMBRELLA", "red kite"]
+    assert output.categories.names == ["snowman", "Chess Knight", "UMBRELLA", "red kite"]
     # only "umbrella" is a base name of the vocabulary
-    assert output["categories"].novel == [True, True, False, True]
-    assert classes(output) <= {0, 1, 2, 3} and len(output["instances"]) > 0
+    assert output.categories.novel == [True, True, False, True]
+    assert classes(output) <= {0, 1, 2, 3} and len(output.instances) > 0
 
 
 def assert_equal(one, other):
-    assert one["categories"] == other["categories"]
-    assert torch.equal(one["instances"].scores, other["instances"].scores)
-    assert torch.equal(one["instances"].pred_classes, other["instances"].pred_classes)
+    assert one.categories == other.categories
+    assert torch.equal(one.instances.scores, other.instances.scores)
+    assert torch.equal(one.instances.pred_classes, other.instances.pred_classes)
 
 
 def test_the_names_of_a_call_are_its_own(predictor, model, image):
     held = model.vocabulary
     before, given = predictor(image), predictor(image, ["snowman"])
     after = predictor(image)
-    assert given["categories"].names == ["snowman"]
-    assert predictor.categories.names == after["categories"].names == NAMES
+    assert given.categories.names == ["snowman"]
+    assert predictor.categories.names == after.categories.names == NAMES
     assert_equal(before, after)
     assert model.vocabulary is held
 
@@ -141,10 +159,8 @@ def test_the_names_of_a_call_are_its_own(predictor, model, image):
 def test_threads_with_names_of_their_own(cfg, teacher, image, kind, request):
     model = request.getfixturevalue(kind)
     wanted = [None, ["snowman"], ["kite", "red kite"], ["umbrella", "sun", "moon", "star"]]
-    alone = [
-        OpenVocabularyPredictor(cfg, model=model, teacher=teacher)(image, one) for one in wanted
-    ]
-    shared = OpenVocabularyPredictor(cfg, model=model, teacher=teacher)
+    alone = [Call(cfg, model=model, teacher=teacher)(image, one) for one in wanted]
+    shared = Call(cfg, model=model, teacher=teacher)
     with ThreadPoolExecutor(4) as pool:
         calls = [(k, pool.submit(shared, image, wanted[k])) for k in [0, 1, 2, 3] * 4]
         for k, call in calls:
@@ -154,14 +170,14 @@ def test_threads_with_names_of_their_own(cfg, teacher, image, kind, request):
 def test_somebodys_model_has_its_vocabulary_again(cfg, somebodys_model, teacher, image):
     held = Vocabulary(["dog"], torch.eye(1, DIM))
     somebodys_model.roi_heads.set_vocabulary(held)
-    predictor = OpenVocabularyPredictor(cfg, model=somebodys_model, teacher=teacher)
+    predictor = Call(cfg, model=somebodys_model, teacher=teacher)
     found = predictor(image, ["snowman", "kite"])
-    assert classes(found) <= {0, 1} and len(found["instances"]) > 0
+    assert classes(found) <= {0, 1} and len(found.instances) > 0
     assert somebodys_model.roi_heads.vocabulary is held
 
 
 def test_text_embeddings_are_kept_for_the_last_lists(cfg, model, teacher, image):
-    predictor = OpenVocabularyPredictor(cfg, model=model, teacher=teacher, cached_vocabularies=2)
+    predictor = Call(cfg, model=model, teacher=teacher, cached_vocabularies=2)
     predictor(image, ["a", "b"])
     predictor(image, ["c"])
     assert teacher.encoded == 5  # a list's names and the word background
@@ -175,8 +191,8 @@ def test_text_embeddings_are_kept_for_the_last_lists(cfg, model, teacher, image)
 
 
 def test_the_order_of_names_is_the_order_of_classes(predictor, image):
-    one = predictor(image, ["snowman", "kite"])["instances"]
-    other = predictor(image, ["kite", "snowman"])["instances"]
+    one = predictor(image, ["snowman", "kite"]).instances
+    other = predictor(image, ["kite", "snowman"]).instances
     assert len(one) == len(other)
     for k in range(2):
         torch.testing.assert_close(
@@ -188,28 +204,28 @@ def test_the_order_of_names_is_the_order_of_classes(predictor, image):
 
 
 def test_distractors_compete_but_are_not_reported(cfg, model, teacher, image):
-    with_them = OpenVocabularyPredictor(cfg, model=model, teacher=teacher)
-    without = OpenVocabularyPredictor(cfg, model=model, teacher=teacher, distractors=False)
+    with_them = Call(cfg, model=model, teacher=teacher)
+    without = Call(cfg, model=model, teacher=teacher, distractors=False)
     competing, alone = with_them(image, ["snowman"]), without(image, ["snowman"])
-    assert classes(competing) <= {0} and competing["categories"].names == ["snowman"]
-    assert alone["instances"].scores.max() > competing["instances"].scores.max()
+    assert classes(competing) <= {0} and competing.categories.names == ["snowman"]
+    assert alone.instances.scores.max() > competing.instances.scores.max()
 
 
 def test_a_name_does_not_compete_with_its_refinement(predictor, image):
-    assert predictor._distractors_for(["red anchor"]) == [1, 2]
-    assert predictor._distractors_for(["knight"]) == [0, 1]
-    assert predictor._distractors_for(["anchor", "umbrella", "chess knight"]) == []
-    assert predictor._distractors_for(["snowman"]) == [0, 1, 2]
+    assert predictor.predictor._distractors_for(["red anchor"]) == [1, 2]
+    assert predictor.predictor._distractors_for(["knight"]) == [0, 1]
+    assert predictor.predictor._distractors_for(["anchor", "umbrella", "chess knight"]) == []
+    assert predictor.predictor._distractors_for(["snowman"]) == [0, 1, 2]
 
 
 def test_channel_order_follows_the_config(cfg, model, teacher, image):
     assert cfg.INPUT.FORMAT == "RGB"
-    rgb = OpenVocabularyPredictor(cfg, model=model, teacher=teacher)(image)["instances"]
+    rgb = Call(cfg, model=model, teacher=teacher)(image).instances
     cfg.INPUT.FORMAT = "BGR"
-    bgr = OpenVocabularyPredictor(cfg, model=model, teacher=teacher)
+    bgr = Call(cfg, model=model, teacher=teacher)
     flipped = np.ascontiguousarray(image[:, :, ::-1])
-    torch.testing.assert_close(rgb.scores, bgr(flipped)["instances"].scores)
-    assert not torch.equal(rgb.scores, bgr(image)["instances"].scores)
+    torch.testing.assert_close(rgb.scores, bgr(flipped).instances.scores)
+    assert not torch.equal(rgb.scores, bgr(image).instances.scores)
 
 
 def test_same_as_the_evaluation_loop(predictor, model, cfg, image, tmp_path):
@@ -220,7 +236,7 @@ def test_same_as_the_evaluation_loop(predictor, model, cfg, image, tmp_path):
     cv2.imwrite(str(file), image)
     record = {"file_name": str(file), "image_id": 1, "height": 120, "width": 200}
     mapped = OpenVocabularyDatasetMapper(cfg, is_train=False)(record)
-    found = predictor(image)["instances"]
+    found = predictor(image).instances
     model.set_vocabulary(Vocabulary.load(cfg.MODEL.OVD.VOCABULARY))
     with torch.no_grad():
         expected = model([mapped])[0]["instances"]
@@ -231,11 +247,9 @@ def test_same_as_the_evaluation_loop(predictor, model, cfg, image, tmp_path):
 def test_weights_and_vocabulary_from_files(cfg, model, teacher, image, tmp_path):
     DetectionCheckpointer(model, str(tmp_path)).save("trained")
     cfg.MODEL.WEIGHTS = str(tmp_path / "trained.pth")
-    loaded = OpenVocabularyPredictor(cfg, teacher=teacher)
-    expected = OpenVocabularyPredictor(cfg, model=model, teacher=teacher)
-    torch.testing.assert_close(
-        loaded(image)["instances"].scores, expected(image)["instances"].scores
-    )
+    loaded = Call(cfg, teacher=teacher)
+    expected = Call(cfg, model=model, teacher=teacher)
+    torch.testing.assert_close(loaded(image).instances.scores, expected(image).instances.scores)
     assert not loaded.model.training
 
 
@@ -243,7 +257,9 @@ def test_weights_and_vocabulary_from_files(cfg, model, teacher, image, tmp_path)
     "names, message",
     [
         ([], "names is empty"),
-        ("anchor", "one string 'anchor'"),
+        ("anchor", "a list, got the one 'anchor'"),
+        (["anchor", 3], "a text or a list of texts, got 3"),
+        (["sofa", ["couch", "Sofa"]], r"mean the same: \['sofa'\]"),
         (["anchor", " "], "blank"),
         (["red_anchor", "Red anchor"], r"mean the same: \['red anchor'\]"),
     ],
@@ -255,10 +271,10 @@ def test_names_that_cannot_be(predictor, image, names, message):
 
 @pytest.mark.parametrize(
     "wrong",
-    [np.zeros((5, 5), np.uint8), np.zeros((5, 5, 3), np.float32), np.zeros((0, 5, 3), np.uint8)],
+    [np.zeros((5, 5, 2), np.uint8), np.zeros((5, 5, 3), np.float32), np.zeros((0, 5, 3), np.uint8)],
 )
 def test_wrong_image(predictor, wrong):
-    with pytest.raises(ValueError, match=r"\(height, width, 3\) uint8 in BGR"):
+    with pytest.raises(ValueError, match=r"\(height, width, 3\) uint8, from 0 to 255"):
         predictor(wrong)
 
 
@@ -271,24 +287,24 @@ def test_another_teacher_is_refused(predictor, teacher, image):
 def test_missing_files_are_named(cfg, teacher, tmp_path):
     cfg.MODEL.WEIGHTS = ""
     with pytest.raises(SetupError, match="MODEL.WEIGHTS is empty"):
-        OpenVocabularyPredictor(cfg)
+        Call(cfg)
     cfg.MODEL.WEIGHTS = str(tmp_path / "gone.pth")
     with pytest.raises(SetupError, match="no file at .*gone.pth"):
-        OpenVocabularyPredictor(cfg)
+        Call(cfg)
     cfg.MODEL.OVD.VOCABULARY = str(tmp_path / "none.safetensors")
     with pytest.raises(SetupError, match="MODEL.OVD.VOCABULARY: .*none.safetensors"):
-        OpenVocabularyPredictor(cfg)
+        Call(cfg)
 
 
 def test_crops_are_for_evaluation(cfg, model):
     cfg.MODEL.OVD.CLASSIFY_WITH = "clip_crops"
     with pytest.raises(SetupError, match="'clip_crops': it serves evaluation only"):
-        OpenVocabularyPredictor(cfg, model=model)
+        Call(cfg, model=model)
 
 
 def test_missing_teacher_file(cfg, model, image, tmp_path):
     cfg.MODEL.OVD.TEACHER.PRETRAINED = str(tmp_path / "clip.safetensors")
-    predictor = OpenVocabularyPredictor(cfg, model=model)
+    predictor = Call(cfg, model=model)
     with pytest.raises(SetupError, match="MODEL.OVD.TEACHER: .*clip.safetensors"):
         predictor(image, ["snowman"])
 
@@ -297,36 +313,36 @@ def test_names_get_the_prompts_of_the_vocabulary(cfg, model, teacher, image, cap
     configured = Vocabulary.load(cfg.MODEL.OVD.VOCABULARY)
     configured.prompts = "clip7, synonyms"
     configured.save(cfg.MODEL.OVD.VOCABULARY)
-    predictor = OpenVocabularyPredictor(cfg, model=model, teacher=teacher)
-    given = predictor._vocabulary_of(("snowman",))
+    predictor = Call(cfg, model=model, teacher=teacher)
+    given = predictor.vocabulary_of(["snowman"])
     assert given.prompts == "clip7"
     torch.testing.assert_close(given.embeddings[:1], embed_names(["snowman"], teacher, "clip7"))
     assert "made with the prompts 'clip7', MODEL.OVD.TEACHER.PROMPTS is 'single'" in caplog.text
 
 
 def test_without_a_configured_vocabulary(model, teacher, image):
-    predictor = OpenVocabularyPredictor(tiny_config(), model=model, teacher=teacher)
+    predictor = Call(tiny_config(), model=model, teacher=teacher)
     with pytest.raises(SetupError, match="no names were given"):
         predictor(image)
     assert predictor.categories is None
-    assert predictor(image, ["anchor"])["categories"].novel == [True]  # nothing known of training
+    assert predictor(image, ["anchor"]).categories.novel == [True]  # nothing known of training
 
 
 def test_the_vocabulary_of_the_checkpoint(cfg, model, teacher, image, tmp_path):
     model.set_vocabulary(Vocabulary.load(cfg.MODEL.OVD.VOCABULARY))
     SafeCheckpointer(model, str(tmp_path)).save("model")
-    expected = OpenVocabularyPredictor(cfg, model=model, teacher=teacher)
+    expected = Call(cfg, model=model, teacher=teacher)
     cfg.MODEL.OVD.VOCABULARY, cfg.MODEL.WEIGHTS = "", str(tmp_path / "model.pth")
-    predictor = OpenVocabularyPredictor(cfg, teacher=teacher)
+    predictor = Call(cfg, teacher=teacher)
     assert predictor.categories == expected.categories
     for names in (None, ["snowman"]):
-        one, other = (p(image, names)["instances"] for p in (predictor, expected))
+        one, other = (p(image, names).instances for p in (predictor, expected))
         torch.testing.assert_close(one.scores, other.scores)
 
 
 def test_a_closed_vocabulary_model_refuses_names(cfg, teacher, image):
     closed = torch.nn.Identity()
-    predictor = OpenVocabularyPredictor(cfg, model=closed, teacher=teacher)
+    predictor = Call(cfg, model=closed, teacher=teacher)
     with pytest.raises(SetupError, match="fixed list of categories"):
         predictor(image, ["snowman"])
 
@@ -337,7 +353,7 @@ def test_files(predictor, image, tmp_path):
     files = expand_inputs([str(tmp_path / "*.png"), str(tmp_path / "one.png")])
     assert [file.name for file in files] == ["one.png", "two.png"]
     found = predict_files(
-        predictor, files, tmp_path / "out", names=["snowman", "kite"], confidence_threshold=1e-4
+        predictor.predictor, files, tmp_path / "out", Request(["snowman", "kite"], threshold=1e-4)
     )
     assert found.skipped == {}
     assert json.loads((tmp_path / "out" / "detections.json").read_text()) == found.detections
@@ -351,7 +367,7 @@ def test_files(predictor, image, tmp_path):
     assert [one["score"] for one in records] == sorted(
         (one["score"] for one in records), reverse=True
     )
-    nothing = predict_files(predictor, files, tmp_path / "out", confidence_threshold=1.1)
+    nothing = predict_files(predictor.predictor, files, tmp_path / "out", Request(threshold=1.1))
     assert list(nothing.detections.values()) == [[], []]
 
 

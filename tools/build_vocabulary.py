@@ -8,15 +8,26 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from ovd_d2.clip import PROMPT_FAMILIES
 from ovd_d2.clip.loading import load_teacher
-from ovd_d2.clip.teacher import SCHEMAS
-from ovd_d2.clip.vocabulary_builder import build_vocabulary, novel_flags, read_names
+from ovd_d2.clip.teacher import SCHEMAS, CLIPTeacher
+from ovd_d2.clip.vocabulary_builder import (
+    EXAMPLE_WEIGHT,
+    build_vocabulary,
+    novel_flags,
+    read_names,
+    vocabulary_of_entries,
+    vocabulary_of_rows,
+)
 from ovd_d2.data.builtin import PICTOGRAM_SETS
 from ovd_d2.data.categories import get_categories
+from ovd_d2.data.images import checked_image
 from ovd_d2.data.registration import register_data_sets
 from ovd_d2.engine.launching import add_device_argument
 from ovd_d2.engine.run import load_config, training_set
+from ovd_d2.entries import read_entries
 from ovd_d2.errors import SetupError, exit_with_message
 from ovd_d2.pictograms.teacher import ARCHITECTURE, SHIPPED_TAG
 from ovd_d2.vocabulary import Categories, Vocabulary
@@ -28,6 +39,12 @@ EXAMPLE = """examples:
   names of your own, with OpenAI's CLIP:
     python tools/build_vocabulary.py --names-file names.txt --architecture ViT-B-32-quickgelu \\
         --pretrained openai --output output/mine.safetensors
+  entries with synonyms, descriptions and example images (docs/predicting.md has the form):
+    python tools/build_vocabulary.py --entries mine.yaml \\
+        --config-file configs/vild_r50_short.yaml --output output/mine.safetensors
+  embeddings that somebody else made, with OpenAI's CLIP (what Detic ships):
+    python tools/build_vocabulary.py --embeddings clip.npy --names-file names.txt \\
+        --architecture ViT-B-32-quickgelu --pretrained openai --output output/theirs.safetensors
   what a config asks for, to where it reads it:
     python tools/build_vocabulary.py --config-file configs/vild_r50_short.yaml
   its teacher and prompts for names of another data set:
@@ -51,6 +68,21 @@ def parse_args() -> argparse.Namespace:
         help="registered data set; it knows what is novel (default: DATASETS.TRAIN of the config)",
     )
     source.add_argument("--names-file", type=Path, help="text file, one name per line")
+    source.add_argument(
+        "--entries", type=Path, help="YAML file: names, synonyms, descriptions, example images"
+    )
+    parser.add_argument(
+        "--embeddings",
+        type=Path,
+        help=".npy file, (names, width), of the names in --names-file; the teacher that made them "
+        "is named as otherwise",
+    )
+    parser.add_argument(
+        "--example-weight",
+        type=float,
+        default=EXAMPLE_WEIGHT,
+        help="of the example images of --entries, the rest is the words' (default: %(default)s)",
+    )
     parser.add_argument("--novel-file", type=Path, help="the novel ones among --names-file")
     parser.add_argument(
         "--config-file",
@@ -75,8 +107,12 @@ def parse_args() -> argparse.Namespace:
     )
     add_device_argument(parser)
     args = parser.parse_args()
-    if not args.config_file and not (args.dataset or args.names_file):
-        parser.error("name one of --dataset, --names-file and --config-file")
+    if not args.config_file and not (args.dataset or args.names_file or args.entries):
+        parser.error("name one of --dataset, --names-file, --entries and --config-file")
+    if args.embeddings and not args.names_file:
+        parser.error("--embeddings needs the --names-file of their rows")
+    if args.embeddings and not (args.config_file or args.architecture):
+        parser.error("--embeddings needs the teacher that made them: --architecture, --pretrained")
     if not args.config_file and not args.output:
         parser.error("name --output, or the --config-file that reads it")
     if args.novel_file and not args.names_file:
@@ -91,7 +127,7 @@ def parse_args() -> argparse.Namespace:
 def add_what_the_config_says(args: argparse.Namespace) -> None:
     """`--dataset` and `--output`, where they are not given."""
     cfg = load_config(args.config_file)
-    if not (args.dataset or args.names_file):
+    if not (args.dataset or args.names_file or args.entries):
         args.dataset = training_set(cfg)
     args.output = args.output or cfg.MODEL.OVD.VOCABULARY
     if not args.output:
@@ -124,9 +160,35 @@ def categories(args: argparse.Namespace) -> Categories:
     return known if args.synonyms == "all" else replace(known, synonyms=None)
 
 
+def made_by(args: argparse.Namespace, teacher: CLIPTeacher, prompts: str) -> Vocabulary:
+    """The vocabulary that the arguments describe."""
+    if args.entries:
+        return vocabulary_of_entries(
+            read_entries(args.entries),
+            teacher,
+            lambda path: np.ascontiguousarray(checked_image(path)[:, :, ::-1]),
+            prompts=prompts,
+            example_weight=args.example_weight,
+            progress=True,
+        )
+    wanted = categories(args)
+    if args.embeddings:
+        return vocabulary_of_rows(wanted, read_embeddings(args.embeddings), teacher, prompts)
+    return build_vocabulary(wanted, teacher, prompts=prompts, progress=True)
+
+
+def read_embeddings(path: Path) -> np.ndarray:
+    """The array of a .npy file; nothing in it is run."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise SetupError([f"--embeddings {path}: no array of numbers ({error})"]) from error
+
+
 def print_table(vocabulary: Vocabulary, templates: int, path: str) -> None:
     rows = {
         "categories": len(vocabulary),
+        "synonyms": len(vocabulary.synonym_embeddings),
         "novel": int(vocabulary.novel.sum()),
         "embedding width": vocabulary.embedding_dim,
         "prompts": f"{vocabulary.prompts} ({templates} templates)",
@@ -143,10 +205,9 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if args.config_file:
         add_what_the_config_says(args)
-    wanted = categories(args)
     architecture, pretrained, prompts, key = choose_teacher(args)
     teacher = load_teacher(architecture, pretrained, args.device, key=key)
-    vocabulary = build_vocabulary(wanted, teacher, prompts=prompts, progress=True)
+    vocabulary = made_by(args, teacher, prompts)
     vocabulary.save(args.output)
     print_table(vocabulary, len(PROMPT_FAMILIES[prompts]), args.output)
 

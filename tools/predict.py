@@ -1,27 +1,44 @@
 #!/usr/bin/env python
-"""Detect whatever can be named in words, in any images."""
+"""Detect whatever can be named in words or shown in example images, in images and videos."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import ovd_d2  # noqa: F401 (registers the model)
 from ovd_d2.data.augmentation import smallest_resize
 from ovd_d2.engine.run import load_config
+from ovd_d2.entries import Entry, Example, read_entries
 from ovd_d2.errors import SetupError, exit_with_message
-from ovd_d2.predict_files import check_files, expand_inputs, predict_files, skipped_message
-from ovd_d2.predictor import OpenVocabularyPredictor
+from ovd_d2.model_folder import pretrained_config
+from ovd_d2.predict_files import (
+    DRAWINGS,
+    OUTPUTS,
+    Request,
+    check_files,
+    expand_inputs,
+    nothing_message,
+    predict_files,
+    skipped_message,
+)
+from ovd_d2.predictor import THRESHOLD, Names, OpenVocabularyPredictor
+from ovd_d2.vocabulary import Vocabulary
 
 EPILOG = """
-example:
-  tools/predict.py --config-file configs/pictograms/vild_ensemble.yaml \\
+examples:
+  python tools/predict.py --model output/my_model --input photographs \\
+      --names "red car, sofa|couch" --output found
+  python tools/predict.py --config-file configs/pictograms/vild_ensemble.yaml \\
       --input "scenes/*.png" --names "red anchor, snowman" --output found \\
       MODEL.WEIGHTS output/demo/seed0/vild_ensemble/model_final.pth
 
-Writes one drawing per image and detections.json. Without --names it looks for the vocabulary of
-the config. Images that cannot be used are skipped and named at the end; exit status 1 then.
+Writes detections.json and what --write names. Without names it looks for the vocabulary of the
+model. A run that was stopped goes on where it was when the same command is given again. Images that
+cannot be used are skipped and named at the end; exit status 1 then.
 """
 
 
@@ -32,47 +49,136 @@ def share(text: str) -> float:
     return value
 
 
+def positive(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value
+
+
 def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, help="config of the trained model")
-    parser.add_argument("--input", required=True, nargs="+", help="image files or glob patterns")
-    parser.add_argument("--names", help="what to look for, comma-separated")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--model", help="a model folder, or owner/name of one on the hub")
+    model.add_argument("--config-file", help="config of the trained model")
+    parser.add_argument(
+        "--input", required=True, nargs="+", help="images, videos, folders or glob patterns"
+    )
+    names = parser.add_mutually_exclusive_group()
+    names.add_argument(
+        "--names", help="what to look for, comma-separated; | between words that mean one thing"
+    )
+    names.add_argument(
+        "--vocabulary", type=Path, help="a vocabulary (.safetensors) or its description (.yaml)"
+    )
+    parser.add_argument(
+        "--like",
+        action="append",
+        default=[],
+        metavar="CROP=NAME",
+        help="an example image of a name; may be given several times",
+    )
     parser.add_argument("--output", required=True, type=Path, help="folder of the results")
     parser.add_argument(
-        "--confidence-threshold",
-        type=share,
-        default=0.25,
-        help="least score shown (default: %(default)s)",
+        "--write",
+        nargs="*",
+        choices=OUTPUTS,
+        default=[DRAWINGS],
+        help="what else than detections.json (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--threshold", type=share, default=THRESHOLD, help="least score (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tile",
+        type=positive,
+        default=0,
+        metavar="SIDE",
+        help="look at larger images in tiles of so many px, too, and merge what is found",
+    )
+    parser.add_argument(
+        "--tile-overlap", type=share, default=0.2, help="of neighbouring tiles (default: 0.2)"
+    )
+    parser.add_argument(
+        "--every", type=positive, default=1, help="of a video, every so-manieth frame (default: 1)"
     )
     parser.add_argument(
         "--no-distractors",
         action="store_true",
-        help="do not let the names of the config's vocabulary compete with --names",
+        help="do not let the names of the model's vocabulary compete with those given",
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config options: KEY VALUE ...")
-    return parser.parse_args(args)
+    parsed = parser.parse_args(args)
+    if parsed.tile_overlap >= 1:
+        parser.error("--tile-overlap must be below 1")
+    if parsed.like and parsed.vocabulary and parsed.vocabulary.suffix == ".safetensors":
+        parser.error("--like goes with --names or a YAML --vocabulary")
+    return parsed
 
 
-@exit_with_message(SetupError, ValueError)
+def entries_of(args: argparse.Namespace) -> list[Entry]:
+    """What --names, a YAML --vocabulary and --like say.
+
+    Raises:
+        SetupError: a --like without a name.
+    """
+    entries = read_entries(args.vocabulary) if args.vocabulary else []
+    for words in args.names.split(",") if args.names is not None else ():
+        name, *synonyms = (word.strip() for word in words.split("|"))
+        entries.append(Entry(name, tuple(synonyms)))
+    return with_examples(entries, args.like)
+
+
+def with_examples(entries: Sequence[Entry], like: Sequence[str]) -> list[Entry]:
+    """Entries with an example for each FILE=NAME; a name that none has is an entry of its own."""
+    found = list(entries)
+    for text in like:
+        file, _, name = (part.strip() for part in text.rpartition("="))
+        if not (file and name):
+            raise SetupError([f"--like {text}: expected FILE=NAME"])
+        places = [k for k, one in enumerate(found) if one.name == name]
+        if not places:
+            places, found = [len(found)], [*found, Entry(name)]
+        one = found[places[0]]
+        found[places[0]] = replace(one, examples=(*one.examples, Example(file)))
+    return found
+
+
+def names_of(args: argparse.Namespace, predictor: OpenVocabularyPredictor) -> Names | None:
+    """What to look for; made once for all images."""
+    if args.vocabulary and args.vocabulary.suffix == ".safetensors":
+        return Vocabulary.load(args.vocabulary)
+    if args.vocabulary or args.names is not None or args.like:
+        return predictor.vocabulary_of(entries_of(args))
+    return None
+
+
+@exit_with_message(SetupError, ValueError, FileNotFoundError)
 def main(arguments: list[str] | None = None) -> None:
     args = parse_args(arguments)
-    names = [name.strip() for name in args.names.split(",")] if args.names is not None else None
-    files = expand_inputs(args.input)
-    cfg = load_config(args.config_file, args.opts)
+    files = expand_inputs(args.input, drawings=DRAWINGS in args.write)
+    if args.model:
+        cfg = pretrained_config(args.model, options=args.opts)
+    else:
+        cfg = load_config(args.config_file, args.opts)
     check_files(files, args.output, smallest_resize(cfg, is_train=False))  # before the model loads
     predictor = OpenVocabularyPredictor(cfg, distractors=not args.no_distractors)
-    found = predict_files(
-        predictor,
-        files,
-        args.output,
-        names=names,
-        confidence_threshold=args.confidence_threshold,
+    request = Request(
+        names_of(args, predictor),
+        args.threshold,
+        tuple(args.write),
+        args.tile,
+        args.tile_overlap,
+        args.every,
     )
+    found = predict_files(predictor, files, args.output, request)
     total = sum(map(len, found.detections.values()))
     where = args.output / "detections.json"
     print(f"{total} detections in {len(found.detections)} images: {where}")
+    if not total and found.detections:
+        print(nothing_message(found.best_scores, args.threshold))
     if found.skipped:
         sys.exit(skipped_message(found.skipped, len(files)))
 

@@ -174,6 +174,22 @@ class CLIPTeacher:
         features = self._model.encode_text(tokens)  # type: ignore[operator]
         return F.normalize(features.float(), dim=1)
 
+    def cut_off(self, sentence: str) -> str:
+        """The words at the end of a sentence that the text encoder does not read; "" if none.
+
+        Of a sentence that just fills its context, too, the last ones may be named.
+        """
+        context = self._tokenizer(["a"]).shape[1]
+        if len(sentence.encode()) + 2 < context:  # a token has at least a byte
+            return ""
+        words = sentence.split()
+        whole = self._tokenizer([sentence])
+        if not torch.equal(whole, self._tokenizer([f"{sentence} {words[-1]}"])):
+            return ""
+        prefixes = [" ".join(words[: k + 1]) for k in range(len(words))]
+        read = (self._tokenizer(prefixes) == whole).all(dim=1).int().argmax().item()
+        return " ".join(words[int(read) + 1 :]) or words[-1]
+
     def preprocess_image(self, image: Image.Image | np.ndarray) -> torch.Tensor:
         """open_clip's inference transform: PIL or (H, W, 3) uint8 RGB -> (3, h, w) float32."""
         if isinstance(image, np.ndarray):

@@ -22,7 +22,11 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
 import numpy as np
-from detectron2.data.detection_utils import read_image
+from detectron2.data.detection_utils import (
+    _apply_exif_orientation,
+    convert_PIL_to_numpy,
+    read_image,
+)
 from detectron2.utils.file_io import PathManager
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -264,6 +268,37 @@ def checked_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     return image
 
 
+def pixels_of(image: Image.Image | IO[bytes], name: str) -> NDArray[np.uint8]:
+    """As :func:`checked_image`, of an opened image or the content of a file.
+
+    Args:
+        image: what Pillow opened, or can open.
+        name: for messages.
+
+    Raises:
+        ImageError: as there.
+    """
+    try:
+        with _truncation_refused():
+            opened = image if isinstance(image, Image.Image) else Image.open(image)
+            _refuse_depth(opened, name)
+            pixels: NDArray[np.uint8] = convert_PIL_to_numpy(_apply_exif_orientation(opened), "BGR")
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError(name, Fault("no_image", "no format that is known")) from error
+    except Exception as error:  # noqa: BLE001 (Pillow's readers raise anything on damaged files)
+        raise ImageError(name, _fault_of(name, error)) from error
+    if pixels.size == 0:
+        raise ImageError(name, Fault("empty", "0 pixels"))
+    return np.ascontiguousarray(pixels)
+
+
+def _refuse_depth(image: Image.Image, name: str) -> None:
+    if image.mode.startswith(_DEEP_MODES):
+        raise ImageError(name, Fault("deep", f"Pillow's mode {image.mode}"))
+
+
 def read_header(path: str | os.PathLike[str]) -> Header:
     """Size and orientation of an image file; nothing is decoded.
 
@@ -314,8 +349,7 @@ def _local_path(path: str) -> str:
 def _read_header(path: str) -> Header:
     check_file(_local_path(path))  # opening a pipe would wait for ever
     with _opened(path) as (stream, image):
-        if image.mode.startswith(_DEEP_MODES):
-            raise ImageError(printable(path), Fault("deep", f"Pillow's mode {image.mode}"))
+        _refuse_depth(image, printable(path))
         if image.mode not in ("RGB", "L"):
             Image.new(image.mode, (1, 1)).convert("RGB")  # ValueError where there is no such way
         width, height = image.size

@@ -133,6 +133,8 @@ def rcnn_network(model: OpenVocabularyRCNN) -> Network:
 
 def _words_of(classifier: CLIPClassifier, vocabulary: Vocabulary) -> dict[str, Tensor]:
     words = classifier.words_of(vocabulary)
+    if words.owners is not None:
+        raise SetupError(["an exported detector takes one word per category: leave synonyms out"])
     found = {"embeddings": words.embeddings, "novel": words.novel}
     return found if words.background is None else {**found, "background": words.background}
 

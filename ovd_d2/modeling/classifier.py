@@ -18,17 +18,30 @@ VOCABULARY = "vocabulary"  # key of the state dict
 
 
 class Words(NamedTuple):
-    """A vocabulary as tensors on the device of a model.
+    """A vocabulary of C categories as tensors on the device of a model.
 
     Attributes:
-        embeddings: (C, D) float32 unit rows.
+        embeddings: (W, D) float32 unit rows, one per word: C names, then the synonyms.
         novel: (C,) bool.
         background: (D,) float32; None where the classifier learns its own.
+        owners: (W,) int64, which category each word is; None: W is C.
     """
 
     embeddings: Tensor
     novel: Tensor
     background: Tensor | None
+    owners: Tensor | None = None
+
+    def best(self, similarities: Tensor) -> Tensor:
+        """(N, W + B) to words and B others -> (N, C + B): that to each category's best word."""
+        if self.owners is None:
+            return similarities
+        others = similarities[:, len(self.owners) :]
+        categories = similarities.new_full((len(similarities), len(self.novel)), -torch.inf)
+        columns = self.owners.expand(len(similarities), -1)
+        of_words = similarities[:, : len(self.owners)]
+        best = categories.scatter_reduce(1, columns, of_words, "amax", include_self=False)
+        return torch.cat([best, others], dim=1)
 
 
 class CLIPClassifier(nn.Module):
@@ -42,12 +55,16 @@ class CLIPClassifier(nn.Module):
 
     Attributes:
         vocabulary: names and all; None where none was given or loaded.
-        text_embeddings: (C, D) float32 unit rows.
+        text_embeddings: (C, D) float32 unit rows, of the names.
+        synonym_embeddings: (S, D) of their synonyms.
+        owners: (C + S,) int64, see :class:`Words`.
         novel: (C,) bool.
         background: (D,), normalised in use; a parameter where it is learned.
     """
 
     text_embeddings: Tensor
+    synonym_embeddings: Tensor
+    owners: Tensor
     novel: Tensor
     background: Tensor
 
@@ -91,6 +108,8 @@ class CLIPClassifier(nn.Module):
         self.register_buffer("text_embeddings", embeddings, persistent=False)
         flags = torch.zeros(num_classes, dtype=torch.bool)
         self.register_buffer("novel", flags, persistent=False)
+        self.register_buffer("synonym_embeddings", embeddings[:0], persistent=False)
+        self.register_buffer("owners", torch.arange(num_classes), persistent=False)
         self.vocabulary: Vocabulary | None = None
         self._was_given = False
         if vocabulary is not None:
@@ -127,16 +146,28 @@ class CLIPClassifier(nn.Module):
                 "checkpoint, or call model.set_vocabulary(vocabulary)"
             )
         background = None if self.learns_background else self.background
-        return Words(self.text_embeddings, self.novel, background)
+        if not len(self.synonym_embeddings):
+            return Words(self.text_embeddings, self.novel, background)
+        rows = torch.cat([self.text_embeddings, self.synonym_embeddings])
+        return Words(rows, self.novel, background, self.owners)
 
     def words_of(self, vocabulary: Vocabulary) -> Words:
         """Of another vocabulary, for one call: what the classifier holds does not change."""
         self._check_width(vocabulary)
         device = self.text_embeddings.device
         background = None if self.learns_background else _background_of(vocabulary).to(device)
-        return Words(vocabulary.embeddings.to(device), vocabulary.novel.to(device), background)
+        names, novel = vocabulary.embeddings.to(device), vocabulary.novel.to(device)
+        if not any(vocabulary.synonyms):
+            return Words(names, novel, background)
+        rows = torch.cat([names, vocabulary.synonym_embeddings.to(device)])
+        return Words(rows, novel, background, vocabulary.owners.to(device))
 
     def _check_width(self, vocabulary: Vocabulary) -> None:
+        if not vocabulary.embedding_dim:
+            raise ValueError(
+                "the vocabulary has words alone, but this detector compares text embeddings: make "
+                "a vocabulary with tools/build_vocabulary.py"
+            )
         if vocabulary.embedding_dim != self.embedding_dim:
             raise ValueError(
                 f"the vocabulary's embeddings are {vocabulary.embedding_dim} wide, the model's "
@@ -150,6 +181,8 @@ class CLIPClassifier(nn.Module):
             self.background.copy_(_background_of(vocabulary))
         self._resize(len(vocabulary))
         self.text_embeddings.copy_(vocabulary.embeddings)
+        self.synonym_embeddings = vocabulary.synonym_embeddings.to(self.text_embeddings)
+        self.owners = vocabulary.owners.to(self.owners.device)
         self.novel.copy_(vocabulary.novel)
         self.vocabulary = vocabulary
 
@@ -176,7 +209,7 @@ class CLIPClassifier(nn.Module):
         weights = torch.cat([words.embeddings, F.normalize(background, dim=0)[None]])  # (C + 1, D)
         with torch.autocast(weights.device.type, enabled=False):
             similarity = region_embeddings.to(weights) @ weights.t()  # (N, C + 1)
-            return similarity.div_(self.temperature)  # in place: with 20,000 names 80 MB less
+            return words.best(similarity.div_(self.temperature))  # in place: 80 MB less of 20,000
 
     def _resize(self, num_classes: int) -> None:
         # New buffers (not in-place resizing): the old ones may be shared with a state dict.

@@ -60,7 +60,9 @@ class ImageBranch(nn.Module):
         Returns:
             (N, C) float32.
         """
-        return scoring.image_probabilities(embeddings, words.embeddings, temperature)
+        return scoring.image_probabilities(
+            embeddings, words.embeddings, temperature, best=words.best
+        )
 
 
 class CropBranch(ImageBranch):

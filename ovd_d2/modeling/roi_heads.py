@@ -247,8 +247,8 @@ class OpenVocabularyROIHeads(StandardROIHeads):
         branch = self.image_head
         embeddings = predictor.embed(trunk) if branch is None else branch.embed(regions)
         # One matrix product of all regions: the words are read once, not with every block.
-        image_logits = scoring.image_logits(
-            embeddings, words.embeddings, self.classifier.temperature
+        image_logits = words.best(
+            scoring.image_logits(embeddings, words.embeddings, self.classifier.temperature)
         )
         score = partial(self._scores_of_block, words)
         return scoring.in_blocks(score, logits, image_logits, into=image_logits)

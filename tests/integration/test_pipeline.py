@@ -118,7 +118,7 @@ def test_names_of_ones_own(workplace):
     workplace.run(
         "predict.py",
         *("--config-file", "configs/pictograms/vild_text.yaml", "--input", scene),
-        *("--names", "red anchor, snowman", "--output", output, "--confidence-threshold", 0.0),
+        *("--names", "red anchor, snowman", "--output", output, "--threshold", 0.0),
         *("MODEL.WEIGHTS", workplace.start_weights),
         *("MODEL.OVD.VOCABULARY", workplace.vocabulary),
     )

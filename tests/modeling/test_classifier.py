@@ -150,3 +150,26 @@ def test_vocabulary_follows_the_module_to_another_type():
     classifier.set_vocabulary(tiny_vocabulary())
     assert classifier.text_embeddings.dtype == torch.float64
     assert classifier(random_units(2).double()).dtype == torch.float64
+
+
+def test_synonyms_train_and_travel_with_the_state_dict():
+    """A category is as similar as its best word, in training, in a call and after loading."""
+    names, words = ["sofa", "cat"], random_units(3, seed=3)
+    vocabulary = Vocabulary(
+        names, words[:2], synonyms=[["couch"], []], synonym_embeddings=words[2:]
+    )
+    classifier = make_classifier(num_classes=2, temperature=0.5)
+    classifier.set_vocabulary(vocabulary)
+    regions = random_units(5, seed=4).requires_grad_()
+    logits = classifier(regions)
+    cosines = regions @ words.T
+    assert logits.shape == (5, 3) and classifier.num_classes == 2
+    expected = torch.stack([cosines[:, [0, 2]].amax(dim=1), cosines[:, 1]], dim=1) / 0.5
+    torch.testing.assert_close(logits[:, :2], expected)
+    logits[:, 0].sum().backward()
+    assert regions.grad.abs().sum() > 0
+    loaded = make_classifier(num_classes=7, temperature=0.5)
+    loaded.load_state_dict(classifier.state_dict())
+    assert loaded.vocabulary.synonyms == [["couch"], []]
+    torch.testing.assert_close(loaded(regions), logits)
+    torch.testing.assert_close(loaded(regions, classifier.words_of(vocabulary)), logits)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -200,7 +200,7 @@ class GLIP(nn.Module):
         """
         chunks = [] if vocabulary is None else self._chunks(vocabulary)
         self.vocabulary = vocabulary
-        self._questions = [question_of(one) for one in chunks]
+        self._questions = [] if vocabulary is None else _questions(chunks, vocabulary)
         self._was_given = vocabulary is not None
         if chunks:
             logger.info(
@@ -236,12 +236,12 @@ class GLIP(nn.Module):
 
     def questions_of(self, vocabulary: Vocabulary) -> list[Question]:
         """The names in captions; errors of :meth:`set_vocabulary`."""
-        return [question_of(one) for one in self._chunks(vocabulary)]
+        return _questions(self._chunks(vocabulary), vocabulary)
 
     def _chunks(self, vocabulary: Vocabulary) -> list[Chunk]:
         if self._tokenizer is None:
             raise ValueError("GLIP has no tokenizer for the names: set MODEL.GLIP.TOKENIZER")
-        names = with_phrases(vocabulary.names, self._phrases)
+        names = with_phrases(vocabulary.words, self._phrases)
         return chunks_of(names, self._tokenizer, self.names_per_caption)
 
     def _asked(self, vocabulary: Vocabulary | None) -> list[Question]:
@@ -354,6 +354,12 @@ class GLIP(nn.Module):
         if self.prompt_offset is None:
             return text
         return text + self.prompt_offset[: text.shape[1]]
+
+
+def _questions(chunks: Sequence[Chunk], vocabulary: Vocabulary) -> list[Question]:
+    """Of chunks of a vocabulary's words; labels are its categories."""
+    owners = vocabulary.owners
+    return [replace(one, labels=owners[one.labels]) for one in map(question_of, chunks)]
 
 
 def original_scale(one: Mapping[str, Any]) -> tuple[float, float]:

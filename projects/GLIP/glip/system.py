@@ -43,6 +43,7 @@ SYSTEM = System(
     test_passengers=wiring.test_passengers,
     validation_passengers=wiring.validation_passengers,
     data_sets=data_sets,
+    file_keys=("MODEL.GLIP.TOKENIZER",),
     hooks=wiring.hooks,
     evaluators={PHRASES: wiring.phrase_evaluator},
     showcase="ovd_d2.projects.glip.showcase",

@@ -50,7 +50,7 @@ class DenseBranch(ImageBranch):
         """See :class:`ImageBranch`; `temperature` is not this branch's."""
         background = None if words.background is None else F.normalize(words.background, dim=0)
         return scoring.image_probabilities(
-            embeddings, words.embeddings, 1 / self.scale, background=background
+            embeddings, words.embeddings, 1 / self.scale, background=background, best=words.best
         )
 
 

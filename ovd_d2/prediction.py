@@ -1,0 +1,110 @@
+"""What a predictor has found in an image, in the forms that others take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from detectron2.structures import Instances
+from pycocotools import mask as mask_utils
+
+from ovd_d2.errors import SetupError
+from ovd_d2.vocabulary import Categories
+
+if TYPE_CHECKING:
+    import supervision
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The N detections of an image.
+
+    Attributes:
+        instances: Detectron2's, on the CPU, best first: `pred_boxes` (XYXY, pixels of the image),
+            `scores`, `pred_classes` and, where the model has masks, `pred_masks`.
+        categories: what `pred_classes` index; novel is what the detector was trained without boxes
+            of.
+        best_scores: of each category, below the threshold, too; 0 where nothing was found at all.
+    """
+
+    instances: Instances
+    categories: Categories
+    best_scores: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.instances)
+
+    @property
+    def names(self) -> list[str]:
+        """The category's name of each detection."""
+        return [self.categories.names[k] for k in self.instances.pred_classes.tolist()]
+
+    def to_pipeline(self) -> list[dict[str, Any]]:
+        """As transformers' pipeline "zero-shot-object-detection": `score`, `label`, and `box` with
+        `xmin`, `ymin`, `xmax`, `ymax` in whole pixels."""
+        corners = ("xmin", "ymin", "xmax", "ymax")
+        return [
+            {
+                "score": score,
+                "label": name,
+                "box": dict(zip(corners, map(int, box), strict=True)),
+            }
+            for name, score, box in self._rows()
+        ]
+
+    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+        """Rows of COCO's results format.
+
+        `category_id` is the place of the category in `categories` + 1, `bbox` XYWH, and
+        `segmentation` an RLE where there are masks.
+
+        Args:
+            image_id: of the image in the data set.
+        """
+        classes = self.instances.pred_classes.tolist()
+        rows = [
+            {
+                "image_id": image_id,
+                "category_id": k + 1,
+                "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+                "score": score,
+            }
+            for k, (_, score, box) in zip(classes, self._rows(), strict=True)
+        ]
+        if self.instances.has("pred_masks"):
+            for row, mask in zip(rows, self.instances.pred_masks, strict=True):
+                row["segmentation"] = _rle(mask.numpy())
+        return rows
+
+    def to_supervision(self) -> supervision.Detections:
+        """As Roboflow's `supervision.Detections`, the names under `data["class_name"]`.
+
+        Raises:
+            SetupError: supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise SetupError(
+                ["supervision is not installed: pip install 'ovd_d2[supervision]'"]
+            ) from error
+        found = self.instances
+        return supervision.Detections(
+            xyxy=found.pred_boxes.tensor.numpy(),
+            mask=found.pred_masks.numpy() if found.has("pred_masks") else None,
+            confidence=found.scores.numpy(),
+            class_id=found.pred_classes.numpy(),
+            data={"class_name": np.array(self.names, dtype=str)},
+        )
+
+    def _rows(self) -> Iterator[tuple[str, float, list[float]]]:
+        """Name, score and XYXY of each detection."""
+        scores, boxes = self.instances.scores.tolist(), self.instances.pred_boxes.tensor.tolist()
+        yield from zip(self.names, scores, boxes, strict=True)
+
+
+def _rle(mask: np.ndarray) -> dict[str, Any]:
+    found = mask_utils.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": list(found["size"]), "counts": found["counts"].decode("ascii")}

@@ -1,0 +1,256 @@
+"""One predictor for all systems: words, synonyms, and images alone and in company."""
+
+from __future__ import annotations
+
+import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+from PIL import Image
+
+from ovd_d2 import add_ovd_config
+from ovd_d2.entries import Entry
+from ovd_d2.errors import SetupError
+from ovd_d2.modeling.classifier import Words
+from ovd_d2.modeling.open_vocabulary import detect
+from ovd_d2.predictor import OpenVocabularyPredictor
+from ovd_d2.vocabulary import Vocabulary
+from tests.test_predictor import FakeTeacher
+from tests.tiny import random_units, tiny_config, tiny_vocabulary
+from tests.tiny_fvit import build_tiny_fvit, tiny_fvit_config
+from tests.tiny_glip import tiny_glip
+
+SYSTEMS = ("vild", "fvit", "glip", "glip_without_fusion")
+NAMES = ["red anchor", ["dog", "blue cup"]]
+
+
+def glip_config():
+    cfg = get_cfg()
+    add_ovd_config(cfg)
+    cfg.merge_from_file("projects/GLIP/configs/pictograms/base.yaml")
+    cfg.MODEL.WEIGHTS = cfg.MODEL.OVD.VOCABULARY = ""
+    return cfg
+
+
+class NoTeacher:
+    def __getattr__(self, name):
+        raise AssertionError(f"the teacher was asked for {name}")
+
+
+@pytest.fixture(scope="module")
+def predictors(tmp_path_factory):
+    """Tiny networks with random weights."""
+    vild = tiny_config("vild_ensemble")
+    vild.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    torch.manual_seed(0)
+    models = {"vild": (vild, build_model(vild))}
+    models["vild"][1].set_vocabulary(tiny_vocabulary())
+    fvit = tiny_fvit_config(tmp_path_factory.mktemp("fvit"))
+    models["fvit"] = (fvit, build_tiny_fvit(fvit))
+    models["glip"] = (glip_config(), tiny_glip())
+    models["glip_without_fusion"] = (glip_config(), tiny_glip(fused=False))
+    made = {}
+    for name, (cfg, model) in models.items():
+        cfg.MODEL.OVD.TEACHER.PROMPTS = "single"
+        cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 64, 96
+        teacher = (
+            NoTeacher() if name.startswith("glip") else FakeTeacher(cfg.MODEL.OVD.EMBEDDING_DIM)
+        )
+        made[name] = OpenVocabularyPredictor(cfg, model=model, teacher=teacher)
+    return made
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Of three shapes."""
+    draw = np.random.default_rng(0)
+    return [draw.integers(0, 255, (*size, 3), dtype=np.uint8) for size in [(64, 90), (80, 64)]]
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_an_image_has_the_same_boxes_alone_and_in_a_batch(predictors, images, system):
+    predictor = predictors[system]
+    vocabulary = predictor.vocabulary_of(NAMES)
+    inputs = [
+        {"image": predictor.network_image(one), "height": one.shape[0], "width": one.shape[1]}
+        for one in images
+    ]
+    with torch.no_grad():
+        together = [one["instances"] for one in detect(predictor.model, inputs, vocabulary)]
+    listed = predictor(images, NAMES, 0.0, "BGR")
+    for image, in_batch, in_list in zip(images, together, listed, strict=True):
+        alone = predictor(image, vocabulary, 0.0, "BGR").instances
+        assert len(alone) > 0 and set(alone.pred_classes.tolist()) <= {0, 1}
+        for other in (in_batch, in_list.instances):
+            assert torch.equal(alone.pred_classes, other.pred_classes)
+            torch.testing.assert_close(
+                alone.pred_boxes.tensor, other.pred_boxes.tensor, atol=1e-4, rtol=0
+            )
+            torch.testing.assert_close(alone.scores, other.scores, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("system", ["vild", "fvit"])
+def test_the_best_of_synonyms_counts(predictors, images, system):
+    """Two words of one category score as the better one does among the same other names."""
+    predictor = predictors[system]
+    together = predictor(images[0], ["red anchor", ["dog", "blue cup"]], 0.0, "BGR")
+    swapped = predictor(images[0], ["red anchor", ["blue cup", "dog"]], 0.0, "BGR")
+    torch.testing.assert_close(together.instances.scores, swapped.instances.scores)
+    assert together.categories.names == ["red anchor", "dog"]
+    singles = [
+        predictor(images[0], ["red anchor", word], 0.0, "BGR").best_scores[1]
+        for word in ("dog", "blue cup")
+    ]
+    # a softmax over more words gives none of them more
+    assert together.best_scores[1] <= max(singles) + 1e-5
+    assert together.best_scores[1] >= min(singles) - 1e-5
+    boxes = together.instances[together.instances.pred_classes == 1].pred_boxes.tensor
+    assert len(boxes.unique(dim=0)) == len(boxes)  # one box, not one per word
+
+
+def test_glip_asks_for_every_word_and_counts_the_best(predictors, images):
+    predictor = predictors["glip"]
+    (question,) = predictor.model.questions_of(predictor.vocabulary_of(NAMES))
+    assert question.labels.tolist() == [0, 1, 1]
+    found = predictor(images[0], NAMES, 0.0, "BGR")
+    assert found.categories.names == ["red anchor", "dog"]
+    boxes = found.instances[found.instances.pred_classes == 1].pred_boxes.tensor
+    assert len(boxes) > 0 and len(boxes.unique(dim=0)) == len(boxes)
+
+
+def test_words_of_a_category_share_its_softmax():
+    words = Words(torch.eye(3), torch.tensor([False, True]), None, torch.tensor([0, 1, 1]))
+    similarities = torch.tensor([[1.0, 5.0, 3.0, 0.5], [2.0, -4.0, -3.0, 9.0]])
+    expected = torch.tensor([[1.0, 5.0, 0.5], [2.0, -3.0, 9.0]])
+    assert torch.equal(words.best(similarities), expected)
+
+
+def test_glip_has_no_use_for_descriptions(predictors, images):
+    entry = Entry("dog", descriptions=("it barks",))
+    with pytest.raises(SetupError, match="GLIP reads words: .* descriptions .*'dog'"):
+        predictors["glip"](images[0], [entry], 0.0, "BGR")
+
+
+def test_another_teachers_vocabulary_is_refused(predictors, images):
+    predictor = predictors["vild"]
+    known = tiny_vocabulary()
+    known.teacher = "mine"
+    predictor._configured = known
+    try:
+        with pytest.raises(SetupError, match="given was made with yours, the detector's with mine"):
+            predictor(images[0], Vocabulary(["x"], random_units(1), teacher="yours"), 0, "BGR")
+    finally:
+        predictor._configured = None
+
+
+def test_forms_of_one_image(predictors, images, tmp_path):
+    predictor, image = predictors["vild"], images[0]
+    file = tmp_path / "scene.png"
+    cv2.imwrite(str(file), image)
+    rgb = np.ascontiguousarray(image[:, :, ::-1])
+    vocabulary = tiny_vocabulary()
+    expected = predictor(image, vocabulary, 0.0, "BGR").instances.scores
+    forms = [str(file), file, file.read_bytes(), Image.fromarray(rgb)]
+    forms += [Image.open(file).convert("RGBA")]
+    found = [predictor(one, vocabulary, 0.0) for one in forms]
+    found += predictor([rgb, torch.from_numpy(rgb).permute(2, 0, 1)], vocabulary, 0.0, "RGB")
+    for one in found:
+        assert torch.equal(one.instances.scores, expected)
+
+
+def png(mode, size=(40, 30)):
+    stream = io.BytesIO()
+    Image.new(mode, size).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        ("https://example.org/a.jpg", "is an address: download it"),
+        (b"", "no image that Pillow knows"),
+        (png("RGB", (300, 300))[:-40], "damaged|cannot be read"),
+        (png("I;16"), "grey with more than 8 bits"),
+        (Image.new("F", (9, 9)), "grey with more than 8 bits"),
+        (np.zeros((9, 9, 3), np.uint8), "channels is None: say 'BGR'"),
+        (torch.zeros(9, 9, 3, dtype=torch.uint8), r"must be \(3, height, width\)"),
+        ({}, "got dict"),
+    ],
+    ids=lambda value: "image" if not isinstance(value, str) else value[:20],
+)
+def test_what_is_no_image(predictors, bad, message):
+    with pytest.raises(ValueError, match=message):
+        predictors["vild"](bad, tiny_vocabulary())
+
+
+def test_images_of_odd_kinds(predictors):
+    turned = Image.new("RGB", (40, 20))
+    turned.getexif()[274] = 6
+    kinds = [Image.new("CMYK", (40, 30)), Image.new("L", (40, 30)), np.zeros((1, 1), np.uint8)]
+    found = predictors["vild"]([*kinds, turned], tiny_vocabulary(), 0.0)
+    assert [one.instances.image_size for one in found] == [(30, 40), (30, 40), (1, 1), (40, 20)]
+
+
+def test_what_others_take(predictors, images):
+    found = predictors["vild"](images[0], tiny_vocabulary(), 0.0, "BGR")
+    first, coco = found.to_pipeline()[0], found.to_coco(7)
+    assert first["label"] == found.names[0] and set(first["box"]) == {
+        "xmin",
+        "ymin",
+        "xmax",
+        "ymax",
+    }
+    assert coco[0]["image_id"] == 7 and len(coco) == len(found)
+    x, y, width, height = coco[0]["bbox"]
+    assert first["box"] == {
+        "xmin": int(x),
+        "ymin": int(y),
+        "xmax": int(x + width),
+        "ymax": int(y + height),
+    }
+    assert coco[0]["category_id"] == int(found.instances.pred_classes[0]) + 1
+    assert coco[0]["segmentation"]["size"] == list(found.instances.image_size)
+
+
+def test_as_supervision(predictors, images):
+    supervision = pytest.importorskip("supervision", reason="an extra of this package")
+    found = predictors["vild"](images[0], tiny_vocabulary(), 0.0, "BGR")
+    detections = found.to_supervision()
+    assert isinstance(detections, supervision.Detections)
+    assert detections.data["class_name"].tolist() == found.names
+    assert detections.mask.shape == (len(found), *found.instances.image_size)
+
+
+def test_the_best_scores_are_those_below_the_threshold_too(predictors, images):
+    predictor = predictors["vild"]
+    everything = predictor(images[0], tiny_vocabulary(), 0.0, "BGR")
+    nothing = predictor(images[0], tiny_vocabulary(), 1.1, "BGR")
+    assert len(nothing) == 0 and nothing.best_scores == everything.best_scores
+    assert max(everything.best_scores) == everything.instances.scores.max()
+
+
+def test_many_names_and_other_scripts(predictors, images):
+    names = [f"thing {k}" for k in range(2000)] + ["голубь", "鳩", "🕊"]
+    vocabulary = predictors["vild"].vocabulary_of(names)
+    found = predictors["vild"](images[0], vocabulary, 0.0, "BGR")
+    assert found.categories.names == names and len(found.best_scores) == len(names)
+
+
+def test_threads_share_glip_with_names_of_their_own(predictors, images):
+    wanted = [["red anchor"], ["dog", "cup"], ["bow"]]
+    predictor = predictors["glip"]
+    alone = [predictor(images[0], one, 0.0, "BGR").best_scores for one in wanted]
+    started = threading.Barrier(3)
+
+    def call(names):
+        started.wait()
+        return predictor(images[0], names, 0.0, "BGR").best_scores
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(call, wanted)) == alone

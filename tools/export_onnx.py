@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 from pathlib import Path
 
 import ovd_d2  # noqa: F401 (registers the model)
@@ -15,7 +16,7 @@ from ovd_d2.predictor import OpenVocabularyPredictor
 EPILOG = """
 example:
   tools/export_onnx.py --config-file configs/pictograms/vild_ensemble.yaml \\
-      --output exported/vild.onnx --check scenes/*.png \\
+      --output exported/vild.onnx --check "scenes/*.png" \\
       MODEL.WEIGHTS output/demo/seed0/vild_ensemble/model_final.pth
 
 Writes vild.onnx, vild.json (sizes, channels, names, thresholds) and vild.safetensors (the words
@@ -31,10 +32,20 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--config-file", required=True, help="config of the trained model")
     parser.add_argument("--output", required=True, type=Path, help="the file, *.onnx")
     parser.add_argument(
-        "--check", nargs="+", default=[], help="images to compare onnxruntime and PyTorch on"
+        "--check",
+        metavar="IMAGES",
+        help="a file or a quoted pattern: images to compare onnxruntime and PyTorch on",
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config options: KEY VALUE ...")
     return parser.parse_args(args)
+
+
+def checked_files(pattern: str | None) -> list[str]:
+    """The files of `--check`."""
+    files = sorted(glob.glob(pattern)) if pattern else []
+    if pattern and not files:
+        raise SetupError([f"--check: no file matches '{pattern}'"])
+    return files
 
 
 @exit_with_message(SetupError, ValueError)
@@ -47,9 +58,10 @@ def main(arguments: list[str] | None = None) -> None:
         raise SetupError([f"{error}: pip install 'ovd_d2[onnx]'"]) from error
     if problems := output_problems(args.output):
         raise SetupError(problems)
+    files = checked_files(args.check)
     cfg = load_config(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
     predictor = OpenVocabularyPredictor(cfg)
-    images = [predictor.network_image(checked_image(file)) for file in args.check]
+    images = [predictor.network_image(checked_image(file)) for file in files]
     network = export_detector(cfg, predictor.model, args.output)
     print(f"wrote {args.output} with .json and .safetensors beside it")
     if images:

@@ -37,8 +37,8 @@ def trained(tmp_path_factory):
     tiny_vocabulary().save(cfg.MODEL.OVD.VOCABULARY)
     torch.manual_seed(0)
     torch.save({"model": build_model(cfg).state_dict()}, folder / "model.pth")
-    cfg.MODEL.WEIGHTS = str(folder / "model.pth")
     (folder / "config.yaml").write_text(cfg.dump())
+    cfg.MODEL.WEIGHTS = str(folder / "model.pth")
     pixels = np.random.default_rng(0).integers(0, 256, (120, 150, 3), dtype=np.uint8)
     cv2.imwrite(str(folder / "scene.png"), pixels)
     return cfg, folder
@@ -49,6 +49,7 @@ def exported(trained):
     _, folder = trained
     output = folder / "model.onnx"
     arguments = ["--output", output, "--check", folder / "scene.png"]
+    arguments += ["MODEL.WEIGHTS", folder / "model.pth"]  # an option of the config after --check
     with redirect_stdout(io.StringIO()) as printed:
         call_tool("--config-file", folder / "config.yaml", *arguments)
     (folder / "printed.txt").write_text(printed.getvalue())
@@ -101,6 +102,14 @@ def test_an_output_that_cannot_be_is_refused_before_the_model_loads(tmp_path, na
     (tmp_path / "folder.onnx").mkdir()
     with pytest.raises(SystemExit, match=message):
         call_tool("--config-file", "none.yaml", "--output", tmp_path / name)
+
+
+def test_images_to_check_that_are_not_there_are_named(tmp_path):
+    with pytest.raises(SystemExit, match="--check: no file matches"):
+        call_tool(
+            *("--config-file", "none.yaml", "--output", tmp_path / "model.onnx"),
+            *("--check", tmp_path / "*.png"),
+        )
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,8 @@ class StopLoading(HookBase):
     """
 
     def after_train(self) -> None:
-        loop = getattr(self.trainer, "_trainer", self.trainer)
+        trainer: Any = self.trainer
+        loop = getattr(trainer, "_trainer", trainer)
         loader = loop.data_loader
         loop.reset_data_loader(lambda: loader)
 

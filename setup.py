@@ -49,7 +49,7 @@ setup(
         "lvis>=0.5.3,<0.6",
         "hotcoco>=1.3,<2",
         "tabulate>=0.10",
-        "tensorboard>=2.15,<3",
+        "tensorboard>=2.16,<3",
         "tqdm>=4.66",
         "pyyaml>=6.0.1",
         "fvcore>=0.1.5.post20221221,<0.1.6",

@@ -12,3 +12,6 @@ import ovd_d2.engine.cache_builder  # noqa: F401
 import ovd_d2.engine.lazy  # noqa: F401
 import ovd_d2.engine.run  # noqa: F401
 import ovd_d2.predictor  # noqa: F401
+from ovd_d2.systems import systems
+
+systems()

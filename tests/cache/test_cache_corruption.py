@@ -71,8 +71,8 @@ def places(content: bytes, rng: random.Random) -> list[int]:
     for entry in json.loads(content[8 : 8 + header]).values():
         for offset in entry.get("data_offsets", []):
             borders |= {8 + header + offset - 1, 8 + header + offset}
-    inside = {rng.randrange(8, 8 + header) for _ in range(60)}
-    inside |= {rng.randrange(8 + header, len(content)) for _ in range(60)}
+    inside = {rng.randrange(8, 8 + header) for _ in range(25)}
+    inside |= {rng.randrange(8 + header, len(content)) for _ in range(25)}
     return sorted(place for place in borders | inside if place < len(content))
 
 

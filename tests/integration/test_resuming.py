@@ -99,9 +99,8 @@ def check_resumed(whole, part, losses, training):
     assert_same_end(part, whole)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_from_a_cache(mini, tmp_path, arguments, losses, workers):
-    options = (*YAML, "DATALOADER.NUM_WORKERS", workers)
+def test_from_a_cache(mini, tmp_path, arguments, losses):
+    options = (*YAML, "DATALOADER.NUM_WORKERS", 2)
     options += ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler")
 
     def training(output, resume):

@@ -163,11 +163,13 @@ def test_images_of_a_folder(tmp_path):
     captions.write_text(f"a.png\t{CAPTION}\n\n", encoding="utf-8")
     (one,) = images_of_folder(tmp_path, captions)
     assert (one.height, one.width, one.phrases) == (30, 40, phrases_of_list(CAPTION))
-    captions.write_text("a.png red cat\nb.png\tcat\na.png\t . \n", encoding="utf-8")
+    captions.write_text(f"a.png\t . \na.png\t{CAPTION}\n", encoding="utf-8")
+    assert len(images_of_folder(tmp_path, captions)) == 1  # the first names nothing
+    captions.write_text("a.png red cat\nb.png\tcat\n", encoding="utf-8")
     with pytest.raises(SetupError) as error:
         images_of_folder(tmp_path, captions)
     problems = error.value.problems
-    assert len(problems) == 3 and "line 1: expected" in problems[0]
+    assert len(problems) == 2 and "line 1: expected" in problems[0]
     assert "line 2" in problems[1] and "b.png" in problems[1]
 
 

@@ -29,6 +29,7 @@ from ovd_d2.engine.weights import (
     without_query,
 )
 from ovd_d2.errors import SetupError
+from ovd_d2.modeling.vocabulary_holder import VocabularyHolder
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +162,7 @@ class SafeCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> _IncompatibleKeys:
         self._report_missing_states(checkpoint)
         for module in self.model.modules():
-            if hasattr(module, "forget_loaded_vocabulary"):
+            if isinstance(module, VocabularyHolder):
                 module.forget_loaded_vocabulary()
         try:
             incompatible = super()._load_model(checkpoint)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovd_d2.modeling.vocabulary_holder import VocabularyHolder
 from ovd_d2.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
 BACKGROUNDS = ("learned", "text")
-VOCABULARY = "vocabulary"  # key of the state dict
 
 
 class Words(NamedTuple):
@@ -44,17 +44,13 @@ class Words(NamedTuple):
         return torch.cat([best, others], dim=1)
 
 
-class CLIPClassifier(nn.Module):
+class CLIPClassifier(VocabularyHolder):
     """Cosine similarity to frozen text embeddings and to one background embedding.
 
     ViLD, section 3.2 (ViLD-text). The text embeddings are buffers, never parameters: no optimizer
-    sees them. The vocabulary travels whole, names included, as one entry of the state dict. A state
-    dict brings it to a classifier that has none; one that was given with `vocabulary` or
-    :meth:`set_vocabulary` stays, so the names that a config asks for win over a checkpoint's, with
-    Detectron2's own checkpointer, too.
+    sees them. A vocabulary of another teacher in a state dict is left out with a warning.
 
     Attributes:
-        vocabulary: names and all; None where none was given or loaded.
         text_embeddings: (C, D) float32 unit rows, of the names.
         synonym_embeddings: (S, D) of their synonyms.
         owners: (C + S,) int64, see :class:`Words`.
@@ -110,8 +106,6 @@ class CLIPClassifier(nn.Module):
         self.register_buffer("novel", flags, persistent=False)
         self.register_buffer("synonym_embeddings", embeddings[:0], persistent=False)
         self.register_buffer("owners", torch.arange(num_classes), persistent=False)
-        self.vocabulary: Vocabulary | None = None
-        self._was_given = False
         if vocabulary is not None:
             self.set_vocabulary(vocabulary)
 
@@ -186,10 +180,11 @@ class CLIPClassifier(nn.Module):
         self.novel.copy_(vocabulary.novel)
         self.vocabulary = vocabulary
 
-    def forget_loaded_vocabulary(self) -> None:
-        """Makes room for that of another state dict; one that was given stays."""
-        if not self._was_given:
-            self.vocabulary = None
+    def _take_loaded(self, vocabulary: Vocabulary) -> None:
+        try:
+            self._take(vocabulary)
+        except ValueError as error:  # another teacher's: of use to what needs no names
+            logger.warning("The vocabulary of the checkpoint is left out: %s", error)
 
     def forward(self, region_embeddings: Tensor, words: Words | None = None) -> Tensor:
         """
@@ -216,48 +211,6 @@ class CLIPClassifier(nn.Module):
         embeddings, novel = self.text_embeddings, self.novel
         self.text_embeddings = embeddings.new_zeros(num_classes, self.embedding_dim)
         self.novel = novel.new_zeros(num_classes)
-
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.vocabulary is not None:
-            destination[prefix + VOCABULARY] = packed(self.vocabulary)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        stored = state_dict.pop(prefix + VOCABULARY, None)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        if stored is None or self._was_given:
-            return
-        vocabulary = unpacked(stored, prefix + VOCABULARY)
-        try:
-            self._take(vocabulary)
-        except ValueError as error:  # another teacher's: of use to what needs no names
-            logger.warning("The vocabulary of the checkpoint is left out: %s", error)
-
-
-def packed(vocabulary: Vocabulary) -> Tensor:
-    """(bytes,) uint8, as an entry of a state dict."""
-    return torch.frombuffer(bytearray(vocabulary.to_bytes()), dtype=torch.uint8)
-
-
-def unpacked(stored: Any, key: str) -> Vocabulary:
-    """What :func:`packed` made.
-
-    Args:
-        stored: the entry.
-        key: its name, for the message.
-
-    Raises:
-        ValueError: it is damaged, or no vocabulary.
-    """
-    try:
-        return Vocabulary.from_bytes(stored.cpu().numpy().tobytes())
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"its vocabulary ({key}) cannot be read: {error}. Copy the checkpoint again, or name "
-            "the vocabulary that it was trained with by MODEL.OVD.VOCABULARY"
-        ) from error
 
 
 def _background_of(vocabulary: Vocabulary) -> Tensor:

@@ -14,7 +14,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ovd_d2.modeling.classifier import VOCABULARY, packed, unpacked
+from ovd_d2.modeling.vocabulary_holder import VocabularyHolder
 from ovd_d2.projects.glip.anchors import grid_anchors
 from ovd_d2.projects.glip.head import GLIPHead, HeadOutputs, TowerSizes
 from ovd_d2.projects.glip.losses import glip_losses
@@ -69,7 +69,7 @@ def question_of(chunk: Chunk) -> Question:
 
 
 @META_ARCH_REGISTRY.register()
-class GLIP(nn.Module):
+class GLIP(VocabularyHolder):
     """Grounded language-image pre-training (Li et al., arXiv 2112.03857).
 
     Boxes come in and go out as Detectron2's, of the original image in the end. Inside, the last
@@ -144,8 +144,6 @@ class GLIP(nn.Module):
         self._tokenizer = tokenizer
         self._phrases = dict(phrases or {})
         self.names_per_caption = names_per_caption
-        self.vocabulary: Vocabulary | None = None
-        self._was_given = False
         self._questions: list[Question] | None = None  # of the vocabulary, once they are needed
         if vocabulary is not None:
             self.set_vocabulary(vocabulary)
@@ -213,26 +211,14 @@ class GLIP(nn.Module):
         """What is asked for in place of a name from now on."""
         self._phrases, self._questions = dict(phrases), None
 
-    def _take(self, vocabulary: Vocabulary | None) -> None:
+    def _take_loaded(self, vocabulary: Vocabulary) -> None:
         self.vocabulary, self._questions = vocabulary, None
 
     def forget_loaded_vocabulary(self) -> None:
-        """Makes room for that of another state dict; one that was given stays."""
-        if not self._was_given:
-            self._take(None)
-
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.vocabulary is not None:
-            destination[prefix + VOCABULARY] = packed(self.vocabulary)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        stored = state_dict.pop(prefix + VOCABULARY, None)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        if stored is not None and not self._was_given:
-            self._take(unpacked(stored, prefix + VOCABULARY))
+        """See :meth:`VocabularyHolder.forget_loaded_vocabulary`."""
+        super().forget_loaded_vocabulary()
+        if self.vocabulary is None:
+            self._questions = None
 
     def questions_of(self, vocabulary: Vocabulary) -> list[Question]:
         """The names in captions; errors of :meth:`set_vocabulary`."""

@@ -113,8 +113,11 @@ def folder_problems(folder: Path) -> Iterator[str]:
     if missing:
         yield f"{folder} has no {', '.join(missing)}: copy or download the folder again"
         return
-    for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
-        digest, _, name = line.partition("  ")
+    lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    if unnamed := [name for name in _WHOLE if name not in sums]:
+        yield f"{folder / SUMS} lacks {', '.join(unnamed)}: copy or download the folder again"
+    for name, digest in sums.items():
         if not (folder / name).is_file():
             yield f"{folder / name} is missing: copy or download the folder again"
         elif sha256_file(folder / name) != digest:

@@ -313,6 +313,8 @@ def _frames_of(file: Path, every: int, skipped: dict[str, str], done: _Journal) 
                 if good:
                     stem = f"{file.stem}_{number:06d}"
                     yield _Frame(key, stem, partial(np.asarray, pixels))
+                else:
+                    skipped[key] = f"{printable(file)}: OpenCV cannot decode frame {number}"
             number += 1
         if number == 0:
             skipped[str(file)] = f"{printable(file)}: OpenCV reads no frame of this video"

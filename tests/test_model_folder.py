@@ -96,6 +96,14 @@ def test_a_file_cut_short(copied, name):
         OpenVocabularyPredictor.from_pretrained(copied)
 
 
+def test_sums_that_are_cut_short(copied):
+    (copied / "SHA256SUMS").write_text("")
+    with pytest.raises(
+        SetupError, match=r"SHA256SUMS lacks config.yaml, model.safetensors, .*again"
+    ):
+        folder_config(copied)
+
+
 def test_a_file_that_is_missing(copied):
     (copied / "vocabulary.safetensors").unlink()
     with pytest.raises(SetupError, match="vocabulary.safetensors is missing: copy or download"):

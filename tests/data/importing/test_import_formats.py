@@ -335,7 +335,7 @@ class TestLabelme:
         assert circle["bbox"] == [25, 15, 10, 10]
         assert [case.why for case in imported.account.cases] == [
             "a line has no box",
-            "a shape that is not labelme's",
+            "its entry is not as the format has it",
         ]
 
 

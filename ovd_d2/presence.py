@@ -2,8 +2,8 @@
 
 Scores rank boxes; they are no probabilities. Here the best score of a name in an image gives one,
 by a temperature and a bias on its log-odds (Platt, 1999), fitted to names that are known to be in
-an image or not. How many names are absent depends on who asks, so both kinds count alike: presence is
-the probability where half of the names asked for are there.
+an image or not. How many names are absent depends on who asks, so both kinds count alike: presence
+is the probability where half of the names asked for are there.
 """
 
 from __future__ import annotations

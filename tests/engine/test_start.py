@@ -47,7 +47,7 @@ def test_the_log_opens_with_ten_lines_at_most_and_the_rest_is_in_files(tmp_path)
     assert cfg.is_frozen()
     again = config("another")
     again.merge_from_file(str(folder / "config.yaml"))
-    assert (again.SEED, again.OUTPUT_DIR) == (3, str(folder))
+    assert again.SEED == 3 and str(folder) == again.OUTPUT_DIR
     assert "PyTorch" in (folder / "environment.txt").read_text()
     assert (folder / "model.txt").read_text().startswith("Linear(in_features=1000")
     lines = log_lines(folder)

@@ -27,6 +27,7 @@ from ovd_d2.engine.run import load_config
 from ovd_d2.pictograms.demo.pipeline import repository_root
 from ovd_d2.projects.glip import deformable
 from ovd_d2.projects.glip.anchors import grid_anchors
+from ovd_d2.projects.glip.clamping import clamped
 from ovd_d2.projects.glip.fusion import Fusion
 from ovd_d2.projects.glip.model import GLIP, LEVELS, Question, question_of
 from ovd_d2.projects.glip.postprocess import candidates, select
@@ -146,6 +147,28 @@ def whole_passes(model: GLIP, inputs: dict[str, Any], questions: Sequence[Questi
             select([found], images.image_sizes[0], model.selection)
 
 
+def attend_by_definition(
+    fusion: Fusion, image: Tensor, text: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`Fusion.attend` as the paper writes it (section 3.3): every location is projected."""
+
+    def heads(values: Tensor) -> Tensor:  # (N, K, H x D) -> (N, H, K, D)
+        return values.unflatten(2, (fusion.heads, -1)).transpose(1, 2)
+
+    def read(weights: Tensor, values: Tensor) -> Tensor:
+        return (fusion.dropout(weights) @ heads(values)).transpose(1, 2).flatten(2)
+
+    query, key = heads(fusion.image_query(image) * fusion.scale), heads(fusion.text_key(text))
+    scores = clamped(query @ key.transpose(2, 3))  # (N, H, P, L)
+    smallest = torch.finfo(scores.dtype).min
+    over_tokens = scores.masked_fill(~mask[:, None, None], smallest).softmax(dim=-1)
+    scores = scores.transpose(2, 3)
+    over_places = clamped(scores - scores.amax(dim=-1, keepdim=True)).softmax(dim=-1)
+    found = read(over_tokens, fusion.text_values(text))
+    seen = read(over_places, fusion.image_values(image))
+    return fusion.image_output(found), fusion.text_output(seen)
+
+
 @contextmanager
 def as_published() -> Any:
     """Fusion by its definition, deformable convolutions by torchvision."""
@@ -155,7 +178,7 @@ def as_published() -> Any:
         return deform_conv2d(image, offsets, weight, bias, stride, padding=1, mask=mask)
 
     with (
-        patch.object(Fusion, "attend_folded", Fusion.attend),
+        patch.object(Fusion, "attend", attend_by_definition),
         patch.object(deformable, "_by_rows", convolve),
     ):
         yield

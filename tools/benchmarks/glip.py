@@ -173,8 +173,8 @@ def attend_by_definition(
 def as_published() -> Any:
     """Fusion by its definition, deformable convolutions by torchvision."""
 
-    def convolve(*inputs: Any) -> Tensor:
-        image, offsets, mask, weight, bias, stride = inputs
+    def convolve(*inputs: Tensor, stride: int) -> Tensor:
+        image, offsets, mask, weight, bias = inputs
         return deform_conv2d(image, offsets, weight, bias, stride, padding=1, mask=mask)
 
     with (

@@ -37,8 +37,8 @@ def deformable_conv(
     # torchvision's CPU kernel finds the place of a tap anew for every channel
     dtype = torch.promote_types(image.dtype, torch.float32)  # as torchvision under autocast
     with torch.autocast("cpu", enabled=False):
-        inputs = (one.to(dtype) for one in (image, offsets, mask, weight, bias))
-        return _by_rows(*inputs, stride).to(image.dtype)
+        inputs = [one.to(dtype) for one in (image, offsets, mask, weight, bias)]
+        return _by_rows(*inputs, stride=stride).to(image.dtype)
 
 
 def _by_rows(

@@ -42,7 +42,7 @@ def deformable_conv(
 
 
 def _by_rows(
-    image: Tensor, offsets: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, stride: int
+    image: Tensor, offsets: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, *, stride: int
 ) -> Tensor:
     """A tap is a weighted sum of four rows of a (N x h x w, C) table, all channels at once."""
     count, _, height, width = offsets.shape

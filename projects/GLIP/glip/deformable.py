@@ -35,14 +35,11 @@ def deformable_conv(
     if image.device.type != "cpu":
         return deform_conv2d(image, offsets, weight, bias, stride, padding=1, mask=mask)
     # torchvision's CPU kernel finds the place of a tap anew for every channel
-    dtype = torch.promote_types(image.dtype, torch.float32)  # as torchvision under autocast
-    with torch.autocast("cpu", enabled=False):
-        inputs = [one.to(dtype) for one in (image, offsets, mask, weight, bias)]
-        return _by_rows(*inputs, stride=stride).to(image.dtype)
+    return _by_rows(image, offsets, mask, weight, bias, stride)
 
 
 def _by_rows(
-    image: Tensor, offsets: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, *, stride: int
+    image: Tensor, offsets: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, stride: int
 ) -> Tensor:
     """A tap is a weighted sum of four rows of a (N x h x w, C) table, all channels at once."""
     count, _, height, width = offsets.shape

@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import detectron2
@@ -19,7 +20,6 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 from torch import nn
 
-import ovd_d2
 from ovd_d2.files import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,9 @@ def _start(args: argparse.Namespace, output_dir: str, seed: int, cudnn_benchmark
 
 
 def _log_start(output_dir: str) -> None:
-    packages = [(one.__name__, one.__version__) for one in (ovd_d2, detectron2, torch)]
+    # By its metadata: `ovd_d2` itself would import every system from here.
+    packages = [("ovd_d2", version("ovd_d2"))]
+    packages += [(one.__name__, one.__version__) for one in (detectron2, torch)]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     logger.info("$ %s", shlex.join(["python", *sys.argv]))
     logger.info(

@@ -3,6 +3,7 @@
 config.yaml               the whole config; paths in it start at the folder
 model.safetensors         the weights
 vocabulary.safetensors    what it was trained with, where it has one
+presence.json             how likely a name with a given score is there, where that was calibrated
 preprocessing.json        how an image becomes the model's input
 files/                    other files that the config names, e.g. the teacher's weights
 README.md                 the model card
@@ -36,6 +37,7 @@ from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
 from ovd_d2.files import atomic_folder, sha256_file
 from ovd_d2.modeling.open_vocabulary import open_vocabulary_part
+from ovd_d2.presence import load_presence
 from ovd_d2.systems import system_of
 from ovd_d2.vocabulary import Vocabulary, configured_vocabulary
 
@@ -202,6 +204,8 @@ def _write(folder: Path, cfg: CfgNode, model: nn.Module, card: Card) -> None:
     vocabulary = configured_vocabulary(cfg) or (None if part is None else part.vocabulary)
     if vocabulary is not None:
         vocabulary.save(folder / VOCABULARY)
+    if (presence := load_presence(cfg.MODEL.WEIGHTS)) is not None:
+        presence.save(folder / WEIGHTS)
     (folder / CONFIG).write_text(_portable(cfg, folder).dump(), encoding="utf-8")
     content = json.dumps(preprocessing(cfg), indent=2)
     (folder / PREPROCESSING).write_text(content + "\n", encoding="utf-8")

@@ -61,6 +61,7 @@ class Request:
         tile: side in px of the tiles that larger images are also looked at in; 0: none.
         overlap: of neighbouring tiles, a share of their side.
         every: of a video, every so-manieth frame.
+        least_presence: names less likely than this to be in an image give nothing there.
     """
 
     names: Names | None = None
@@ -69,6 +70,7 @@ class Request:
     tile: int = 0
     overlap: float = 0.2
     every: int = 1
+    least_presence: float = 0.0
 
 
 class Predictions(NamedTuple):
@@ -76,8 +78,8 @@ class Predictions(NamedTuple):
 
     Attributes:
         detections: file, or file#frame of a video -> list of `name`, `novel`, `score` and `box`
-            (XYXY, pixels of the image as its EXIF orientation turns it), best first; what
-            `detections.json` holds.
+            (XYXY, pixels of the image as its EXIF orientation turns it), and `presence` where the
+            detector was calibrated; best first; what `detections.json` holds.
         skipped: file -> what is wrong with it.
         best_scores: name -> the best score seen, below the threshold, too.
     """
@@ -173,8 +175,10 @@ def predict_files(
 
     Raises:
         SetupError: as :func:`check_files`, before anything is detected or written; the names
-            cannot be looked for; `output` holds the beginning of a run with other arguments.
+            cannot be looked for; `output` holds the beginning of a run with other arguments;
+            presence is asked for and was not calibrated.
     """
+    predictor.check_presence(request.least_presence)
     skipped = check_files(files, output, smallest_resize(predictor.cfg, is_train=False))
     names = predictor.categories_of(request.names).names
     journal = _Journal(output / PROGRESS, _identity_of(predictor, request))
@@ -281,7 +285,10 @@ def _parsed(line: str) -> dict[str, Any]:
 def _identity_of(predictor: OpenVocabularyPredictor, request: Request) -> str:
     names = request.names
     words = names.to_bytes().hex() if isinstance(names, Vocabulary) else repr(names)
-    options = [request.threshold, request.outputs, request.tile, request.overlap, request.every]
+    options = [
+        *(request.threshold, request.least_presence, request.outputs),
+        *(request.tile, request.overlap, request.every),
+    ]
     model = [predictor.cfg.MODEL.WEIGHTS, predictor.cfg.MODEL.OVD.VOCABULARY]
     return fingerprint_json([words, options, model])
 
@@ -326,12 +333,16 @@ def _predict_one(
     predictor: OpenVocabularyPredictor, one: _Frame, output: Path, request: Request
 ) -> dict[str, Any]:
     image = one.read()
-    names, threshold = request.names, request.threshold
+    names, threshold, least = request.names, request.threshold, request.least_presence
     if request.tile:
-        side, overlap = request.tile, request.overlap
-        found = predict_in_tiles(predictor, image, names, threshold, side=side, overlap=overlap)
+        found = predict_in_tiles(
+            *(predictor, image, names, threshold),
+            side=request.tile,
+            overlap=request.overlap,
+            least_presence=least,
+        )
     else:
-        found = predictor(image, names, threshold, "BGR")
+        found = predictor(image, names, threshold, "BGR", least_presence=least)
     if DRAWINGS in request.outputs:
         categories = found.categories
         drawn = draw_instances(
@@ -366,12 +377,23 @@ def _best_scores(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     return best
 
 
-def nothing_message(best_scores: Mapping[str, float], threshold: float, shown: int = 5) -> str:
+def nothing_message(
+    best_scores: Mapping[str, float],
+    threshold: float,
+    least_presence: float = 0.0,
+    *,
+    shown: int = 5,
+) -> str:
     """Why nothing was found, and which threshold would show something."""
     ranked = sorted(best_scores.items(), key=lambda one: -one[1])[:shown]
     if not ranked:
         return "Nothing was found: no name has any score in any image."
     listed = ", ".join(f"{name} {score:.3g}" for name, score in ranked)
+    if ranked[0][1] >= threshold:
+        return (
+            f"No name is likely enough to be there (--least-presence {least_presence:.3g}). The "
+            f"best scores seen: {listed}."
+        )
     lower = int(1000 * ranked[0][1]) / 1000
     return (
         f"Nothing scores {threshold:g} or more. The best scores seen: {listed}; "
@@ -460,6 +482,9 @@ def _as_records(found: Prediction, *, polygons: bool) -> list[dict[str, Any]]:
             strict=True,
         )
     ]
+    if instances.has("presence"):
+        for record, presence in zip(records, instances.presence.tolist(), strict=True):
+            record["presence"] = round(presence, 4)
     if polygons and instances.has("pred_masks"):
         for record, mask in zip(records, instances.pred_masks, strict=True):
             record["polygons"] = polygons_of(mask.numpy())

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from detectron2.structures import Instances
 from pycocotools import mask as mask_utils
 
 from ovd_d2.errors import SetupError
+from ovd_d2.presence import Presence
 from ovd_d2.vocabulary import Categories
 
 if TYPE_CHECKING:
@@ -23,15 +25,19 @@ class Prediction:
 
     Attributes:
         instances: Detectron2's, on the CPU, best first: `pred_boxes` (XYXY, pixels of the image),
-            `scores`, `pred_classes` and, where the model has masks, `pred_masks`.
+            `scores`, `pred_classes` and, where the model has masks, `pred_masks`; `presence` of
+            their categories where that is known.
         categories: what `pred_classes` index; novel is what the detector was trained without boxes
             of.
         best_scores: of each category, below the threshold, too; 0 where nothing was found at all.
+        presence: of each category, the probability that the image shows one; None where the
+            detector was not calibrated.
     """
 
     instances: Instances
     categories: Categories
     best_scores: tuple[float, ...]
+    presence: tuple[float, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.instances)
@@ -40,6 +46,15 @@ class Prediction:
     def names(self) -> list[str]:
         """The category's name of each detection."""
         return [self.categories.names[k] for k in self.instances.pred_classes.tolist()]
+
+    def judged(self, calibration: Presence, least: float) -> Prediction:
+        """The same with the presence of each category; those with less than `least` give
+        nothing."""
+        presence = calibration.of(torch.tensor(self.best_scores))
+        of_each = presence[self.instances.pred_classes]
+        kept = self.instances[of_each >= least]
+        kept.presence = of_each[of_each >= least].float()
+        return replace(self, instances=kept, presence=tuple(presence.tolist()))
 
     def to_pipeline(self) -> list[dict[str, Any]]:
         """As transformers' pipeline "zero-shot-object-detection": `score`, `label`, and `box` with

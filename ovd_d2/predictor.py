@@ -33,6 +33,7 @@ from ovd_d2.errors import SetupError, brief
 from ovd_d2.model_folder import pretrained_config
 from ovd_d2.modeling.open_vocabulary import detect, open_vocabulary_part, reads_names
 from ovd_d2.prediction import Prediction
+from ovd_d2.presence import Presence, load_presence
 from ovd_d2.vocabulary import Categories, Vocabulary, configured_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,9 @@ class OpenVocabularyPredictor:
     Attributes:
         cfg: the config.
         model: the detector, in eval mode.
-        categories: of the configured vocabulary; None where there is none.
+        vocabulary: the configured one; None where there is none.
+        categories: of it; None where there is none.
+        presence: the calibration of tools/calibrate_presence.py; None where there is none.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class OpenVocabularyPredictor:
         teacher: CLIPTeacher | None = None,
         distractors: bool = True,
         cached_vocabularies: int = 8,
+        presence: Presence | None = None,
     ) -> None:
         """
         Args:
@@ -87,9 +91,10 @@ class OpenVocabularyPredictor:
             teacher: use this teacher instead of the config's.
             distractors: let the configured vocabulary compete with the names given.
             cached_vocabularies: lists of names whose embeddings are kept.
+            presence: the calibration; None: the one that lies beside `MODEL.WEIGHTS`, if any.
 
         Raises:
-            SetupError: the weights or the vocabulary are missing or damaged.
+            SetupError: the weights, the vocabulary or the calibration are missing or damaged.
         """
         self.cfg = cfg.clone()
         if self.cfg.MODEL.OVD.CLASSIFY_WITH != "detector":
@@ -99,22 +104,23 @@ class OpenVocabularyPredictor:
                     "evaluation only (tools/train_net.py --eval-only); set it to 'detector'"
                 ]
             )
-        self._configured = configured_vocabulary(self.cfg)
+        self.vocabulary = configured_vocabulary(self.cfg)
         if model is None:
             if problems := weights_problems(cfg.MODEL.WEIGHTS, needed=True):
                 raise SetupError(problems)
             model = build_open_vocabulary_model(self.cfg)
-            if self._configured is None:  # a checkpoint brings the one it was trained with
+            if self.vocabulary is None:  # a checkpoint brings the one it was trained with
                 part = open_vocabulary_part(model)
-                self._configured = None if part is None else part.vocabulary
+                self.vocabulary = None if part is None else part.vocabulary
         self.model = model.eval()
+        self.presence = presence or load_presence(self.cfg.MODEL.WEIGHTS)
         self._teacher = teacher
         self._distractors = distractors
         self._embedding = threading.Lock()  # one thread at a time loads the teacher and embeds
         self._vocabulary_of = lru_cache(cached_vocabularies)(self._embed)
         self._competing = lru_cache(cached_vocabularies)(self._with_distractors)
         self._augmentations = T.AugmentationList(build_augmentations(self.cfg, is_train=False))
-        self.categories = None if self._configured is None else self._configured.categories
+        self.categories = None if self.vocabulary is None else self.vocabulary.categories
 
     @classmethod
     def from_pretrained(
@@ -140,6 +146,8 @@ class OpenVocabularyPredictor:
         names: Names | None = None,
         threshold: float = THRESHOLD,
         channels: str | None = None,
+        *,
+        least_presence: float = 0.0,
     ) -> list[Prediction]: ...
 
     @overload
@@ -149,6 +157,8 @@ class OpenVocabularyPredictor:
         names: Names | None = None,
         threshold: float = THRESHOLD,
         channels: str | None = None,
+        *,
+        least_presence: float = 0.0,
     ) -> Prediction: ...
 
     def __call__(
@@ -157,6 +167,8 @@ class OpenVocabularyPredictor:
         names: Names | None = None,
         threshold: float = THRESHOLD,
         channels: str | None = None,
+        *,
+        least_presence: float = 0.0,
     ) -> Prediction | list[Prediction]:
         """
         Args:
@@ -166,6 +178,7 @@ class OpenVocabularyPredictor:
                 :meth:`vocabulary_of`. None: the configured vocabulary.
             threshold: detections scored below it are left out.
             channels: "RGB" or "BGR", of arrays and tensors.
+            least_presence: names less likely than this to be in an image give nothing there.
 
         Returns:
             A prediction; of a list a list.
@@ -174,14 +187,41 @@ class OpenVocabularyPredictor:
             ValueError: an image that is none or so long and thin that resizing leaves no pixel of
                 it; names that are blank or equal.
             SetupError: the names cannot be looked for: the teacher cannot be had, or is not the
-                vocabulary's; the detector has no use for descriptions and examples.
+                vocabulary's; the detector has no use for descriptions and examples; presence is
+                asked for and was not calibrated.
         """
         vocabulary, categories = self._wanted(names)
+
+        def found_in(one: AnyImage) -> Prediction:
+            found = self._predict(one, vocabulary, categories, threshold, channels)
+            return self.judged(found, least_presence)
+
         if isinstance(images, (list, tuple)):
-            return [
-                self._predict(one, vocabulary, categories, threshold, channels) for one in images
-            ]
-        return self._predict(images, vocabulary, categories, threshold, channels)
+            return [found_in(one) for one in images]
+        return found_in(images)
+
+    def judged(self, found: Prediction, least_presence: float) -> Prediction:
+        """A prediction with the presence of its names, where that was calibrated.
+
+        Args:
+            found: one without.
+            least_presence: names with less give nothing.
+
+        Raises:
+            SetupError: `least_presence` is above 0, and this detector was not calibrated.
+        """
+        self.check_presence(least_presence)
+        return found if self.presence is None else found.judged(self.presence, least_presence)
+
+    def check_presence(self, least_presence: float) -> None:
+        """Raises SetupError where presence is asked for (above 0) and was not calibrated."""
+        if self.presence is None and least_presence > 0:
+            raise SetupError(
+                [
+                    "a least presence is asked for, but nothing is known of the presence of names "
+                    "with these weights: run tools/calibrate_presence.py first"
+                ]
+            )
 
     def _predict(
         self,
@@ -255,14 +295,14 @@ class OpenVocabularyPredictor:
     def _wanted(self, names: Names | None) -> tuple[Vocabulary, Categories]:
         """What to look for, and what of it to report: the first categories."""
         if names is None:
-            if self._configured is None:
+            if self.vocabulary is None:
                 raise SetupError(
                     [
                         "no names were given, MODEL.OVD.VOCABULARY is empty, and MODEL.WEIGHTS "
                         "brings no vocabulary: give one of them"
                     ]
                 )
-            return self._configured, self._configured.categories
+            return self.vocabulary, self.vocabulary.categories
         given = names if isinstance(names, Vocabulary) else self.vocabulary_of(names)
         if problem := self._foreign(given):
             raise SetupError([problem])
@@ -279,7 +319,7 @@ class OpenVocabularyPredictor:
                 entries,
                 self.teacher,
                 lambda path: np.ascontiguousarray(checked_image(path)[:, :, ::-1]),
-                prompts=prompt_family(self._configured, self.cfg.MODEL.OVD.TEACHER.PROMPTS),
+                prompts=prompt_family(self.vocabulary, self.cfg.MODEL.OVD.TEACHER.PROMPTS),
                 example_weight=example_weight,
             )
 
@@ -298,7 +338,7 @@ class OpenVocabularyPredictor:
 
     def _foreign(self, given: Vocabulary) -> str:
         """Why a vocabulary cannot be compared with the detector's; "" where it can."""
-        known = self._configured
+        known = self.vocabulary
         if reads_names(self.model) or known is None:
             return ""
         if "" in (given.teacher, known.teacher) or given.teacher == known.teacher:
@@ -311,12 +351,12 @@ class OpenVocabularyPredictor:
     def _with_distractors(self, given: Vocabulary) -> Vocabulary:
         """The names given, then what competes with them."""
         others = self._distractors_for(given.words)
-        if not others or self._configured is None:
+        if not others or self.vocabulary is None:
             return given
         return Vocabulary(
-            [*given.names, *(f"{self._configured.names[k]} (distractor)" for k in others)],
-            torch.cat([given.embeddings, self._configured.embeddings[others]]),
-            torch.cat([given.novel, self._configured.novel[others]]),
+            [*given.names, *(f"{self.vocabulary.names[k]} (distractor)" for k in others)],
+            torch.cat([given.embeddings, self.vocabulary.embeddings[others]]),
+            torch.cat([given.novel, self.vocabulary.novel[others]]),
             teacher=given.teacher,
             prompts=given.prompts,
             background=given.background,
@@ -325,7 +365,7 @@ class OpenVocabularyPredictor:
         )
 
     def _check_teacher(self) -> None:
-        if problems := teacher_problems(self.teacher, self._configured, "the vocabulary"):
+        if problems := teacher_problems(self.teacher, self.vocabulary, "the vocabulary"):
             raise SetupError(problems)
 
     def _base_names(self) -> set[str]:
@@ -336,10 +376,10 @@ class OpenVocabularyPredictor:
 
     def _distractors_for(self, words: Sequence[str]) -> list[int]:
         """Indices of configured names that share out nothing with a given name's words."""
-        if self._configured is None or not self._distractors or reads_names(self.model):
+        if self.vocabulary is None or not self._distractors or reads_names(self.model):
             return []
         given = [set(clean_name(word).split()) for word in words]
-        configured = [set(clean_name(name).split()) for name in self._configured.names]
+        configured = [set(clean_name(name).split()) for name in self.vocabulary.names]
         return [
             k
             for k, own in enumerate(configured)

@@ -61,6 +61,7 @@ def predict_in_tiles(
     *,
     side: int,
     overlap: float = 0.2,
+    least_presence: float = 0.0,
 ) -> Prediction:
     """What is found in the whole image and in its tiles.
 
@@ -72,6 +73,7 @@ def predict_in_tiles(
         image_bgr: (H, W, 3) uint8.
         names, threshold: as of a call of the predictor.
         side, overlap: see :func:`windows`.
+        least_presence: as of a call, in the whole image or any tile.
     """
     height, width = image_bgr.shape[:2]
     parts = [predictor(image_bgr, names, threshold, "BGR")]
@@ -83,7 +85,8 @@ def predict_in_tiles(
             places.append(one)
     whole = [_uncut(p.instances, w, height, width) for p, w in zip(parts, places, strict=True)]
     best = tuple(map(max, zip(*(one.best_scores for one in parts), strict=True)))
-    return Prediction(_merged(whole, places, height, width), parts[0].categories, best)
+    merged = Prediction(_merged(whole, places, height, width), parts[0].categories, best)
+    return predictor.judged(merged, least_presence)
 
 
 def _uncut(found: Instances, window: Window, height: int, width: int) -> Instances:

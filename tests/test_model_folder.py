@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import subprocess
+from pathlib import Path
 
 import huggingface_hub
 import numpy as np
@@ -18,6 +19,7 @@ from ovd_d2.errors import SetupError
 from ovd_d2.files import atomic_folder
 from ovd_d2.model_folder import Card, export_model, folder_config, push_model
 from ovd_d2.predictor import OpenVocabularyPredictor
+from ovd_d2.presence import Presence
 from tests.test_predictor import FakeTeacher
 from tests.tiny import tiny_config, tiny_vocabulary
 
@@ -64,6 +66,34 @@ def test_the_folder_finds_what_the_training_found(trained, exported):
     )
     assert found.categories == expected.categories and len(found) > 0
     assert torch.equal(found.instances.scores, expected.instances.scores)
+
+
+def test_the_calibration_of_presence_goes_along(trained, tmp_path):
+    presence = Presence(1.5, 0.5, 0.8)
+    written = presence.save(Path(trained.MODEL.WEIGHTS))
+    export_model(trained, tmp_path / "mine", Card("mit"))
+    written.unlink()
+    predictor = OpenVocabularyPredictor.from_pretrained(tmp_path / "mine")
+    assert predictor.presence == presence
+    assert "presence.json" in (tmp_path / "mine" / "SHA256SUMS").read_text()
+    image = np.zeros((64, 80, 3), np.uint8)
+    everything = predictor(image, None, 0.0, "BGR")
+    expected = presence.of(torch.tensor(everything.best_scores))
+    assert everything.presence == tuple(expected.tolist())
+    most = max(everything.presence)
+    kept = predictor(image, None, 0.0, "BGR", least_presence=most)
+    assert 0 < len(kept) < len(everything) and kept.presence == everything.presence
+    assert {everything.presence[k] for k in kept.instances.pred_classes.tolist()} == {most}
+    assert len(predictor(image, None, 0.0, "BGR", least_presence=most + 0.01)) == 0
+    (tmp_path / "mine" / "presence.json").unlink()
+    with pytest.raises(SetupError, match="presence.json is missing"):
+        folder_config(tmp_path / "mine")
+
+
+def test_presence_that_was_not_calibrated(exported):
+    predictor = OpenVocabularyPredictor.from_pretrained(exported)
+    with pytest.raises(SetupError, match="run tools/calibrate_presence.py first"):
+        predictor(np.zeros((64, 80, 3), np.uint8), None, 0.0, "BGR", least_presence=0.5)
 
 
 def test_the_folder_is_complete(exported):

@@ -32,6 +32,7 @@ from ovd_d2.predict_files import (
     skipped_message,
 )
 from ovd_d2.predictor import OpenVocabularyPredictor
+from ovd_d2.presence import Presence
 from ovd_d2.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parents[1]
@@ -286,6 +287,26 @@ def test_nothing_found_says_what_would_be():
         "--threshold 0.188 would show the first."
     )
     assert "no name has any score" in nothing_message({}, 0.25)
+
+
+def test_names_that_are_not_likely_there(predictor, folder, tmp_path):
+    with pytest.raises(SetupError, match="run tools/calibrate_presence.py first"):
+        predict_files(predictor, inputs_of(folder), tmp_path / "out", Request(least_presence=0.1))
+    assert not (tmp_path / "out").exists()
+    predictor.presence = Presence(1.0, 0.0, 0.5)
+    files = inputs_of(folder)[:1]
+    request = Request(outputs=(), least_presence=0.8)
+    found = predict_files(predictor, files, tmp_path / "out", request)
+    assert [one["presence"] for (one,) in found.detections.values()] == [0.9]
+    for tile in (0, 60):
+        request = Request(outputs=(), least_presence=0.95, tile=tile)
+        nothing = predict_files(predictor, files, tmp_path / "out", request)
+        assert list(nothing.detections.values()) == [[]]
+    text = nothing_message(nothing.best_scores, 0.25, 0.95)
+    assert text == (
+        "No name is likely enough to be there (--least-presence 0.95). The best scores seen: "
+        "anchor 0.9."
+    )
 
 
 def test_best_scores_are_those_below_the_threshold(predictor, folder, tmp_path):

@@ -141,12 +141,12 @@ def test_another_teachers_vocabulary_is_refused(predictors, images):
     predictor = predictors["vild"]
     known = tiny_vocabulary()
     known.teacher = "mine"
-    predictor._configured = known
+    predictor.vocabulary = known
     try:
         with pytest.raises(SetupError, match="given was made with yours, the detector's with mine"):
             predictor(images[0], Vocabulary(["x"], random_units(1), teacher="yours"), 0, "BGR")
     finally:
-        predictor._configured = None
+        predictor.vocabulary = None
 
 
 def test_forms_of_one_image(predictors, images, tmp_path):

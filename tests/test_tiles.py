@@ -32,6 +32,9 @@ def stand_in(image, names, threshold, channels):
     return Prediction(found, Categories(["square"], [False]), (0.9 if kept else 0.0,))
 
 
+stand_in.judged = lambda found, least_presence: found  # as one that was not calibrated
+
+
 def test_windows_cover_the_image():
     found = windows(100, 250, 100, 0.2)
     assert found == [Window(0, 0, 100, 100), Window(80, 0, 180, 100), Window(150, 0, 250, 100)]

@@ -17,6 +17,7 @@ from benchmarks import (
     distillation,
     fvit,
     glip,
+    glip_parts,
     inference,
     online,
     options,
@@ -54,7 +55,7 @@ what dense features know of regions before and after CLIPSelf, and teach ViLD (a
 dense features beside open_clip's own forward pass, CLIPSelf's step, F-ViT (three minutes; trains
 nothing):
   python tools/benchmark.py dense
-1,203 names in GLIP beside a whole pass per 40 names (four minutes; trains nothing):
+1,203 names in GLIP beside a whole pass per 40 names, and its parts (six minutes; trains nothing):
   python tools/benchmark.py glip
 """
 # The methods of a system in each table.
@@ -159,7 +160,9 @@ def add_dense_command(commands: Any) -> None:
 
 
 def add_glip_command(commands: Any) -> None:
-    command = commands.add_parser("glip", help="many names in GLIP, on the CPU")
+    command = commands.add_parser(
+        "glip", help="many names in GLIP and what its parts cost, on the CPU"
+    )
     command.add_argument(
         "--tokenizer",
         default="bert-base-uncased",
@@ -296,12 +299,14 @@ def measure_dense(args: argparse.Namespace) -> None:
 
 def measure_glip(args: argparse.Namespace) -> None:
     """Measures, then writes the JSON and its page."""
-    rows = glip.measure(args.tokenizer)
+    forties, packed = glip.questions(args.tokenizer)
+    rows = glip.measure(forties, packed) + glip_parts.measure(forties[0])
     document = make_document("python tools/benchmark.py glip", rows)
     atomic_write_json(args.docs / "results" / "glip.json", document)
+    text = f"{glip.page(document)}\n{glip_parts.section(rows)}"
     with atomic_write(args.docs / "results-glip.md") as temporary:
-        temporary.write_text(glip.page(document))
-    print(glip.page(document))
+        temporary.write_text(text)
+    print(text)
 
 
 def seeds_command(args: argparse.Namespace) -> str:

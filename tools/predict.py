@@ -28,6 +28,7 @@ from ovd_d2.predict_files import (
 from ovd_d2.predictor import THRESHOLD, Names, OpenVocabularyPredictor
 from ovd_d2.vocabulary import Vocabulary
 
+CALIBRATED = "calibrated"
 EPILOG = """
 examples:
   python tools/predict.py --model output/my_model --input photographs \\
@@ -47,6 +48,11 @@ def share(text: str) -> float:
     if not 0 <= (value := float(text)) <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return value
+
+
+def share_or_calibrated(text: str) -> float | None:
+    """A number from 0 to 1, or None for the word "calibrated", for argparse."""
+    return None if text == CALIBRATED else share(text)
 
 
 def positive(text: str) -> int:
@@ -90,6 +96,14 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--threshold", type=share, default=THRESHOLD, help="least score (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--least-presence",
+        type=share_or_calibrated,
+        default=0.0,
+        metavar="SHARE",
+        help="names less likely than this to be in an image give nothing there; 'calibrated': what "
+        "tools/calibrate_presence.py has chosen",
     )
     parser.add_argument(
         "--tile",
@@ -155,6 +169,18 @@ def names_of(args: argparse.Namespace, predictor: OpenVocabularyPredictor) -> Na
     return None
 
 
+def least_presence_of(args: argparse.Namespace, predictor: OpenVocabularyPredictor) -> float:
+    """What --least-presence says.
+
+    Raises:
+        SetupError: "calibrated", but the model was not.
+    """
+    if args.least_presence is not None:
+        return float(args.least_presence)
+    predictor.check_presence(1.0)
+    return 0.0 if predictor.presence is None else predictor.presence.least
+
+
 @exit_with_message(SetupError, ValueError, FileNotFoundError)
 def main(arguments: list[str] | None = None) -> None:
     args = parse_args(arguments)
@@ -172,13 +198,14 @@ def main(arguments: list[str] | None = None) -> None:
         args.tile,
         args.tile_overlap,
         args.every,
+        least_presence_of(args, predictor),
     )
     found = predict_files(predictor, files, args.output, request)
     total = sum(map(len, found.detections.values()))
     where = args.output / "detections.json"
     print(f"{total} detections in {len(found.detections)} images: {where}")
     if not total and found.detections:
-        print(nothing_message(found.best_scores, args.threshold))
+        print(nothing_message(found.best_scores, args.threshold, request.least_presence))
     if found.skipped:
         sys.exit(skipped_message(found.skipped, len(files)))
 

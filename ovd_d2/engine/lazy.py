@@ -26,7 +26,6 @@ from detectron2.engine import (
     HookBase,
     SimpleTrainer,
     create_ddp_model,
-    default_setup,
     default_writers,
     hooks,
 )
@@ -55,6 +54,7 @@ from ovd_d2.engine.lazy_checks import (
 )
 from ovd_d2.engine.optimization import freeze
 from ovd_d2.engine.scalars import defined, write_scalars
+from ovd_d2.engine.start import describe_model, start_lazy
 from ovd_d2.engine.trainer import finish, loader_states, write_results
 from ovd_d2.engine.validation import GROUP, validation_losses
 from ovd_d2.errors import SetupError
@@ -76,6 +76,7 @@ def train(cfg: DictConfig, args: argparse.Namespace) -> None:
         loader = instantiate(cfg.wrap_loader)(loader)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
+    describe_model(model, cfg.train.output_dir)
     wrapped = create_ddp_model(model, **cfg.train.ddp)
     trainer_class = AMPTrainer if cfg.train.amp.enabled else SimpleTrainer
     trainer = trainer_class(wrapped, loader, optimizer)
@@ -109,10 +110,10 @@ def evaluate(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check(cfg: DictConfig, args: argparse.Namespace, *, training: bool) -> None:
-    """Rank 0 looks at everything; then Detectron2's set-up, which seeds what comes after it."""
+    """Rank 0 looks at everything; then the run starts: what comes after is seeded."""
     cfg.train.device = available_device(cfg.train.device, key="train.device")
     notices = on_main_process(partial(check_lazy_setup, cfg, training=training))
-    default_setup(cfg, args)
+    start_lazy(cfg, args)
     for notice in notices:
         logger.warning("%s", notice)
 

@@ -9,11 +9,9 @@ from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.engine import default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
-from detectron2.utils.logger import setup_logger
 from yaml import YAMLError
 
 from ovd_d2.data.own import register_configured
@@ -24,6 +22,7 @@ from ovd_d2.engine.checks import check_setup
 from ovd_d2.engine.config_keys import default_config, unknown_key_problems
 from ovd_d2.engine.launching import available_device, on_main_process
 from ovd_d2.engine.scalars import write_scalars
+from ovd_d2.engine.start import describe_model, start
 from ovd_d2.engine.trainer import OpenVocabularyTrainer
 from ovd_d2.errors import SetupError
 
@@ -78,6 +77,7 @@ def train(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Checks the set-up, then trains (`args.resume`: from the last checkpoint)."""
     check_and_set_up(cfg, args, training=True)
     trainer = OpenVocabularyTrainer(cfg, check=False)
+    describe_model(trainer.checkpointer.model, cfg.OUTPUT_DIR)
     trainer.resume_or_load(resume=args.resume)
     trainer.train()
 
@@ -106,15 +106,8 @@ def evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_and_set_up(cfg: CfgNode, args: argparse.Namespace, *, training: bool) -> None:
-    """Rank 0 looks at everything the run needs; then :func:`set_up`, and what was odd is logged."""
+    """Rank 0 looks at everything the run needs; then it starts, and what was odd is logged."""
     notices = on_main_process(partial(check_setup, cfg, training=training))
-    set_up(cfg, args)
+    start(cfg, args)
     for notice in notices:
         logger.warning("%s", notice)
-
-
-def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Detectron2's set-up of logs, seed and output folder; this package's log joins its own."""
-    cfg.freeze()
-    default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="ovd_d2")

@@ -15,6 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling import build_model
 from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
@@ -121,7 +122,7 @@ class OpenVocabularyTrainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        model = super().build_model(cfg)
+        model = build_model(cfg)  # Detectron2's trainer logs every module of it
         optimization.freeze(model, cfg.MODEL.OVD.FREEZE)
         return model
 

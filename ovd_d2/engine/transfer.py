@@ -28,7 +28,7 @@ from ovd_d2.engine.build import build_test_loader
 from ovd_d2.engine.checkpoint import WHOLE_MODEL, SafeCheckpointer
 from ovd_d2.engine.data_checks import DataNeeds, check_data
 from ovd_d2.engine.launching import on_main_process
-from ovd_d2.engine.run import set_up
+from ovd_d2.engine.start import start
 from ovd_d2.engine.trainer import without_nan
 from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
@@ -77,7 +77,7 @@ def evaluate_transfer(
     teacher = configured_teacher(cfg, device=cfg.MODEL.DEVICE)
     cfg = cfg.clone()
     cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "transfer")  # the training's files stay
-    set_up(cfg, args)
+    start(cfg, args)
     prompts = prompt_family(_training_vocabulary(cfg), cfg.MODEL.OVD.TEACHER.PROMPTS)
     model = _build_model(cfg)
     part = open_vocabulary_part(model)

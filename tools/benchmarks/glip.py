@@ -7,7 +7,8 @@ The public code's evaluation runs the whole network for each of 31 chunks, its c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +18,6 @@ import torch
 from detectron2.modeling import build_model
 from tabulate import tabulate
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.ops import deform_conv2d
 
 from benchmarks.documents import Document, origin, table
@@ -27,6 +27,7 @@ from ovd_d2.engine.run import load_config
 from ovd_d2.pictograms.demo.pipeline import repository_root
 from ovd_d2.projects.glip import deformable
 from ovd_d2.projects.glip.anchors import grid_anchors
+from ovd_d2.projects.glip.clamping import clamped
 from ovd_d2.projects.glip.fusion import Fusion
 from ovd_d2.projects.glip.model import GLIP, LEVELS, Question, question_of
 from ovd_d2.projects.glip.postprocess import candidates, select
@@ -72,27 +73,39 @@ CASES = (
 )
 
 
-def measure(tokenizer: str, cases: Sequence[Case] = CASES, rounds: int = ROUNDS) -> list[Row]:
-    """A row per case, and of each a row of operations per step from the public way to ours.
+Questions = list[Question]
+
+
+def questions(tokenizer: str) -> tuple[Questions, Questions]:
+    """The names 40 by 40, as the public code asks for them, and as many as fit into a caption.
 
     Args:
         tokenizer: see :func:`ovd_d2.projects.glip.prompts.load_tokenizer`; BERT's for what the
             page says.
+    """
+    names, words = get_categories(NAMES).names, load_tokenizer(tokenizer)
+    return (
+        [question_of(one) for one in chunks_by_count(names, words)],
+        [question_of(one) for one in chunks_by_length(names, words)],
+    )
+
+
+def measure(
+    forties: Questions, packed: Questions, cases: Sequence[Case] = CASES, rounds: int = ROUNDS
+) -> list[Row]:
+    """A row per case, and of each a row of operations per step from the public way to ours.
+
+    Args:
+        forties, packed: of :func:`questions`.
         cases: networks and sizes.
         rounds: that are counted.
     """
-    names, words = get_categories(NAMES).names, load_tokenizer(tokenizer)
-    forties = [question_of(one) for one in chunks_by_count(names, words)]
-    packed = [question_of(one) for one in chunks_by_length(names, words)]
     rows = []
     for case in cases:
         model = build(case)
         rows.append(_row(case, model, forties, packed, rounds))
         rows += _steps(case, model, forties, packed)
     return rows
-
-
-Questions = list[Question]
 
 
 def build(case: Case) -> GLIP:
@@ -146,6 +159,28 @@ def whole_passes(model: GLIP, inputs: dict[str, Any], questions: Sequence[Questi
             select([found], images.image_sizes[0], model.selection)
 
 
+def attend_by_definition(
+    fusion: Fusion, image: Tensor, text: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`Fusion.attend` as the paper writes it (section 3.3): every location is projected."""
+
+    def heads(values: Tensor) -> Tensor:  # (N, K, H x D) -> (N, H, K, D)
+        return values.unflatten(2, (fusion.heads, -1)).transpose(1, 2)
+
+    def read(weights: Tensor, values: Tensor) -> Tensor:
+        return (fusion.dropout(weights) @ heads(values)).transpose(1, 2).flatten(2)
+
+    query, key = heads(fusion.image_query(image) * fusion.scale), heads(fusion.text_key(text))
+    scores = clamped(query @ key.transpose(2, 3))  # (N, H, P, L)
+    smallest = torch.finfo(scores.dtype).min
+    over_tokens = scores.masked_fill(~mask[:, None, None], smallest).softmax(dim=-1)
+    scores = scores.transpose(2, 3)
+    over_places = clamped(scores - scores.amax(dim=-1, keepdim=True)).softmax(dim=-1)
+    found = read(over_tokens, fusion.text_values(text))
+    seen = read(over_places, fusion.image_values(image))
+    return fusion.image_output(found), fusion.text_output(seen)
+
+
 @contextmanager
 def as_published() -> Any:
     """Fusion by its definition, deformable convolutions by torchvision."""
@@ -155,7 +190,7 @@ def as_published() -> Any:
         return deform_conv2d(image, offsets, weight, bias, stride, padding=1, mask=mask)
 
     with (
-        patch.object(Fusion, "attend_folded", Fusion.attend),
+        patch.object(Fusion, "attend", attend_by_definition),
         patch.object(deformable, "_by_rows", convolve),
     ):
         yield
@@ -175,11 +210,12 @@ def _steps(case: Case, model: GLIP, forties: Questions, packed: Questions) -> li
     stride = model.backbone.size_divisibility
     padded = [-(-side // stride) * stride for side in FULL_SIZE]
     count, length, most = len(forties), _mean_length(forties), _mean_length(packed)
-    with FakeTensorMode(allow_non_fake_inputs=True):  # shapes alone, no numbers
-        image = torch.empty(1, 3, *padded)
-        maps = model.backbone(image)
-        pyramid = operations_of(partial(model.backbone, image))
-        tower = partial(_tower_operations, model, [maps[level] for level in LEVELS])
+    shapes = deepcopy(model).to("meta")  # no numbers
+    with patch.object(torch, "autocast", lambda *_, **__: nullcontext()):  # "meta" has none
+        image = torch.empty(1, 3, *padded, device="meta")
+        maps = shapes.backbone(image)
+        pyramid = operations_of(partial(shapes.backbone, image))
+        tower = partial(_tower_operations, shapes, [maps[level] for level in LEVELS])
         with as_published():
             (first, more), cut_tower = tower(MAX_TOKENS), tower(length)
         folded_tower, filled_tower = tower(length), tower(most)
@@ -201,9 +237,9 @@ def _steps(case: Case, model: GLIP, forties: Questions, packed: Questions) -> li
 
 
 def _tower_operations(model: GLIP, levels: Sequence[Tensor], length: int) -> tuple[int, int]:
-    """Of an image's first caption of this length, and of each that follows."""
-    text = torch.empty(1, length, model.text_encoder.width)
-    caption = (text, torch.ones(1, length, dtype=torch.bool))
+    """Of an image's first caption of this length, and of each that follows; all on "meta"."""
+    text = torch.empty(1, length, model.text_encoder.width, device="meta")
+    caption = (text, torch.empty(1, length, dtype=torch.bool, device="meta"))
 
     def answer(number: int) -> None:
         for _ in model.head.answers(levels, [caption] * number):

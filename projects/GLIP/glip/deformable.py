@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import deform_conv2d
 
 SIDE = 3
@@ -29,10 +32,10 @@ def deformable_conv(
     Returns:
         (N, D, h', w').
     """
+    if image.device.type != "cpu":
+        return deform_conv2d(image, offsets, weight, bias, stride, padding=1, mask=mask)
     # torchvision's CPU kernel finds the place of a tap anew for every channel
-    if image.device.type == "cpu" and not torch.is_grad_enabled():
-        return _by_rows(image, offsets, mask, weight, bias, stride)
-    return deform_conv2d(image, offsets, weight, bias, stride, padding=1, mask=mask)
+    return _by_rows(image, offsets, mask, weight, bias, stride)
 
 
 def _by_rows(
@@ -43,17 +46,19 @@ def _by_rows(
     table = image.permute(0, 2, 3, 1).flatten(0, 2).contiguous()
     kernel = weight.permute(2, 3, 1, 0).flatten(0, 2)  # (9 x C, D)
     places, shares = _corners(image.shape, offsets, mask, stride)
-    output = table.new_empty(len(places), len(weight))
-    for first in range(0, len(places), _ROWS):
-        rows = slice(first, first + _ROWS)
-        taps = F.embedding_bag(
-            places[rows].flatten(0, 1),
-            table,
-            mode="sum",
-            per_sample_weights=shares[rows].flatten(0, 1),
-        )
-        torch.addmm(bias, taps.view(-1, len(kernel)), kernel, out=output[rows])
+    of_rows = _rows_of
+    if torch.is_grad_enabled():  # the backward pass makes the taps anew, which are 9 images
+        of_rows = partial(checkpoint, _rows_of, use_reentrant=False, preserve_rng_state=False)
+    chunks = zip(places.split(_ROWS), shares.split(_ROWS), strict=True)
+    output = torch.cat([of_rows(table, *one, kernel, bias) for one in chunks])
     return output.view(count, height, width, -1).permute(0, 3, 1, 2)
+
+
+def _rows_of(table: Tensor, places: Tensor, shares: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+    """(K, D) outputs of K locations."""
+    flat, weights = places.flatten(0, 1), shares.flatten(0, 1)
+    taps = F.embedding_bag(flat, table, mode="sum", per_sample_weights=weights)
+    return torch.addmm(bias, taps.view(-1, len(kernel)), kernel)
 
 
 def _corners(

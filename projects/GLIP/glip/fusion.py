@@ -78,36 +78,21 @@ class Fusion(nn.Module):
     def fuse(self, image: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(N, P, C) of all locations, (N, L, T) and (N, L): the same shapes."""
         image, text = self.image_norm(image), self.text_norm(text)
-        # Folding pays where weights stay; with a graph, theirs would be the more expensive one.
-        plain = self.training or torch.is_grad_enabled()
-        attend = self.attend if plain else self.attend_folded
-        for_image, for_text = attend(image, text, mask)
+        for_image, for_text = self.attend(image, text, mask)
         return image + self.image_gain * for_image, text + self.text_gain * for_text
 
     def attend(self, image: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """What each side adds to itself, in order of the definition.
+        """What each side adds to itself.
+
+        No projection is of locations, of which there are the most. What would project them is
+        applied to the few tokens: queries into the keys, the output into the text's values, the
+        image's values after they are read. Three products are left that all heads do at once; an
+        image may stand for N = 1 while there are several texts.
 
         Args:
             image: (N, P, C), normed.
             text: (N, L, T), normed.
             mask: (N, L) bool.
-        """
-        query = self._heads(self.image_query(image) * self.scale)
-        scores = clamped(query @ self._heads(self.text_key(text)).transpose(2, 3))  # (N, H, P, L)
-        over_tokens = _masked(scores, mask[:, None, None]).softmax(dim=-1)
-        scores = scores.transpose(2, 3)
-        scores = clamped(scores - scores.amax(dim=-1, keepdim=True))
-        found = self._read(over_tokens, self.text_values(text))
-        seen = self._read(scores.softmax(dim=-1), self.image_values(image))
-        return self.image_output(found), self.text_output(seen)
-
-    def attend_folded(self, image: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The same without dropout: no projection is of locations, of which there are the most.
-
-        What would project them is applied to the few tokens: queries into the keys, the output
-        into the text's values, the image's values after they are read, since probabilities sum
-        to 1. Three products are left that all heads do at once; an image may stand for N = 1 while
-        there are several texts.
         """
         keys = self._heads(self.text_key(text)) * self.scale  # (N, H, L, D)
         query, bias = self._heads_of(self.image_query)
@@ -116,18 +101,17 @@ class Fusion(nn.Module):
         scores = torch.baddbmm(biases, image, (keys @ query).flatten(1, 2).transpose(1, 2))
         scores = clamped(scores)  # (N, P, H x L)
         over_tokens = _masked(scores.unflatten(2, (self.heads, -1)), mask[:, None, None])
+        over_tokens = self.dropout(over_tokens.softmax(dim=-1)).flatten(2)
         output = self.image_output.weight.unflatten(1, (self.heads, -1)).permute(1, 2, 0)
         read = (self._heads(self.text_values(text)) @ output).flatten(1, 2)  # (N, H x L, C)
-        found = torch.baddbmm(self.image_output.bias, over_tokens.softmax(dim=-1).flatten(2), read)
+        found = torch.baddbmm(self.image_output.bias, over_tokens, read)
         # clamped again, scores below the largest would still have no probability at all
-        seen = (scores.softmax(dim=1).transpose(1, 2) @ image).unflatten(1, (self.heads, -1))
+        over_places = self.dropout(scores.softmax(dim=1)).transpose(1, 2)
+        seen = (over_places @ image).unflatten(1, (self.heads, -1))
         values, bias = self._heads_of(self.image_values)
-        seen = seen @ values.transpose(1, 2) + bias[:, None]
+        share = over_places.sum(dim=2).unflatten(1, (self.heads, -1))  # 1, but for dropout
+        seen = seen @ values.transpose(1, 2) + share[..., None] * bias[:, None]
         return found, self.text_output(seen.transpose(1, 2).flatten(2))
-
-    def _read(self, weights: Tensor, values: Tensor) -> Tensor:
-        read = self.dropout(weights) @ self._heads(values)
-        return read.transpose(1, 2).flatten(2)
 
     def _heads_of(self, layer: nn.Linear) -> tuple[Tensor, Tensor]:
         """(H, D, C) weights and (H, D) biases of what makes the heads."""

@@ -1,11 +1,12 @@
 """Many names in one pass over an image give what a whole pass per chunk of names gives."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import islice, product
-from unittest.mock import patch
 
 import pytest
 import torch
+from benchmarks.glip import attend_by_definition
 
 from ovd_d2.golden import unmatched_boxes
 from ovd_d2.projects.glip.anchors import grid_anchors
@@ -37,27 +38,45 @@ def fusion_and_inputs(seed=0, gain=1.0):
     return fusion, torch.randn(3, 70, 16), torch.randn(3, 9, 24), mask
 
 
+def gradients(fusion, attend, maps, text, mask):
+    """Outputs of an `attend`, and how a sum of them moves with inputs and weights; float64."""
+    fusion.double()
+    inputs = [one.double().requires_grad_() for one in (maps, text)]
+    outputs = attend(*inputs, mask)
+    moved = [*inputs, *fusion.parameters()]
+    total = sum((one * one.detach().cos()).sum() for one in outputs)
+    return outputs, torch.autograd.grad(total, moved, materialize_grads=True, allow_unused=True)
+
+
 @pytest.mark.parametrize("gain", [1.0, 400.0], ids=["usual scores", "clamped scores"])
 def test_folded_projections_are_exact(gain):
     fusion, maps, text, mask = fusion_and_inputs(gain=gain)
-    plain = fusion.fuse(maps, text, mask)  # with a graph
-    with torch.no_grad():
-        query = fusion._heads(fusion.image_query(fusion.image_norm(maps)) * fusion.scale)
-        scores = query @ fusion._heads(fusion.text_key(fusion.text_norm(text))).transpose(2, 3)
-        assert ((scores.abs() > LIMIT).float().mean() > 0.1) == (gain > 1)
-        with patch.object(fusion, "attend", side_effect=AssertionError):
-            folded = fusion.fuse(maps, text, mask)
-    for one, other in zip(plain, folded, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    query = fusion._heads(fusion.image_query(maps) * fusion.scale)
+    scores = query @ fusion._heads(fusion.text_key(text)).transpose(2, 3)
+    assert ((scores.abs() > LIMIT).float().mean() > 0.1) == (gain > 1)
+    plain = gradients(fusion, partial(attend_by_definition, fusion), maps, text, mask)
+    folded = gradients(fusion, fusion.attend, maps, text, mask)
+    torch.testing.assert_close(folded, plain, rtol=1e-9, atol=1e-9)
 
 
-def test_dropout_is_of_the_plain_form():
+def test_folded_projections_are_exact_under_dropout():
+    fusion, maps, text, mask = fusion_and_inputs()
+    # the same in any layout
+    fusion.dropout.forward = lambda weights: 2 * weights * (weights > 0.02)
+    plain = gradients(fusion, partial(attend_by_definition, fusion), maps, text, mask)
+    folded = gradients(fusion, fusion.attend, maps, text, mask)
+    torch.testing.assert_close(folded, plain, rtol=1e-9, atol=1e-9)
+
+
+def test_dropout_is_for_training():
     fusion, maps, text, mask = fusion_and_inputs()
     fusion.dropout.p = 0.5
     with torch.no_grad():
-        still = fusion.fuse(maps, text, mask)[0]
-        first, second = (fusion.train().fuse(maps, text, mask)[0] for _ in range(2))
-    assert not torch.equal(first, second) and not torch.equal(first, still)
+        still, again = (fusion.fuse(maps, text, mask) for _ in range(2))
+        first, second = (fusion.train().fuse(maps, text, mask) for _ in range(2))
+    for side in range(2):
+        assert torch.equal(still[side], again[side])
+        assert not torch.equal(first[side], second[side])
 
 
 @torch.no_grad()
@@ -71,7 +90,7 @@ def test_one_image_under_several_texts():
 
 
 def whole_passes(model, one, questions):
-    """The public code's way: the whole network per chunk, 256 tokens, plain fusion, then NMS."""
+    """The public code's way: the whole network per chunk, 256 tokens, then NMS."""
     images = model.preprocess([one])
     size, without_limit = images.image_sizes[0], replace(model.selection, limit=10**6)
     found = []

@@ -28,6 +28,8 @@ def tiny_vild(variant, masks):
 def tiny_fvit(folder):
     cfg = tiny_fvit_config(folder, masks=True)
     cfg.MODEL.FVIT.WINDOW_SIZE, cfg.MODEL.FVIT.GLOBAL_ATTENTION_BLOCKS = 4, (1,)
+    # random embeddings lie so far apart that exp(75 x cosine) would be a denormal number
+    cfg.MODEL.FVIT.LOGIT_SCALE = cfg.MODEL.FVIT.IMAGE_LOGIT_SCALE = 20.0
     return cfg, build_tiny_fvit(cfg).eval()
 
 

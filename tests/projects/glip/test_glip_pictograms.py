@@ -23,7 +23,7 @@ from ovd_d2.errors import SetupError
 from ovd_d2.pictograms.showcase import steps_of
 from ovd_d2.pictograms.steps import Run
 from ovd_d2.projects.glip.checks import key_problems
-from ovd_d2.projects.glip.model import GLIP, LEVELS
+from ovd_d2.projects.glip.model import GLIP
 from ovd_d2.projects.glip.passengers import DetectionSet, TrainingPrompts, fixed
 from ovd_d2.projects.glip.prompts import load_tokenizer
 from ovd_d2.projects.glip.prompts.detection import DetectionPrompts
@@ -75,7 +75,7 @@ def test_config_builds(name):
         assert len(json.load(stream)["model"]["vocab"]) == cfg.MODEL.GLIP.BERT.VOCABULARY
     model = GLIP(cfg)
     maps = model.backbone(torch.zeros(1, 3, 160, 160))
-    assert [maps[level].shape[-1] for level in LEVELS] == [20, 10, 5, 3, 2]
+    assert [maps[level].shape[-1] for level in model.in_features] == [40, 20, 10]
 
 
 def test_the_showcase_has_them_all():

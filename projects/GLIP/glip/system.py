@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from detectron2.config import CfgNode
+from torch import nn
 
 from ovd_d2.data.registration import DataSet
+from ovd_d2.export.network import Network
 from ovd_d2.projects.glip import checks, wiring
 from ovd_d2.projects.glip.backbone import build_glip_swin_fpn_backbone
 from ovd_d2.projects.glip.config import add_glip_config
@@ -30,6 +32,13 @@ def data_sets() -> Iterator[DataSet]:
     yield from few_pictograms()
 
 
+def network(model: nn.Module) -> Network:
+    """What of a model is exported; see :func:`ovd_d2.projects.glip.export.glip_network`."""
+    from ovd_d2.projects.glip.export import glip_network  # needed by an export alone
+
+    return glip_network(model)
+
+
 SYSTEM = System(
     name="GLIP",
     node="MODEL.GLIP",
@@ -45,6 +54,7 @@ SYSTEM = System(
     data_sets=data_sets,
     file_keys=("MODEL.GLIP.TOKENIZER",),
     hooks=wiring.hooks,
+    network=network,
     evaluators={PHRASES: wiring.phrase_evaluator},
     showcase="ovd_d2.projects.glip.showcase",
     golden="ovd_d2.projects.glip.golden",

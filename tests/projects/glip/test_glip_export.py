@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import runpy
 from itertools import product
 
 import numpy as np
 import pytest
 import torch
+from detectron2.config import get_cfg
 
+from ovd_d2 import add_ovd_config
 from ovd_d2.errors import SetupError
-from ovd_d2.export.runtime import OnnxDetector, compare
-from ovd_d2.export.tracing import trace
+from ovd_d2.export import OnnxDetector, compare, export_detector
 from ovd_d2.projects.glip.export import glip_network
 from ovd_d2.vocabulary import Vocabulary
 from tests.tiny_glip import WORDS, image, tiny_glip
@@ -19,14 +21,25 @@ CLOSE = 1e-3
 NAMES = WORDS[5:]
 
 
-@pytest.fixture(scope="module", params=["resized", "flat"])
-def exported(request):
+def export(across, folder):
     """The model in PyTorch, what of it is exported, and that in onnxruntime."""
-    model = tiny_glip(fused=False, across=request.param).eval()
+    cfg = get_cfg()
+    add_ovd_config(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "GLIP"
+    model = tiny_glip(fused=False, across=across, vocabulary=vocabulary_of(3)).eval()
     model.selection = type(model.selection)(score_threshold=0.0101, limit=20)
-    network = glip_network(model)
-    graph = trace(network, image(0, height=160, width=224)["image"])
-    return model, network, OnnxDetector(graph.SerializeToString(), threads=1)
+    network = export_detector(cfg, model, folder / "model.onnx")
+    return model, network, OnnxDetector(folder / "model.onnx", threads=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("glip")
+
+
+@pytest.fixture(scope="module")
+def exported(folder):
+    return export("resized", folder)
 
 
 def vocabulary_of(count):
@@ -47,11 +60,7 @@ def by_pytorch(model, pixels, vocabulary):
     ]
 
 
-@pytest.mark.parametrize(
-    ("count", "height", "width", "names"),
-    [(1, 64, 96, 5), (2, 130, 97, 1), (1, 96, 64, 30), (1, 64, 64, 1203)],
-)
-def test_it_finds_what_pytorch_finds(exported, count, height, width, names):
+def assert_same(exported, count, height, width, names):
     model, network, detector = exported
     vocabulary = vocabulary_of(names)
     pixels = torch.stack([image(k, height, width)["image"] for k in range(count)])
@@ -63,6 +72,28 @@ def test_it_finds_what_pytorch_finds(exported, count, height, width, names):
     assert parity.detections > 0
     assert parity.same == count, parity
     assert max(parity.largest.values()) < CLOSE
+
+
+@pytest.mark.parametrize(
+    ("count", "height", "width", "names"),
+    [(1, 64, 96, 5), (2, 130, 97, 1), (1, 96, 64, 30), (1, 64, 64, 1203)],
+)
+def test_it_finds_what_pytorch_finds(exported, count, height, width, names):
+    assert_same(exported, count, height, width, names)
+
+
+def test_with_the_offsets_of_official_weights_too(tmp_path):
+    assert_same(export("flat", tmp_path), 1, 96, 130, 5)
+
+
+def test_the_example_reads_the_words(exported, folder):
+    read_words = runpy.run_path("docs/export/run_onnx.py")["read_words"]
+
+    names, arrays = read_words(folder / "model.safetensors")
+
+    assert names == vocabulary_of(3).names
+    for name, value in exported[1].words_of(vocabulary_of(3)).items():
+        np.testing.assert_array_equal(arrays[name], value)
 
 
 def test_a_threshold_that_nothing_reaches_leaves_nothing(exported):

@@ -129,7 +129,8 @@ class GLIPNetwork(nn.Module):
         """Places of what suppression and the cap leave; best first."""
         selection = self.model.selection
         none = scores.new_full((1,), LEAVES_OUT)
-        names = torch.arange(torch.cat([labels, labels.new_zeros(1)]).max() + 1)
+        count: Any = torch.cat([labels, labels.new_zeros(1)]).max() + 1
+        names = torch.arange(count)
         by_name = torch.where(labels == names[:, None], scores, none)  # (names, N)
         _, kept = category_nms(boxes, by_name, selection.nms_threshold, none[0])
         kept = kept.sort().values  # equal scores stay in the order of the candidates

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from detectron2.config import CfgNode
 from torch import nn
 
 from ovd_d2.data.registration import DataSet
-from ovd_d2.export.network import Network
 from ovd_d2.projects.glip import checks, wiring
 from ovd_d2.projects.glip.backbone import build_glip_swin_fpn_backbone
 from ovd_d2.projects.glip.config import add_glip_config
@@ -16,6 +16,9 @@ from ovd_d2.projects.glip.grounding import PHRASES, grounding_sets
 from ovd_d2.projects.glip.model import GLIP
 from ovd_d2.projects.glip.pictograms import few_pictograms, pictogram_captions
 from ovd_d2.systems import System
+
+if TYPE_CHECKING:  # it needs onnx
+    from ovd_d2.export.network import Network
 
 PARTS = (build_glip_swin_fpn_backbone, GLIP)
 

@@ -90,7 +90,7 @@ def image_problems(
             leaves without a pixel; None does not look.
     """
     names = list(dict.fromkeys(str(entry["file_name"]) for entry in entries))
-    found = _look_at_all(names, decode, ImageMemory(memory), progress)
+    found = look_at_images(names, decode=decode, memory=memory, progress=progress)
     faults: dict[str, list[tuple[Entry, Fault]]] = {kind: [] for kind in KINDS}
     for entry in entries:
         result = found[str(entry["file_name"])]
@@ -120,10 +120,16 @@ def _problem(kind: str, ones: list[tuple[Entry, Fault]], total: int, source: str
     )
 
 
-def _look_at_all(
-    names: list[str], decode: bool, memory: ImageMemory, progress: bool
+def look_at_images(
+    names: Sequence[str], *, decode: bool, memory: Path | None = None, progress: bool = True
 ) -> dict[str, Header | Fault]:
-    """Each file's header or its fault; what the memory knows is not read."""
+    """Each file's header or its fault; what the memory knows is not read.
+
+    Args:
+        names: files, each once.
+        decode, memory, progress: as of :func:`image_problems`.
+    """
+    sound = ImageMemory(memory)
     bar = partial(_bar, progress=progress)
     found: dict[str, Header | Fault] = {}
     files: dict[str, _File] = {}
@@ -132,7 +138,7 @@ def _look_at_all(
             found[name] = there
         else:
             files[name] = there
-    known = {name: memory.find(file.absolute, file.status) for name, file in files.items()}
+    known = {name: sound.find(file.absolute, file.status) for name, file in files.items()}
     found.update({name: _header_of(one) for name, one in known.items() if one is not None})
     try:
         unread = [name for name, one in known.items() if one is None]
@@ -141,12 +147,12 @@ def _look_at_all(
             seen = bar(headers, "image headers", len(unread))
             for name, header in zip(unread, seen, strict=True):
                 found[name] = header
-                _remember(memory, files[name], header, decoded=0)
+                _remember(sound, files[name], header, decoded=0)
         if decode:
             done = {name for name, one in known.items() if one is not None and one.decoded}
-            _decode_all(files, done, found, memory, progress)
+            _decode_all(files, done, found, sound, progress)
     finally:
-        memory.save()
+        sound.save()
     return found
 
 

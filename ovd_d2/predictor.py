@@ -197,7 +197,8 @@ class OpenVocabularyPredictor:
         """
         vocabulary, categories = self._wanted(names)
         several = isinstance(images, (list, tuple))
-        inputs = [self._input(one, channels) for one in (images if several else (images,))]
+        listed: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
+        inputs = [self._input(one, channels) for one in listed]
         found: list[Prediction | None] = [None] * len(inputs)
         for places in self._batches(inputs):
             with torch.no_grad():

@@ -260,19 +260,19 @@ def test_a_full_disk_leaves_nothing_half_written(predictor, folder, tmp_path, mo
     def full(image, file, **options):
         saved.append(file)
         save(image, file, **options)
-        if len(saved) == 3:
+        if len(saved) == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    files, out = inputs_of(folder), tmp_path / "out"
+    files, out = inputs_of(folder)[:2], tmp_path / "out"
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(OSError, match="No space left"):
         predict_files(predictor, files, out, Request())
     assert sorted(one.name for one in out.iterdir()) == [
-        *("0.png", "1.png", "detections.json", "progress.jsonl")
+        *("0.png", "detections.json", "progress.jsonl")
     ]
-    assert list(written(out)) == list(map(str, files[:2]))
+    assert list(written(out)) == [str(files[0])]
     found = predict_files(predictor, files, out, Request())
-    assert len(found.detections) == 4 and len(saved) == 5
+    assert len(found.detections) == 2 and len(saved) == 3
 
 
 def test_images_at_once(predictor, folder, image, tmp_path):

@@ -201,7 +201,7 @@ def test_images_of_odd_kinds(predictors):
 @pytest.mark.parametrize("system", ["vild", "fvit", "glip"])
 def test_images_of_odd_sizes(predictors, system):
     predictor = predictors[system]
-    sizes = [(1, 1), (300, 20_000), (20_000, 300), (1, 90)]
+    sizes = [(1, 1), (120, 20_000), (1, 90)]
     images = [np.zeros((*size, 4), np.uint8) for size in sizes]
     found = predictor(images, NAMES, 0.0, "RGB")
     assert [one.instances.image_size for one in found] == sizes
@@ -296,21 +296,20 @@ def test_a_list_is_batched_by_padded_size(predictors, images, system, monkeypatc
 def test_20_000_names_are_one_softmax(predictors, images, system):
     """Every name is scored among all others, as in a table made in one go."""
     predictor = predictors[system]
-    few, dim = 300, predictor.cfg.MODEL.OVD.EMBEDDING_DIM
-    rows = random_units(20_000, dim)
-    names = [f"thing {k}" for k in range(20_000)]
-    found = predictor(images[0], Vocabulary(names, rows), 0.0, "BGR")
+    draw = torch.Generator().manual_seed(0)
+    width = predictor.teacher.embedding_dim
+    rows = torch.nn.functional.normalize(torch.randn(20_000, width, generator=draw), dim=1)
+    names, background = [f"thing {k}" for k in range(20_000)], rows[0]
+    vocabulary = Vocabulary(names, rows, background=background)
+    found = predictor(images[0], vocabulary, 0.0, "BGR")
     assert len(found.best_scores) == 20_000
     # The same rows in another order: chunks would cut them elsewhere.
-    order = torch.randperm(20_000, generator=torch.Generator().manual_seed(1))
-    shuffled = Vocabulary([names[k] for k in order.tolist()], rows[order])
+    order = torch.randperm(20_000, generator=draw)
+    shuffled = Vocabulary([names[k] for k in order.tolist()], rows[order], background=background)
     again = predictor(images[0], shuffled, 0.0, "BGR")
     best = torch.tensor(again.best_scores)
     torch.testing.assert_close(best, torch.tensor(found.best_scores)[order], atol=1e-6, rtol=0)
-    count = min(few, len(found))
-    torch.testing.assert_close(
-        found.instances.scores[:count], again.instances.scores[:count], atol=1e-6, rtol=0
-    )
+    torch.testing.assert_close(found.instances.scores, again.instances.scores, atol=1e-6, rtol=0)
 
 
 def test_glip_merges_its_captions(predictors, images, monkeypatch):
@@ -327,7 +326,7 @@ def test_glip_merges_its_captions(predictors, images, monkeypatch):
     assert torch.equal(together.pred_classes, classes[best.indices])
 
 
-def test_20_000_names_in_glip(predictors, images):
-    names = [f"thing {k}" for k in range(20_000)]
+def test_2_000_names_in_glip(predictors, images):
+    names = [f"thing {k}" for k in range(2_000)]
     found = predictors["glip_without_fusion"](images[0], names, 0.0, "BGR")
     assert found.categories.names == names and len(found) > 0

@@ -84,7 +84,8 @@ class GLIPNetwork(nn.Module):
         super().__init__()
         self.model = model
         self.backbone = deepcopy(model.backbone)
-        self.backbone.bottom_up = TracedSwin(self.backbone.bottom_up)
+        if isinstance(self.backbone.bottom_up, SwinTransformer):  # a ResNet is traced as it is
+            self.backbone.bottom_up = TracedSwin(self.backbone.bottom_up)
 
     def forward(
         self, image: Tensor, tokens: Tensor, positives: Tensor, labels: Tensor

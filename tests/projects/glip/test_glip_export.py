@@ -13,7 +13,7 @@ from detectron2.config import get_cfg
 from ovd_d2 import add_ovd_config
 from ovd_d2.errors import SetupError
 from ovd_d2.export import OnnxDetector, compare, export_detector
-from ovd_d2.projects.glip.export import glip_network
+from ovd_d2.projects.glip.export import GLIPNetwork, glip_network
 from ovd_d2.vocabulary import Vocabulary
 from tests.tiny_glip import WORDS, image, tiny_glip
 
@@ -103,6 +103,12 @@ def test_a_threshold_that_nothing_reaches_leaves_nothing(exported):
 
     (found,) = detector(image(0)["image"].numpy()[None], words)
     assert {name: len(value) for name, value in found.items()} == dict.fromkeys(found, 0)
+
+
+def test_a_backbone_that_is_no_swin_is_traced_as_it_is():
+    model = tiny_glip(fused=False)
+    model.backbone.bottom_up = torch.nn.Identity()
+    assert isinstance(GLIPNetwork(model).backbone.bottom_up, torch.nn.Identity)
 
 
 def test_fusion_and_other_scores_are_refused():

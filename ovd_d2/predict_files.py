@@ -7,6 +7,7 @@ where it was when the same command is given again.
 from __future__ import annotations
 
 import glob
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,11 +36,12 @@ from ovd_d2.errors import SetupError
 from ovd_d2.files import atomic_write, atomic_write_json, fingerprint_json
 from ovd_d2.prediction import Prediction
 from ovd_d2.predictor import THRESHOLD, Names, OpenVocabularyPredictor
+from ovd_d2.ranks import Ranks
 from ovd_d2.tiles import predict_in_tiles
 from ovd_d2.visualization import draw_instances
 from ovd_d2.vocabulary import Vocabulary
 
-DETECTIONS, PROGRESS = "detections.json", "progress.jsonl"
+DETECTIONS, PROGRESS, ALL_PROGRESS = "detections.json", "progress.jsonl", "progress*.jsonl"
 DATASET, RESULTS, TASKS = "coco.json", "coco_results.json", "label_studio.json"
 DRAWINGS, COCO, LABEL_STUDIO = "drawings", "coco", "label-studio"
 OUTPUTS = (DRAWINGS, COCO, LABEL_STUDIO)  # beside detections.json
@@ -48,6 +50,7 @@ VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 _BAR_DELAY = 2.0  # seconds before a progress bar appears
 
 Detections = dict[str, list[dict[str, Any]]]
+_Noted = dict[str, Any]  # of an image: height, width, objects, best
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class Request:
         overlap: of neighbouring tiles, a share of their side.
         every: of a video, every so-manieth frame.
         least_presence: names less likely than this to be in an image give nothing there.
+        batch: images that are read before the model sees them, those of one padded size together;
+            not where there are tiles.
     """
 
     names: Names | None = None
@@ -71,6 +76,7 @@ class Request:
     overlap: float = 0.2
     every: int = 1
     least_presence: float = 0.0
+    batch: int = 1
 
 
 class Predictions(NamedTuple):
@@ -165,7 +171,8 @@ def predict_files(
     """Writes `detections.json` and what else is asked for into `output`.
 
     A file that cannot be used is skipped; the others' results stand. An error or Ctrl-C leaves what
-    is done in `detections.json`, and a second call with the same arguments goes on from there.
+    is done in `detections.json` (of several processes: in their `progress*.jsonl`), and a second
+    call with the same arguments goes on from there. The ranks of a process group share the files.
 
     Args:
         predictor: the detector.
@@ -178,28 +185,97 @@ def predict_files(
             cannot be looked for; `output` holds the beginning of a run with other arguments;
             presence is asked for and was not calibrated.
     """
+    ranks = Ranks()
     predictor.check_presence(request.least_presence)
-    skipped = check_files(files, output, smallest_resize(predictor.cfg, is_train=False))
+    resize = smallest_resize(predictor.cfg, is_train=False)
+    skipped = ranks.on_rank_0(lambda: check_files(files, output, resize))
     names = predictor.categories_of(request.names).names
-    journal = _Journal(output / PROGRESS, _identity_of(predictor, request))
+    identity = _identity_of(predictor, request)
+    done = ranks.on_rank_0(lambda: _joined_progress(output, identity))
+    journal = _Journal(output / _progress(ranks.rank), identity, done)
     try:
-        frames = _frames(files, request.every, skipped, journal)
-        known = None if any(map(_is_video, files)) else len(files)
-        for one in tqdm(frames, "detect", known, unit="image", disable=len(files) < 2):
-            try:
-                journal.add(one.key, _predict_one(predictor, one, output, request))
-            except ImageError as error:  # its header was sound
-                skipped[one.key] = str(error)
+        _detect(predictor, files[ranks.rank :: ranks.count], output, request, skipped, journal)
     except BaseException:
         journal.close()
-        if journal.found:
-            _write(output, journal.found, names, request)
+        if journal.found and ranks.count == 1:
+            _write(output, _in_order(journal.found, files), names, request)
         raise
     journal.close()
-    _write(output, journal.found, names, request)
-    journal.path.unlink(missing_ok=True)
-    detections = {key: _shown(one) for key, one in journal.found.items()}
-    return Predictions(detections, skipped, _best_scores(journal.found))
+    parts = ranks.gather(lambda: (journal.found, skipped))
+    found = _in_order({key: one for part, _ in parts for key, one in part.items()}, files)
+    ranks.on_rank_0(lambda: _finish(output, found, names, request))
+    detections = {key: _shown(one) for key, one in found.items()}
+    faults = {key: fault for _, part in parts for key, fault in part.items()}
+    return Predictions(detections, faults, _best_scores(found))
+
+
+def _detect(
+    predictor: OpenVocabularyPredictor,
+    files: Sequence[Path],
+    output: Path,
+    request: Request,
+    skipped: dict[str, str],
+    journal: _Journal,
+) -> None:
+    """Puts what is found into the journal, and files whose header alone was sound into skipped."""
+    frames = _frames(files, request.every, skipped, journal)
+    known = None if any(map(_is_video, files)) else len(files)
+    hidden = len(files) < 2 or journal.path.name != PROGRESS
+    with tqdm(total=known, desc="detect", unit="image", disable=hidden) as bar:
+        while together := list(itertools.islice(frames, 1 if request.tile else request.batch)):
+            read = []
+            for one in together:
+                try:
+                    read.append((one, _pixels(one, predictor)))
+                except ImageError as error:  # its header was sound
+                    skipped[one.key] = str(error)
+            for (one, image), found in zip(read, _found(predictor, read, request), strict=True):
+                journal.add(one.key, _noted(one, image, found, output, request))
+            bar.update(len(together))
+
+
+def _pixels(one: _Frame, predictor: OpenVocabularyPredictor) -> NDArray[np.uint8]:
+    image = one.read()
+    resize = smallest_resize(predictor.cfg, is_train=False)
+    if fault := thin_fault(image.shape[0], image.shape[1], resize):  # of a video
+        raise ImageError(printable(one.key), fault)
+    return image
+
+
+def _in_order(found: Mapping[str, _Noted], files: Sequence[Path]) -> dict[str, _Noted]:
+    """As the files are, the frames of a video as they come."""
+    place = {str(file): k for k, file in enumerate(files)}
+
+    def order(key: str) -> tuple[int, str]:
+        return place.get(key, place.get(key.rpartition("#")[0], len(place))), key
+
+    return {key: found[key] for key in sorted(found, key=order)}
+
+
+def _finish(
+    output: Path, found: Mapping[str, _Noted], names: Sequence[str], request: Request
+) -> None:
+    _write(output, found, names, request)
+    for one in output.glob(ALL_PROGRESS):
+        one.unlink()
+
+
+def _progress(rank: int) -> str:
+    return PROGRESS if rank == 0 else f"progress-{rank}.jsonl"
+
+
+def _joined_progress(output: Path, identity: str) -> dict[str, _Noted]:
+    """What processes of an earlier run have noted; rank 0's file holds all of it afterwards."""
+    journal = _Journal(output / PROGRESS, identity, {})
+    others = [one for one in output.glob(ALL_PROGRESS) if one != journal.path]
+    for one in others:
+        journal.found |= _Journal(one, identity, {}).found
+    if others:
+        journal.begin()
+        journal.close()
+    for one in others:
+        one.unlink()
+    return journal.found
 
 
 class _Frame(NamedTuple):
@@ -222,22 +298,24 @@ class _Journal:
     Attributes:
         path: of the file.
         found: key of an image -> its line.
+        done: what others have noted.
     """
 
-    def __init__(self, path: Path, identity: str) -> None:
+    def __init__(self, path: Path, identity: str, done: Mapping[str, _Noted]) -> None:
         self.path = path
-        self.found: dict[str, dict[str, Any]] = {}
+        self.done = done
+        self.found: dict[str, _Noted] = {}
         self._identity = identity
         self._stream: IO[str] | None = None
         if path.is_file():
             self._read()
 
     def __contains__(self, key: str) -> bool:
-        return key in self.found
+        return key in self.found or key in self.done
 
-    def add(self, key: str, content: dict[str, Any]) -> None:
+    def add(self, key: str, content: _Noted) -> None:
         if self._stream is None:
-            self._begin()
+            self.begin()
         self.found[key] = content
         self._put({"key": key, **content})
 
@@ -245,7 +323,7 @@ class _Journal:
         if self._stream is not None:
             self._stream.close()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         """The file anew: a line that was cut short goes."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.path) as temporary, temporary.open("w", encoding="ascii") as stream:
@@ -329,20 +407,30 @@ def _frames_of(file: Path, every: int, skipped: dict[str, str], done: _Journal) 
         video.release()
 
 
-def _predict_one(
-    predictor: OpenVocabularyPredictor, one: _Frame, output: Path, request: Request
-) -> dict[str, Any]:
-    image = one.read()
+def _found(
+    predictor: OpenVocabularyPredictor,
+    read: Sequence[tuple[_Frame, NDArray[np.uint8]]],
+    request: Request,
+) -> list[Prediction]:
     names, threshold, least = request.names, request.threshold, request.least_presence
-    if request.tile:
-        found = predict_in_tiles(
+    images = [image for _, image in read]
+    if not request.tile:
+        return predictor(images, names, threshold, "BGR", least_presence=least)
+    return [
+        predict_in_tiles(
             *(predictor, image, names, threshold),
             side=request.tile,
             overlap=request.overlap,
             least_presence=least,
         )
-    else:
-        found = predictor(image, names, threshold, "BGR", least_presence=least)
+        for image in images
+    ]
+
+
+def _noted(
+    one: _Frame, image: NDArray[np.uint8], found: Prediction, output: Path, request: Request
+) -> _Noted:
+    """What the journal keeps of an image; it is drawn where that is asked for."""
     if DRAWINGS in request.outputs:
         categories = found.categories
         drawn = draw_instances(

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, TypeAlias, overload
@@ -52,7 +52,8 @@ class OpenVocabularyPredictor:
     ...     print(one["label"], one["score"], one["box"])
 
     Calls do not change it, nor the model: threads can share one predictor, each with its own names.
-    Images go through the model one by one: what is found in one does not depend on the others.
+    Images of a list go through the model together where they are padded to the same size: what is
+    found in one does not depend on the others.
 
     A detector that compares text embeddings (ViLD, F-ViT) embeds the names given with the call as
     those of the configured vocabulary were. The teacher is loaded when names are first given; text
@@ -81,6 +82,7 @@ class OpenVocabularyPredictor:
         distractors: bool = True,
         cached_vocabularies: int = 8,
         presence: Presence | None = None,
+        batch_size: int = 8,
     ) -> None:
         """
         Args:
@@ -92,6 +94,7 @@ class OpenVocabularyPredictor:
             distractors: let the configured vocabulary compete with the names given.
             cached_vocabularies: lists of names whose embeddings are kept.
             presence: the calibration; None: the one that lies beside `MODEL.WEIGHTS`, if any.
+            batch_size: images that the model sees at once, at most.
 
         Raises:
             SetupError: the weights, the vocabulary or the calibration are missing or damaged.
@@ -114,6 +117,7 @@ class OpenVocabularyPredictor:
                 self.vocabulary = None if part is None else part.vocabulary
         self.model = model.eval()
         self.presence = presence or load_presence(self.cfg.MODEL.WEIGHTS)
+        self.batch_size = batch_size
         self._teacher = teacher
         self._distractors = distractors
         self._embedding = threading.Lock()  # one thread at a time loads the teacher and embeds
@@ -172,7 +176,8 @@ class OpenVocabularyPredictor:
     ) -> Prediction | list[Prediction]:
         """
         Args:
-            images: one or a list of them, see :func:`ovd_d2.data.any_image.as_bgr`.
+            images: one or a list of them, see :func:`ovd_d2.data.any_image.as_bgr`; of a list
+                those of one padded size go through the model together.
             names: what to look for: words, lists of words that mean one thing (the best of them
                 counts), entries with descriptions and example images; or a vocabulary, e.g. of
                 :meth:`vocabulary_of`. None: the configured vocabulary.
@@ -191,14 +196,17 @@ class OpenVocabularyPredictor:
                 asked for and was not calibrated.
         """
         vocabulary, categories = self._wanted(names)
-
-        def found_in(one: AnyImage) -> Prediction:
-            found = self._predict(one, vocabulary, categories, threshold, channels)
-            return self.judged(found, least_presence)
-
-        if isinstance(images, (list, tuple)):
-            return [found_in(one) for one in images]
-        return found_in(images)
+        several = isinstance(images, (list, tuple))
+        listed: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
+        inputs = [self._input(one, channels) for one in listed]
+        found: list[Prediction | None] = [None] * len(inputs)
+        for places in self._batches(inputs):
+            with torch.no_grad():
+                outputs = detect(self.model, [inputs[k] for k in places], vocabulary)
+            for k, output in zip(places, outputs, strict=True):
+                one = _as_prediction(output["instances"], categories, threshold)
+                found[k] = self.judged(one, least_presence)
+        return found if several else found[0]  # type: ignore[return-value]
 
     def judged(self, found: Prediction, least_presence: float) -> Prediction:
         """A prediction with the presence of its names, where that was calibrated.
@@ -223,28 +231,24 @@ class OpenVocabularyPredictor:
                 ]
             )
 
-    def _predict(
-        self,
-        image: AnyImage,
-        vocabulary: Vocabulary,
-        categories: Categories,
-        threshold: float,
-        channels: str | None,
-    ) -> Prediction:
+    def _input(self, image: AnyImage, channels: str | None) -> dict[str, Any]:
+        """What Detectron2 takes for an image."""
         image_bgr = as_bgr(image, channels)
-        resize = smallest_resize(self.cfg, is_train=False)
-        if fault := thin_fault(image_bgr.shape[0], image_bgr.shape[1], resize):
-            raise ImageError("the image", fault)
         height, width = image_bgr.shape[:2]
-        one = {"image": self.network_image(image_bgr), "height": height, "width": width}
-        with torch.no_grad():
-            output = detect(self.model, [one], vocabulary)[0]
-        found: Instances = output["instances"].to("cpu")
-        found = found[found.pred_classes < len(categories)]
-        best = torch.zeros(len(categories)).scatter_reduce(
-            0, found.pred_classes, found.scores.float(), "amax"
-        )
-        return Prediction(found[found.scores >= threshold], categories, tuple(best.tolist()))
+        if fault := thin_fault(height, width, smallest_resize(self.cfg, is_train=False)):
+            raise ImageError("the image", fault)
+        return {"image": self.network_image(image_bgr), "height": height, "width": width}
+
+    def _batches(self, inputs: Sequence[dict[str, Any]]) -> Iterator[list[int]]:
+        """Places of inputs of one padded size, `batch_size` at most: none is padded for another."""
+        divisor = getattr(getattr(self.model, "backbone", None), "size_divisibility", 0) or 1
+        groups: dict[tuple[int, int], list[int]] = {}
+        for k, one in enumerate(inputs):
+            height, width = one["image"].shape[1:]
+            groups.setdefault((-(-height // divisor), -(-width // divisor)), []).append(k)
+        for places in groups.values():
+            for start in range(0, len(places), self.batch_size):
+                yield places[start : start + self.batch_size]
 
     def categories_of(self, names: Names | None) -> Categories:
         """What a call with these names finds objects of; raises what that call would."""
@@ -385,6 +389,16 @@ class OpenVocabularyPredictor:
             for k, own in enumerate(configured)
             if not any(own <= wanted or wanted <= own for wanted in given)
         ]
+
+
+def _as_prediction(instances: Instances, categories: Categories, threshold: float) -> Prediction:
+    """Of what a model has found, the given categories, which are the first."""
+    found = instances.to("cpu")
+    found = found[found.pred_classes < len(categories)]
+    best = torch.zeros(len(categories)).scatter_reduce(
+        0, found.pred_classes, found.scores.float(), "amax"
+    )
+    return Prediction(found[found.scores >= threshold], categories, tuple(best.tolist()))
 
 
 def _checked_entries(names: Sequence[Name]) -> tuple[Entry, ...]:

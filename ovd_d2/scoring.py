@@ -12,6 +12,23 @@ BLOCK = 2**20  # (region, name) pairs scored at once
 OBJECTNESS_KINDS = ("logit", "probability")
 
 
+def best_of_words(similarities: Tensor, owners: Tensor, categories: int) -> Tensor:
+    """Similarities to each category's best word, of several that mean it.
+
+    Args:
+        similarities: (N, W, ...) to words.
+        owners: (W,) int64, which category each word is.
+        categories: C.
+
+    Returns:
+        (N, C, ...).
+    """
+    count, _, *others = similarities.shape
+    best = similarities.new_full((count, categories, *others), -torch.inf)
+    columns = owners.reshape(1, -1, *(1 for _ in others)).expand_as(similarities)
+    return best.scatter_reduce(1, columns, similarities, "amax", include_self=False)
+
+
 def text_probabilities(logits: Tensor) -> Tensor:
     """Text-branch scores: softmax over all categories and background, background dropped.
 

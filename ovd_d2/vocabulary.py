@@ -176,6 +176,11 @@ class Vocabulary:
         return self.embeddings.shape[1]
 
     @property
+    def word_embeddings(self) -> torch.Tensor:
+        """(C + S, D), of `words`."""
+        return torch.cat([self.embeddings, self.synonym_embeddings])
+
+    @property
     def owners(self) -> torch.Tensor:
         """(C + S,) int64: which category each of `words`, the names and then the synonyms, is."""
         counts = torch.tensor([len(group) for group in self.synonyms])

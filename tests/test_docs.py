@@ -13,7 +13,7 @@ import pytest
 from ovd_d2.engine.config_keys import default_config
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGE = ROOT / "docs" / "plugging-in.md"
 # A line that links to a file under its own path, then a block: the block quotes the file.
 QUOTE = re.compile(r"^\[([^\]]+)\]\(\.\./\1\)\n\n```\w+\n(.*?)^```$", re.DOTALL | re.MULTILINE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import runpy
@@ -34,6 +35,7 @@ from ovd_d2.predict_files import (
 from ovd_d2.predictor import OpenVocabularyPredictor
 from ovd_d2.presence import Presence
 from ovd_d2.vocabulary import Vocabulary
+from tests.processes import run_ranks
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "pictograms" / "vild_ensemble.yaml"
@@ -49,13 +51,16 @@ class OneBox(torch.nn.Module):
         self.at -= 1
         if self.at == 0:
             raise self.error
-        assert min(inputs[0]["image"].shape) > 0
-        height, width = inputs[0]["height"], inputs[0]["width"]
+        return [{"instances": self.found_in(one)} for one in inputs]
+
+    def found_in(self, one):
+        assert min(one["image"].shape) > 0
+        height, width = one["height"], one["width"]
         found = Instances((height, width))
         found.pred_boxes = Boxes(torch.tensor([[0.0, 0, width, height]]))
         found.scores = torch.tensor([0.9])
         found.pred_classes = torch.tensor([0])
-        return [{"instances": found}]
+        return found
 
 
 @pytest.fixture
@@ -229,6 +234,59 @@ def test_a_run_that_ended_early_goes_on(predictor, folder, tmp_path):
     assert not progress.exists()
 
 
+def test_processes_share_the_files_and_what_they_have_done(predictor, folder, tmp_path):
+    out, request = tmp_path / "out", Request(outputs=())
+    files = inputs_of(folder)
+    predictor.model.error, predictor.model.at = KeyboardInterrupt(), 2
+
+    def work(rank):
+        predict_files(predictor, files, out, request)
+
+    assert 0 not in run_ranks(2, work)  # each has done one
+    assert {one.name for one in out.iterdir()} == {"progress.jsonl", "progress-1.jsonl"}
+    predictor.model.at = 0
+    found = predict_files(predictor, files, out, request)
+    assert predictor.model.at == -2
+    assert list(found.detections) == list(map(str, files))
+    assert [one.name for one in out.iterdir()] == ["detections.json"]
+    predictor.model.at = 0
+    assert run_ranks(2, work) == [0, 0]
+    assert written(out) == found.detections and len(list(out.iterdir())) == 1
+
+
+def test_a_full_disk_leaves_nothing_half_written(predictor, folder, tmp_path, monkeypatch):
+    saved, save = [], Image.Image.save
+
+    def full(image, file, **options):
+        saved.append(file)
+        save(image, file, **options)
+        if len(saved) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    files, out = inputs_of(folder)[:2], tmp_path / "out"
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        predict_files(predictor, files, out, Request())
+    assert sorted(one.name for one in out.iterdir()) == [
+        *("0.png", "detections.json", "progress.jsonl")
+    ]
+    assert list(written(out)) == [str(files[0])]
+    found = predict_files(predictor, files, out, Request())
+    assert len(found.detections) == 2 and len(saved) == 3
+
+
+def test_images_at_once(predictor, folder, image, tmp_path):
+    """Of a batch whose second file is damaged inside."""
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:-2000])
+    cv2.imwrite(str(folder / "2.png"), image[:, :77])
+    found = predict_files(
+        predictor, inputs_of(folder), tmp_path / "out", Request(outputs=(), batch=3)
+    )
+    boxes = [one["box"] for (one,) in found.detections.values()]
+    assert boxes == [[0, 0, 200, 120], [0, 0, 77, 120], [0, 0, 200, 120]]
+    assert list(found.skipped) == [str(folder / "1.png")]
+
+
 def test_pre_annotation_comes_back_as_it_was(predictor, folder, tmp_path):
     request = Request(outputs=(COCO, LABEL_STUDIO))
     found = predict_files(predictor, inputs_of(folder), tmp_path / "out", request)
@@ -371,7 +429,8 @@ def test_a_folder_and_a_broken_link_as_input(folder, tmp_path):
 @pytest.fixture
 def tool(monkeypatch, predictor):
     """tools/predict.py with the predictor at hand; counts the models that it builds."""
-    main = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "predict.py"))["main"]
+    program = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "predict.py"))
+    main, parse_args = program["main"], program["parse_args"]
     built = []
 
     def build(cfg, **options):
@@ -381,7 +440,8 @@ def tool(monkeypatch, predictor):
     monkeypatch.setitem(main.__wrapped__.__globals__, "OpenVocabularyPredictor", build)
 
     def run(*inputs, output):
-        main(["--config-file", str(CONFIG), "--input", *map(str, inputs), "--output", str(output)])
+        files = ["--input", *map(str, inputs), "--output", str(output)]
+        main(parse_args(["--config-file", str(CONFIG), *files]))
 
     run.built = built
     return run

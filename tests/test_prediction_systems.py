@@ -14,6 +14,7 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from PIL import Image
 
+import ovd_d2.predictor as predictor_module
 from ovd_d2 import add_ovd_config
 from ovd_d2.entries import Entry
 from ovd_d2.errors import SetupError
@@ -197,6 +198,18 @@ def test_images_of_odd_kinds(predictors):
     assert [one.instances.image_size for one in found] == [(30, 40), (30, 40), (1, 1), (40, 20)]
 
 
+@pytest.mark.parametrize("system", ["vild", "fvit", "glip"])
+def test_images_of_odd_sizes(predictors, system):
+    predictor = predictors[system]
+    sizes = [(1, 1), (120, 20_000), (1, 90)]
+    images = [np.zeros((*size, 4), np.uint8) for size in sizes]
+    found = predictor(images, NAMES, 0.0, "RGB")
+    assert [one.instances.image_size for one in found] == sizes
+    for one, (height, width) in zip(found, sizes, strict=True):
+        boxes = one.instances.pred_boxes.tensor
+        assert (boxes[:, 2] <= width).all() and (boxes[:, 3] <= height).all()
+
+
 def test_what_others_take(predictors, images):
     found = predictors["vild"](images[0], tiny_vocabulary(), 0.0, "BGR")
     first, coco = found.to_pipeline()[0], found.to_coco(7)
@@ -254,3 +267,66 @@ def test_threads_share_glip_with_names_of_their_own(predictors, images):
 
     with ThreadPoolExecutor(3) as pool:
         assert list(pool.map(call, wanted)) == alone
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_list_is_batched_by_padded_size(predictors, images, system, monkeypatch):
+    predictor, seen = predictors[system], []
+
+    def counted(model, inputs, vocabulary):
+        seen.append([tuple(one["image"].shape[1:]) for one in inputs])
+        return detect(model, inputs, vocabulary)
+
+    monkeypatch.setattr(predictor_module, "detect", counted)
+    monkeypatch.setattr(predictor, "batch_size", 2)
+    order = [images[0], images[1], images[0][:, ::-1], images[0][::-1]]
+    vocabulary = predictor.vocabulary_of(NAMES)
+    together = predictor([np.ascontiguousarray(one) for one in order], vocabulary, 0.0, "BGR")
+    assert sorted(map(len, seen)) == [1, 1, 2]
+    assert all(len(set(sizes)) == 1 for sizes in seen)
+    for one, found in zip(order, together, strict=True):
+        alone = predictor(np.ascontiguousarray(one), vocabulary, 0.0, "BGR")
+        assert found.instances.image_size == one.shape[:2]
+        torch.testing.assert_close(
+            found.instances.scores, alone.instances.scores, atol=1e-4, rtol=0
+        )
+
+
+@pytest.mark.parametrize("system", ["vild", "fvit"])
+def test_20_000_names_are_one_softmax(predictors, images, system):
+    """Every name is scored among all others, as in a table made in one go."""
+    predictor = predictors[system]
+    draw = torch.Generator().manual_seed(0)
+    width = predictor.teacher.embedding_dim
+    rows = torch.nn.functional.normalize(torch.randn(20_000, width, generator=draw), dim=1)
+    names, background = [f"thing {k}" for k in range(20_000)], rows[0]
+    vocabulary = Vocabulary(names, rows, background=background)
+    found = predictor(images[0], vocabulary, 0.0, "BGR")
+    assert len(found.best_scores) == 20_000
+    # The same rows in another order: chunks would cut them elsewhere.
+    order = torch.randperm(20_000, generator=draw)
+    shuffled = Vocabulary([names[k] for k in order.tolist()], rows[order], background=background)
+    again = predictor(images[0], shuffled, 0.0, "BGR")
+    best = torch.tensor(again.best_scores)
+    torch.testing.assert_close(best, torch.tensor(found.best_scores)[order], atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.instances.scores, again.instances.scores, atol=1e-6, rtol=0)
+
+
+def test_glip_merges_its_captions(predictors, images, monkeypatch):
+    """Twelve names in captions of four give what three calls of four names give together."""
+    predictor = predictors["glip"]
+    monkeypatch.setattr(predictor.model, "names_per_caption", 4)
+    names = [f"{a} {b}" for a in ("red", "blue", "green") for b in ("dog", "cup", "bow", "anchor")]
+    together = predictor(images[0], names, 0.0, "BGR").instances
+    parts = [predictor(images[0], names[k : k + 4], 0.0, "BGR").instances for k in (0, 4, 8)]
+    scores = torch.cat([one.scores for one in parts])
+    classes = torch.cat([one.pred_classes + 4 * k for k, one in enumerate(parts)])
+    best = scores.topk(len(together))
+    torch.testing.assert_close(together.scores, best.values, atol=1e-5, rtol=0)
+    assert torch.equal(together.pred_classes, classes[best.indices])
+
+
+def test_2_000_names_in_glip(predictors, images):
+    names = [f"thing {k}" for k in range(2_000)]
+    found = predictors["glip_without_fusion"](images[0], names, 0.0, "BGR")
+    assert found.categories.names == names and len(found) > 0

@@ -15,6 +15,7 @@ from benchmarks import (
     dense,
     dense_teacher,
     distillation,
+    examples,
     fvit,
     glip,
     glip_parts,
@@ -55,6 +56,8 @@ what dense features know of regions before and after CLIPSelf, and teach ViLD (a
 dense features beside open_clip's own forward pass, CLIPSelf's step, F-ViT (three minutes; trains
 nothing):
   python tools/benchmark.py dense
+how much example images should weigh beside words (a few minutes; trains nothing):
+  python tools/benchmark.py examples --training output/demo/seed0/fvit_clipself_quick
 1,203 names in GLIP beside a whole pass per 40 names, and its parts (six minutes; trains nothing):
   python tools/benchmark.py glip
 """
@@ -121,6 +124,7 @@ def parse_args() -> argparse.Namespace:
     add_inference_command(commands)
     add_dense_command(commands)
     add_glip_command(commands)
+    add_examples_command(commands)
     return parser.parse_args()
 
 
@@ -167,6 +171,16 @@ def add_glip_command(commands: Any) -> None:
         "--tokenizer",
         default="bert-base-uncased",
         help="BERT's vocab.txt, its folder, or a name of the hub (default: %(default)s)",
+    )
+    command.add_argument("--docs", type=Path, default=repository_root() / "docs", help="written to")
+
+
+def add_examples_command(commands: Any) -> None:
+    command = commands.add_parser(
+        "examples", help="AP of novel names by the weight of their example images"
+    )
+    command.add_argument(
+        "--training", required=True, type=Path, help="OUTPUT_DIR of a detector with a teacher"
     )
     command.add_argument("--docs", type=Path, default=repository_root() / "docs", help="written to")
 
@@ -309,6 +323,16 @@ def measure_glip(args: argparse.Namespace) -> None:
     print(text)
 
 
+def measure_examples(args: argparse.Namespace) -> None:
+    """Measures, then writes the JSON and its page."""
+    command = f"python tools/benchmark.py examples --training {args.training}"
+    document = make_document(command, examples.measure(args.training))
+    atomic_write_json(args.docs / "results" / "examples.json", document)
+    with atomic_write(args.docs / "results-examples.md") as temporary:
+        temporary.write_text(examples.page(document))
+    print(examples.table_of(document["rows"]))
+
+
 def seeds_command(args: argparse.Namespace) -> str:
     """What was called, without what a benchmark adds to it."""
     return f"python tools/benchmark.py {args.benchmark} --seeds {' '.join(map(str, args.seeds))}"
@@ -352,6 +376,7 @@ MEASURE = {
     "inference": measure_inference,
     "dense": measure_dense,
     "glip": measure_glip,
+    "examples": measure_examples,
 }
 
 if __name__ == "__main__":

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from ovd_d2.data.categories import get_categories
+from ovd_d2.engine.weights import read_checkpoint
 from ovd_d2.errors import SetupError, exit_with_message
 from ovd_d2.files import atomic_write, atomic_write_json, sha256_file
+from ovd_d2.modeling.torchvision_weights import convert_resnet
 from ovd_d2.projects.clipself.fvit import official_weights as fvit_weights
 from ovd_d2.projects.glip import official_weights as glip_weights
 from ovd_d2.vild import detpro_weights
@@ -27,6 +29,9 @@ EPILOG = """example:
 IN of vild-tf: a SavedModel's folder, or a checkpoint without its ending (model.ckpt-180000);
 reading it needs TensorFlow: pip install tensorflow-cpu
 IN of detpro: its .pth, with --embeddings the file of text embeddings that belongs to it
+IN of torchvision: resnet50-11ad3fa6.pth; MODEL.WEIGHTS names OUT's model.pth, and the config says
+INPUT.FORMAT RGB, MODEL.PIXEL_MEAN "[123.675, 116.28, 103.53]", PIXEL_STD "[58.395, 57.12, 57.375]",
+RESNETS.STRIDE_IN_1X1 False
 IN of glip: its .pth; MODEL.WEIGHTS of a config of projects/GLIP, of the same variant, names OUT's
 IN of fvit: its .pth; MODEL.WEIGHTS and MODEL.OVD.VOCABULARY of projects/CLIPSelf/configs name OUT's
 """
@@ -45,7 +50,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     detpro = kinds.add_parser("detpro", help="DetPro's ViLD (mmdetection)")
     fvit = kinds.add_parser("fvit", help="CLIPSelf's detector F-ViT (mmdetection)")
     glip = kinds.add_parser("glip", help="GLIP-T (A) to (C), GLIP-T, GLIP-L (maskrcnn-benchmark)")
-    for command in (tensorflow, detpro, fvit, glip):
+    resnet = kinds.add_parser("torchvision", help="torchvision's ResNets, of which backbones start")
+    for command in (tensorflow, detpro, fvit, glip, resnet):
         command.add_argument("source", type=Path, metavar="IN", help="what was downloaded")
         command.add_argument("folder", type=Path, metavar="OUT", help="folder to write")
     detpro.add_argument(
@@ -70,8 +76,17 @@ def read_tensorflow(source: Path) -> dict[str, np.ndarray]:
     return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
 
 
-def read_torch(path: Path) -> Any:
-    """A .pth of tensors and plain values."""
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Weights of a checkpoint by their names; nothing in it is run."""
+    if not path.is_file():
+        raise SetupError([f"no file at {path}"])
+    return dict(read_checkpoint(str(path), key="IN")["model"])
+
+
+def read_embeddings(path: Path) -> Any:
+    """A tensor, or a list of them."""
+    if path.suffix == ".npy":
+        return torch.from_numpy(np.load(path))
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or foreign file makes of it
@@ -86,19 +101,13 @@ def convert_tensorflow(args: argparse.Namespace) -> None:
 
 
 def convert_detpro(args: argparse.Namespace) -> None:
-    content = read_torch(args.source)
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
-    weights, left_out = detpro_weights.convert_weights(state)
-    path: Path = args.embeddings
-    given = torch.from_numpy(np.load(path)) if path.suffix == ".npy" else read_torch(path)
-    embeddings = detpro_weights.text_embeddings(given)
-    write(args.folder, weights, embeddings, left_out, [args.source, path])
+    weights, left_out = detpro_weights.convert_weights(read_state(args.source))
+    embeddings = detpro_weights.text_embeddings(read_embeddings(args.embeddings))
+    write(args.folder, weights, embeddings, left_out, [args.source, args.embeddings])
 
 
 def convert_fvit(args: argparse.Namespace) -> None:
-    content = read_torch(args.source)
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
-    converted = fvit_weights.convert_weights(state)
+    converted = fvit_weights.convert_weights(read_state(args.source))
     count = len(converted.text_embeddings)
     if count not in FVIT_DATASETS:
         known = " and ".join(f"{number} ({name})" for number, name in FVIT_DATASETS.items())
@@ -115,12 +124,13 @@ def convert_fvit(args: argparse.Namespace) -> None:
 
 
 def convert_glip(args: argparse.Namespace) -> None:
-    content = read_torch(args.source)
-    state = content.get("model") if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not state:
-        raise SetupError([f"{args.source} has no weights under 'model': is it a GLIP's?"])
-    converted = glip_weights.convert_weights(state)
+    converted = glip_weights.convert_weights(read_state(args.source))
     write_weights(args.folder, converted.weights, converted.left_out, [args.source])
+
+
+def convert_torchvision(args: argparse.Namespace) -> None:
+    weights, left_out = convert_resnet(read_state(args.source))
+    write_weights(args.folder, weights, left_out, [args.source])
 
 
 def _files_of(source: Path) -> list[Path]:
@@ -172,6 +182,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "detpro": convert_detpro,
     "fvit": convert_fvit,
     "glip": convert_glip,
+    "torchvision": convert_torchvision,
 }
 
 

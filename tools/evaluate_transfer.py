@@ -26,7 +26,7 @@ examples:
     tools/evaluate_transfer.py --config-file configs/pictograms/vild_text.yaml \\
         --datasets my_val MODEL.WEIGHTS output/demo/seed0/vild_text/model_final.pth
 
-Names become a vocabulary through MODEL.OVD.TEACHER. The table also goes to
+Names become a vocabulary through MODEL.OVD.TEACHER; GLIP reads them itself. The table also goes to
 OUTPUT_DIR/transfer/results.json.
 """
 

@@ -7,10 +7,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
 
 import ovd_d2  # noqa: F401 (registers the model)
 from ovd_d2.data.augmentation import smallest_resize
+from ovd_d2.engine.launching import add_launch_arguments, launch_processes, on_main_process
 from ovd_d2.engine.run import load_config
 from ovd_d2.entries import Entry, Example, read_entries
 from ovd_d2.errors import SetupError, exit_with_message
@@ -116,6 +121,9 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
         "--tile-overlap", type=share, default=0.2, help="of neighbouring tiles (default: 0.2)"
     )
     parser.add_argument(
+        "--batch", type=positive, default=1, help="images at once, of one padded size (default: 1)"
+    )
+    parser.add_argument(
         "--every", type=positive, default=1, help="of a video, every so-manieth frame (default: 1)"
     )
     parser.add_argument(
@@ -123,6 +131,7 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="do not let the names of the model's vocabulary compete with those given",
     )
+    add_launch_arguments(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config options: KEY VALUE ...")
     parsed = parser.parse_args(args)
     if parsed.tile_overlap >= 1:
@@ -181,16 +190,24 @@ def least_presence_of(args: argparse.Namespace, predictor: OpenVocabularyPredict
     return 0.0 if predictor.presence is None else predictor.presence.least
 
 
-@exit_with_message(SetupError, ValueError, FileNotFoundError)
-def main(arguments: list[str] | None = None) -> None:
-    args = parse_args(arguments)
+def checked_files(args: argparse.Namespace) -> list[Path]:
+    """What --input names; raises what makes a run impossible, before the model loads."""
     files = expand_inputs(args.input, drawings=DRAWINGS in args.write)
+    check_files(files, args.output, smallest_resize(config_of(args), is_train=False))
+    return files
+
+
+def config_of(args: argparse.Namespace) -> CfgNode:
+    """Of the model folder, or the config file's."""
     if args.model:
-        cfg = pretrained_config(args.model, options=args.opts)
-    else:
-        cfg = load_config(args.config_file, args.opts)
-    check_files(files, args.output, smallest_resize(cfg, is_train=False))  # before the model loads
-    predictor = OpenVocabularyPredictor(cfg, distractors=not args.no_distractors)
+        return pretrained_config(args.model, options=args.opts)
+    return load_config(args.config_file, args.opts)
+
+
+@exit_with_message(SetupError, ValueError, FileNotFoundError)
+def main(args: argparse.Namespace) -> None:
+    files = on_main_process(partial(checked_files, args))
+    predictor = OpenVocabularyPredictor(config_of(args), distractors=not args.no_distractors)
     request = Request(
         names_of(args, predictor),
         args.threshold,
@@ -199,8 +216,11 @@ def main(arguments: list[str] | None = None) -> None:
         args.tile_overlap,
         args.every,
         least_presence_of(args, predictor),
+        args.batch,
     )
     found = predict_files(predictor, files, args.output, request)
+    if not comm.is_main_process():
+        return
     total = sum(map(len, found.detections.values()))
     where = args.output / "detections.json"
     print(f"{total} detections in {len(found.detections)} images: {where}")
@@ -211,4 +231,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch_processes(main, parse_args())

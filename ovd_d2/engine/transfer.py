@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,6 @@ from tabulate import tabulate
 from torch import nn
 
 from ovd_d2.clip.loading import configured_teacher, teacher_problems
-from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.clip.vocabulary_builder import build_vocabulary, prompt_family
 from ovd_d2.data.augmentation import smallest_resize
 from ovd_d2.data.categories import get_categories
@@ -35,6 +34,7 @@ from ovd_d2.errors import SetupError
 from ovd_d2.evaluation import build_evaluator, masks_in_boxes
 from ovd_d2.files import atomic_write_json
 from ovd_d2.modeling.open_vocabulary import open_vocabulary_part, takes_vocabulary
+from ovd_d2.systems import system_of
 from ovd_d2.vocabulary import Categories, Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -61,24 +61,24 @@ def evaluate_transfer(
     and the report (`results.json`, after each data set) go to `OUTPUT_DIR/transfer`.
 
     Args:
-        cfg: of the trained detector; `MODEL.OVD.TEACHER` embeds the names.
+        cfg: of the trained detector; `MODEL.OVD.TEACHER` embeds the names, unless the detector
+            reads them (:class:`ovd_d2.systems.System`, `free_categories`).
         args: the command line, for the log.
         dataset_names: registered data sets.
 
     Returns:
-        The report: `weights`, `teacher`, `prompts` and `data_sets`: name -> `protocol`, `images`,
-        `categories` and what the evaluator returned (`bbox`, `segm`; percent). Empty on all but
-        the main process.
+        The report: `weights`, `teacher` and `prompts` (None where names are read) and `data_sets`:
+        name -> `protocol`, `images`, `categories` and what the evaluator returned (`bbox`, `segm`;
+        percent). Empty on all but the main process.
 
     Raises:
         SetupError: lists every problem of the config, the teacher and all data sets.
     """
     test_sets = on_main_process(partial(_checked, cfg, dataset_names))
-    teacher = configured_teacher(cfg, device=cfg.MODEL.DEVICE)
+    vocabulary_of, embedded_by = _naming(cfg)
     cfg = cfg.clone()
     cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "transfer")  # the training's files stay
     start(cfg, args)
-    prompts = prompt_family(_training_vocabulary(cfg), cfg.MODEL.OVD.TEACHER.PROMPTS)
     model = _build_model(cfg)
     part = open_vocabulary_part(model)
     assert part is not None  # the checks refuse others
@@ -86,13 +86,12 @@ def evaluate_transfer(
     folder = Path(cfg.OUTPUT_DIR)
     report: dict[str, Any] = {
         "weights": cfg.MODEL.WEIGHTS,
-        "teacher": teacher.fingerprint,
-        "prompts": prompts,
+        **embedded_by,
         "data_sets": {},
     }
     for test_set in test_sets:
         evaluator = build_evaluator(cfg, test_set.name, str(folder / test_set.name))
-        part.set_vocabulary(_vocabulary_of(test_set, teacher, prompts))
+        part.set_vocabulary(vocabulary_of(test_set.categories))
         loader = build_test_loader(cfg, test_set.name)
         with masks_in_boxes(model, evaluator):
             results = inference_on_dataset(model, loader, evaluator)
@@ -135,10 +134,20 @@ def _build_model(cfg: CfgNode) -> nn.Module:
     return build_model(cfg)
 
 
-def _vocabulary_of(test_set: TransferSet, teacher: CLIPTeacher, prompts: str) -> Vocabulary:
-    return build_vocabulary(
-        test_set.categories, teacher, prompts=prompts, progress=comm.is_main_process()
-    )
+def _reads_names(cfg: CfgNode) -> bool:
+    system = system_of(cfg)
+    return system is not None and system.free_categories
+
+
+def _naming(cfg: CfgNode) -> tuple[Callable[[Categories], Vocabulary], dict[str, str | None]]:
+    """What makes a vocabulary of a data set's categories; its teacher and prompts by name."""
+    if _reads_names(cfg):
+        return Vocabulary.of_names, {"teacher": None, "prompts": None}
+    teacher = configured_teacher(cfg, device=cfg.MODEL.DEVICE)
+    prompts = prompt_family(_training_vocabulary(cfg), cfg.MODEL.OVD.TEACHER.PROMPTS)
+    options = {"prompts": prompts, "progress": comm.is_main_process()}
+    embedded_by: dict[str, str | None] = {"teacher": teacher.fingerprint, "prompts": prompts}
+    return partial(build_vocabulary, teacher=teacher, **options), embedded_by
 
 
 def _checked(cfg: CfgNode, names: Sequence[str]) -> list[TransferSet]:
@@ -154,11 +163,8 @@ def _checked(cfg: CfgNode, names: Sequence[str]) -> list[TransferSet]:
     )
     data = check_data(needs, decode=not problems)
     problems += data.problems
-    try:
-        teacher = configured_teacher(cfg, device=cfg.MODEL.DEVICE)
-        problems += _teacher_problems(cfg, teacher)
-    except SetupError as error:
-        problems += error.problems
+    if not _reads_names(cfg):
+        problems += _teacher_problems(cfg)
     if problems:
         raise SetupError(problems)
     return [
@@ -185,11 +191,15 @@ def _training_vocabulary(cfg: CfgNode) -> Vocabulary | None:
     return Vocabulary.load(path) if path and PathManager.isfile(path) else None
 
 
-def _teacher_problems(cfg: CfgNode, teacher: CLIPTeacher) -> Iterable[str]:
-    """Whether this teacher is that of the training vocabulary, as far as it is at hand."""
+def _teacher_problems(cfg: CfgNode) -> Iterable[str]:
+    """Whether the teacher is that of the training vocabulary, as far as it is at hand."""
     path = cfg.MODEL.OVD.VOCABULARY
     try:
+        teacher = configured_teacher(cfg, device=cfg.MODEL.DEVICE)
         vocabulary = _training_vocabulary(cfg)
+    except SetupError as error:
+        yield from error.problems
+        return
     except (OSError, ValueError) as error:
         yield f"MODEL.OVD.VOCABULARY: {error}"
         return

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.proposal_generator import RPN
 from torch import Tensor, nn
 
@@ -151,11 +150,6 @@ def _problems_of(model: OpenVocabularyRCNN) -> list[str]:
     if len(heads.predictors) > 1:
         problems.append(
             f"MODEL.ROI_HEADS.NAME {type(heads).__name__} cannot be exported: it is a cascade"
-        )
-    if not isinstance(heads.box_pooler, ROIPooler):  # F-ViT's
-        problems.append(
-            f"MODEL.ROI_HEADS.NAME {type(heads).__name__} cannot be exported yet: its "
-            f"{type(heads.box_pooler).__name__} keeps the number of the traced image's regions"
         )
     if heads.mask_on and not _has_plain_masks(heads.mask_head):
         problems.append(

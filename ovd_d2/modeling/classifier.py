@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovd_d2.modeling.vocabulary_holder import VocabularyHolder
+from ovd_d2.scoring import best_of_words
 from ovd_d2.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -36,11 +37,8 @@ class Words(NamedTuple):
         """(N, W + B) to words and B others -> (N, C + B): that to each category's best word."""
         if self.owners is None:
             return similarities
-        others = similarities[:, len(self.owners) :]
-        categories = similarities.new_full((len(similarities), len(self.novel)), -torch.inf)
-        columns = self.owners.expand(len(similarities), -1)
-        of_words = similarities[:, : len(self.owners)]
-        best = categories.scatter_reduce(1, columns, of_words, "amax", include_self=False)
+        of_words, others = similarities.tensor_split([len(self.owners)], dim=1)
+        best = best_of_words(of_words, self.owners, len(self.novel))
         return torch.cat([best, others], dim=1)
 
 

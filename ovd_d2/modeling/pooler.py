@@ -40,23 +40,22 @@ class LevelPooler(nn.Module):
     def forward(self, x: Sequence[Tensor], box_lists: Sequence[Boxes]) -> Tensor:
         """Levels (B, C, H, W) and B lists of boxes -> (N, C, output_size, output_size)."""
         boxes = torch.cat([one.tensor for one in box_lists])
-        sizes = torch.tensor([len(one) for one in box_lists], device=boxes.device)
-        images = torch.arange(len(sizes), device=boxes.device).repeat_interleave(sizes)
-        regions = torch.cat([images[:, None].to(boxes), boxes], dim=1)  # (N, 5)
+        images = [torch.full_like(one.tensor[:, :1], k) for k, one in enumerate(box_lists)]
+        regions = torch.cat([torch.cat(images), boxes], dim=1)  # (N, 5)
         levels = self.levels(boxes)
-        pooled = x[0].new_zeros(len(boxes), x[0].shape[1], *self.output_size)
-        for number, (level, stride) in enumerate(zip(x, self.strides, strict=True)):
-            (places,) = (levels == number).nonzero(as_tuple=True)
-            found = roi_align(
+        places = [(levels == k).nonzero(as_tuple=True)[0] for k in range(len(self.strides))]
+        pooled = [
+            roi_align(
                 level,
-                regions[places].to(level),
+                regions[here].to(level),
                 self.output_size,
                 1 / stride,
                 self.sampling_ratio,
                 aligned=True,
             )
-            pooled.index_put_((places,), found.to(pooled))
-        return pooled
+            for level, stride, here in zip(x, self.strides, places, strict=True)
+        ]
+        return torch.cat(pooled)[torch.cat(places).argsort()]
 
     def levels(self, boxes: Tensor) -> Tensor:
         """(N, 4) XYXY -> (N,) int64 numbers of levels."""

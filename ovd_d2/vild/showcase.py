@@ -34,7 +34,12 @@ def prepare(run: Run) -> list[Step]:
 
 
 def proposal_steps(run: Run) -> list[Step]:
-    """Data and teacher; then ViLD-text's beginning and its proposals, the last step's product."""
+    """Those of :func:`start_steps`; then its proposals, the last step's product."""
+    return [*start_steps(run), _proposals_step(run)]
+
+
+def start_steps(run: Run) -> list[Step]:
+    """Data and teacher; then ViLD-text's beginning, whose weights are `run.weights(START)`."""
     start = train_step(
         run,
         START,
@@ -44,7 +49,7 @@ def proposal_steps(run: Run) -> list[Step]:
         evaluated=False,
     )
     shared = [data_step(), teacher_step(), backbone_step(), vocabulary_step()]
-    return [*shared, start, _proposals_step(run)]
+    return [*shared, start]
 
 
 def _proposals_step(run: Run) -> Step:

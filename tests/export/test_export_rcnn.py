@@ -10,6 +10,7 @@ from detectron2.modeling import build_model
 from ovd_d2.export import OnnxDetector, compare, export_detector
 from ovd_d2.vocabulary import Vocabulary
 from tests.tiny import random_units, tiny_config, tiny_vocabulary
+from tests.tiny_fvit import build_tiny_fvit, tiny_fvit_config
 
 CLOSE = 1e-3
 
@@ -24,11 +25,22 @@ def tiny_vild(variant, masks):
     return cfg, model
 
 
-@pytest.fixture(scope="module", params=["text", "ensemble"])
+def tiny_fvit(folder):
+    cfg = tiny_fvit_config(folder, masks=True)
+    cfg.MODEL.FVIT.WINDOW_SIZE, cfg.MODEL.FVIT.GLOBAL_ATTENTION_BLOCKS = 4, (1,)
+    # random embeddings lie so far apart that exp(75 x cosine) would be a denormal number
+    cfg.MODEL.FVIT.LOGIT_SCALE = cfg.MODEL.FVIT.IMAGE_LOGIT_SCALE = 20.0
+    return cfg, build_tiny_fvit(cfg).eval()
+
+
+@pytest.fixture(scope="module", params=["text", "ensemble", "fvit"])
 def exported(request, tmp_path_factory):
     """Config, model, folder of the files."""
     folder = tmp_path_factory.mktemp(request.param)
-    cfg, model = tiny_vild(f"vild_{request.param}", masks=request.param == "ensemble")
+    if request.param == "fvit":
+        cfg, model = tiny_fvit(folder)
+    else:
+        cfg, model = tiny_vild(f"vild_{request.param}", masks=request.param == "ensemble")
     export_detector(cfg, model, folder / "model.onnx")
     return cfg, model, folder
 

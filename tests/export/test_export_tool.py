@@ -18,7 +18,6 @@ from ovd_d2.errors import SetupError
 from ovd_d2.export import export_detector
 from ovd_d2.predictor import OpenVocabularyPredictor
 from tests.tiny import pointrend_config, tiny_config, tiny_vocabulary
-from tests.tiny_fvit import build_tiny_fvit, tiny_fvit_config
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs" / "export" / "run_onnx.py"
@@ -125,13 +124,6 @@ def test_parts_that_cannot_be_traced_are_refused(tmp_path, node, name, message):
     model = build_model(cfg).eval()
     model.set_vocabulary(tiny_vocabulary())
     with pytest.raises(SetupError, match=message):
-        export_detector(cfg, model, tmp_path / "model.onnx")
-
-
-def test_fvit_is_refused(tmp_path):
-    cfg = tiny_fvit_config(tmp_path)
-    model = build_tiny_fvit(cfg).eval()
-    with pytest.raises(SetupError, match="FViTROIHeads cannot be exported yet: its LevelPooler"):
         export_detector(cfg, model, tmp_path / "model.onnx")
 
 

@@ -30,7 +30,8 @@ def roi_features(
         one.to(dense) * dense.new_tensor([width / size[1], height / size[0]] * 2)
         for one, size in zip(boxes, image_sizes, strict=True)
     ]
-    return roi_align(dense, in_cells, output_size=1, sampling_ratio=-1, aligned=True).flatten(1)
+    found = roi_align(dense, in_cells, output_size=1, sampling_ratio=-1, aligned=True)
+    return found[:, :, 0, 0]
 
 
 def mask_features(dense: Tensor, masks: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from timm.layers import apply_rot_embed_cat, build_rotary_pos_embed
+from timm.layers import apply_rot_embed_cat, build_fourier_pos_embed
 from timm.models.eva import Eva, EvaBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -116,17 +116,18 @@ class EvaTower(Tower):
         if rope is None:
             return None
         # The trunk's own has a table of the native grid alone.
-        return torch.cat(
-            build_rotary_pos_embed(
-                list(grid),
-                dim=rope.dim,
-                temperature=rope.temperature,
-                in_pixels=False,
-                ref_feat_shape=rope.ref_feat_shape,
-                device=self._trunk.pos_embed.device,
-            ),
-            dim=-1,
+        parts = build_fourier_pos_embed(
+            list(grid),
+            num_bands=rope.dim // 4,
+            temperature=rope.temperature,
+            in_pixels=False,
+            ref_feat_shape=rope.ref_feat_shape,
+            device=self._trunk.pos_embed.device,
         )
+        # Each value twice. Not by `repeat_interleave`, as timm: PyTorch 2.11's exporter adds to its
+        # negative dimension in place, and with it to every other -1 of the graph.
+        twice = [torch.stack([one, one], dim=-1).flatten(2).flatten(0, 1) for one in parts]
+        return torch.cat(twice, dim=-1)
 
     def whole(self, index: int, rotation: Tensor | None) -> Layer:
         block = self.blocks[index]
@@ -283,7 +284,7 @@ def _rotated(x: Tensor, rotation: Tensor | None) -> Tensor:
     """(B, heads, N, d), CLS first and then the patches: these turn."""
     if rotation is None:
         return x
-    end = 1 + len(rotation)
+    end = 1 + rotation.shape[0]  # len() would be a constant of a trace
     patches = apply_rot_embed_cat(x[:, :, 1:end], rotation)
     return torch.cat([x[:, :, :1], patches, x[:, :, end:]], dim=2)
 

@@ -234,4 +234,5 @@ def _joined_heads(x: Tensor) -> Tensor:
 
 def _map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """(B, h * w, C) -> (B, C, h, w)."""
-    return tokens.transpose(1, 2).unflatten(2, grid)
+    # not `unflatten`: its lengths would be constants of a trace
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], *grid)

@@ -24,6 +24,8 @@ def window_attention(
         (B, heads, 1 + h * w, d).
     """
     size = min(window, grid[0]), min(window, grid[1])
+    if torch.jit.is_tracing():  # a smaller grid is padded to a window
+        size = window, window
     if size == grid:
         return F.scaled_dot_product_attention(query, key, value)
     of_image = F.scaled_dot_product_attention(query[:, :, :1], key, value)
@@ -38,17 +40,27 @@ def window_attention(
 def _windows(patches: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """(B, heads, h * w, d) -> (B, windows, heads, patches of a window, d), padded with zeros."""
     batch, heads, _, width = patches.shape
-    image = patches.unflatten(2, grid)
-    image = F.pad(image, (0, 0, 0, -grid[1] % size[1], 0, -grid[0] % size[0]))
-    image = image.unflatten(3, (-1, size[1])).unflatten(2, (-1, size[0]))
+    rows, columns = _counts(grid, size)
+    image = patches.reshape(batch, heads, *grid, width)
+    missing = rows * size[0] - grid[0], columns * size[1] - grid[1]
+    image = F.pad(image, (0, 0, 0, missing[1], 0, missing[0]))
+    # not `unflatten`: its lengths would be constants of a trace
+    image = image.reshape(batch, heads, rows, size[0], columns, size[1], width)
     image = image.permute(0, 2, 4, 1, 3, 5, 6)  # batch, rows, columns, heads, y, x, width
-    return image.reshape(batch, -1, heads, size[0] * size[1], width)
+    return image.reshape(batch, rows * columns, heads, size[0] * size[1], width)
+
+
+def _counts(grid: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of windows."""
+    # no division of negative numbers: ONNX's rounds to zero
+    rows, columns = ((side + of - 1) // of for side, of in zip(grid, size, strict=True))
+    return rows, columns
 
 
 def _joined(windows: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """The reverse of `_windows`, without the padding."""
-    rows, columns = -(-grid[0] // size[0]), -(-grid[1] // size[1])
-    image = windows.unflatten(3, size).unflatten(1, (rows, columns))
+    batch, _, heads, _, width = windows.shape
+    image = windows.reshape(batch, *_counts(grid, size), heads, *size, width)
     image = image.permute(0, 3, 1, 4, 2, 5, 6).flatten(4, 5).flatten(2, 3)
     return image[:, :, : grid[0], : grid[1]].flatten(2, 3)
 
@@ -61,7 +73,7 @@ def _with_cls(windows: Tensor, cls: Tensor) -> Tensor:
 
 def _in_image(grid: tuple[int, int], size: tuple[int, int], device: torch.device) -> Tensor | None:
     """(windows, 1, 1, 1 + s) bool: False for keys that are padding; None without padding."""
-    if grid[0] % size[0] == 0 and grid[1] % size[1] == 0:
+    if not torch.jit.is_tracing() and grid[0] % size[0] == 0 and grid[1] % size[1] == 0:
         return None
     patches = torch.ones(1, 1, grid[0] * grid[1], 1, dtype=torch.bool, device=device)
     inside = _windows(patches.float(), grid, size)[0, :, :, :, 0] > 0  # (windows, 1, s)

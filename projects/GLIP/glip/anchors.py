@@ -12,15 +12,19 @@ SIZE = 8  # side over stride
 
 
 def grid_anchors(
-    sizes: Sequence[tuple[int, int]], device: torch.device | str = "cpu"
+    sizes: Sequence[tuple[int, int]],
+    device: torch.device | str = "cpu",
+    *,
+    strides: Sequence[int] = STRIDES,
 ) -> list[Tensor]:
     """Of each level (h x w, 4) float32 x1, y1, x2, y2 in pixels, row by row.
 
     Args:
-        sizes: (h, w) of P3 to P7.
+        sizes: (h, w) of each level.
         device: of the result.
+        strides: of each level, in pixels of the image.
     """
-    pairs = zip(sizes, STRIDES, strict=True)
+    pairs = zip(sizes, strides, strict=True)
     return [_level(height, width, stride, device) for (height, width), stride in pairs]
 
 

@@ -34,6 +34,14 @@ def key_problems(cfg: CfgNode) -> Iterable[str]:
     for key in ("DROPOUT", "FPN_DROP_BLOCK", "SCORE_THRESH", "NMS_THRESH"):
         if not 0 <= glip[key] <= 1:
             yield f"{KEYS}.{key}: {glip[key]} is not between 0 and 1"
+    if not glip.IN_FEATURES:
+        yield f"{KEYS}.IN_FEATURES is empty: name levels of the backbone, finest first"
+    yield from _width_problems(cfg)
+    yield from wiring.key_problems(cfg)
+
+
+def _width_problems(cfg: CfgNode) -> Iterable[str]:
+    glip = cfg.MODEL.GLIP
     if glip.FUSION and glip.FUSION_DIM % glip.FUSION_HEADS:
         yield f"{KEYS}.FUSION_DIM {glip.FUSION_DIM} is no multiple of {glip.FUSION_HEADS} heads"
     if glip.BERT.WIDTH % glip.BERT.HEADS:
@@ -41,7 +49,6 @@ def key_problems(cfg: CfgNode) -> Iterable[str]:
     if cfg.MODEL.FPN.OUT_CHANNELS % 32:
         # two values per group are the least that a norm over one location can take
         yield f"MODEL.FPN.OUT_CHANNELS {cfg.MODEL.FPN.OUT_CHANNELS} is no multiple of 32"
-    yield from wiring.key_problems(cfg)
 
 
 def idle_keys(cfg: CfgNode) -> Iterable[IdleKeys]:

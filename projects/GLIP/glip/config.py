@@ -35,6 +35,8 @@ def _add_model_keys(glip: CfgNode) -> None:
     bert.VOCABULARY = 30522
     bert.POSITIONS = 512
 
+    # Levels of the backbone's pyramid, finest first; the side of an anchor is 8 strides.
+    glip.IN_FEATURES = ("p3", "p4", "p5", "p6", "p7")
     # The tower: so many blocks of fusion, language layer and DyConv.
     glip.BLOCKS = 6
     # False: DyConv alone (variant A); text and image meet in the last dot product only.
@@ -43,6 +45,8 @@ def _add_model_keys(glip: CfgNode) -> None:
     glip.FUSION_HEADS = 8
     # Of BERT, fusion and language layers, in training.
     glip.DROPOUT = 0.1
+    # Where the logarithm begins of what dot products of image and text are divided by; learned.
+    glip.LOG_SCALE = 0.0
     # DyConv convolves the next coarser level with offsets of this one, which are too many.
     # "resized": they are resized; "flat": read as they lie in memory, as official weights need.
     glip.OFFSETS_ACROSS_LEVELS = "resized"

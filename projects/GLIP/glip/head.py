@@ -17,7 +17,6 @@ from ovd_d2.projects.glip.dyconv import DyConv, small_conv
 from ovd_d2.projects.glip.fusion import Fusion
 from ovd_d2.projects.glip.language_layer import LanguageLayer
 
-LEVELS = 5
 _PRIOR = 0.01  # share of (location, token) pairs that belong together, before any training
 
 
@@ -27,17 +26,20 @@ class TowerSizes:
 
     Attributes:
         channels: of the pyramid.
+        levels: of the pyramid.
         text_width: of a token.
         blocks: how many.
         fused: whether image and text look at each other; not in (A).
         fusion_width, fusion_heads: of that attention.
         text_heads, text_hidden: of the language layers.
         dropout: in training.
+        log_scale: where that of dot products begins.
         across_levels: see :class:`DyConv`.
         gradient_checkpointing: keep no activations of the parts of a block.
     """
 
     channels: int = 256
+    levels: int = 5
     text_width: int = 768
     blocks: int = 6
     fused: bool = True
@@ -46,6 +48,7 @@ class TowerSizes:
     text_heads: int = 12
     text_hidden: int = 3072
     dropout: float = 0.1
+    log_scale: float = 0.0
     across_levels: str = "resized"
     gradient_checkpointing: bool = False
 
@@ -124,17 +127,17 @@ class GLIPHead(nn.Module):
         self.fused = sizes.fused
         self.tower = nn.ModuleList(TowerBlock(sizes) for _ in range(sizes.blocks))
         self.text_projection = nn.Linear(sizes.text_width, sizes.channels)
-        self.log_scale = nn.Parameter(torch.zeros(1))
+        self.log_scale = nn.Parameter(torch.full((1,), sizes.log_scale))
         self.text_bias = nn.Parameter(torch.zeros(sizes.text_width))
         self.bias = nn.Parameter(torch.full((1,), math.log(_PRIOR / (1 - _PRIOR))))
         self.bbox_pred = small_conv(sizes.channels, 4)
         self.centerness = small_conv(sizes.channels, 1)
-        self.scales = nn.ParameterList(torch.ones(1) for _ in range(LEVELS))
+        self.scales = nn.ParameterList(torch.ones(1) for _ in range(sizes.levels))
 
     def forward(self, levels: Sequence[Tensor], text: Tensor, mask: Tensor) -> HeadOutputs:
         """
         Args:
-            levels: (N, C, h, w) of P3 to P7.
+            levels: (N, C, h, w), finest first.
             text: (N, L, T) of the text encoder.
             mask: (N, L) bool, False where padded; logits of those tokens mean nothing.
         """

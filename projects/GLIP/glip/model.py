@@ -81,7 +81,8 @@ class GLIP(VocabularyHolder):
     share its pyramid, and what the text encoder makes of them is kept for the next image.
 
     Attributes:
-        backbone: "p3" to "p7".
+        backbone: a pyramid.
+        in_features: its levels that are looked at, finest first.
         text_encoder: tokens to embeddings.
         head: the tower and its outputs.
         selection: which detections are kept.
@@ -115,21 +116,24 @@ class GLIP(VocabularyHolder):
         tuning: str = FULL,
         phrases: Mapping[str, Phrase] | None = None,
         names_per_caption: int = 0,
+        in_features: Sequence[str] = LEVELS,
     ) -> None:
         """
         Args:
-            backbone, text_encoder, head, selection, captions_per_pass, tuning, names_per_caption:
-                see the attributes.
+            backbone, text_encoder, head, selection, captions_per_pass, tuning, names_per_caption,
+                in_features: see the attributes.
             pixel_mean, pixel_std: of each channel, in the order of the input's.
             tokenizer: of the names of a vocabulary; None: images bring their tokens.
             vocabulary: what to look for in images that bring no caption.
             phrases: what is asked for in place of a name.
 
         Raises:
-            ValueError: there is no such `tuning`.
+            ValueError: there is no such `tuning`; the backbone lacks a level.
         """
         super().__init__()
         self.backbone = backbone
+        self.in_features = tuple(in_features)
+        self._strides = _strides(backbone, in_features)
         self.text_encoder = text_encoder
         self.head = head
         self.selection = selection
@@ -152,7 +156,7 @@ class GLIP(VocabularyHolder):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         glip, backbone = cfg.MODEL.GLIP, build_backbone(cfg)
         sizes = _bert_sizes(glip.BERT)
-        channels = backbone.output_shape()[LEVELS[0]].channels
+        channels = cfg.MODEL.FPN.OUT_CHANNELS
         return {
             "backbone": backbone,
             "text_encoder": TextEncoder(
@@ -177,6 +181,7 @@ class GLIP(VocabularyHolder):
             "tuning": glip.TUNING,
             "phrases": phrases_of(glip.PROMPTS.PHRASES),
             "names_per_caption": glip.NAMES_PER_CAPTION,
+            "in_features": glip.IN_FEATURES,
         }
 
     @property
@@ -272,7 +277,7 @@ class GLIP(VocabularyHolder):
         length = tokens.ids.shape[1]
         return glip_losses(
             outputs,
-            grid_anchors(outputs.sizes, self.device),
+            self.anchors(outputs),
             [
                 last_pixels(found.gt_boxes.tensor, original_scale(one))
                 for one, found in zip(batched_inputs, instances, strict=True)
@@ -283,9 +288,17 @@ class GLIP(VocabularyHolder):
 
     def network(self, images: Tensor, tokens: TokenBatch) -> HeadOutputs:
         """(N, 3, H, W) of :meth:`preprocess` and N captions -> logits, boxes, centerness."""
-        maps = self.backbone(images)
         text = self._tuned(self.text_encoder(tokens.ids, tokens.mask))
-        return self.head([maps[level] for level in LEVELS], text, tokens.mask)
+        return self.head(self.pyramid(images), text, tokens.mask)
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """(N, 3, H, W) of :meth:`preprocess` -> (N, C, h, w) of each of the `in_features`."""
+        maps = self.backbone(images)
+        return [maps[level] for level in self.in_features]
+
+    def anchors(self, outputs: HeadOutputs) -> list[Tensor]:
+        """Of each level, see :func:`grid_anchors`."""
+        return grid_anchors(outputs.sizes, self.device, strides=self._strides)
 
     def preprocess(self, batched_inputs: Sequence[dict[str, Any]]) -> ImageList:
         """Normalised, then padded with zeros to one size, a multiple of 32."""
@@ -315,14 +328,13 @@ class GLIP(VocabularyHolder):
         self, image: Tensor, questions: Sequence[Question], selection: Selection
     ) -> list[Candidates]:
         """(1, 3, H, W): the pyramid once, then several questions side by side in the tower."""
-        maps = self.backbone(image)
-        levels = [maps[level] for level in LEVELS]
+        levels = self.pyramid(image)
         count = self.captions_per_pass
         groups = [questions[k : k + count] for k in range(0, len(questions), count)]
         captions = [self._captions([one.ids for one in group]) for group in groups]
         found = []
         for group, outputs in zip(groups, self.head.answers(levels, captions), strict=True):
-            anchors = grid_anchors(outputs.sizes, self.device)
+            anchors = self.anchors(outputs)
             found += [
                 candidates(outputs, row, anchors, one.positives, one.labels, selection)
                 for row, one in enumerate(group)
@@ -389,9 +401,20 @@ def _bert_sizes(bert: CfgNode) -> BertSizes:
     )
 
 
+def _strides(backbone: Backbone, levels: Sequence[str]) -> list[int]:
+    shapes = backbone.output_shape()
+    if missing := [one for one in levels if one not in shapes]:
+        raise ValueError(
+            f"MODEL.GLIP.IN_FEATURES names {', '.join(missing)}; the backbone has "
+            f"{', '.join(shapes)}"
+        )
+    return [shapes[one].stride for one in levels]
+
+
 def _tower_sizes(glip: CfgNode, channels: int) -> TowerSizes:
     return TowerSizes(
         channels=channels,
+        levels=len(glip.IN_FEATURES),
         text_width=glip.BERT.WIDTH,
         blocks=glip.BLOCKS,
         fused=glip.FUSION,
@@ -400,6 +423,7 @@ def _tower_sizes(glip: CfgNode, channels: int) -> TowerSizes:
         text_heads=glip.BERT.HEADS,
         text_hidden=glip.BERT.HIDDEN,
         dropout=glip.DROPOUT,
+        log_scale=glip.LOG_SCALE,
         across_levels=glip.OFFSETS_ACROSS_LEVELS,
         gradient_checkpointing=glip.GRADIENT_CHECKPOINTING,
     )

@@ -71,6 +71,7 @@ def test_config_builds_and_is_the_published_one(name):
         ("GLIP.OFFSETS_ACROSS_LEVELS", "near", "'near' is none of resized, flat"),
         ("GLIP.AGGREGATION", "sum", "'sum' is none of mean, max, power, one_hot"),
         ("GLIP.TUNING", "few", "'few' is none of full, linear, prompt"),
+        ("GLIP.IN_FEATURES", (), "IN_FEATURES is empty"),
         ("GLIP.BLOCKS", 0, "BLOCKS: 0, expected at least 1"),
         ("GLIP.CAPTIONS_PER_PASS", 0, "CAPTIONS_PER_PASS: 0, expected at least 1"),
         ("GLIP.DROPOUT", 1.5, "DROPOUT: 1.5 is not between 0 and 1"),

@@ -8,6 +8,7 @@ from ovd_d2.modeling.open_vocabulary import open_vocabulary_part
 from ovd_d2.projects.glip.anchors import grid_anchors
 from ovd_d2.projects.glip.head import GLIPHead, HeadOutputs, TowerSizes
 from ovd_d2.projects.glip.losses import glip_losses
+from ovd_d2.projects.glip.model import GLIP
 from ovd_d2.projects.glip.prompts.detection import Phrase
 from ovd_d2.vocabulary import Categories, Vocabulary
 from tests.tiny_glip import image, tiny_glip, training_image
@@ -173,6 +174,14 @@ def test_what_cannot_be_asked():
         model.set_vocabulary(vocabulary(NAMES))
     with pytest.raises(ValueError, match="257 tokens, but MODEL.GLIP.BERT has 256 positions"):
         model.text_encoder(torch.zeros(1, 257, dtype=torch.int64), torch.ones(1, 257) > 0)
+    parts = {name: getattr(model, name) for name in ("text_encoder", "head", "selection")}
+    with pytest.raises(ValueError, match="IN_FEATURES names p2, p9; the backbone has p3, p4, p5"):
+        GLIP(
+            backbone=model.backbone,
+            **parts,
+            **dict.fromkeys(("pixel_mean", "pixel_std"), (0, 0, 0)),
+            in_features=("p2", "p3", "p9"),
+        )
     with pytest.raises(ValueError, match="'near' is none of resized, flat"):
         GLIPHead(TowerSizes(channels=16, blocks=1, fused=False, across_levels="near"))
     with pytest.raises(ValueError, match="FUSION_DIM 30 is no multiple of 8 heads"):

@@ -1,5 +1,6 @@
 """The configs of Pictograms build and train, and what validation asks their images for stays."""
 
+import argparse
 import importlib.util
 import json
 from pathlib import Path
@@ -18,12 +19,13 @@ from ovd_d2.engine.checks import check_setup, config_problems
 from ovd_d2.engine.config_keys import idle_key_notices
 from ovd_d2.engine.lazy_checks import build_validation_loader as build_lazy_loader
 from ovd_d2.engine.run import load_config, train
+from ovd_d2.engine.transfer import evaluate_transfer
 from ovd_d2.engine.validation import build_validation_loader, validate
 from ovd_d2.errors import SetupError
 from ovd_d2.pictograms.showcase import steps_of
 from ovd_d2.pictograms.steps import Run
 from ovd_d2.projects.glip.checks import key_problems
-from ovd_d2.projects.glip.model import GLIP, LEVELS
+from ovd_d2.projects.glip.model import GLIP
 from ovd_d2.projects.glip.passengers import DetectionSet, TrainingPrompts, fixed
 from ovd_d2.projects.glip.prompts import load_tokenizer
 from ovd_d2.projects.glip.prompts.detection import DetectionPrompts
@@ -75,7 +77,7 @@ def test_config_builds(name):
         assert len(json.load(stream)["model"]["vocab"]) == cfg.MODEL.GLIP.BERT.VOCABULARY
     model = GLIP(cfg)
     maps = model.backbone(torch.zeros(1, 3, 160, 160))
-    assert [maps[level].shape[-1] for level in LEVELS] == [20, 10, 5, 3, 2]
+    assert [maps[level].shape[-1] for level in model.in_features] == [40, 20, 10]
 
 
 def test_the_showcase_has_them_all():
@@ -131,6 +133,18 @@ def test_no_vocabulary_is_needed(mini, tmp_path):  # noqa: F811
     sets = ("DATASETS.TEST", str((CAPTIONS_VAL, VAL)))
     cfg = mini_config("glip_captions", tmp_path, "MODEL.OVD.VOCABULARY", "", *sets)
     check_setup(cfg, training=True, progress=False)
+
+
+def test_transfer_needs_no_teacher(mini, tmp_path):  # noqa: F811
+    """Names are read; a teacher that cannot be had is not asked for."""
+    names = ("MODEL.OVD.VOCABULARY", "", "MODEL.OVD.TEACHER.PRETRAINED", "gone.safetensors")
+    cfg = mini_config("glip_detection", tmp_path, *names)
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    torch.save({"model": GLIP(cfg).state_dict()}, cfg.MODEL.WEIGHTS)
+    report = evaluate_transfer(cfg, argparse.Namespace(eval_only=True), [VAL])
+    assert report["teacher"] is None and report["prompts"] is None
+    assert report["data_sets"][VAL]["categories"] == 80
+    assert "AP50" in report["data_sets"][VAL]["bbox"]
 
 
 def test_each_data_set_is_evaluated_by_its_own_names(mini):  # noqa: F811

@@ -65,6 +65,7 @@ class RegionClassificationEvaluator(DatasetEvaluator):
         names: Sequence[str],
         embeddings: Tensor,
         *,
+        owners: Tensor | None = None,
         crops: Crops | None = None,
         antialias: bool = False,
         output_dir: str | None = None,
@@ -73,7 +74,9 @@ class RegionClassificationEvaluator(DatasetEvaluator):
         Args:
             dataset_name: for the table.
             names: of the C categories.
-            embeddings: (C, D) of their names.
+            embeddings: (W, D) of their names and synonyms.
+            owners: (W,) int64, which category each word is, the best of which counts; None: each
+                has its name alone.
             crops: features of image crops, the ceiling; None: they are not looked at.
             antialias: of masks that are resized to patches; False as in the published figures of
                 2023, see :func:`.segments.mask_on_grid`.
@@ -82,6 +85,7 @@ class RegionClassificationEvaluator(DatasetEvaluator):
         self.dataset_name = dataset_name
         self.names = list(names)
         self.embeddings = embeddings
+        self.owners = owners
         self.crops = crops
         self.antialias = antialias
         self.output_dir = output_dir
@@ -125,7 +129,8 @@ class RegionClassificationEvaluator(DatasetEvaluator):
 
     def _best(self, features: Tensor) -> np.ndarray:
         embeddings = self.embeddings.to(features.device)
-        return best_classes(features, embeddings, max(TOP)).cpu().numpy()
+        owners = None if self.owners is None else self.owners.to(features.device)
+        return best_classes(features, embeddings, max(TOP), owners).cpu().numpy()
 
     def evaluate(self) -> dict[str, Any] | None:
         """Percent under names like "boxes-things-top1"; with "-float16" at the end each category's

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ovd_d2.scoring import best_of_words
+
 
 class MacroAccuracy(NamedTuple):
     """The mean over the categories that occur of the share of their regions that are named right.
@@ -27,19 +29,25 @@ class MacroAccuracy(NamedTuple):
     per_category: dict[int, float]
 
 
-def best_classes(features: Tensor, embeddings: Tensor, count: int) -> Tensor:
+def best_classes(
+    features: Tensor, embeddings: Tensor, count: int, owners: Tensor | None = None
+) -> Tensor:
     """The most similar categories of each region, best first.
 
     Args:
         features: (N, D) of any length; a region without features (zeros) is like none of them.
-        embeddings: (C, D) of the categories, of any length.
+        embeddings: (W, D) of words, of any length.
         count: at most so many.
+        owners: (W,) int64, which of C categories each word is; the best one counts. None: each
+            word is one.
 
     Returns:
         (N, min(count, C)) int64; -1 for a region without features.
     """
     scores = F.normalize(features.float(), dim=1) @ F.normalize(embeddings.float(), dim=1).T
-    best = scores.topk(min(count, len(embeddings)), dim=1).indices
+    if owners is not None:
+        scores = best_of_words(scores, owners, int(owners.max()) + 1)
+    best = scores.topk(min(count, scores.shape[1]), dim=1).indices
     return torch.where(features.any(dim=1, keepdim=True), best, -1)
 
 

@@ -54,7 +54,8 @@ def region_evaluator(
     return RegionClassificationEvaluator(
         dataset_name,
         vocabulary.names,
-        vocabulary.embeddings,
+        vocabulary.word_embeddings,
+        owners=vocabulary.owners,
         crops=crops,
         antialias=cfg.MODEL.DENSE_CLIP.REGIONS.ANTIALIAS,
         output_dir=output_folder,

@@ -77,7 +77,11 @@ def _png(json_file: Path, name: str) -> Path:
 
 
 def classified_masks(
-    id_map: Tensor, dense: Tensor, covered: tuple[float, float], embeddings: Tensor
+    id_map: Tensor,
+    dense: Tensor,
+    covered: tuple[float, float],
+    embeddings: Tensor,
+    owners: Tensor | None = None,
 ) -> list[dict[str, Any]]:
     """The category of each segment: the nearest one to its mean feature.
 
@@ -87,7 +91,8 @@ def classified_masks(
         id_map: (H, W) int ids; 0: no segment.
         dense: (D, h, w) unit vectors, on `embeddings`' device.
         covered: (height, width) in pixels of `id_map` that the map covers, at least its own.
-        embeddings: (C, D) unit vectors.
+        embeddings: (W, D) unit vectors, of words.
+        owners: (W,) int64, which category each word is; None: each is one.
 
     Returns:
         Per segment `id`, `category_id` (place in the vocabulary) and `score`, the cosine.
@@ -99,6 +104,7 @@ def classified_masks(
     weights = torch.stack([coverage(id_map == one, covered, dense.shape[1:]) for one in ids])
     pooled = F.normalize(mask_features(dense, weights.to(dense.device)), dim=1)
     scores, classes = (pooled @ embeddings.T).max(dim=1)
+    classes = classes if owners is None else owners[classes]
     found = zip(ids.tolist(), classes.tolist(), scores.tolist(), strict=True)
     return [{"id": one, "category_id": c, "score": score} for one, c, score in found]
 

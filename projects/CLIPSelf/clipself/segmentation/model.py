@@ -26,8 +26,9 @@ from ovd_d2.vocabulary import Vocabulary, configured_vocabulary
 class DenseCLIPSegmentor(nn.Module):
     """Names pixels and masks by the dense features of `MODEL.OVD.TEACHER`, e.g. a refined one.
 
-    The vocabulary is cut to a test set's categories and put into their order by the trainer. There
-    is nothing to train and nothing in the state dict: `MODEL.WEIGHTS` stays empty.
+    The vocabulary is cut to a test set's categories and put into their order by the trainer; the
+    best of a category's synonyms counts. There is nothing to train and nothing in the state dict:
+    `MODEL.WEIGHTS` stays empty.
 
     Attributes:
         vocabulary: what is looked for.
@@ -113,13 +114,13 @@ class DenseCLIPSegmentor(nn.Module):
             return self._dense_features(pixels)
         if vocabulary is None:
             raise SetupError(["MODEL.OVD.VOCABULARY is empty: tools/build_vocabulary.py makes one"])
-        embeddings = vocabulary.embeddings.to(self.device)
+        words = vocabulary.word_embeddings.to(self.device), vocabulary.owners.to(self.device)
         images = normalised(pixels[None], self._teacher.mean, self._teacher.std)
         if MASKS in record:
-            return self._panoptic(record[MASKS], images, embeddings)
+            return self._panoptic(record[MASKS], images, *words)
         height, width = images.shape[2:]
         size = record.get("height", height), record.get("width", width)
-        scores = self._scores(images, embeddings)[0]
+        scores = self._scores(images, *words)[0]
         return {"sem_seg": sem_seg_postprocess(scores, (height, width), *size)}
 
     def _dense_features(self, pixels: Tensor) -> dict[str, Any]:
@@ -130,25 +131,28 @@ class DenseCLIPSegmentor(nn.Module):
         images = normalised(square, self._teacher.mean, self._teacher.std)
         return {"dense_features": self.dense(images)[0], "padded_size": (side, side)}
 
-    def _scores(self, images: Tensor, embeddings: Tensor) -> Tensor:
+    def _scores(self, images: Tensor, embeddings: Tensor, owners: Tensor) -> Tensor:
         patch = self.dense.patch_size
         if not self.sliding_window:
-            return whole_scores(images, self.dense, embeddings, patch_size=patch)
+            return whole_scores(images, self.dense, embeddings, owners, patch_size=patch)
         return sliding_scores(
             images,
             self.dense,
             embeddings,
+            owners,
             patch_size=patch,
             window=self.sliding_window,
             stride=self.sliding_stride or self.sliding_window,
         )
 
-    def _panoptic(self, id_map: Tensor, images: Tensor, embeddings: Tensor) -> dict[str, Any]:
+    def _panoptic(
+        self, id_map: Tensor, images: Tensor, embeddings: Tensor, owners: Tensor
+    ) -> dict[str, Any]:
         dense = self.dense(images)[0]
         scales = (a / b for a, b in zip(id_map.shape, images.shape[2:], strict=True))
         covered = [
             cells * self.dense.patch_size * scale
             for cells, scale in zip(dense.shape[1:], scales, strict=True)
         ]
-        found = classified_masks(id_map, dense, (covered[0], covered[1]), embeddings)
+        found = classified_masks(id_map, dense, (covered[0], covered[1]), embeddings, owners)
         return {"panoptic_seg": (id_map, found)}

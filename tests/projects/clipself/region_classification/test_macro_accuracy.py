@@ -33,6 +33,12 @@ def test_the_nearest_categories_first_whatever_the_lengths():
     assert best.tolist() == [[1, 2, 0], [0, 2, 1]]
 
 
+def test_the_best_of_synonyms_counts():
+    owners = torch.tensor([0, 1, 1])
+    features = torch.tensor([[0.6, 0.0, 0.8], [0.8, 0.6, 0.0]])
+    assert best_classes(features, torch.eye(3), 5, owners).tolist() == [[1, 0], [0, 1]]
+
+
 def test_fewer_categories_than_asked_for():
     assert best_classes(torch.ones(2, 4), torch.ones(1, 4), 5).tolist() == [[0], [0]]
 

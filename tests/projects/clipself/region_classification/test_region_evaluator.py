@@ -77,6 +77,15 @@ def test_accuracy_by_hand():
     assert found["boxes-things-top1-float16"] == pytest.approx(expected, abs=0.05)
 
 
+def test_a_synonym_is_its_category():
+    """What looks like the fourth word is of the third category."""
+    owners = torch.tensor([0, 1, 2, 2])
+    one = RegionClassificationEvaluator("quarters", NAMES[:3], EMBEDDINGS, owners=owners)
+    one.reset()
+    found = process(one, *SCENES).evaluate()["regions"]
+    assert found["boxes-things-top1"] == pytest.approx(100 * (2 / 3 + 1 / 2 + 1) / 3)
+
+
 def test_without_stuff_things_are_reported_alone():
     found = process(evaluator(), *SCENES).evaluate()["regions"]
     assert not [name for name in found if "stuff" in name]

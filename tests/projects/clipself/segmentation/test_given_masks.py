@@ -41,6 +41,14 @@ def test_each_mask_gets_the_category_of_its_mean_feature():
     assert [one["score"] for one in found] == pytest.approx([1, 1])
 
 
+def test_a_synonym_names_its_category():
+    dense = torch.zeros(3, 2, 2)
+    dense[0, :, 0] = dense[2, :, 1] = 1
+    ids = torch.tensor([[7, 7, 9, 9]] * 4)
+    found = classified_masks(ids, dense, (4.0, 4.0), torch.eye(3), torch.tensor([1, 0, 0]))
+    assert [(one["id"], one["category_id"]) for one in found] == [(7, 1), (9, 0)]
+
+
 def test_the_smallest_mask_has_features():
     ids = torch.zeros(64, 64, dtype=torch.int32)
     ids[5, 60] = 3

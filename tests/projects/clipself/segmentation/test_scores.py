@@ -83,3 +83,22 @@ def test_strides_with_gaps_are_refused(stride):
             window=100,
             stride=stride,
         )
+
+
+def test_the_best_of_synonyms_counts():
+    dense = F.normalize(random_images(1, DIM, 3, 4), dim=1)
+    owners = torch.tensor([0, 1, 0])  # the third word means the first category, too
+    of_words = cosine_map(dense, embeddings())
+    found = cosine_map(dense, embeddings(), owners)
+    assert torch.equal(found, torch.stack([of_words[:, ::2].amax(dim=1), of_words[:, 1]], dim=1))
+    assert (of_words[:, 2] > of_words[:, 0]).any() and (of_words[:, 2] < of_words[:, 0]).any()
+
+
+def test_windows_know_synonyms():
+    images, owners = random_images(1, 3, 16, 24), torch.tensor([0, 1, 0])
+    dense = scores_of(FAMILIES[0])
+    found = sliding_scores(
+        images, dense, embeddings(), owners, patch_size=PATCH, window=30, stride=8
+    )
+    assert found.shape == (1, 2, 16, 24)
+    assert torch.equal(found, whole_scores(images, dense, embeddings(), owners, patch_size=PATCH))

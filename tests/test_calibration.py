@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
+from PIL import Image
 
 from ovd_d2.calibration import (
     Scene,
@@ -78,6 +81,16 @@ def test_absent_names_give_few_boxes_on_other_images(measured):
         assert row["false_boxes"] > 10 * row["false_boxes_calibrated"]
         assert row["recall"] > row["recall_calibrated"] > 0.2
     assert rows["all"]["false_boxes_calibrated"] == pytest.approx(1, abs=0.7)
+
+
+def test_the_plot_and_the_table(measured, tmp_path):
+    presence, seen, lacking = measured
+    tool = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "calibrate_presence.py"))
+    tool["plot"](presence, seen, tmp_path / "presence.png")
+    with Image.open(tmp_path / "presence.png") as drawn:
+        assert min(drawn.size) > 300
+    table = tool["table_of"](report(presence, seen, lacking))
+    assert [line.split()[0] for line in table.splitlines()[2:]] == ["all", "base", "novel"]
 
 
 def test_novel_names_are_not_fitted_to(measured):

@@ -124,7 +124,7 @@ def _row(case: Case, model: GLIP, forties: Questions, packed: Questions, rounds:
         "public": partial(whole_passes, model, inputs, forties[:WHOLE_PASSES]),
         "here": torch.no_grad()(partial(model._detect, inputs, packed)),
     }
-    model._captions([one.ids for one in packed])  # kept, as for every image but the first
+    model.captions([one.ids for one in packed])  # kept, as for every image but the first
     operations: dict[str, int] = {}
 
     def timed(name: str, number: int) -> None:

@@ -74,36 +74,78 @@ def evaluate_transfer(
     Raises:
         SetupError: lists every problem of the config, the teacher and all data sets.
     """
+    asked = open_evaluation(cfg, args, dataset_names, "transfer")
+    report: dict[str, Any] = {
+        "weights": cfg.MODEL.WEIGHTS,
+        **asked.embedded_by,
+        "data_sets": {},
+    }
+    for test_set in asked.test_sets:
+        results = asked.evaluate(test_set)
+        if comm.is_main_process():
+            report["data_sets"][test_set.name] = results
+            atomic_write_json(asked.folder / "results.json", report)
+    return report if comm.is_main_process() else {}
+
+
+@dataclass(frozen=True)
+class NamedEvaluation:
+    """A detector, and data sets by whose own names it is evaluated.
+
+    Attributes:
+        cfg: its `OUTPUT_DIR` is the evaluation's.
+        model: has the weights of `MODEL.WEIGHTS`.
+        test_sets: have passed the checks.
+        vocabulary_of: what makes words of a data set's categories.
+        embedded_by: teacher and prompts that do so, by name.
+    """
+
+    cfg: CfgNode
+    model: nn.Module
+    test_sets: Sequence[TransferSet]
+    vocabulary_of: Callable[[Categories], Vocabulary]
+    embedded_by: dict[str, str | None]
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.cfg.OUTPUT_DIR)
+
+    def evaluate(self, test_set: TransferSet) -> dict[str, Any]:
+        """`protocol`, `images`, `categories` and the evaluator's numbers, in percent; empty on all
+        but the main process."""
+        part = open_vocabulary_part(self.model)
+        assert part is not None  # the checks refuse others
+        part.set_vocabulary(self.vocabulary_of(test_set.categories))
+        evaluator = build_evaluator(self.cfg, test_set.name, str(self.folder / test_set.name))
+        loader = build_test_loader(self.cfg, test_set.name)
+        with masks_in_boxes(self.model, evaluator):
+            results = inference_on_dataset(self.model, loader, evaluator)
+        if not comm.is_main_process():
+            return {}
+        return {
+            "protocol": evaluator.description["protocol"],
+            "images": test_set.num_images,
+            "categories": len(test_set.categories),
+            **without_nan(dict(results)),
+        }
+
+
+def open_evaluation(
+    cfg: CfgNode, args: argparse.Namespace, dataset_names: Sequence[str], folder: str
+) -> NamedEvaluation:
+    """Checks everything, starts the run in a folder below `OUTPUT_DIR`, loads the weights.
+
+    Raises:
+        SetupError: lists every problem of the config, the teacher and all data sets.
+    """
     test_sets = on_main_process(partial(_checked, cfg, dataset_names))
     vocabulary_of, embedded_by = _naming(cfg)
     cfg = cfg.clone()
-    cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "transfer")  # the training's files stay
+    cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, folder)  # the training's files stay
     start(cfg, args)
     model = _build_model(cfg)
-    part = open_vocabulary_part(model)
-    assert part is not None  # the checks refuse others
     SafeCheckpointer(model, required=WHOLE_MODEL).load(cfg.MODEL.WEIGHTS)
-    folder = Path(cfg.OUTPUT_DIR)
-    report: dict[str, Any] = {
-        "weights": cfg.MODEL.WEIGHTS,
-        **embedded_by,
-        "data_sets": {},
-    }
-    for test_set in test_sets:
-        evaluator = build_evaluator(cfg, test_set.name, str(folder / test_set.name))
-        part.set_vocabulary(vocabulary_of(test_set.categories))
-        loader = build_test_loader(cfg, test_set.name)
-        with masks_in_boxes(model, evaluator):
-            results = inference_on_dataset(model, loader, evaluator)
-        if comm.is_main_process():
-            report["data_sets"][test_set.name] = {
-                "protocol": evaluator.description["protocol"],
-                "images": test_set.num_images,
-                "categories": len(test_set.categories),
-                **without_nan(dict(results)),
-            }
-            atomic_write_json(folder / "results.json", report)
-    return report if comm.is_main_process() else {}
+    return NamedEvaluation(cfg, model, test_sets, vocabulary_of, embedded_by)
 
 
 def transfer_table(report: dict[str, Any]) -> str:

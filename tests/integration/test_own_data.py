@@ -5,6 +5,7 @@ import json
 import cv2
 import numpy as np
 import pytest
+import torch
 from pycocotools import mask as mask_utils
 
 from tests.programs import run_program
@@ -135,3 +136,37 @@ def test_transfer_prints_one_table_and_leaves_the_training_alone(workplace):
     assert report["prompts"] == "vild63"
     assert report["data_sets"]["own_boxes"]["bbox"]["AP_novel"] is None  # nothing is held out
     assert config.read_text() == before
+
+
+def test_weights_between_two_trainings(workplace):
+    """The share 0 is the model before, 1 the one after, and what is taken can be evaluated."""
+    folder = workplace.folder
+    options = ("SOLVER.STEPS", "()", "SOLVER.IMS_PER_BATCH", 2, "DATALOADER.NUM_WORKERS", 0)
+    workplace.run(
+        "train_net.py",
+        *("--config-file", folder / "trained" / "config.yaml"),
+        *("OUTPUT_DIR", folder / "tuned", *workplace.weights, "DATASETS.TEST", "()", *options),
+        *("SOLVER.WARMUP_ITERS", 0, "SOLVER.MAX_ITER", 2),
+    )
+    printed = workplace.run(
+        "keep_zero_shot.py",
+        *("--config-file", folder / "tuned" / "config.yaml"),
+        *("--new", "own_boxes", "--old", "own_val", "--shares", 0.5),
+    )
+    assert printed.count("| 0.5 ") == 1 and "(before)" in printed and "(after)" in printed
+    kept = folder / "tuned" / "kept"
+    found = json.loads((kept / "results.json").read_text())
+    assert [one["share"] for one in found["mixtures"]] == [0.0, 0.5, 1.0]
+    before, after, taken = (
+        torch.load(path, weights_only=True)["model"]
+        for path in (
+            workplace.weights[1],
+            folder / "tuned" / "model_final.pth",
+            kept / "model_kept.pth",
+        )
+    )
+    assert taken.keys() == after.keys()
+    name = next(key for key in after if key.endswith("bbox_pred.weight"))
+    assert not torch.equal(before[name], after[name])
+    expected = before[name].lerp(after[name], found["taken"])
+    torch.testing.assert_close(taken[name], expected)

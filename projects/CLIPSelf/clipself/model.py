@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ovd_d2.clip.dense import DenseViT, roi_features
 from ovd_d2.clip.loading import configured_teacher
 from ovd_d2.clip.teacher import CLIPTeacher
-from ovd_d2.projects.clipself.averaging import average_weights
+from ovd_d2.modeling.averaging import average_weights
 from ovd_d2.projects.clipself.losses import distillation_distances, joint_mean
 from ovd_d2.projects.clipself.passengers import regions_of
 from ovd_d2.projects.clipself.preprocess import normalised, padded_square

@@ -32,6 +32,8 @@ def deformable_conv(
     Returns:
         (N, D, h', w').
     """
+    if torch.jit.is_tracing():
+        return _by_sampling(image, offsets, mask, weight, bias, stride)
     if image.device.type != "cpu":
         return deform_conv2d(image, offsets, weight, bias, stride, padding=1, mask=mask)
     # torchvision's CPU kernel finds the place of a tap anew for every channel
@@ -61,17 +63,40 @@ def _rows_of(table: Tensor, places: Tensor, shares: Tensor, kernel: Tensor, bias
     return torch.addmm(bias, taps.view(-1, len(kernel)), kernel)
 
 
+def _by_sampling(
+    image: Tensor, offsets: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, stride: int
+) -> Tensor:
+    """By operators that every runtime of ONNX has; slower."""
+    x, y = _places(offsets, stride)[::-1]  # (N, h', w', 9)
+    sides = torch.stack([torch.as_tensor(image.shape[3]), torch.as_tensor(image.shape[2])])
+    grid = (2 * torch.stack([x, y], dim=-1) + 1) / sides - 1
+    taps = F.grid_sample(image, grid.flatten(2, 3), align_corners=False)  # (N, C, h', w' x 9)
+    count, channels = image.shape[:2]
+    taps = taps.reshape(count, channels, *offsets.shape[2:], TAPS)
+    taps = taps * mask.permute(0, 2, 3, 1)[:, None]
+    kernel = weight.permute(1, 2, 3, 0).flatten(0, 2)  # (C x 9, D)
+    found = taps.permute(0, 2, 3, 1, 4).flatten(3) @ kernel + bias
+    return found.permute(0, 3, 1, 2)
+
+
+def _places(offsets: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """y and x of the taps in pixels of the image, (N, h', w', 9) both."""
+    _, _, height, width = offsets.shape
+    moved = offsets.unflatten(1, (TAPS, 2)).permute(2, 0, 3, 4, 1)  # (2, N, h', w', 9)
+    tap = torch.arange(TAPS, device=offsets.device)
+    rows = torch.arange(height, device=offsets.device)[:, None, None] * stride - 1
+    columns = torch.arange(width, device=offsets.device)[:, None] * stride - 1
+    return moved[0] + rows + tap // SIDE, moved[1] + columns + tap % SIDE
+
+
 def _corners(
     shape: torch.Size, offsets: Tensor, mask: Tensor, stride: int
 ) -> tuple[Tensor, Tensor]:
     """Rows of the table and their shares, (N x h' x w', 9, 4) both."""
     count, _, height, width = offsets.shape
-    moved = offsets.unflatten(1, (TAPS, 2)).permute(2, 0, 3, 4, 1)  # (2, N, h', w', 9)
-    tap = torch.arange(TAPS, device=offsets.device)
-    rows = torch.arange(height, device=offsets.device)[:, None, None] * stride - 1
-    columns = torch.arange(width, device=offsets.device)[:, None] * stride - 1
-    y, y_shares = _neighbors(moved[0] + rows + tap // SIDE, shape[2])
-    x, x_shares = _neighbors(moved[1] + columns + tap % SIDE, shape[3])
+    in_y, in_x = _places(offsets, stride)
+    y, y_shares = _neighbors(in_y, shape[2])
+    x, x_shares = _neighbors(in_x, shape[3])
     image = torch.arange(count, device=offsets.device, dtype=torch.int32) * (shape[2] * shape[3])
     places = y[..., :, None] * shape[3] + x[..., None, :] + image.view(-1, 1, 1, 1, 1, 1)
     shares = y_shares[..., :, None] * x_shares[..., None, :]

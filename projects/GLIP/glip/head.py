@@ -174,7 +174,7 @@ class GLIPHead(nn.Module):
 
     def _outputs(self, maps: Sequence[Tensor], text: Tensor) -> HeadOutputs:
         """Of unit embeddings (N, L, T), and as many images or one."""
-        count = len(text)
+        count = text.shape[0]  # len() would be a constant of a trace
         deltas = [
             _by_location(self.bbox_pred(one) * scale)
             for one, scale in zip(maps, self.scales, strict=True)

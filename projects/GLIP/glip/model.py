@@ -331,7 +331,7 @@ class GLIP(VocabularyHolder):
         levels = self.pyramid(image)
         count = self.captions_per_pass
         groups = [questions[k : k + count] for k in range(0, len(questions), count)]
-        captions = [self._captions([one.ids for one in group]) for group in groups]
+        captions = [self.captions([one.ids for one in group]) for group in groups]
         found = []
         for group, outputs in zip(groups, self.head.answers(levels, captions), strict=True):
             anchors = self.anchors(outputs)
@@ -341,7 +341,7 @@ class GLIP(VocabularyHolder):
             ]
         return found
 
-    def _captions(self, ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def captions(self, ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Of K captions (K, L, T) and (K, L) bool, from the cache where they are known."""
         mask = token_batch(ids).mask.to(self.device)
         text = pad_sequence(self._text_cache(self.text_encoder, ids), batch_first=True)

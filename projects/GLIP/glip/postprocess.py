@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from detectron2.layers import shapes_to_tensor
 from torch import Tensor
 
 from ovd_d2.modeling.nms import suppress
@@ -121,5 +122,5 @@ def select(
 def clipped(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
     """(K, 4) XYXY with corners on pixels of the image."""
     height, width = image_size
-    last = boxes.new_tensor([width - 1, height - 1, width - 1, height - 1])
-    return boxes.clamp(min=0).minimum(last)
+    last = shapes_to_tensor([width, height, width, height]) - 1  # of a trace, too
+    return boxes.clamp(min=0).minimum(last.to(boxes))

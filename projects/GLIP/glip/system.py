@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from detectron2.config import CfgNode
+from torch import nn
 
 from ovd_d2.data.registration import DataSet
 from ovd_d2.projects.glip import checks, wiring
@@ -14,6 +16,9 @@ from ovd_d2.projects.glip.grounding import PHRASES, grounding_sets
 from ovd_d2.projects.glip.model import GLIP
 from ovd_d2.projects.glip.pictograms import few_pictograms, pictogram_captions
 from ovd_d2.systems import System
+
+if TYPE_CHECKING:  # it needs onnx
+    from ovd_d2.export.network import Network
 
 PARTS = (build_glip_swin_fpn_backbone, GLIP)
 
@@ -28,6 +33,13 @@ def data_sets() -> Iterator[DataSet]:
     yield from grounding_sets()
     yield from pictogram_captions()
     yield from few_pictograms()
+
+
+def network(model: nn.Module) -> Network:
+    """What of a model is exported; see :func:`ovd_d2.projects.glip.export.glip_network`."""
+    from ovd_d2.projects.glip.export import glip_network  # needed by an export alone
+
+    return glip_network(model)
 
 
 SYSTEM = System(
@@ -45,6 +57,7 @@ SYSTEM = System(
     data_sets=data_sets,
     file_keys=("MODEL.GLIP.TOKENIZER",),
     hooks=wiring.hooks,
+    network=network,
     evaluators={PHRASES: wiring.phrase_evaluator},
     showcase="ovd_d2.projects.glip.showcase",
     golden="ovd_d2.projects.glip.golden",

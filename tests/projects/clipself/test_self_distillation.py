@@ -12,7 +12,7 @@ from ovd_d2.clip.dense import roi_features
 from ovd_d2.clip.loading import load_teacher
 from ovd_d2.data.mapper import no_objects
 from ovd_d2.errors import SetupError
-from ovd_d2.projects.clipself.averaging import average_weights
+from ovd_d2.modeling.averaging import average_weights
 from ovd_d2.projects.clipself.export import ExportRefined, export_refined
 from ovd_d2.projects.clipself.losses import distillation_distances, joint_mean
 from ovd_d2.projects.clipself.model import CLIPSelf

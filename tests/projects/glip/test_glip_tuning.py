@@ -83,7 +83,7 @@ def test_detections_see_the_offset(fused):
     assert (after - before).abs() > 1e-3
     (question,) = model._questions
     images, tokens = model.preprocess([image(0)]).tensor, token_batch([question.ids])
-    text, _ = model._captions([question.ids])
+    text, _ = model.captions([question.ids])
     expected = (
         model.text_encoder(tokens.ids, tokens.mask) + model.prompt_offset[: len(question.ids)]
     )

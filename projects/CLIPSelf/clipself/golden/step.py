@@ -18,7 +18,7 @@ from ovd_d2.data.mapper import no_objects
 from ovd_d2.engine.optimization import build_optimizer
 from ovd_d2.engine.run import load_config
 from ovd_d2.golden import Comparison, Found, GoldenFolder, difference, relative_difference
-from ovd_d2.projects.clipself.averaging import average_weights
+from ovd_d2.modeling.averaging import average_weights
 from ovd_d2.projects.clipself.crops import pixel_windows
 from ovd_d2.projects.clipself.golden.data import (
     CONFIG,

@@ -182,12 +182,16 @@ def test_supervised_baselines_differ_in_the_annotations(suffix):
     assert sampling == ("RepeatFactorTrainingSampler", 0.001)
 
 
-@pytest.mark.parametrize("path", [path for path in CONFIGS if "pictograms" not in path])
+# Small networks on CPU cores have schedules of their own.
+ON_CPU = ("pictograms", "own/cpu")
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if not any(x in path for x in ON_CPU)])
 def test_every_recipe_says_for_how_many_gpus_it_is(path):
-    if Path(path).stem.startswith("base_"):
+    if Path(path).stem.startswith("base"):
         return  # no schedule
     solver = load_config(str(ROOT / path)).SOLVER
-    assert solver.REFERENCE_WORLD_SIZE in (8, 64)
+    assert solver.REFERENCE_WORLD_SIZE in (1, 8, 64)
     assert solver.IMS_PER_BATCH % solver.REFERENCE_WORLD_SIZE == 0
     # One rule for all of them: 0.02 for 16 images.
     assert pytest.approx(0.02 * solver.IMS_PER_BATCH / 16) == solver.BASE_LR

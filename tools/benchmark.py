@@ -36,9 +36,9 @@ import ovd_d2  # noqa: F401  (registers the data sets)
 from ovd_d2.engine.launching import add_device_argument
 from ovd_d2.errors import SetupError, exit_with_message
 from ovd_d2.files import atomic_write, atomic_write_json
-from ovd_d2.pictograms.demo.pipeline import Pipeline, StepFailed, repository_root
 from ovd_d2.pictograms.showcase import Method, Showcase, only_once, showcases, steps_of
 from ovd_d2.pictograms.steps import Run
+from ovd_d2.pipeline.pipeline import Pipeline, StepFailed, repository_root
 
 EPILOG = """
 example (about an hour on two cores; takes up what make demo has trained, and goes on where it was):

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import ovd_d2  # noqa: F401  (registers the data sets)
 from ovd_d2.errors import SetupError, exit_with_message
-from ovd_d2.pictograms.demo.pipeline import Pipeline, StepFailed
 from ovd_d2.pictograms.demo.report import scene_for, write_report
 from ovd_d2.pictograms.showcase import names_step, showcases, steps_of
 from ovd_d2.pictograms.steps import VAL_SET, Run
+from ovd_d2.pipeline.pipeline import Pipeline, StepFailed
 
 EPILOG = """
 examples:

@@ -12,7 +12,12 @@ from importlib import import_module
 from pathlib import Path
 
 from ovd_d2.errors import SetupError
-from ovd_d2.pictograms.steps import CONFIG_OPTION, Run, Step, evaluate_step, train_step
+from ovd_d2.pictograms.steps import (
+    Run,
+    evaluate_step,
+    train_step,
+)
+from ovd_d2.pipeline.step import CONFIG_OPTION, Step
 from ovd_d2.systems import systems
 
 

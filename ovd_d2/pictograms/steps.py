@@ -1,7 +1,7 @@
 """The commands that lead to a detector of Pictograms, as a user would type them.
 
 What all systems share is here: the data set, its vocabulary, a training, an evaluation. A step is
-run by :class:`ovd_d2.pictograms.demo.pipeline.Pipeline`; systems list theirs in a
+run by :class:`ovd_d2.pipeline.pipeline.Pipeline`; systems list theirs in a
 :class:`ovd_d2.pictograms.showcase.Showcase`.
 """
 
@@ -19,37 +19,13 @@ from ovd_d2.pictograms.teacher import (
     SHIPPED_WEIGHTS,
     VIT_ARCHITECTURE,
 )
+from ovd_d2.pipeline.step import CONFIG_OPTION, Step
 
 DATASET = "pictograms_v1"
 TRAIN_SET = f"{DATASET}_train"
 VAL_SET = f"{DATASET}_val"
-CONFIG_OPTION = "--config-file"
 # Teacher -> what its vocabulary's name ends with.
 VOCABULARY_SUFFIXES = {ARCHITECTURE: "", VIT_ARCHITECTURE: "_vit"}
-
-
-@dataclass(frozen=True)
-class Step:
-    """One command of a pipeline.
-
-    Attributes:
-        name: a short unique name, also of its record under `steps/`.
-        purpose: what the user gets from it, in one line.
-        script: path of the script below the repository root.
-        arguments: its arguments.
-        product: the file that exists when the step is done.
-        needs: names of the steps that must be done before.
-        folder: what the step alone fills, if it is such. Emptied before a step that was begun in
-            another form starts over, so that no half of one run is taken up by another.
-    """
-
-    name: str
-    purpose: str
-    script: str
-    arguments: tuple[str, ...]
-    product: Path
-    needs: tuple[str, ...] = ()
-    folder: Path | None = None
 
 
 @dataclass(frozen=True)

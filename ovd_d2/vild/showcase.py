@@ -7,10 +7,8 @@ from pathlib import Path
 
 from ovd_d2.pictograms.showcase import Expectation, Method, Ordering, Showcase
 from ovd_d2.pictograms.steps import (
-    CONFIG_OPTION,
     TRAIN_SET,
     Run,
-    Step,
     backbone_step,
     clip_options,
     data_step,
@@ -19,6 +17,7 @@ from ovd_d2.pictograms.steps import (
     vocabulary_step,
 )
 from ovd_d2.pictograms.teacher import SHIPPED_TAG
+from ovd_d2.pipeline.step import CONFIG_OPTION, Step
 
 START = "start"  # the first stage: nothing is evaluated, everything starts from its weights
 PROPOSALS_PER_IMAGE = 25

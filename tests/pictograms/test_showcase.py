@@ -6,9 +6,12 @@ import pytest
 
 from ovd_d2.engine.run import load_config
 from ovd_d2.errors import SetupError
-from ovd_d2.pictograms.demo.pipeline import repository_root
 from ovd_d2.pictograms.showcase import names_step, only_once, showcases, steps_of
-from ovd_d2.pictograms.steps import Run, Step
+from ovd_d2.pictograms.steps import (
+    Run,
+)
+from ovd_d2.pipeline.pipeline import repository_root
+from ovd_d2.pipeline.step import Step
 from ovd_d2.systems import systems
 
 SHOWN = [system.name for system in systems() if system.showcase]

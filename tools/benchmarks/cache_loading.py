@@ -16,7 +16,7 @@ from benchmarks.cache_reading import DIM, ROWS, write_random_store
 from benchmarks.speed import Row, ratio_of, time_alternately
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.engine.run import load_config
-from ovd_d2.pictograms.demo.pipeline import repository_root
+from ovd_d2.pipeline.pipeline import repository_root
 
 IMAGES, ROUNDS = 16, 120
 ANNOTATIONS, CORNERS = 12, 20  # of an LVIS image, mean; points of a polygon

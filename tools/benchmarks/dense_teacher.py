@@ -15,8 +15,13 @@ from ovd_d2.analysis.cache_comparison import ALL, compare_caches
 from ovd_d2.cache import EmbeddingCache
 from ovd_d2.pictograms.demo.report import read_results
 from ovd_d2.pictograms.showcase import only_once
-from ovd_d2.pictograms.steps import TRAIN_SET, Run, Step, clip_options
+from ovd_d2.pictograms.steps import (
+    TRAIN_SET,
+    Run,
+    clip_options,
+)
 from ovd_d2.pictograms.teacher import SHIPPED_TAG, VIT_ARCHITECTURE
+from ovd_d2.pipeline.step import Step
 from ovd_d2.projects.clipself.showcase import PROPOSALS, distillation_step, refined
 from ovd_d2.vild.showcase import SHOWCASE, cache_step, proposal_steps
 from ovd_d2.vocabulary import Vocabulary

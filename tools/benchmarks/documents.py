@@ -10,7 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from ovd_d2.pictograms.dataset import GENERATOR_VERSION
-from ovd_d2.pictograms.demo.pipeline import repository_root
+from ovd_d2.pipeline.pipeline import repository_root
 
 Document = Mapping[str, Any]  # command, date, commit, pictograms, rows
 CODE = ("ovd_d2", "tools", "configs", "datasets")  # what a measurement depends on

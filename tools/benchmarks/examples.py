@@ -13,6 +13,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from tabulate import tabulate
+from torch import nn
 
 from benchmarks.documents import Document, origin
 from ovd_d2.clip.loading import configured_teacher
@@ -24,7 +25,8 @@ from ovd_d2.engine.run import load_config
 from ovd_d2.engine.trainer import OpenVocabularyTrainer
 from ovd_d2.entries import Entry, Example
 from ovd_d2.errors import SetupError
-from ovd_d2.vocabulary import configured_vocabulary
+from ovd_d2.modeling.open_vocabulary import open_vocabulary_part
+from ovd_d2.vocabulary import Vocabulary, configured_vocabulary
 
 WEIGHTS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 EXAMPLES = 5  # per novel name
@@ -95,23 +97,25 @@ def measure(
         vocabulary = vocabulary_of_entries(
             entries, teacher, _rgb, prompts=prompts, example_weight=weight
         )
-        with tempfile.TemporaryDirectory() as folder:
-            vocabulary.save(Path(folder) / "vocabulary.safetensors")
-            results = OpenVocabularyTrainer.test(_configured(cfg, Path(folder)), model)
-        rows.append({"weight": weight, **_percent(results)})
+        rows.append({"weight": weight, **evaluated(cfg, model, vocabulary)})
     return rows
+
+
+def evaluated(cfg: CfgNode, model: nn.Module, vocabulary: Vocabulary) -> Row:
+    """AP of a model that looks for a vocabulary, in percent."""
+    part = open_vocabulary_part(model)
+    if part is None:
+        raise SetupError([f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} takes no names"])
+    part.set_vocabulary(vocabulary)  # the evaluation looks for what the model holds
+    cfg = cfg.clone()
+    cfg.defrost()
+    with tempfile.TemporaryDirectory() as folder:
+        cfg.OUTPUT_DIR = folder
+        return _percent(OpenVocabularyTrainer.test(cfg, model))
 
 
 def _rgb(file: str) -> np.ndarray:
     return np.ascontiguousarray(checked_image(file)[:, :, ::-1])
-
-
-def _configured(cfg: CfgNode, folder: Path) -> CfgNode:
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.OUTPUT_DIR = str(folder)
-    cfg.MODEL.OVD.VOCABULARY = str(folder / "vocabulary.safetensors")
-    return cfg
 
 
 def _percent(results: dict[str, Any]) -> Row:

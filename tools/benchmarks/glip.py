@@ -24,7 +24,7 @@ from benchmarks.documents import Document, origin, table
 from benchmarks.speed import Row, operations_of, ratio_of, time_alternately
 from ovd_d2.data.categories import get_categories
 from ovd_d2.engine.run import load_config
-from ovd_d2.pictograms.demo.pipeline import repository_root
+from ovd_d2.pipeline.pipeline import repository_root
 from ovd_d2.projects.glip import deformable
 from ovd_d2.projects.glip.anchors import grid_anchors
 from ovd_d2.projects.glip.clamping import clamped

@@ -18,17 +18,16 @@ from benchmarks.tables import spread
 from ovd_d2.files import atomic_write
 from ovd_d2.pictograms.showcase import only_once
 from ovd_d2.pictograms.steps import (
-    CONFIG_OPTION,
     DATASET,
     VAL_SET,
     Run,
-    Step,
     clip_options,
     data_step,
     datasets_root,
     vocabulary_step,
 )
 from ovd_d2.pictograms.teacher import SHIPPED_TAG, VIT_ARCHITECTURE
+from ovd_d2.pipeline.step import CONFIG_OPTION, Step
 from ovd_d2.projects.clipself.showcase import FOLDER, distillation_step, refined
 from ovd_d2.vild.showcase import proposal_steps
 

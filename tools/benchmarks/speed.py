@@ -37,7 +37,11 @@ from ovd_d2.engine.run import load_config
 from ovd_d2.modeling import CLIPClassifier
 from ovd_d2.modeling.detection import select_detections
 from ovd_d2.pictograms.showcase import steps_of
-from ovd_d2.pictograms.steps import VAL_SET, Run, Step
+from ovd_d2.pictograms.steps import (
+    VAL_SET,
+    Run,
+)
+from ovd_d2.pipeline.step import Step
 from ovd_d2.scoring import image_logits, in_blocks, text_probabilities, vild_ensemble
 from ovd_d2.vild.showcase import SHOWCASE, cache_of
 from ovd_d2.vocabulary import Vocabulary

@@ -12,7 +12,10 @@ from tabulate import tabulate
 from benchmarks.tables import spread
 from ovd_d2.pictograms.demo.report import read_results
 from ovd_d2.pictograms.showcase import steps_of
-from ovd_d2.pictograms.steps import Run, Step
+from ovd_d2.pictograms.steps import (
+    Run,
+)
+from ovd_d2.pipeline.step import Step
 from ovd_d2.vild.showcase import SHOWCASE, cache_step
 
 METHOD = SHOWCASE.method("vild_ensemble")

@@ -15,7 +15,11 @@ from tabulate import tabulate
 from ovd_d2.files import atomic_write
 from ovd_d2.pictograms.demo.report import read_results
 from ovd_d2.pictograms.showcase import steps_of
-from ovd_d2.pictograms.steps import Run, Step, prompts_step
+from ovd_d2.pictograms.steps import (
+    Run,
+    prompts_step,
+)
+from ovd_d2.pipeline.step import Step
 from ovd_d2.vild.showcase import SHOWCASE
 
 METHOD = SHOWCASE.method("vild_ensemble")

@@ -17,10 +17,10 @@ from torch import nn
 from benchmarks.documents import Document
 from ovd_d2.engine.build import build_open_vocabulary_model, build_test_loader, classify_crops
 from ovd_d2.engine.run import load_config
-from ovd_d2.pictograms.demo.pipeline import repository_root
 from ovd_d2.pictograms.demo.report import read_results
 from ovd_d2.pictograms.showcase import Expectation, Method, Ordering, showcases
 from ovd_d2.pictograms.steps import VAL_SET, Run
+from ovd_d2.pipeline.pipeline import repository_root
 
 METRICS = ("AP", "APr", "APc", "APf", "AP50_base", "AP50_novel")
 TIMED_IMAGES, WARM_UP_IMAGES = 30, 5

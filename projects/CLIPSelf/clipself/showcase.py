@@ -6,8 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ovd_d2.pictograms.showcase import Method, Ordering, Showcase
-from ovd_d2.pictograms.steps import Run, Step, train_step, vocabulary_step
+from ovd_d2.pictograms.steps import (
+    Run,
+    train_step,
+    vocabulary_step,
+)
 from ovd_d2.pictograms.teacher import VIT_ARCHITECTURE
+from ovd_d2.pipeline.step import Step
 from ovd_d2.projects.clipself.export import FILE
 from ovd_d2.vild.showcase import proposal_steps
 

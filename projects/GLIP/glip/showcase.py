@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 from ovd_d2.pictograms.showcase import Method, Ordering, Showcase
 from ovd_d2.pictograms.steps import (
-    CONFIG_OPTION,
     TRAIN_SET,
     Run,
-    Step,
 )
+from ovd_d2.pipeline.step import CONFIG_OPTION, Step
 from ovd_d2.projects.glip.pictograms import SHOTS
 from ovd_d2.projects.glip.pseudo_labels import DATA_SET_FILE
 from ovd_d2.projects.glip.tuning import FULL, LINEAR, PROMPT

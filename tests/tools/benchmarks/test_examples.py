@@ -3,10 +3,12 @@
 import pytest
 from benchmarks import examples
 from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
 
 from ovd_d2.entries import Entry
 from ovd_d2.errors import SetupError
 from ovd_d2.vocabulary import Categories
+from tests.tiny import tiny_config, tiny_vocabulary
 
 ROWS = [
     {"weight": weight, "bbox/AP_novel": novel, "bbox/AP50_novel": 2 * novel, "bbox/AP_base": 30.0}
@@ -36,6 +38,22 @@ def test_novel_names_get_boxes_of_theirs(boxes):
 def test_a_novel_name_without_a_box(boxes):
     with pytest.raises(SetupError, match="'mine' has no box of 'kite' for an example"):
         examples.entries_with_examples([Entry("kite", novel=True)], "mine", 3)
+
+
+def test_what_is_evaluated_looks_for_the_vocabulary(monkeypatch):
+    model = build_model(tiny_config("vild_text"))
+    model.set_vocabulary(tiny_vocabulary())
+    other = tiny_vocabulary()
+    other.embeddings = -other.embeddings
+    seen = []
+
+    def test(cfg, model):
+        seen.append(model.vocabulary)
+        return {"bbox": {"AP_novel": 1.234, "AP50_novel": 2.0, "AP_base": 3.0}}
+
+    monkeypatch.setattr(examples.OpenVocabularyTrainer, "test", test)
+    row = examples.evaluated(tiny_config("vild_text"), model, other)
+    assert seen == [other] and row["bbox/AP_novel"] == 1.23
 
 
 def test_the_page_says_which_weight_is_best():

@@ -7,8 +7,8 @@ import pytest
 from benchmarks.sweeps import SWEEPS, collect_points, plot, range_table, sweep_steps
 
 from ovd_d2.engine.run import load_config
-from ovd_d2.pictograms.demo.pipeline import repository_root
 from ovd_d2.pictograms.steps import Run
+from ovd_d2.pipeline.pipeline import repository_root
 
 
 def test_the_default_of_each_sweep_is_the_configs_own_value():

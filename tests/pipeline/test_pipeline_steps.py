@@ -1,12 +1,13 @@
 import json
 import time
+from dataclasses import replace
 
 import pytest
 
-from ovd_d2.pictograms.demo import pipeline
-from ovd_d2.pictograms.demo.pipeline import Pipeline, StepFailed
-from ovd_d2.pictograms.demo.status import _short, last_progress
-from ovd_d2.pictograms.steps import Step
+from ovd_d2.pipeline import pipeline
+from ovd_d2.pipeline.pipeline import Pipeline, StepFailed
+from ovd_d2.pipeline.status import _short, last_progress
+from ovd_d2.pipeline.step import Step
 
 
 @pytest.fixture
@@ -177,3 +178,12 @@ def test_progress_is_read_from_the_newest_bar(tmp_path):
     assert _short(last_progress(log)) == "45% 9/20 [00:10<00:12]"
     log.write_text("no bar yet")
     assert last_progress(log) == ""
+
+
+def test_files_that_a_step_reads_are_part_of_its_record(checkout):
+    step = make_step(checkout, "a", own_folder=False)
+    (checkout / "labels.json").write_text("1")
+    for content in ("1", "1", "2"):
+        (checkout / "labels.json").write_text(content)
+        run_steps([replace(step, inputs=(checkout / "labels.json",))], checkout / "demo")
+    assert len(lines(step)) == 2

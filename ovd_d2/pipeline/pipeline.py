@@ -16,9 +16,9 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from ovd_d2.files import atomic_write_json, fingerprint_json
-from ovd_d2.pictograms.demo.status import StatusLine
-from ovd_d2.pictograms.steps import CONFIG_OPTION, Step
+from ovd_d2.files import atomic_write_json, fingerprint_json, sha256_file
+from ovd_d2.pipeline.status import StatusLine
+from ovd_d2.pipeline.step import CONFIG_OPTION, Step
 
 POLL_SECONDS = 0.2
 
@@ -47,9 +47,9 @@ class _Running:
 
 def repository_root() -> Path:
     """The checkout this package is installed from (tools/ and configs/ are not in the package)."""
-    root = Path(__file__).resolve().parents[3]
+    root = Path(__file__).resolve().parents[2]
     if not (root / "tools").is_dir():
-        raise FileNotFoundError(f"{root} has no tools/: the demo runs from a checkout of ovd_d2")
+        raise FileNotFoundError(f"{root} has no tools/: run from a checkout of ovd_d2")
     return root
 
 
@@ -113,8 +113,9 @@ class Pipeline:
         histories: dict[str, str] = {}
         for step in self._steps:
             before = [histories[name] for name in step.needs]
+            inputs = [sha256_file(one) for one in step.inputs]
             histories[step.name] = fingerprint_json(
-                [_config_values(step), before, step.script, step.arguments]
+                [_config_values(step), before, step.script, step.arguments, *inputs]
             )
         return histories
 

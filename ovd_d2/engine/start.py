@@ -7,7 +7,6 @@ import logging
 import os
 import shlex
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import detectron2
@@ -79,9 +78,10 @@ def _start(args: argparse.Namespace, output_dir: str, seed: int, cudnn_benchmark
 
 
 def _log_start(output_dir: str) -> None:
-    # By its metadata: `ovd_d2` itself would import every system from here.
-    packages = [("ovd_d2", version("ovd_d2"))]
-    packages += [(one.__name__, one.__version__) for one in (detectron2, torch)]
+    # Without an import, which would be one of every system; it is there, installed or not.
+    packages = [
+        (one.__name__, one.__version__) for one in (sys.modules["ovd_d2"], detectron2, torch)
+    ]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     logger.info("$ %s", shlex.join(["python", *sys.argv]))
     logger.info(

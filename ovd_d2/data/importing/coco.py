@@ -23,11 +23,10 @@ from ovd_d2.errors import SetupError
 
 NAME, TITLE = "coco", "COCO JSON (Roboflow's folders, CVAT's COCO export)"
 _PARTS = ("images", "annotations", "categories")
-_LOOKED_AT = 20
 
 
 def recognises(source: Source) -> bool:
-    return any(_is_coco(source, file) for file in source.files(".json")[:_LOOKED_AT])
+    return source.has_json(_is_coco)
 
 
 def read(source: Source, choices: Choices, account: Account) -> FoundSet:
@@ -38,7 +37,7 @@ def read(source: Source, choices: Choices, account: Account) -> FoundSet:
     """
     found = FoundSet()
     for file in source.files(".json"):
-        if not (_is_coco(source, file) or file == source.given):
+        if not (source.is_json(file, _is_coco) or file == source.given):
             account.left_out("file", "JSON, but not COCO's format", source.short(file))
             continue
         content = _content(source, file)
@@ -51,23 +50,20 @@ def read(source: Source, choices: Choices, account: Account) -> FoundSet:
     return found
 
 
-def _is_coco(source: Source, file: Path) -> bool:
-    try:
-        content = source.json(file)
-    except (ValueError, OSError):
-        return False
+def _is_coco(content: Any) -> bool:
     return isinstance(content, dict) and all(isinstance(content.get(p), list) for p in _PARTS)
 
 
 def _content(source: Source, file: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = source.json(file)
+        content = source.json(file)
     except ValueError as error:
         raise SetupError([str(error)]) from error
-    missing = [part for part in _PARTS if not isinstance(content.get(part), list)]
+    parts = content if isinstance(content, dict) else {}
+    missing = [part for part in _PARTS if not isinstance(parts.get(part), list)]
     if missing:
         raise SetupError([f"{file}: not COCO format: no list {', '.join(missing)}"])
-    return content
+    return parts
 
 
 def _names(categories: list[Any], file: Path, account: Account) -> dict[Any, str]:

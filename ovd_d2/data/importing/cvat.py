@@ -24,12 +24,12 @@ from ovd_d2.data.importing.source import NotFound, Source, read_xml
 from ovd_d2.errors import SetupError
 
 NAME, TITLE = "cvat", 'CVAT ("CVAT for images 1.1")'
-_LOOKED_AT = 20
+_ROOT = "annotations"
 _NO_SHAPES = ("tag", "attribute")
 
 
 def recognises(source: Source) -> bool:
-    return any(_is_cvat(file) for file in source.files(".xml")[:_LOOKED_AT])
+    return source.has_xml(_ROOT)
 
 
 def read(source: Source, choices: Choices, account: Account) -> FoundSet:
@@ -44,7 +44,7 @@ def read(source: Source, choices: Choices, account: Account) -> FoundSet:
             root = read_xml(file)
         except ValueError as error:
             raise SetupError([f"{file}: {error}"]) from error
-        if root.tag != "annotations":
+        if root.tag != _ROOT:
             account.left_out("file", "XML, but not CVAT's", source.short(file))
             continue
         if root.find("track") is not None:
@@ -53,13 +53,6 @@ def read(source: Source, choices: Choices, account: Account) -> FoundSet:
             )
         _add_images(root, file, source, found, account)
     return found
-
-
-def _is_cvat(file: Path) -> bool:
-    try:
-        return read_xml(file).tag == "annotations"
-    except (ValueError, OSError):
-        return False
 
 
 def _add_images(

@@ -24,12 +24,11 @@ from ovd_d2.data.importing.source import NotFound, Source
 from ovd_d2.errors import SetupError
 
 NAME, TITLE = "label-studio", "Label Studio (JSON)"
-_LOOKED_AT = 20
 _UPLOAD = re.compile(r"^[0-9a-f]{8}-")  # Label Studio puts it before an uploaded file's name
 
 
 def recognises(source: Source) -> bool:
-    return any(_is_export(source, file) for file in source.files(".json")[:_LOOKED_AT])
+    return source.has_json(lambda content: _is_tasks(content) or _is_short(content))
 
 
 def read(source: Source, choices: Choices, account: Account) -> FoundSet:
@@ -56,14 +55,6 @@ def read(source: Source, choices: Choices, account: Account) -> FoundSet:
             except MALFORMED as error:
                 account.left_out("image", said_by(error), where)
     return found
-
-
-def _is_export(source: Source, file: Path) -> bool:
-    try:
-        content = source.json(file)
-    except (ValueError, OSError):
-        return False
-    return _is_tasks(content) or _is_short(content)
 
 
 def _is_tasks(content: Any) -> bool:

@@ -27,11 +27,10 @@ from ovd_d2.data.importing.masks import rle_of
 from ovd_d2.data.importing.source import NotFound, Source
 
 NAME, TITLE = "labelme", "labelme (a JSON file per image)"
-_LOOKED_AT = 20
 
 
 def recognises(source: Source) -> bool:
-    return any(_is_labelme(source, file) for file in source.files(".json")[:_LOOKED_AT])
+    return source.has_json(_has_shapes)
 
 
 def read(source: Source, choices: Choices, account: Account) -> FoundSet:
@@ -54,13 +53,6 @@ def read(source: Source, choices: Choices, account: Account) -> FoundSet:
             objects = tuple(_objects(content, size, where, account))
             found.add(source.split_of(file), FoundImage(image, objects, where, size))
     return found
-
-
-def _is_labelme(source: Source, file: Path) -> bool:
-    try:
-        return _has_shapes(source.json(file))
-    except (ValueError, OSError):
-        return False
 
 
 def _has_shapes(content: Any) -> bool:

@@ -6,8 +6,8 @@ import json
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
@@ -18,6 +18,9 @@ from ovd_d2.errors import SetupError
 from ovd_d2.files import read_text
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+
+
+_LOOKED_AT = 20  # files, until one is of a format
 
 
 class NotFound(Unusable):
@@ -135,6 +138,31 @@ class Source:
             return json.loads(read_text(file))
         except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{file}: not JSON, or cut short ({error})") from error
+
+    def has_json(self, is_format: Callable[[Any], bool]) -> bool:
+        """Whether one of the first files is JSON whose content is of a format."""
+        return any(self.is_json(one, is_format) for one in self._first(".json"))
+
+    def is_json(self, file: Path, is_format: Callable[[Any], bool]) -> bool:
+        """Whether a file is JSON whose content is of a format."""
+        return _is(partial(self.json, file), is_format)
+
+    def has_xml(self, root: str) -> bool:
+        """Whether one of the first files is XML with this root element."""
+        return any(
+            _is(partial(read_xml, one), lambda found: found.tag == root)
+            for one in self._first(".xml")
+        )
+
+    def _first(self, suffix: str) -> list[Path]:
+        return self.files(suffix)[:_LOOKED_AT]
+
+
+def _is(read: Callable[[], Any], is_format: Callable[[Any], bool]) -> bool:
+    try:
+        return is_format(read())
+    except (ValueError, OSError):
+        return False
 
 
 class _NoDoctype(ElementTree.TreeBuilder):

@@ -19,12 +19,12 @@ from ovd_d2.data.importing.found import (
 from ovd_d2.data.importing.source import NotFound, Source, read_xml
 
 NAME, TITLE = "voc", "PASCAL VOC (an XML file per image)"
+_ROOT = "annotation"
 _LISTS = {"train": "train", "val": "val", "test": "test"}
-_LOOKED_AT = 20  # files, until one is recognised
 
 
 def recognises(source: Source) -> bool:
-    return any(_is_voc(file) for file in source.files(".xml")[:_LOOKED_AT])
+    return source.has_xml(_ROOT)
 
 
 def read(source: Source, choices: Choices, account: Account) -> FoundSet:
@@ -36,7 +36,7 @@ def read(source: Source, choices: Choices, account: Account) -> FoundSet:
         where = source.short(file)
         try:
             root = read_xml(file)
-            if root.tag != "annotation":
+            if root.tag != _ROOT:
                 account.left_out("file", "XML, but no VOC annotation", where)
                 continue
             image = _image(root, file, source, choices, account)
@@ -56,13 +56,6 @@ def read(source: Source, choices: Choices, account: Account) -> FoundSet:
             "the boxes were drawn by a tool that counts from 0, give --from-zero"
         )
     return found
-
-
-def _is_voc(file: Path) -> bool:
-    try:
-        return read_xml(file).tag == "annotation"
-    except (ValueError, OSError):
-        return False
 
 
 def _lists(source: Source) -> dict[str, str]:

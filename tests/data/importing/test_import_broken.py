@@ -101,3 +101,11 @@ def test_cvat_shapes_that_are_none(tmp_path, shape, size):
     source, account = Source(tmp_path), Account()
     whole(source, READERS["cvat"].read(source, Choices(), account), account)
     assert account.cases
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '{"images": []}'])
+def test_a_file_that_is_given_as_coco_and_is_not(tmp_path, content):
+    file = tmp_path / "list.json"
+    file.write_text(content)
+    with pytest.raises(SetupError, match="list.json: not COCO format: no list .*categories"):
+        READERS["coco"].read(Source(file), Choices(), Account())

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
@@ -38,6 +37,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@exit_with_message(SetupError, StepFailed)
 def main() -> None:
     args = parse_args()
     start = time.perf_counter()
@@ -58,8 +58,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        with exit_with_message(SetupError, StepFailed):
-            main()
-    except KeyboardInterrupt:
-        sys.exit("\nstopped; run it again to go on")
+    main()

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
@@ -63,6 +62,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@exit_with_message(SetupError, StepFailed)
 def main(arguments: list[str] | None = None) -> None:
     args = parse_args(arguments)
     options = list(args.opts)
@@ -86,8 +86,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        with exit_with_message(SetupError, StepFailed):
-            main()
-    except KeyboardInterrupt:
-        sys.exit("\nstopped; run it again to go on")
+    main()

@@ -24,6 +24,7 @@ from ovd_d2.engine.weights import weights_problems
 from ovd_d2.errors import SetupError
 from ovd_d2.files import atomic_write_json
 from ovd_d2.modeling.averaging import average_weights
+from ovd_d2.modeling.open_vocabulary import open_vocabulary_part
 
 FOLDER = "kept"  # below OUTPUT_DIR
 WEIGHTS, RESULTS = "model_kept.pth", "results.json"
@@ -89,6 +90,9 @@ def keep_zero_shot(
     cfg.MODEL.WEIGHTS = after
     asked = open_evaluation(cfg, args, [new_set, old_set], FOLDER)
     model = asked.model
+    part = open_vocabulary_part(model)
+    assert part is not None  # the checks of the evaluation refuse others
+    known = part.vocabulary  # the training's; each evaluation sets another
     tuned = _weights(model)
     SafeCheckpointer(model, required=WHOLE_MODEL).load(before)
     start = _weights(model)
@@ -100,6 +104,7 @@ def keep_zero_shot(
         return []
     best = chosen(found, keep)
     _take(model, average_weights(tuned, start, best.share))
+    part.set_vocabulary(known)
     save_weights(model, asked.folder / WEIGHTS)
     write_mixtures(asked.folder / RESULTS, found, best)
     return found

@@ -103,6 +103,9 @@ class Pipeline:
                     status.show({one.step.name: one.log for one in running})
                     time.sleep(POLL_SECONDS)
                     self._collect(running, seconds, status)
+            except KeyboardInterrupt:
+                status.print("\nstopped: run the same command again to go on")
+                raise
             finally:
                 for one in running:
                     one.process.terminate()

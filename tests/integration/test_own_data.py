@@ -25,6 +25,10 @@ own_val:
 own_boxes:
   json_file: other_names.json
   image_root: images
+own_others:
+  json_file: other_names.json
+  image_root: images
+  base: [black square shape]
 """
 
 
@@ -151,7 +155,7 @@ def test_weights_between_two_trainings(workplace):
     printed = workplace.run(
         "keep_zero_shot.py",
         *("--config-file", folder / "tuned" / "config.yaml"),
-        *("--new", "own_boxes", "--old", "own_val", "--shares", 0.5),
+        *("--new", "own_val", "--old", "own_others", "--shares", 0.5),
     )
     assert printed.count("| 0.5 ") == 1 and "(before)" in printed and "(after)" in printed
     kept = folder / "tuned" / "kept"
@@ -166,6 +170,8 @@ def test_weights_between_two_trainings(workplace):
         )
     )
     assert taken.keys() == after.keys()
+    words = [key for key in after if key.endswith("vocabulary")]
+    assert len(words) == 1 and torch.equal(taken[words[0]], after[words[0]])
     name = next(key for key in after if key.endswith("bbox_pred.weight"))
     assert not torch.equal(before[name], after[name])
     expected = before[name].lerp(after[name], found["taken"])

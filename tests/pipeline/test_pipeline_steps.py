@@ -187,3 +187,13 @@ def test_files_that_a_step_reads_are_part_of_its_record(checkout):
         (checkout / "labels.json").write_text(content)
         run_steps([replace(step, inputs=(checkout / "labels.json",))], checkout / "demo")
     assert len(lines(step)) == 2
+
+
+def test_a_run_that_is_stopped_says_how_to_go_on(checkout, capsys, monkeypatch):
+    def stop(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline.time, "sleep", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_steps([make_step(checkout, "a")], checkout / "demo")
+    assert "stopped: run the same command again to go on" in capsys.readouterr().out

@@ -14,6 +14,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from ovd_d2.errors import SetupError
 from ovd_d2.modeling.vocabulary_holder import VocabularyHolder
 from ovd_d2.projects.glip.anchors import grid_anchors
 from ovd_d2.projects.glip.head import GLIPHead, HeadOutputs, TowerSizes
@@ -128,7 +129,8 @@ class GLIP(VocabularyHolder):
             phrases: what is asked for in place of a name.
 
         Raises:
-            ValueError: there is no such `tuning`; the backbone lacks a level.
+            ValueError: there is no such `tuning`.
+            SetupError: the backbone lacks a level.
         """
         super().__init__()
         self.backbone = backbone
@@ -404,9 +406,11 @@ def _bert_sizes(bert: CfgNode) -> BertSizes:
 def _strides(backbone: Backbone, levels: Sequence[str]) -> list[int]:
     shapes = backbone.output_shape()
     if missing := [one for one in levels if one not in shapes]:
-        raise ValueError(
-            f"MODEL.GLIP.IN_FEATURES names {', '.join(missing)}; the backbone has "
-            f"{', '.join(shapes)}"
+        raise SetupError(
+            [
+                f"MODEL.GLIP.IN_FEATURES names {', '.join(missing)}; the backbone has "
+                f"{', '.join(shapes)}: name some of these, finest first"
+            ]
         )
     return [shapes[one].stride for one in levels]
 

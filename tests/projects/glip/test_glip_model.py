@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from ovd_d2.errors import SetupError
 from ovd_d2.modeling.open_vocabulary import open_vocabulary_part
 from ovd_d2.projects.glip.anchors import grid_anchors
 from ovd_d2.projects.glip.head import GLIPHead, HeadOutputs, TowerSizes
@@ -175,7 +176,7 @@ def test_what_cannot_be_asked():
     with pytest.raises(ValueError, match="257 tokens, but MODEL.GLIP.BERT has 256 positions"):
         model.text_encoder(torch.zeros(1, 257, dtype=torch.int64), torch.ones(1, 257) > 0)
     parts = {name: getattr(model, name) for name in ("text_encoder", "head", "selection")}
-    with pytest.raises(ValueError, match="IN_FEATURES names p2, p9; the backbone has p3, p4, p5"):
+    with pytest.raises(SetupError, match="IN_FEATURES names p2, p9; the backbone has p3, p4, p5"):
         GLIP(
             backbone=model.backbone,
             **parts,

@@ -1,10 +1,11 @@
 """The losses of 20 seeded iterations of every variant are those of `golden_losses.json`.
 
-A change that is not meant to alter training leaves them equal to the last bit on the kind of
-machine where they were written; elsewhere (other processor, other torch) kernels round in another
-order, which training amplifies, so there they are compared closely at first and loosely later.
-After a change that is meant to alter training:
-`OVD_D2_WRITE_GOLDEN=1 pytest tests/integration/test_golden_losses.py`
+A change that is not meant to alter training leaves them equal to the last bit on every kind of
+machine where they were written. On another (other processor, other torch) kernels round in another
+order, which tips the choice of a proposal after a few iterations: there the first iteration is
+compared closely and the sum of all loosely. To write them:
+`OVD_D2_WRITE_GOLDEN=beside pytest tests/integration/test_golden_losses.py` for one more kind of
+machine, `OVD_D2_WRITE_GOLDEN=anew ...` after a change that is meant to alter training.
 """
 
 import importlib.metadata
@@ -23,9 +24,8 @@ from tests.integration.test_plugging_in_lazy import run as run_lazy
 from tests.integration.test_plugging_in_yaml import mini_config
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
-WRITE = bool(os.environ.get("OVD_D2_WRITE_GOLDEN"))
+WRITE = os.environ.get("OVD_D2_WRITE_GOLDEN", "")
 ITERATIONS = 20
-CLOSE = 5  # iterations in which rounding has not grown yet
 
 YAML = (
     "supervised_base",
@@ -76,19 +76,20 @@ def recorded(monkeypatch):
 def check(name, losses):
     assert losses
     assert {len(values) for values in losses.values()} == {ITERATIONS}
-    document = json.loads(GOLDEN.read_text()) if GOLDEN.is_file() else {"losses": {}}
+    document = json.loads(GOLDEN.read_text())
+    here = machine()
+    records = document.get(name, [])
     if WRITE:
-        document["machine"] = machine()
-        document["losses"][name] = losses
-        GOLDEN.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
-    golden = document["losses"][name]
-    if document["machine"] == machine():
+        others = [one for one in records if WRITE == "beside" and one["machine"] != here]
+        records = document[name] = [*others, {"machine": here, "losses": losses}]
+        GOLDEN.write_text(json.dumps(document, sort_keys=True).replace("]", "]\n") + "\n")
+    for golden in (one["losses"] for one in records if one["machine"] == here):
         assert losses == golden
-        return
-    assert losses.keys() == golden.keys()
-    for key, values in losses.items():
-        assert values[:CLOSE] == pytest.approx(golden[key][:CLOSE], rel=1e-3, abs=1e-4), key
-        assert sum(values) == pytest.approx(sum(golden[key]), rel=0.1, abs=0.1), key
+    for golden in (one["losses"] for one in records):
+        assert losses.keys() == golden.keys()
+        for key, values in losses.items():
+            assert values[0] == pytest.approx(golden[key][0], rel=1e-4, abs=1e-5), key
+            assert sum(values) == pytest.approx(sum(golden[key]), rel=0.2, abs=0.1), key
 
 
 @pytest.mark.parametrize("name", YAML)

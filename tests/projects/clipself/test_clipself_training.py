@@ -188,6 +188,7 @@ def test_faults_of_the_teacher_are_found_before_training(mini_config, tmp_path):
 def test_neither_a_vocabulary_nor_the_number_of_categories_matters(mini, mini_config):
     cfg = mini_config("clipself_patches")
     assert cfg.MODEL.OVD.VOCABULARY == ""
+    DatasetCatalog.get(TRAIN)  # reads the file, and with it the categories
     assert len(MetadataCatalog.get(TRAIN).thing_classes) != 3
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
     assert check_setup(cfg, training=True) == []

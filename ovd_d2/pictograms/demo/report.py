@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,6 @@ from ovd_d2.files import atomic_write
 from ovd_d2.visualization import SheetRow, picture_sheet
 from ovd_d2.vocabulary import Categories
 
-SHOWN_SCORE = 0.5
 NUM_SCENES = 6
 NUM_CONFUSIONS = 5
 
@@ -89,12 +89,13 @@ def _draw_scenes(
     detections: Sequence[Mapping[str, Any]],
     categories: Categories,
 ) -> None:
+    dataset_dicts = DatasetCatalog.get(dataset_name)
+    least = score_of_as_many(detections, sum(len(one["annotations"]) for one in dataset_dicts))
     by_image = defaultdict(list)
     for detection in detections:
-        if detection["score"] >= SHOWN_SCORE:
+        if detection["score"] >= least:
             by_image[detection["image_id"]].append(detection)
     rows = []
-    dataset_dicts = DatasetCatalog.get(dataset_name)
     for record in scenes_with_novel(dataset_dicts, categories.novel, NUM_SCENES):
         size = (record["height"], record["width"])
         rows.append(
@@ -107,11 +108,20 @@ def _draw_scenes(
     picture_sheet(
         rows,
         path,
-        f"{title} on {dataset_name}",
+        f"{title} on {dataset_name}, scores from {least:.2f}",
         names=categories.names,
         novel=categories.novel,
-        score_threshold=SHOWN_SCORE,
+        score_threshold=least,
     )
+
+
+def score_of_as_many(detections: Sequence[Mapping[str, Any]], objects: int) -> float:
+    """The score that as many detections reach as there are objects, down to two digits.
+
+    Systems score on scales of their own, which one number for all would not fit.
+    """
+    scores = sorted((one["score"] for one in detections), reverse=True)[: max(objects, 1)]
+    return math.floor(100 * scores[-1]) / 100 if scores else 0.0
 
 
 def scenes_with_novel(

@@ -5,7 +5,13 @@ import pycocotools.mask as mask_utils
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ovd_d2.pictograms.demo.report import read_results, scene_for, scenes_with_novel, to_instances
+from ovd_d2.pictograms.demo.report import (
+    read_results,
+    scene_for,
+    scenes_with_novel,
+    score_of_as_many,
+    to_instances,
+)
 
 
 @pytest.fixture
@@ -51,6 +57,14 @@ def test_scenes_need_two_novel_and_a_base_object():
     records = [record(1, 1), record(0, 1), record(0, 1, 1), record(1, 0, 1), record()]
     assert scenes_with_novel(records, [False, True], 5) == records[2:4]
     assert scenes_with_novel(records, [False, True], 1) == records[2:3]
+
+
+def test_as_many_detections_are_drawn_as_there_are_objects():
+    detections = [{"score": one} for one in (0.2, 0.918, 0.05, 0.417)]
+    assert score_of_as_many(detections, 1) == 0.91
+    assert score_of_as_many(detections, 2) == 0.41
+    assert score_of_as_many(detections, 9) == 0.05
+    assert score_of_as_many([], 9) == 0.0
 
 
 def test_saved_detections_become_instances_again():

@@ -23,7 +23,12 @@ setup(
     packages=find_packages(include=["ovd_d2", "ovd_d2.*"]) + list(PROJECTS),
     package_dir=PROJECTS,
     package_data={
-        "ovd_d2": ["**/*.json", "pictograms/weights/*.safetensors"],
+        "ovd_d2": [
+            "**/*.json",
+            "pictograms/weights/*.safetensors",
+            "web/page.css",
+            "web/picture.js",
+        ],
         "ovd_d2.projects.glip": ["*.json"],
     },
     # detectron2 is needed too, but has no release on the package index: install it with
@@ -62,6 +67,8 @@ setup(
         "phrases": ["textblob>=0.19"],
         "opencv": ["opencv-python-headless>=4.10.0.84"],
         "supervision": ["supervision>=0.31.2"],
+        # tools/web_demo.py; 6.24: the first whose history of runs can be switched off
+        "web": ["gradio>=6.24,<7"],
         # tools/export_onnx.py; 1.19: before it, saving could write outside of its folder
         # (CVE-2025-51480).
         "onnx": ["onnx>=1.19.0,<2", "onnxruntime>=1.20.0,<2"],
@@ -72,6 +79,7 @@ setup(
             "pytest>=8",
             "pytest-xdist",
             "hypothesis>=6.100",
+            "playwright",
             "types-tqdm",
         ],
     },

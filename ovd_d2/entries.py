@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import yaml
 
 from ovd_d2.errors import SetupError, brief
-from ovd_d2.files import read_text
+from ovd_d2.files import read_text, sha256_file
 
 Box: TypeAlias = tuple[float, float, float, float]
 _KEYS = ("name", "synonyms", "descriptions", "examples", "novel")
@@ -21,12 +22,23 @@ class Example:
     """An image of a thing.
 
     Attributes:
-        image: file.
+        image: file, or the content of one.
         box: XYXY in pixels of the image as its EXIF orientation turns it; None: all of it.
     """
 
-    image: str
+    image: str | bytes
     box: Box | None = None
+
+    @property
+    def label(self) -> str:
+        """The file, for messages."""
+        return self.image if isinstance(self.image, str) else "image"
+
+    def sha256(self) -> str:
+        """Of the file, 64 hexadecimal characters."""
+        if isinstance(self.image, str):
+            return sha256_file(self.image)
+        return hashlib.sha256(self.image).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -77,6 +89,26 @@ def read_entries(path: Path) -> list[Entry]:
     if problems:
         raise SetupError(problems)
     return entries
+
+
+def entries_of_text(text: str) -> list[Entry]:
+    """Of "red anchor, sofa | couch": commas between entries, | between words for one thing."""
+    entries = []
+    for words in text.split(","):
+        name, *synonyms = (word.strip() for word in words.split("|"))
+        entries.append(Entry(name, tuple(synonyms)))
+    return entries
+
+
+def with_example(entries: Sequence[Entry], name: str, example: Example) -> list[Entry]:
+    """Entries with one more example for a name, which is an entry of its own where none has it."""
+    found = list(entries)
+    if all(one.name != name for one in found):
+        found.append(Entry(name))
+    return [
+        replace(one, examples=(*one.examples, example)) if one.name == name else one
+        for one in found
+    ]
 
 
 def _entry(content: Any, folder: Path) -> Entry:

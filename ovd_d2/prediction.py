@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from detectron2.structures import Instances
+from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
 from ovd_d2.errors import SetupError
+from ovd_d2.modeling.masks import BoxMasks
 from ovd_d2.presence import Presence
 from ovd_d2.vocabulary import Categories
 
@@ -25,8 +27,9 @@ class Prediction:
 
     Attributes:
         instances: Detectron2's, on the CPU, best first: `pred_boxes` (XYXY, pixels of the image),
-            `scores`, `pred_classes` and, where the model has masks, `pred_masks`; `presence` of
-            their categories where that is known.
+            `scores`, `pred_classes` and, where the model has masks, `pred_masks`, a
+            (N, height, width) bool tensor or :class:`ovd_d2.modeling.BoxMasks`; `presence` of their
+            categories where that is known.
         categories: what `pred_classes` index; novel is what the detector was trained without boxes
             of.
         best_scores: of each category, below the threshold, too; 0 where nothing was found at all.
@@ -46,6 +49,18 @@ class Prediction:
     def names(self) -> list[str]:
         """The category's name of each detection."""
         return [self.categories.names[k] for k in self.instances.pred_classes.tolist()]
+
+    def masks(self) -> Iterator[NDArray[np.bool_]]:
+        """(height, width) of each detection, one after the other; nothing where there are none."""
+        if not self.instances.has("pred_masks"):
+            return
+        for k in range(len(self)):
+            masks = self.instances.pred_masks[k : k + 1]
+            yield (masks.to_bitmasks().tensor if isinstance(masks, BoxMasks) else masks)[0].numpy()
+
+    def from_score(self, threshold: float) -> Prediction:
+        """What of it scores at least `threshold`."""
+        return replace(self, instances=self.instances[self.instances.scores >= threshold])
 
     def judged(self, calibration: Presence, least: float) -> Prediction:
         """The same with the presence of each category; those with less than `least` give
@@ -88,9 +103,8 @@ class Prediction:
             }
             for k, (_, score, box) in zip(classes, self._rows(), strict=True)
         ]
-        if self.instances.has("pred_masks"):
-            for row, mask in zip(rows, self.instances.pred_masks, strict=True):
-                row["segmentation"] = _rle(mask.numpy())
+        for row, mask in zip(rows, self.masks(), strict=False):  # there may be no masks
+            row["segmentation"] = _rle(mask)
         return rows
 
     def to_supervision(self) -> supervision.Detections:

@@ -9,6 +9,8 @@ from detectron2.structures import Instances
 
 CACHED_PROPOSALS = "cached_proposals"  # field of a training input's `instances`
 ORIGINAL_IMAGE = "original_image"  # key of an input, (H, W, 3) uint8 RGB before the augmentation
+FULL_MASKS = "full_masks"  # key of an input: its masks at full size; without it the detector's way
+ENCODED = "encoded"  # key of an input: what a detector's `encode` has made of its image
 
 PADDED_SIZE = "padded_size"  # field of proposals: (height, width) that boxes may fill; a PerImage
 

@@ -12,9 +12,12 @@ import os
 import runpy
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 SERVER = multiprocessing.get_context("forkserver")
@@ -38,15 +41,43 @@ def run_program(script: Path | str, *arguments: object, **environment: object) -
         arguments: of its command line.
         environment: variables, beside those of this process.
     """
+    with _started(script, arguments, environment) as (process, streams):
+        process.join()
+        return Program(process.exitcode, *(one.read_text() for one in streams))
+
+
+@contextmanager
+def serving_program(
+    script: Path | str, *arguments: object, until: str, seconds: float = 120, **environment: object
+) -> Iterator[str]:
+    """A script that goes on until the block is left, once it has printed `until`.
+
+    Yields:
+        What it has printed.
+    """
+    with _started(script, arguments, environment) as (process, (stdout, stderr)):
+        try:
+            end = time.monotonic() + seconds
+            while not (stdout.exists() and until in stdout.read_text()):
+                assert process.is_alive() and time.monotonic() < end, stderr.read_text()
+                time.sleep(0.1)
+            yield stdout.read_text()
+        finally:
+            process.terminate()
+            process.join()
+
+
+@contextmanager
+def _started(
+    script: Path | str, arguments: tuple[object, ...], environment: Mapping[str, object]
+) -> Iterator[tuple[Any, list[Path]]]:
     words = [str(ROOT / script), *map(str, arguments)]
     variables = {**os.environ, **{name: str(value) for name, value in environment.items()}}
     with tempfile.TemporaryDirectory() as folder:
         streams = [Path(folder) / name for name in ("stdout", "stderr")]
         process = SERVER.Process(target=_run, args=(words, variables, streams))
         process.start()
-        process.join()
-        assert process.exitcode is not None
-        return Program(process.exitcode, *(one.read_text() for one in streams))
+        yield process, streams
 
 
 def _run(words: list[str], variables: Mapping[str, str], streams: list[Path]) -> None:

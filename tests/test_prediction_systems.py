@@ -96,6 +96,58 @@ def test_an_image_has_the_same_boxes_alone_and_in_a_batch(predictors, images, sy
             torch.testing.assert_close(alone.scores, other.scores, atol=1e-4, rtol=0)
 
 
+def assert_equal(one, other):
+    assert one.categories == other.categories and len(one) == len(other) > 0
+    assert torch.equal(one.instances.pred_boxes.tensor, other.instances.pred_boxes.tensor)
+    assert torch.equal(one.instances.scores, other.instances.scores)
+    assert torch.equal(one.instances.pred_classes, other.instances.pred_classes)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_an_encoded_image_is_asked_for_names_without_its_features(
+    predictors, images, system, monkeypatch
+):
+    predictor, questions = predictors[system], [NAMES, ["bow"], NAMES]
+    expected = [predictor(images[0], one, 0.0, "BGR") for one in questions]
+    encoded = predictor.encode(images[0], "BGR")
+    assert encoded.size == images[0].shape[:2]
+    for part in ("backbone", "proposal_generator"):
+        if hasattr(predictor.model, part):
+            monkeypatch.setattr(getattr(predictor.model, part), "forward", None)
+    if system == "glip_without_fusion":  # its tower has not seen the words, either
+        monkeypatch.setattr(predictor.model.head.tower[0].dyconv, "forward", None)
+    for one, names in zip(expected, questions, strict=True):
+        assert_equal(predictor(encoded, names, 0.0), one)
+    listed = predictor([encoded, encoded], NAMES, 0.0)
+    assert_equal(listed[1], expected[0])
+
+
+@pytest.mark.parametrize("system", ["vild", "glip"])
+def test_threads_share_an_encoded_image(predictors, images, system):
+    predictor, wanted = predictors[system], [["red anchor"], ["dog", "cup"], ["bow"]]
+    encoded = predictor.encode(images[0], "BGR")
+    alone = [predictor(images[0], one, 0.0, "BGR") for one in wanted]
+    with ThreadPoolExecutor(3) as pool:
+        for one, other in zip(
+            alone, pool.map(lambda names: predictor(encoded, names, 0.0), wanted), strict=True
+        ):
+            assert_equal(one, other)
+
+
+@pytest.mark.parametrize("system", ["vild", "glip"])
+def test_masks_that_stay_in_their_boxes(predictors, images, system):
+    predictor = predictors[system]
+    full = predictor(images[0], NAMES, 0.0, "BGR")
+    boxed = predictor(images[0], NAMES, 0.0, "BGR", full_masks=False)
+    assert_equal(boxed, full)
+    assert boxed.to_coco(1) == full.to_coco(1)
+    assert len(list(boxed.masks())) == (len(full) if system == "vild" else 0)
+    for mask, other in zip(boxed.masks(), full.masks(), strict=True):
+        assert np.array_equal(mask, other) and mask.shape == images[0].shape[:2]
+    best = boxed.from_score(float(boxed.instances.scores[0]))
+    assert 0 < len(best) < len(boxed) and best.best_scores == boxed.best_scores
+
+
 @pytest.mark.parametrize("system", ["vild", "fvit"])
 def test_the_best_of_synonyms_counts(predictors, images, system):
     """Two words of one category score as the better one does among the same other names."""

@@ -176,6 +176,12 @@ def test_somebodys_model_has_its_vocabulary_again(cfg, somebodys_model, teacher,
     assert somebodys_model.roi_heads.vocabulary is held
 
 
+def test_nothing_is_kept_of_an_image_in_somebodys_model(cfg, somebodys_model, teacher, image):
+    predictor = OpenVocabularyPredictor(cfg, model=somebodys_model, teacher=teacher)
+    encoded = predictor.encode(image, "BGR")
+    assert_equal(predictor(encoded, ["kite"], 0.0), predictor(image, ["kite"], 0.0, "BGR"))
+
+
 def test_text_embeddings_are_kept_for_the_last_lists(cfg, model, teacher, image):
     predictor = Call(cfg, model=model, teacher=teacher, cached_vocabularies=2)
     predictor(image, ["a", "b"])

@@ -21,9 +21,9 @@ from ovd_d2.clip.vocabulary_builder import (
     vocabulary_of_entries,
     vocabulary_of_rows,
 )
+from ovd_d2.data.any_image import as_rgb
 from ovd_d2.data.builtin import PICTOGRAM_SETS
 from ovd_d2.data.categories import get_categories
-from ovd_d2.data.images import checked_image
 from ovd_d2.data.registration import register_data_sets
 from ovd_d2.engine.launching import add_device_argument
 from ovd_d2.engine.run import load_config, training_set
@@ -166,7 +166,7 @@ def made_by(args: argparse.Namespace, teacher: CLIPTeacher, prompts: str) -> Voc
         return vocabulary_of_entries(
             read_entries(args.entries),
             teacher,
-            lambda path: np.ascontiguousarray(checked_image(path)[:, :, ::-1]),
+            as_rgb,
             prompts=prompts,
             example_weight=args.example_weight,
             progress=True,

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +15,7 @@ import ovd_d2  # noqa: F401 (registers the model)
 from ovd_d2.data.augmentation import smallest_resize
 from ovd_d2.engine.launching import add_launch_arguments, launch_processes, on_main_process
 from ovd_d2.engine.run import load_config
-from ovd_d2.entries import Entry, Example, read_entries
+from ovd_d2.entries import Entry, Example, entries_of_text, read_entries, with_example
 from ovd_d2.errors import SetupError, exit_with_message
 from ovd_d2.model_folder import pretrained_config
 from ovd_d2.predict_files import (
@@ -148,25 +146,14 @@ def entries_of(args: argparse.Namespace) -> list[Entry]:
         SetupError: a --like without a name.
     """
     entries = read_entries(args.vocabulary) if args.vocabulary else []
-    for words in args.names.split(",") if args.names is not None else ():
-        name, *synonyms = (word.strip() for word in words.split("|"))
-        entries.append(Entry(name, tuple(synonyms)))
-    return with_examples(entries, args.like)
-
-
-def with_examples(entries: Sequence[Entry], like: Sequence[str]) -> list[Entry]:
-    """Entries with an example for each FILE=NAME; a name that none has is an entry of its own."""
-    found = list(entries)
-    for text in like:
+    if args.names is not None:
+        entries = entries_of_text(args.names)
+    for text in args.like:
         file, _, name = (part.strip() for part in text.rpartition("="))
         if not (file and name):
             raise SetupError([f"--like {text}: expected FILE=NAME"])
-        places = [k for k, one in enumerate(found) if one.name == name]
-        if not places:
-            places, found = [len(found)], [*found, Entry(name)]
-        one = found[places[0]]
-        found[places[0]] = replace(one, examples=(*one.examples, Example(file)))
-    return found
+        entries = with_example(entries, name, Example(file))
+    return entries
 
 
 def names_of(args: argparse.Namespace, predictor: OpenVocabularyPredictor) -> Names | None:

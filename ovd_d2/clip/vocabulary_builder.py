@@ -18,7 +18,7 @@ from ovd_d2.clip.prompts import PROMPT_FAMILIES, embed_names, embed_synonyms, re
 from ovd_d2.clip.teacher import CLIPTeacher
 from ovd_d2.entries import Entry, Example
 from ovd_d2.errors import SetupError
-from ovd_d2.files import read_text, sha256_file
+from ovd_d2.files import read_text
 from ovd_d2.vocabulary import Categories, Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ SYNONYMS = ", synonyms"  # after the family's name, where a vocabulary averages 
 
 EXAMPLE_WEIGHT = 0.5  # of the example images of an entry that has some; the rest is its words'
 
-ReadImage = Callable[[str], NDArray[np.uint8]]  # file -> (H, W, 3) uint8 RGB
+ReadImage = Callable[[str | bytes], NDArray[np.uint8]]  # file or content -> (H, W, 3) uint8 RGB
 
 
 def vocabulary_of_entries(
@@ -138,7 +138,7 @@ def _example_embedding(
     box = example.box or (0.0, 0.0, float(width), float(height))
     if box[0] < 0 or box[1] < 0 or box[2] > width or box[3] > height:
         raise SetupError(
-            [f"example {example.image}: box {list(box)} is outside of its {width} x {height} px"]
+            [f"example {example.label}: box {list(box)} is outside of its {width} x {height} px"]
         )
     return embed_proposals(image, torch.tensor([box]), teacher)
 
@@ -155,10 +155,7 @@ def _source(entry: Entry, weight: float) -> Iterator[tuple[str, Any]]:
     if entry.examples:
         yield (
             "examples",
-            [
-                {"sha256": sha256_file(one.image), "box": one.box and list(one.box)}
-                for one in entry.examples
-            ],
+            [{"sha256": one.sha256(), "box": one.box and list(one.box)} for one in entry.examples],
         )
         yield "example_weight", weight
 

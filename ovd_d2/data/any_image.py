@@ -55,6 +55,11 @@ def as_bgr(image: AnyImage, channels: str | None = None) -> NDArray[np.uint8]:
     return _array_as_bgr(image, channels)
 
 
+def as_rgb(image: AnyImage) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 RGB of a file, the content of one or a PIL image, as :func:`as_bgr`."""
+    return np.ascontiguousarray(as_bgr(image)[:, :, ::-1])
+
+
 def _array_as_bgr(image: NDArray[np.uint8], channels: str | None) -> NDArray[np.uint8]:
     is_grey = image.ndim == 2
     if (
@@ -77,4 +82,4 @@ def _array_as_bgr(image: NDArray[np.uint8], channels: str | None) -> NDArray[np.
     return np.ascontiguousarray(image if channels == "BGR" else image[:, :, ::-1])
 
 
-__all__ = ["CHANNELS", "AnyImage", "ImageError", "as_bgr"]
+__all__ = ["CHANNELS", "AnyImage", "ImageError", "as_bgr", "as_rgb"]

@@ -274,20 +274,30 @@ def checked_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     return image
 
 
-def pixels_of(image: Image.Image | IO[bytes], name: str) -> NDArray[np.uint8]:
+def pixels_of(
+    image: Image.Image | IO[bytes],
+    name: str,
+    *,
+    formats: Sequence[str] | None = None,
+    largest: int | None = None,
+) -> NDArray[np.uint8]:
     """As :func:`checked_image`, of an opened image or the content of a file.
 
     Args:
         image: what Pillow opened, or can open.
         name: for messages.
+        formats: Pillow's names of those that the content of a file may have; None: all it knows.
+        largest: number of pixels that are decoded at most; None: Pillow's own limit.
 
     Raises:
         ImageError: as there.
     """
     try:
         with _truncation_refused():
-            opened = image if isinstance(image, Image.Image) else Image.open(image)
+            opened = image if isinstance(image, Image.Image) else Image.open(image, formats=formats)
             _refuse_depth(opened, name)
+            if largest is not None and opened.width * opened.height > largest:
+                raise ImageError(name, Fault("huge", f"{opened.width} x {opened.height} px"))
             pixels: NDArray[np.uint8] = convert_PIL_to_numpy(_apply_exif_orientation(opened), "BGR")
     except ImageError:
         raise

@@ -14,7 +14,7 @@ from torch import Tensor
 from ovd_d2.modeling.masks import postprocess
 from ovd_d2.modeling.norms import set_batch_norms
 from ovd_d2.modeling.roi_heads import WORDS
-from ovd_d2.structures import ORIGINAL_IMAGE, PerImage
+from ovd_d2.structures import ENCODED, FULL_MASKS, ORIGINAL_IMAGE, PerImage
 from ovd_d2.vocabulary import Vocabulary
 
 
@@ -36,7 +36,8 @@ class BatchInvariantRCNN(GeneralizedRCNN):
     Attributes:
         full_masks: `pred_masks` is Detectron2's (N, height, width) bool tensor; where False, which
             evaluation sets for as long as it runs (:func:`ovd_d2.evaluation.masks_in_boxes`), it is
-            :class:`ovd_d2.modeling.BoxMasks`, and no full-size mask is ever made.
+            :class:`ovd_d2.modeling.BoxMasks`, and no full-size mask is ever made. An input may say
+            it for itself (:data:`ovd_d2.structures.FULL_MASKS`).
         channels_last: at test time on a CPU the backbone gets images in PyTorch's memory format of
             that name, in which convolutions are faster; False for one that calls `view` on them.
     """
@@ -101,7 +102,7 @@ class BatchInvariantRCNN(GeneralizedRCNN):
         """In the output size of the image, its input's where it names none."""
         height, width = found.image_size
         size = one.get("height", height), one.get("width", width)
-        return postprocess(found, *size, full_masks=self.full_masks)
+        return postprocess(found, *size, full_masks=one.get(FULL_MASKS, self.full_masks))
 
 
 @META_ARCH_REGISTRY.register()
@@ -162,9 +163,10 @@ class OpenVocabularyRCNN(BatchInvariantRCNN):
         return self.inference([{**one, WORDS: words} for one in batched_inputs])
 
     def _infer(self, one: dict[str, Any], known: Instances | None) -> Instances:
-        if known is not None or not (ORIGINAL_IMAGE in one or WORDS in one):
+        if known is not None or one.keys().isdisjoint((ORIGINAL_IMAGE, WORDS, ENCODED)):
             return super()._infer(one, known)
-        features, proposals = self._propose(one)
+        features, found = one[ENCODED] if ENCODED in one else self.encode(one)
+        proposals = Instances(found.image_size, **found.get_fields())  # others may hold `found`
         for key in (ORIGINAL_IMAGE, WORDS):
             if key in one:
                 proposals.set(key, PerImage(one[key], len(proposals)))
@@ -179,9 +181,13 @@ class OpenVocabularyRCNN(BatchInvariantRCNN):
             input) and `objectness_logits`, sorted by falling objectness; as in
             :class:`BatchInvariantRCNN`, they do not depend on the other images.
         """
-        return [self._propose(one)[1] for one in batched_inputs]
+        return [self.encode(one)[1] for one in batched_inputs]
 
-    def _propose(self, one: dict[str, Any]) -> tuple[dict[str, Tensor], Instances]:
+    def encode(self, one: dict[str, Any]) -> tuple[dict[str, Tensor], Instances]:
+        """What no words change of an image: the maps of the backbone, and the proposals.
+
+        An input that has it under :data:`ovd_d2.structures.ENCODED` goes through neither again.
+        """
         images = self.preprocess_image([one])
         features = self.backbone(images.tensor)
         if self.proposal_generator is None:

@@ -14,6 +14,7 @@ from fvcore.common.registry import Registry
 from torch import nn
 
 from ovd_d2.modeling.meta_arch import OpenVocabularyRCNN
+from ovd_d2.structures import ENCODED
 from ovd_d2.vocabulary import Vocabulary
 
 _HOLDS_ANOTHER = threading.Lock()  # a model of another project holds the vocabulary of one call
@@ -101,6 +102,21 @@ def detect(
         finally:
             if own is not None:
                 part.set_vocabulary(own)
+
+
+def encoded(model: nn.Module, one: dict[str, Any]) -> dict[str, Any]:
+    """An input with what a model in eval mode makes of its image before it knows the names.
+
+    `detect` takes it with any vocabulary and finds the same as in the input itself, without
+    computing that again. How much it is depends on the model, which has a method `encode` for it
+    and reads :data:`ovd_d2.structures.ENCODED`; the input of one that has none stays as it is.
+
+    Args:
+        model: a detector.
+        one: an input of Detectron2's.
+    """
+    encode = getattr(unwrapped(model), "encode", None)
+    return one if encode is None else {**one, ENCODED: encode(one)}
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

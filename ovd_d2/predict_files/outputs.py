@@ -50,7 +50,7 @@ def noted(
     return {
         "height": image.shape[0],
         "width": image.shape[1],
-        "objects": _as_records(found, polygons={COCO, LABEL_STUDIO} & {*outputs} != set()),
+        "objects": records_of(found, polygons={COCO, LABEL_STUDIO} & {*outputs} != set()),
         "best": {
             name: round(score, 4)
             for name, score in zip(found.categories.names, found.best_scores, strict=True)
@@ -59,7 +59,9 @@ def noted(
     }
 
 
-def _as_records(found: Prediction, *, polygons: bool) -> list[dict[str, Any]]:
+def records_of(found: Prediction, *, polygons: bool) -> list[dict[str, Any]]:
+    """`name`, `novel`, `score`, `box` (XYXY) of each detection; `presence` and `polygons` where
+    there are some."""
     instances, categories = found.instances, found.categories
     records: list[dict[str, Any]] = [
         {
@@ -78,9 +80,9 @@ def _as_records(found: Prediction, *, polygons: bool) -> list[dict[str, Any]]:
     if instances.has("presence"):
         for record, presence in zip(records, instances.presence.tolist(), strict=True):
             record["presence"] = round(presence, 4)
-    if polygons and instances.has("pred_masks"):
-        for record, mask in zip(records, instances.pred_masks, strict=True):
-            record["polygons"] = polygons_of(mask.numpy())
+    if polygons:
+        for record, mask in zip(records, found.masks(), strict=False):  # there may be no masks
+            record["polygons"] = polygons_of(mask)
     return records
 
 

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from ovd_d2.clip import CLIPTeacher, embed_names
 from ovd_d2.clip.crops import embed_proposals
 from ovd_d2.clip.vocabulary_builder import vocabulary_of_entries, vocabulary_of_rows
-from ovd_d2.entries import Entry, Example, read_entries
+from ovd_d2.data.any_image import as_rgb
+from ovd_d2.entries import Entry, Example, entries_of_text, read_entries, with_example
 from ovd_d2.errors import SetupError
 from ovd_d2.files import sha256_file
 from ovd_d2.vocabulary import Categories, Vocabulary
@@ -83,6 +84,30 @@ def test_what_an_entry_is_made_of(yaml_file: Path, tiny_teacher: CLIPTeacher) ->
             "example_weight": 0.25,
         },
         {},
+    ]
+
+
+def test_an_example_may_be_the_content_of_a_file(
+    yaml_file: Path, tiny_teacher: CLIPTeacher
+) -> None:
+    file, box = yaml_file.parent / "a.png", (2.0, 3.0, 20.0, 30.0)
+    made = [
+        vocabulary_of_entries([Entry("x", examples=(Example(image, box),))], tiny_teacher, as_rgb)
+        for image in (str(file), file.read_bytes())
+    ]
+    assert made[0].to_bytes() == made[1].to_bytes()
+
+
+def test_entries_that_are_typed() -> None:
+    assert entries_of_text("red anchor, sofa | couch") == [
+        Entry("red anchor"),
+        Entry("sofa", ("couch",)),
+    ]
+    one, other = Example("a.png"), Example("b.png")
+    entries = with_example([Entry("sofa", ("couch",))], "sofa", one)
+    assert with_example(with_example(entries, "kite", one), "sofa", other) == [
+        Entry("sofa", ("couch",), examples=(one, other)),
+        Entry("kite", examples=(one,)),
     ]
 
 

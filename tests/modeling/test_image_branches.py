@@ -55,7 +55,7 @@ def make_model(teacher, objectness_weight=0.5, text_branch=False, heads="ViLDROI
 
 def crop_probabilities(model, record):
     """(K, C): the teacher's word alone on the crops of the first stage's proposals."""
-    features, proposals = model._propose(record)
+    features, proposals = model.encode(record)
     proposals.original_image = PerImage(record["original_image"], len(proposals))
     regions = Regions(features, [proposals], torch.empty(0))
     classifier = model.roi_heads.classifier
@@ -87,7 +87,7 @@ def test_scores_are_the_teachers_on_the_original_pixels(teacher, record):
     torch.testing.assert_close(probs.sum(dim=1), torch.ones(len(probs)))
     best = model([record])[0]["instances"]
     assert best.scores[0] == probs.max()
-    _, proposals = model._propose(record)  # the boxes are the proposals'
+    _, proposals = model.encode(record)  # the boxes are the proposals'
     winner = proposals.proposal_boxes.tensor[probs.max(dim=1).values.argmax()]
     torch.testing.assert_close(best.pred_boxes.tensor[0], winner)
 
@@ -98,7 +98,7 @@ def test_the_text_branch_gets_the_weight_of_the_ensemble(teacher, record, heads)
     model = make_model(teacher, objectness_weight=0.0, text_branch=True, heads=heads)
     heads = model.roi_heads
     crops = crop_probabilities(model, record)
-    features, proposals = model._propose(record)
+    features, proposals = model.encode(record)
     proposals.original_image = PerImage(record["original_image"], len(proposals))
     text, regressed = heads._classify_by_text(features, [proposals], heads.classifier.words)
     probs, boxes = heads._classify_proposals(

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from tabulate import tabulate
@@ -18,8 +17,8 @@ from torch import nn
 from benchmarks.documents import Document, origin
 from ovd_d2.clip.loading import configured_teacher
 from ovd_d2.clip.vocabulary_builder import EXAMPLE_WEIGHT, prompt_family, vocabulary_of_entries
+from ovd_d2.data.any_image import as_rgb
 from ovd_d2.data.categories import get_categories
-from ovd_d2.data.images import checked_image
 from ovd_d2.engine.build import build_open_vocabulary_model
 from ovd_d2.engine.run import load_config
 from ovd_d2.engine.trainer import OpenVocabularyTrainer
@@ -95,7 +94,7 @@ def measure(
     rows = []
     for weight in weights:
         vocabulary = vocabulary_of_entries(
-            entries, teacher, _rgb, prompts=prompts, example_weight=weight
+            entries, teacher, as_rgb, prompts=prompts, example_weight=weight
         )
         rows.append({"weight": weight, **evaluated(cfg, model, vocabulary)})
     return rows
@@ -112,10 +111,6 @@ def evaluated(cfg: CfgNode, model: nn.Module, vocabulary: Vocabulary) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         cfg.OUTPUT_DIR = folder
         return _percent(OpenVocabularyTrainer.test(cfg, model))
-
-
-def _rgb(file: str) -> np.ndarray:
-    return np.ascontiguousarray(checked_image(file)[:, :, ::-1])
 
 
 def _percent(results: dict[str, Any]) -> Row:

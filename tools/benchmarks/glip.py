@@ -242,7 +242,7 @@ def _tower_operations(model: GLIP, levels: Sequence[Tensor], length: int) -> tup
     caption = (text, torch.empty(1, length, dtype=torch.bool, device="meta"))
 
     def answer(number: int) -> None:
-        for _ in model.head.answers(levels, [caption] * number):
+        for _ in model.head.answers(model.head.seen(levels), [caption] * number):
             pass
 
     first, both = (operations_of(partial(answer, number)) for number in (1, 2))

@@ -102,7 +102,11 @@ class TowerBlock(nn.Module):
         if self.fusion is not None and self.language is not None:
             levels, text = self._run(self.fusion, levels, text, mask)
             text = self._run(self.language, text, mask)
-        return self._run(self.dyconv, levels), text
+        return self.see(levels), text
+
+    def see(self, levels: list[Tensor]) -> list[Tensor]:
+        """The part that no words change, (N, C, h, w) each of the same shapes."""
+        return self._run(self.dyconv, levels)
 
     def _run(self, part: nn.Module, *inputs: Any) -> Any:
         if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -141,27 +145,30 @@ class GLIPHead(nn.Module):
             text: (N, L, T) of the text encoder.
             mask: (N, L) bool, False where padded; logits of those tokens mean nothing.
         """
-        return next(self.answers(levels, [(text, mask)]))
+        return next(self.answers(self.seen(levels), [(text, mask)]))
+
+    def seen(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """What no caption changes, of the pyramid's levels: without fusion all of the tower."""
+        maps = list(levels)
+        for block in () if self.fused else self.tower:
+            maps = block.see(maps)
+        return maps
 
     def answers(
-        self, levels: Sequence[Tensor], captions: Sequence[tuple[Tensor, Tensor]]
+        self, seen: Sequence[Tensor], captions: Sequence[tuple[Tensor, Tensor]]
     ) -> Iterator[HeadOutputs]:
         """Of the same images under several batches of captions, one batch after the other.
 
-        Without fusion the images go through the tower once.
-
         Args:
-            levels: see :meth:`forward`.
-            captions: pairs of text and mask, at least one; see :meth:`forward`. Without a graph 1
-                image may come with K captions, and K rows of outputs are its.
+            seen: of :meth:`seen`.
+            captions: pairs of text and mask; see :meth:`forward`. Without a graph 1 image may come
+                with K captions, and K rows of outputs are its.
         """
-        if not self.fused:
-            maps, _ = self._through_tower(levels, *captions[0])
         for text, mask in captions:
             if self.fused:
-                maps, text = self._through_tower(levels, text, mask)
+                maps, text = self._through_tower(seen, text, mask)
             else:
-                text = text * mask[:, :, None]
+                maps, text = list(seen), text * mask[:, :, None]
             yield self._outputs(maps, F.normalize(text, dim=-1))
 
     def _through_tower(

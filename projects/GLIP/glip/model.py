@@ -34,6 +34,7 @@ from ovd_d2.projects.glip.prompts.detection import Phrase, phrases_of, with_phra
 from ovd_d2.projects.glip.text import BertSizes, TextEncoder
 from ovd_d2.projects.glip.text_cache import TextCache
 from ovd_d2.projects.glip.tuning import FULL, PROMPT, freeze_for, keep_still
+from ovd_d2.structures import ENCODED
 from ovd_d2.vocabulary import Vocabulary, configured_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -319,23 +320,27 @@ class GLIP(VocabularyHolder):
                 "GLIP is asked for nothing: set MODEL.OVD.VOCABULARY, call "
                 "model.set_vocabulary(vocabulary), or give images `tokens` and `positive_map`"
             )
-        images = self.preprocess([one])
-        size = images.image_sizes[0]
-        found = select(
-            self._candidates(images.tensor, questions, self.selection), size, self.selection
-        )
+        seen = one[ENCODED] if ENCODED in one else self.encode(one)
+        size = (one["image"].shape[1], one["image"].shape[2])
+        found = select(self._candidates(seen, questions, self.selection), size, self.selection)
         return original_instances(found, size, one)
 
+    def encode(self, one: dict[str, Any]) -> list[Tensor]:
+        """What no caption changes of an image: the pyramid; without fusion, the tower as well.
+
+        An input that has it under :data:`ovd_d2.structures.ENCODED` goes through neither again.
+        """
+        return self.head.seen(self.pyramid(self.preprocess([one]).tensor))
+
     def _candidates(
-        self, image: Tensor, questions: Sequence[Question], selection: Selection
+        self, seen: Sequence[Tensor], questions: Sequence[Question], selection: Selection
     ) -> list[Candidates]:
-        """(1, 3, H, W): the pyramid once, then several questions side by side in the tower."""
-        levels = self.pyramid(image)
+        """Of an image of :meth:`encode`, several questions side by side in the tower."""
         count = self.captions_per_pass
         groups = [questions[k : k + count] for k in range(0, len(questions), count)]
         captions = [self.captions([one.ids for one in group]) for group in groups]
         found = []
-        for group, outputs in zip(groups, self.head.answers(levels, captions), strict=True):
+        for group, outputs in zip(groups, self.head.answers(seen, captions), strict=True):
             anchors = self.anchors(outputs)
             found += [
                 candidates(outputs, row, anchors, one.positives, one.labels, selection)

@@ -247,7 +247,6 @@ def _chunked(folder: GoldenFolder) -> Found:
     height, width = case["image_hw"]
     one = record(case["image_name"], height, width, sizes["salt"])
     tokenizer = load_tokenizer(str(folder.path / VOCABULARY))
-    images = model.preprocess([one])
     original = case["original_hw"]
     scale = torch.tensor([original[1] / width, original[0] / height]).repeat(2)
     selection = replace(model.selection, limit=case["detections_per_chunk_limit"])
@@ -258,8 +257,8 @@ def _chunked(folder: GoldenFolder) -> Found:
         labels = torch.tensor([int(label) for label in tokens])
         question = Question(ids, token_map(tokens, len(ids)), labels)
         with torch.no_grad():
-            parts = model._candidates(images.tensor, [question], selection)
-        found = select(parts, images.image_sizes[0], selection)
+            parts = model._candidates(model.encode(one), [question], selection)
+        found = select(parts, (height, width), selection)
         found = replace(found, boxes=found.boxes * scale)
         yield from detections_apart(found, golden, f"chunk{number}")
 
@@ -322,9 +321,9 @@ def _detections(
 
 def detected(model: Any, one: Mapping[str, Any], question: Question) -> Candidates:
     """Of one image and caption, in pixels of the network's input."""
-    images = model.preprocess([one])
-    parts = model._candidates(images.tensor, [question], model.selection)
-    return select(parts, images.image_sizes[0], model.selection)
+    parts = model._candidates(model.encode(one), [question], model.selection)
+    height, width = one["image"].shape[1:]
+    return select(parts, (height, width), model.selection)
 
 
 def detections_apart(found: Candidates, golden: Mapping[str, Tensor], name: str) -> Found:

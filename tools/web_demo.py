@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
+import sys
+import tempfile
 
 import ovd_d2  # noqa: F401 (registers the model)
 from ovd_d2.errors import SetupError, exit_with_message
@@ -58,20 +62,26 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(args)
 
 
-@exit_with_message(SetupError)
-def main(args: argparse.Namespace) -> None:
+def check_gradio() -> None:
+    """Raises SetupError where the extra is missing, before the model is loaded."""
     try:
-        from ovd_d2.web.page import build_page, launch_options
+        import gradio  # noqa: F401
     except ModuleNotFoundError as error:
-        if error.name != "gradio":
-            raise
         raise SetupError(["gradio is not installed: pip install 'ovd_d2[web]'"]) from error
+
+
+def finder_of(args: argparse.Namespace) -> Finder:
+    """The detector with the limits of its users."""
     cfg = pretrained_config(args.model, options=args.opts)
     predictor = OpenVocabularyPredictor(cfg, distractors=not args.no_distractors)
-    limits = Limits(
-        upload=int(args.max_upload * 1024**2), pixels=int(args.max_megapixels * 1_000_000)
-    )
-    finder = Finder(predictor, limits)
+    upload, pixels = int(args.max_upload * 1024**2), int(args.max_megapixels * 1_000_000)
+    return Finder(predictor, Limits(upload=upload, pixels=pixels))
+
+
+def serve(args: argparse.Namespace, finder: Finder) -> None:
+    """Until Ctrl-C or SIGTERM."""
+    from ovd_d2.web.page import build_page, launch_options
+
     page = build_page(finder, args.title)
     try:
         _, address, _ = page.launch(
@@ -85,6 +95,15 @@ def main(args: argparse.Namespace) -> None:
         raise SetupError([f"--host {args.host} --port {args.port}: {error}"]) from error
     print(f"the page is at {address} (Ctrl-C ends it)", flush=True)
     page.block_thread()
+
+
+@exit_with_message(SetupError)
+def main(args: argparse.Namespace) -> None:
+    check_gradio()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with tempfile.TemporaryDirectory(prefix="ovd_d2-web-") as uploads:  # of all users: theirs alone
+        os.environ["GRADIO_TEMP_DIR"] = uploads
+        serve(args, finder_of(args))
 
 
 if __name__ == "__main__":

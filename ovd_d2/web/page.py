@@ -25,6 +25,7 @@ DETECTOR = "detector"  # what waits for the detector waits in one line
 WAITING = 32  # requests in that line; the next is told to come back
 SESSIONS = 64  # that are remembered
 SESSION_SECONDS = 3600  # an untouched session is forgotten
+UPLOADS = (300, 900)  # seconds: how often files are deleted, and how old they may become
 JPEG_QUALITY = 90
 ASSETS = Path(__file__).parent
 
@@ -53,8 +54,9 @@ def build_page(finder: Finder, title: str) -> gradio.Blocks:
         finder: the detector, shared by all users; each has a session of their own.
         title: of the page.
     """
-    cleaning = (SESSION_SECONDS, SESSION_SECONDS)  # of uploads that were never opened
-    with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=cleaning) as page:
+    with gradio.Blocks(
+        title=title, analytics_enabled=False, delete_cache=UPLOADS, fill_width=True
+    ) as page:
         _Page(finder, title)
     return page.queue(max_size=WAITING)
 
@@ -70,7 +72,10 @@ def launch_options(finder: Finder) -> dict[str, Any]:
         "ssr_mode": False,
         "mcp_server": False,
         "footer_links": [],
-        "theme": gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        "theme": gradio.themes.Base(
+            font=["system-ui", "sans-serif"],
+            font_mono=["monospace"],  # of this machine
+        ).set(block_info_text_color="*neutral_600", block_label_text_color="*neutral_700"),
         "css_paths": ASSETS / "page.css",
     }
 
@@ -84,17 +89,35 @@ class _Page:
         gradio.Markdown(f"# {html.escape(title)}")
         with gradio.Row():
             with gradio.Column(scale=3, min_width=320):
-                self._add_image()
-            with gradio.Column(scale=2, min_width=320):
-                self._add_questions()
+                self._add_question()
+                self._add_answer()
+            with gradio.Column(scale=1, min_width=320):
+                self._add_threshold()
                 self._add_downloads()
                 self._add_examples()
+        self._take_questions()
 
-    def _add_image(self) -> None:
+    def _add_question(self) -> None:
         allowed = readable_bytes(self.finder.limits.upload)
         self.upload = gradio.File(
-            label=f"Image, at most {allowed}", height=120, elem_id="upload", type="filepath"
+            label=f"Image, at most {allowed}", height=150, elem_id="upload", type="filepath"
         )
+        with gradio.Row(equal_height=False):
+            self.names = gradio.Textbox(
+                label="Names",
+                info="Commas between things, | between words for one thing. "
+                "Blank: what the model was trained with.",
+                placeholder="red anchor, sofa | couch",
+                max_length=10_000,
+                elem_id="names",
+                scale=5,
+                min_width=240,
+            )
+            self.find = gradio.Button(
+                "Find", variant="primary", elem_id="find", scale=1, min_width=100
+            )
+
+    def _add_answer(self) -> None:
         self.status = gradio.HTML(_status(summary_of(Session(), THRESHOLD)), elem_id="status")
         self.picture = gradio.HTML(
             {"image": "", "text": ""},
@@ -105,26 +128,22 @@ class _Page:
             elem_id="picture",
         )
 
-    def _add_questions(self) -> None:
-        self.names = gradio.Textbox(
-            label="Names",
-            info="Commas between things, | between words for one thing. "
-            "Blank: what the model was trained with.",
-            placeholder="red anchor, sofa | couch",
-            max_length=10_000,
-            elem_id="names",
-        )
+    def _add_threshold(self) -> None:
         self.threshold = gradio.Slider(
             LEAST_SCORE, 1, THRESHOLD, step=0.01, label="Least score", elem_id="threshold"
         )
-        find = gradio.Button("Find", variant="primary", elem_id="find")
+
+    def _take_questions(self) -> None:
         outputs = [self.session, self.picture, self.status]
         asked = [self.session, self.names, self.threshold]
         self.upload.upload(
-            self._open, [self.upload, *asked], [self.upload, *outputs], **_of_the_detector("open")
+            self._open,
+            [self.upload, *asked],
+            [self.upload, *outputs],
+            **self._of_the_detector("open"),
         )
-        for event in (find.click, self.names.submit):
-            event(self._find, asked, outputs, **_of_the_detector("find"))
+        for event in (self.find.click, self.names.submit):
+            event(self._find, asked, outputs, **self._of_the_detector("find"))
         self.threshold.release(
             self._show,
             [self.session, self.threshold],
@@ -169,25 +188,33 @@ class _Page:
             self._mark,
             [self.session, name, self.threshold],
             outputs,
-            **_of_the_detector("example"),
+            **self._of_the_detector("example"),
         )
         forget.click(
-            self._forget, [self.session, self.threshold], outputs, **_of_the_detector("forget")
+            self._forget, [self.session, self.threshold], outputs, **self._of_the_detector("forget")
         )
+
+    def _of_the_detector(self, name: str) -> dict[str, Any]:
+        """Of an event that makes the detector work: one at a time, whoever asks."""
+        return {
+            "concurrency_id": DETECTOR,
+            "concurrency_limit": 1,
+            "api_name": name,
+            "api_visibility": "undocumented",
+            "show_progress": "minimal",
+            "show_progress_on": self.status,
+        }
 
     def _open(
         self, path: str | None, session: Session, names: str, threshold: float
     ) -> tuple[Any, ...]:
-        """The uploaded file is read, and gone."""
         if path is None:
             return None, *self._show(session, threshold)
         file, asked = Path(path), replace(session, names=names)
-        try:
-            content = file.read_bytes()
-        finally:
-            file.unlink(missing_ok=True)
         return None, *self._answer(
-            session, threshold, lambda: self.finder.with_photo(asked, file.name, content)
+            session,
+            threshold,
+            lambda: self.finder.with_photo(asked, file.name, file.read_bytes()),
         )
 
     def _find(self, session: Session, names: str, threshold: float) -> tuple[Any, ...]:
@@ -218,17 +245,6 @@ class _Page:
         except ValueError as error:
             return session, gradio.skip(), _status(sentence_of(error), wrong=True)
         return session, _picture(session, threshold), _status(summary_of(session, threshold))
-
-
-def _of_the_detector(name: str) -> dict[str, Any]:
-    """Of an event that makes the detector work: one at a time, whoever asks."""
-    return {
-        "concurrency_id": DETECTOR,
-        "concurrency_limit": 1,
-        "api_name": name,
-        "api_visibility": "undocumented",
-        "show_progress_on": [],
-    }
 
 
 def _set_marking(marking: bool) -> dict[str, Any]:

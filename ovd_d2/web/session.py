@@ -28,7 +28,7 @@ from ovd_d2.predictor import EncodedImage, OpenVocabularyPredictor
 from ovd_d2.visualization import draw_instances
 
 LEAST_SCORE = 0.02  # what scores less is never shown
-FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP")  # Pillow's others can run programs
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow's others can run programs
 SCREEN_SIDE = 1280  # px of the longer side of what is sent to the screen
 THUMBNAIL_SIDE = 96
 LEAST_BOX_SIDE = 4  # px of the image: a smaller box is a click, not an example
@@ -209,6 +209,8 @@ class Finder:
         if session.photo is None:
             return session
         entries = entries_of(session)
+        if not entries and self.predictor.vocabulary is None:
+            raise ValueError("type what to look for: the model brings no names of its own")
         words = sum(len(one.words) for one in entries)
         if words > self.limits.names:
             raise ValueError(f"{words} names were given, at most {self.limits.names} are taken")

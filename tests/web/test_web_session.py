@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import struct
+import zlib
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +27,7 @@ from ovd_d2.web.session import (
     on_screen,
     open_photo,
 )
+from tests.tiny_fvit import wide_vocabulary
 from tests.web.pages import SIZE, image_file, tiny_predictor
 
 LIMITS = Limits(upload=30_000, pixels=20_000, names=4, examples=2)
@@ -58,7 +62,11 @@ def test_other_names_cost_no_features(finder, session, monkeypatch):
 
 
 def test_no_names_are_the_models(finder, session):
-    assert finder.with_names(session, " ,|\n").found.categories == finder.predictor.categories
+    with pytest.raises(ValueError, match="type what to look for: the model brings no names"):
+        finder.with_names(session, " ,|\n")
+    named = Finder(copy(finder.predictor), LIMITS)
+    named.predictor.vocabulary = wide_vocabulary()
+    assert named.with_names(session, "").found.categories == wide_vocabulary().categories
 
 
 def test_another_threshold_asks_the_model_nothing(session):
@@ -69,8 +77,8 @@ def test_another_threshold_asks_the_model_nothing(session):
 
 def test_nothing_found_says_the_best_scores(session):
     best = max(session.found.best_scores)
-    text = summary_of(session, 0.99)
-    assert text.startswith("Nothing scores 0.99 or more. The best scores: ")
+    text = summary_of(session, 1)
+    assert text.startswith("Nothing scores 1 or more. The best scores: ")
     assert f"{best:.2f}" in text
     assert summary_of(Session(), 0.1) == "Drop an image to begin."
 
@@ -138,6 +146,14 @@ def png(mode, size):
     return stream.getvalue()
 
 
+def bomb():
+    """A small file that says it has 3,600 megapixels."""
+    content = bytearray(png("1", (9, 9)))
+    content[16:24] = struct.pack(">II", 60_000, 60_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    return bytes(content)
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
@@ -148,8 +164,9 @@ def png(mode, size):
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is no image"),
         (bytes(30_001), "has 29 KiB; at most 29 KiB are taken"),
         (png("1", (200, 101)), "is too large: at most 0.02 megapixels are taken; shrink it"),
-        (png("1", (20_000, 20_000)), "is too large: at most"),
+        (bomb(), "is too large: at most"),
     ],
+    ids=lambda value: value[:20] if isinstance(value, str) else "file",
 )
 def test_files_that_are_refused(finder, session, content, message):
     with pytest.raises(ValueError, match=rf"^bad\.png .*{message}") as caught:

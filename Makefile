@@ -5,7 +5,7 @@
 # otherwise .venv in this folder.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-lowest demo test test-lowest lint
+.PHONY: help setup setup-lowest browser demo test test-lowest lint
 
 # uv compiles nothing, so that every module is compiled by whoever imports it first, and kept.
 unexport PYTHONDONTWRITEBYTECODE
@@ -26,7 +26,7 @@ QUICK := tests/integration/test_pipeline.py \
   $(addprefix tests/engine/test_,checkpoint.py optimization.py trainer.py weights.py) \
   $(addprefix tests/evaluation/test_,coco_evaluator.py engines.py failures.py lvis_evaluator.py) \
   $(addprefix tests/modeling/test_,backbone.py classifier.py mask_head.py meta_arch.py tta.py) \
-  tests/vild/test_roi_heads.py
+  tests/vild/test_roi_heads.py tests/web/test_web_page.py
 
 ifdef PYTHON
   PY := $(PYTHON)
@@ -66,11 +66,15 @@ $(VENV)/bin/python:
 setup: $(NEEDS)
 	@"$(PY)" tools/setup_environment.py $(if $(FORCE),--force)
 
+# Without one the tests of the web page in a browser are skipped, and say so.
+browser: setup
+	@"$(PY)" tools/install_browser.py || true
+
 demo: setup
 	@"$(PY)" tools/run_demo.py $(if $(SYSTEM),--system "$(SYSTEM)") \
 	  $(if $(NAMES),--names "$(NAMES)") $(if $(OUTPUT),--output "$(OUTPUT)")
 
-test: setup
+test: setup browser
 	@OMP_NUM_THREADS=1 "$(PY)" -m pytest -q $(SPREAD) $(if $(ARGS),$(ARGS),tests)
 
 setup-lowest: $(NEEDS)

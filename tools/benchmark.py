@@ -27,6 +27,7 @@ from benchmarks import (
     stored_types,
     sweeps,
     tables,
+    web_load,
 )
 from benchmarks.documents import Document, make_document
 from benchmarks.page import page
@@ -58,6 +59,8 @@ nothing):
   python tools/benchmark.py dense
 how much example images should weigh beside words (a few minutes; trains nothing):
   python tools/benchmark.py examples --training output/demo/seed0/fvit_clipself_quick
+the web page under 1,000 requests, and its memory (a few minutes; trains nothing):
+  python tools/benchmark.py web --model output/my_model --images datasets/pictograms_v1/val
 1,203 names in GLIP beside a whole pass per 40 names, and its parts (six minutes; trains nothing):
   python tools/benchmark.py glip
 """
@@ -125,6 +128,7 @@ def parse_args() -> argparse.Namespace:
     add_dense_command(commands)
     add_glip_command(commands)
     add_examples_command(commands)
+    add_web_command(commands)
     return parser.parse_args()
 
 
@@ -183,6 +187,14 @@ def add_examples_command(commands: Any) -> None:
         "--training", required=True, type=Path, help="OUTPUT_DIR of a detector with a teacher"
     )
     command.add_argument("--docs", type=Path, default=repository_root() / "docs", help="written to")
+
+
+def add_web_command(commands: Any) -> None:
+    command = commands.add_parser("web", help="memory of the web page under many requests")
+    command.add_argument("--model", required=True, help="as of tools/web_demo.py")
+    command.add_argument("--images", required=True, type=Path, help="folder of images to upload")
+    command.add_argument("--requests", type=int, default=1000)
+    command.add_argument("--port", type=int, default=7899, help="(default: %(default)s)")
 
 
 def measure_table(args: argparse.Namespace) -> None:
@@ -333,6 +345,16 @@ def measure_examples(args: argparse.Namespace) -> None:
     print(examples.table_of(document["rows"]))
 
 
+def measure_web(args: argparse.Namespace) -> None:
+    """Prints how much memory the server takes, every tenth of the requests."""
+    images = sorted(one for one in args.images.iterdir() if one.suffix in (".png", ".jpg"))[:20]
+    if not images:
+        raise SetupError([f"--images {args.images}: no .png or .jpg in it"])
+    with web_load.server(args.model, ["--port", str(args.port)]) as (address, process):
+        rows = web_load.measure(address, process, images, args.requests)
+    print(web_load.table_of(rows))
+
+
 def seeds_command(args: argparse.Namespace) -> str:
     """What was called, without what a benchmark adds to it."""
     return f"python tools/benchmark.py {args.benchmark} --seeds {' '.join(map(str, args.seeds))}"
@@ -377,6 +399,7 @@ MEASURE = {
     "dense": measure_dense,
     "glip": measure_glip,
     "examples": measure_examples,
+    "web": measure_web,
 }
 
 if __name__ == "__main__":

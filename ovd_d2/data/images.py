@@ -278,7 +278,7 @@ def pixels_of(
     image: Image.Image | IO[bytes],
     name: str,
     *,
-    formats: Sequence[str] | None = None,
+    formats: tuple[str, ...] | None = None,
     largest: int | None = None,
 ) -> NDArray[np.uint8]:
     """As :func:`checked_image`, of an opened image or the content of a file.

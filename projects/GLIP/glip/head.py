@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,7 +150,8 @@ class GLIPHead(nn.Module):
     def seen(self, levels: Sequence[Tensor]) -> list[Tensor]:
         """What no caption changes, of the pyramid's levels: without fusion all of the tower."""
         maps = list(levels)
-        for block in () if self.fused else self.tower:
+        blocks: Iterable[Any] = () if self.fused else self.tower
+        for block in blocks:
             maps = block.see(maps)
         return maps
 

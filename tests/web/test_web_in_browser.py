@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import install_browser
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -19,7 +20,6 @@ from tests.programs import serving_program
 from tests.tiny import tiny_config
 from tests.web.pages import image_file
 
-tools = pytest.importorskip("install_browser")
 playwright = pytest.importorskip("playwright.sync_api", reason="an extra of this package (dev)")
 pytest.importorskip("gradio", reason="an extra of this package (web)")
 
@@ -37,7 +37,21 @@ SECONDS = 90  # that anything may take on a busy machine
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def browser() -> Iterator[Any]:
+    """The system's Chromium, or the one that Playwright has installed for this user."""
+    # Tests have a cache folder of their own, where Playwright would look for it.
+    os.environ.setdefault("PLAYWRIGHT_BROWSERS_PATH", str(Path.home() / ".cache/ms-playwright"))
+    with playwright.sync_playwright() as driver:
+        try:
+            found = driver.chromium.launch(executable_path=install_browser.chromium(), args=QUIET)
+        except playwright.Error as error:
+            pytest.skip(f"no browser: {str(error).splitlines()[0]} ({install_browser.HOW})")
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def address(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Of the page of a small ViLD with random weights and the shipped teacher."""
     folder = tmp_path_factory.mktemp("model")
     cfg = tiny_config("vild_ensemble")
@@ -56,20 +70,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ) as printed:
         yield re.search(r"the page is at (http://127\.0\.0\.1:\d+)", printed)[1]
     assert list((folder / "tmp").glob("ovd_d2-web-*")) == []  # nothing of what was uploaded
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """The system's Chromium, or the one that Playwright has installed for this user."""
-    # Tests have a cache folder of their own.
-    os.environ.setdefault("PLAYWRIGHT_BROWSERS_PATH", str(Path.home() / ".cache/ms-playwright"))
-    with playwright.sync_playwright() as driver:
-        try:
-            found = driver.chromium.launch(executable_path=tools.chromium(), args=QUIET)
-        except playwright.Error as error:
-            pytest.skip(f"no browser: {str(error).splitlines()[0]} ({tools.HOW})")
-        yield found
-        found.close()
 
 
 class User:

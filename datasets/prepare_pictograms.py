@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws the Pictograms data set and its mini pair."""
+"""Draws the Pictograms data set and its mini pair, or the small set to tune on."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import argparse
 import os
 import sys
 
-from ovd_d2.pictograms.dataset import max_categories, prepare
+from ovd_d2.pictograms.dataset import TuningArguments, max_categories, prepare, prepare_tuning
 
 _EXAMPLES = """examples:
   # the default: 80 categories, 1030 + 250 images of 160 px, and the mini pair
   python datasets/prepare_pictograms.py
+  # 8 further glyphs with 10 boxes each, to tune a detector on (pictograms_v1_tuning)
+  python datasets/prepare_pictograms.py --tuning
   # for a GPU: 300 categories (colour x glyph), 1024 px
   python datasets/prepare_pictograms.py --categories 300 --images 8000 --val-images 1000 \\
       --size 1024 --root /data/pictograms_large
@@ -41,6 +43,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     parser.add_argument("--mini-only", action="store_true", help="only the mini pair for tests")
     parser.add_argument(
+        "--tuning", action="store_true", help="only the small set to tune on, for the --seed"
+    )
+    parser.add_argument(
         "--overwrite", action="store_true", help="replace a set made with other arguments"
     )
     parser.add_argument(
@@ -51,18 +56,21 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
+    replacing = {"overwrite": args.overwrite, "replace_older": args.replace_older}
     try:
-        folders = prepare(
-            args.root,
-            images=(args.images, args.val_images),
-            size=args.size,
-            categories=args.categories,
-            seed=args.seed,
-            workers=args.workers,
-            full=not args.mini_only,
-            overwrite=args.overwrite,
-            replace_older=args.replace_older,
-        )
+        if args.tuning:
+            folders = [prepare_tuning(args.root, TuningArguments(seed=args.seed), **replacing)]
+        else:
+            folders = prepare(
+                args.root,
+                images=(args.images, args.val_images),
+                size=args.size,
+                categories=args.categories,
+                seed=args.seed,
+                workers=args.workers,
+                full=not args.mini_only,
+                **replacing,
+            )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

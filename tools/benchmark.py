@@ -20,6 +20,7 @@ from benchmarks import (
     glip,
     glip_parts,
     inference,
+    keep_zero_shot,
     online,
     options,
     regions,
@@ -54,6 +55,8 @@ inference beside Detectron2's own (five minutes on two quiet cores; trains nothi
 what dense features know of regions before and after CLIPSelf, and teach ViLD (about an hour):
   python tools/benchmark.py regions --seeds 0 1 2
   python tools/benchmark.py dense-teacher --seeds 0 1 2
+what tuning on new names costs the old ones, and what mixed weights keep (half an hour):
+  python tools/benchmark.py keep-zero-shot --seeds 0 1 2
 dense features beside open_clip's own forward pass, CLIPSelf's step, F-ViT (three minutes; trains
 nothing):
   python tools/benchmark.py dense
@@ -102,6 +105,7 @@ def parse_args() -> argparse.Namespace:
         ("stored-types", "AP from a float16 and from an int8 cache"),
         ("dense-teacher", "ViLD-ensemble from crops and from dense maps of one ViT"),
         ("regions", "regions and pixels by dense features, before and after CLIPSelf"),
+        ("keep-zero-shot", "new and old names after a tuning, plain and with mixed weights"),
         ("speed", "ratios of times beside the ratios of operations"),
     ):
         command = commands.add_parser(name, help=what)
@@ -264,6 +268,18 @@ def measure_dense_teacher(args: argparse.Namespace) -> None:
     print(dense_teacher.table_of(rows))
 
 
+def measure_keep_zero_shot(args: argparse.Namespace) -> None:
+    """Trains and evaluates what is missing, then writes the JSON and its page."""
+    folder = args.output.resolve()
+    Pipeline(keep_zero_shot.steps(folder, args.seeds), folder).run()
+    rows = keep_zero_shot.collect_rows(folder, args.seeds)
+    document = make_document(seeds_command(args), rows)
+    atomic_write_json(args.docs / "results" / "keep_zero_shot.json", document)
+    with atomic_write(args.docs / "results-keep-zero-shot.md") as temporary:
+        temporary.write_text(keep_zero_shot.page(document))
+    print(keep_zero_shot.page(document))
+
+
 def write_clipself_page(docs: Path, name: str, document: Document) -> None:
     """The JSON of one section, and docs/results-clipself.md from those that there are."""
     atomic_write_json(docs / "results" / f"{name}.json", document)
@@ -393,6 +409,7 @@ MEASURE = {
     "stored-types": measure_stored_types,
     "dense-teacher": measure_dense_teacher,
     "regions": measure_regions,
+    "keep-zero-shot": measure_keep_zero_shot,
     "speed": measure_speed,
     "cache": measure_cache,
     "inference": measure_inference,

@@ -19,6 +19,7 @@ from ovd_d2.data.registration import DataSet, offer
 from ovd_d2.lvis_compat import patch_lvis
 
 PICTOGRAM_SETS = ("pictograms_v1", "pictograms_v1_mini")
+TUNING_SET = "pictograms_v1_tuning"
 
 
 def _load_pictograms(json_file: str, image_root: str, name: str) -> list[dict[str, Any]]:
@@ -108,5 +109,7 @@ def objects365() -> DataSet:
 for _folder in PICTOGRAM_SETS:
     for _split in ("train", "train_all", "val"):
         offer(pictograms(_folder, _split))
+for _split in ("train", "choose", "val", "old"):
+    offer(pictograms(TUNING_SET, _split))
 for _data_set in (lvis_base(), lvis_minival(), *ov_coco_sets(), objects365()):
     offer(_data_set)

@@ -35,7 +35,7 @@ def prepare(run: Run) -> list[Step]:
 
 def proposal_steps(run: Run) -> list[Step]:
     """Those of :func:`start_steps`; then its proposals, the last step's product."""
-    return [*start_steps(run), _proposals_step(run)]
+    return [*start_steps(run), proposals_step(run)]
 
 
 def start_steps(run: Run) -> list[Step]:
@@ -52,19 +52,29 @@ def start_steps(run: Run) -> list[Step]:
     return [*shared, start]
 
 
-def _proposals_step(run: Run) -> Step:
-    output = run.output("proposals")
+def proposals_step(
+    run: Run, *, name: str = "proposals", dataset: str = TRAIN_SET, needs: Sequence[str] = ()
+) -> Step:
+    """Extracts proposals by the run's first stage.
+
+    Args:
+        run: where.
+        name: of the folder.
+        dataset: whose images.
+        needs: full names of the steps that come before, beside that of the first stage.
+    """
+    output = run.output(name)
     return Step(
-        run.step("proposals"),
+        run.step(name),
         "Propose boxes: anything that looks like an object, named or not",
         "tools/extract_proposals.py",
         (
             *(CONFIG_OPTION, _config(START)),
-            *("--dataset", TRAIN_SET, "--top-k", str(PROPOSALS_PER_IMAGE)),
+            *("--dataset", dataset, "--top-k", str(PROPOSALS_PER_IMAGE)),
             *("--output", str(output), "MODEL.WEIGHTS", str(run.weights(START))),
         ),
         output / "manifest.json",
-        needs=(run.step(START),),
+        needs=(run.step(START), *needs),
         folder=output,
     )
 

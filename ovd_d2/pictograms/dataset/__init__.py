@@ -6,6 +6,7 @@ from .glyphs import GLYPHS, Glyph, PictogramCategory, build_categories, max_cate
 from .plan import frequency_of, frequency_thresholds
 from .render import glyph_mask, paste_glyph, random_crop_sample
 from .textures import textured_background
+from .tuning import TuningArguments, prepare_tuning
 
 __all__ = [
     "COLOURS",
@@ -14,6 +15,7 @@ __all__ = [
     "DifferentArgumentsError",
     "Glyph",
     "PictogramCategory",
+    "TuningArguments",
     "build_categories",
     "check_version",
     "frequency_of",
@@ -22,6 +24,7 @@ __all__ = [
     "max_categories",
     "paste_glyph",
     "prepare",
+    "prepare_tuning",
     "random_crop_sample",
     "textured_background",
 ]

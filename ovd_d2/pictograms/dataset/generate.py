@@ -10,7 +10,7 @@ from concurrent.futures import Future, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -31,6 +31,9 @@ from .plan import (
 )
 from .scenes import draw_crowd, draw_scene
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 GENERATOR_VERSION = 3  # raise it whenever the same arguments give other images or annotations
 # Training is federated as LVIS's: a quarter of the categories are known to be absent. Validation is
 # annotated exhaustively, so that every detection of an absent category counts as false.
@@ -46,7 +49,7 @@ ANNOTATION_FILES = {
     "val": ("val", False),
 }
 MIN_SIZE = 64
-_ARGUMENTS_FILE = "arguments.json"
+ARGUMENTS_FILE = "arguments.json"
 _CHUNK = 20  # images a task; an interruption loses at most the chunks in hand
 _SEED_SCENES = 100  # keeps the streams of scenes apart from those of the plan
 
@@ -173,25 +176,30 @@ def generate(
         "train": without_base(train, frequencies, arguments.seed),
         "val": plan_val(arguments.categories, arguments.val_images, arguments.seed),
     }
-    if _is_usable(final, arguments, overwrite, replace_older):
+    if is_usable(final, arguments, overwrite, replace_older):
         return final
-    if not _is_usable(partial, arguments, overwrite, replace_older):
+    if not is_usable(partial, arguments, overwrite, replace_older):
         shutil.rmtree(partial, ignore_errors=True)
     (partial / "records").mkdir(parents=True, exist_ok=True)
-    atomic_write_json(partial / _ARGUMENTS_FILE, asdict(arguments))
+    atomic_write_json(partial / ARGUMENTS_FILE, asdict(arguments))
     chunks = [chunk for split in SPLITS for chunk in _chunks(partial, arguments, split, plans)]
     _run(chunks, workers, progress, arguments.name)
     _write_annotations(partial, arguments, categories, frequencies, chunks)
     shutil.rmtree(partial / "records")
-    if final.exists():  # overwritten only now, when its successor is complete
-        shutil.rmtree(final)
-    partial.rename(final)
-    flush_folder(root)
+    publish(partial, final)
     return final
 
 
-def _is_usable(
-    folder: Path, arguments: Arguments, overwrite: bool, replace_older: bool = False
+def publish(partial: Path, final: Path) -> None:
+    """Gives a complete data set its name; what had it before is overwritten only now."""
+    if final.exists():
+        shutil.rmtree(final)
+    partial.rename(final)
+    flush_folder(final.parent)
+
+
+def is_usable(
+    folder: Path, arguments: DataclassInstance, overwrite: bool, replace_older: bool = False
 ) -> bool:
     """Whether `folder` is there and was made with these arguments; may it not be replaced, raise.
 
@@ -214,15 +222,15 @@ def _is_usable(
     )
 
 
-def _differences(folder: Path, arguments: Arguments) -> dict[str, str]:
+def _differences(folder: Path, arguments: DataclassInstance) -> dict[str, str]:
     """How the arguments stored in `folder` differ: name -> what was and is; {} if they do not."""
-    path = folder / _ARGUMENTS_FILE
+    path = folder / ARGUMENTS_FILE
     if not path.is_file():
-        return {_ARGUMENTS_FILE: f"{_ARGUMENTS_FILE} is missing"}
+        return {ARGUMENTS_FILE: f"{ARGUMENTS_FILE} is missing"}
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        return {_ARGUMENTS_FILE: f"{_ARGUMENTS_FILE} is not JSON"}
+        return {ARGUMENTS_FILE: f"{ARGUMENTS_FILE} is not JSON"}
     wanted = asdict(arguments)
     return {
         key: f"{key} was {stored.get(key)}, now {value}"
@@ -297,22 +305,28 @@ def _draw_chunk(chunk: _Chunk) -> int:
             scene = draw_crowd(rng, contents[0], categories, arguments.size)
         else:
             scene = draw_scene(rng, contents, categories, arguments.size)
-        with atomic_write(folder / _file_name(index)) as temporary:
-            # Level 1: the grain does not compress, and a higher one takes most of the time.
-            Image.fromarray(scene.image).save(temporary, format="PNG", compress_level=1)
+        write_image(folder / file_name(index), scene.image)
         share = NEGATIVE_SHARES[chunk.split]
         records.append(describe_scene(rng, scene, len(categories), share))
-    _write_compact(chunk.record_file, records)
+    write_compact(chunk.record_file, records)
     return len(records)
 
 
-def _write_compact(path: Path, content: Any) -> None:
+def write_image(path: Path, image: np.ndarray) -> None:
+    """A PNG of (H, W, 3) uint8 RGB."""
+    with atomic_write(path) as temporary:
+        # Level 1: the grain does not compress, and a higher one takes most of the time.
+        Image.fromarray(image).save(temporary, format="PNG", compress_level=1)
+
+
+def write_compact(path: Path, content: Any) -> None:
     """JSON without blanks: indented, these long lists of numbers are slow to write and to read."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
 
 
-def _file_name(index: int) -> str:
+def file_name(index: int) -> str:
+    """Of the image at a place of its split."""
     return f"{index + 1:06d}.png"
 
 
@@ -335,9 +349,9 @@ def _write_annotations(
             arguments.name, split, table, hide_rare=hide_rare, side=arguments.size
         )
         for index, record in enumerate(records[split]):
-            builder.add(_image_id(arguments, split, index), _file_name(index), record)
+            builder.add(_image_id(arguments, split, index), file_name(index), record)
         path = folder / f"{arguments.name}_{suffix}.json"
-        _write_compact(path, builder.build(asdict(arguments)))
+        write_compact(path, builder.build(asdict(arguments)))
 
 
 def _image_id(arguments: Arguments, split: str, index: int) -> int:

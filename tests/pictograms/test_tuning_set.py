@@ -1,0 +1,104 @@
+"""The small data set to tune on: new names with ten boxes each, and what it is judged by."""
+
+import hashlib
+import json
+from dataclasses import replace
+
+import pytest
+
+from ovd_d2.data.builtin import TUNING_SET, pictograms
+from ovd_d2.pictograms.dataset import (
+    GLYPHS,
+    DifferentArgumentsError,
+    TuningArguments,
+    build_categories,
+    prepare_tuning,
+    tuning,
+)
+from ovd_d2.pictograms.dataset.plan import choose_frequencies
+
+SMALL = TuningArguments(choose=1, val=2, old=12, size=64)
+KNOWN = build_categories(80)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return prepare_tuning(tmp_path_factory.mktemp("datasets"), SMALL)
+
+
+@pytest.fixture(scope="module")
+def sets(folder):
+    names = (tuning.TRAIN, tuning.CHOOSE, tuning.VAL, tuning.OLD)
+    return {one: json.loads((folder / f"{TUNING_SET}_{one}.json").read_text()) for one in names}
+
+
+def boxes(dataset):
+    found = [one["category_id"] for one in dataset["annotations"]]
+    return [found.count(one["id"]) for one in dataset["categories"]]
+
+
+def digests(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+def test_eight_further_glyphs_have_the_boxes_that_were_asked_for(sets):
+    names = [one["name"] for one in sets["train"]["categories"]]
+    assert names == [glyph.name for glyph in GLYPHS[80:88]]
+    for name, each in (("train", 10), ("choose", 1), ("val", 2)):
+        assert [one["name"] for one in sets[name]["categories"]] == names
+        assert boxes(sets[name]) == [each] * 8
+        assert len(sets[name]["images"]) == 2 * each
+    letters = {one["frequency"] for one in sets["train"]["categories"]}
+    assert letters == {"c"}  # none is novel
+
+
+def test_objects_of_known_names_lie_among_them(sets):
+    for split in list(tuning._splits(SMALL))[:3]:
+        drawn = [*split.categories, *split.others]
+        for objects in split.images:
+            known = [drawn[k] in KNOWN for k in objects]
+            assert known == [False] * 4 + [True] * 2
+    for image in sets["train"]["images"]:
+        found = [one for one in sets["train"]["annotations"] if one["image_id"] == image["id"]]
+        assert len(found) == 4
+
+
+def test_the_old_names_keep_their_frequencies(sets):
+    table = sets["old"]["categories"]
+    assert [one["name"] for one in table] == [one.name for one in KNOWN]
+    assert [one["frequency"] for one in table] == choose_frequencies(KNOWN, seed=0)
+    assert min(boxes(sets["old"])) > 0
+
+
+def test_no_image_has_the_id_of_another(sets):
+    ids = [image["id"] for one in sets.values() for image in one["images"]]
+    assert len(set(ids)) == len(ids) == 20 + 2 + 4 + 12
+    assert min(ids) > 1280  # those of pictograms_v1
+
+
+def test_it_loads_as_it_is_registered(folder):
+    offered = pictograms(TUNING_SET, "train")
+    root = folder.parent
+    records = offered.load(
+        str(root / offered.json_file), f"{root / offered.image_root}/", offered.name
+    )
+    assert len(records) == 20
+    assert all((folder / "train" / record["file_name"]).is_file() for record in records)
+
+
+def test_equal_arguments_give_equal_bytes_and_others_are_refused(tmp_path):
+    few = replace(SMALL, train=1, val=1)
+    first, second = (prepare_tuning(tmp_path / name, few) for name in "ab")
+    before = digests(first)
+    assert digests(second) == before
+    assert prepare_tuning(tmp_path / "a", few) == first
+    with pytest.raises(DifferentArgumentsError, match="seed was 0, now 1"):
+        prepare_tuning(tmp_path / "a", replace(few, seed=1))
+    assert digests(first) == before
+    changed = digests(prepare_tuning(tmp_path / "a", replace(few, seed=1), overwrite=True))
+    assert changed.keys() == before.keys()
+    assert not set(changed.values()) & set(before.values())

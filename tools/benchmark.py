@@ -16,6 +16,7 @@ from benchmarks import (
     dense_teacher,
     distillation,
     examples,
+    exported,
     fvit,
     glip,
     glip_parts,
@@ -64,6 +65,8 @@ how much example images should weigh beside words (a few minutes; trains nothing
   python tools/benchmark.py examples --training output/demo/seed0/fvit_clipself_quick
 the web page under 1,000 requests, and its memory (a few minutes; trains nothing):
   python tools/benchmark.py web --model output/my_model --images datasets/pictograms_v1/val
+exported detectors in onnxruntime beside PyTorch (eight minutes; trains nothing):
+  python tools/benchmark.py onnx
 1,203 names in GLIP beside a whole pass per 40 names, and its parts (six minutes; trains nothing):
   python tools/benchmark.py glip
 """
@@ -129,6 +132,7 @@ def parse_args() -> argparse.Namespace:
         )
     add_cache_command(commands)
     add_inference_command(commands)
+    add_onnx_command(commands)
     add_dense_command(commands)
     add_glip_command(commands)
     add_examples_command(commands)
@@ -159,6 +163,13 @@ def add_inference_command(commands: Any) -> None:
         help="whole images, masks, many names, memory: beside Detectron2's own, on the CPU",
         epilog="example:\n  python tools/benchmark.py inference --docs output/docs",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("--docs", type=Path, default=repository_root() / "docs", help="written to")
+
+
+def add_onnx_command(commands: Any) -> None:
+    command = commands.add_parser(
+        "onnx", help="exported detectors in onnxruntime over PyTorch, stage by stage, on the CPU"
     )
     command.add_argument("--docs", type=Path, default=repository_root() / "docs", help="written to")
 
@@ -328,6 +339,15 @@ def measure_inference(args: argparse.Namespace) -> None:
     print("\n\n".join(inference.tables_of(document["rows"]).values()))
 
 
+def measure_onnx(args: argparse.Namespace) -> None:
+    """Measures, then writes the JSON and its page."""
+    document = make_document("python tools/benchmark.py onnx", exported.measure())
+    atomic_write_json(args.docs / "results" / "onnx.json", document)
+    with atomic_write(args.docs / "results-onnx.md") as temporary:
+        temporary.write_text(exported.page(document))
+    print(exported.table_of(document["rows"]))
+
+
 def measure_dense(args: argparse.Namespace) -> None:
     """Measures, then writes the JSON and its page."""
     command = "python tools/benchmark.py dense" + " --compiled" * args.compiled
@@ -413,6 +433,7 @@ MEASURE = {
     "speed": measure_speed,
     "cache": measure_cache,
     "inference": measure_inference,
+    "onnx": measure_onnx,
     "dense": measure_dense,
     "glip": measure_glip,
     "examples": measure_examples,

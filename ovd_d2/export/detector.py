@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,15 @@ import onnx
 import safetensors.torch
 import torch
 from detectron2.config import CfgNode
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ovd_d2.errors import SetupError
+from ovd_d2.export.batches import IMAGE, over_batch
 from ovd_d2.export.network import Network, network_of
+from ovd_d2.export.quantization import quantized
 from ovd_d2.export.runtime import OnnxDetector, Parity, compare
-from ovd_d2.export.tracing import OPSET, trace
+from ovd_d2.export.tracing import OPSET, trace_one, word_infos
 from ovd_d2.files import atomic_write, atomic_write_json, sha256_file
 from ovd_d2.modeling.open_vocabulary import open_vocabulary_part
 from ovd_d2.systems import system_of
@@ -35,7 +38,9 @@ def output_problems(output: Path) -> list[str]:
     return []
 
 
-def export_detector(cfg: CfgNode, model: nn.Module, output: Path) -> Network:
+def export_detector(
+    cfg: CfgNode, model: nn.Module, output: Path, calibration: Iterable[Tensor] | None = None
+) -> Network:
     """Writes `output`, and beside it a .json of what a program must know and a .safetensors of
     the words that the model holds.
 
@@ -43,6 +48,8 @@ def export_detector(cfg: CfgNode, model: nn.Module, output: Path) -> Network:
         cfg: the complete config.
         model: in eval mode, on the processor, with a vocabulary.
         output: the file of the network, *.onnx.
+        calibration: images as the network sees them, (3, H, W) uint8, for a network in int8, see
+            :func:`ovd_d2.export.quantization.quantized`; None: one in float32.
 
     Raises:
         SetupError: the model cannot be exported.
@@ -53,12 +60,23 @@ def export_detector(cfg: CfgNode, model: nn.Module, output: Path) -> Network:
     vocabulary = vocabulary_of(model)
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (3, *_TRACED), generator=generator, dtype=torch.uint8)
-    graph = trace(network, image)
-    write_words(output.with_suffix(".safetensors"), network.words_of(vocabulary), vocabulary)
+    words = network.words_of(vocabulary)
+    graph = trace_one(network, image)
+    if calibration is not None:
+        arrays = arrays_of(words)
+        graph = quantized(graph, ({IMAGE: one.numpy(), **arrays} for one in calibration))
+    write_words(output.with_suffix(".safetensors"), words, vocabulary)
     with atomic_write(output) as temporary:
-        onnx.save_model(graph, str(temporary))
-    atomic_write_json(output.with_suffix(".json"), _metadata(cfg, network, vocabulary, output))
+        onnx.save_model(over_batch(graph, word_infos(network)), str(temporary))
+    metadata = _metadata(cfg, network, vocabulary, output)
+    metadata["precision"] = "float32" if calibration is None else "int8"
+    atomic_write_json(output.with_suffix(".json"), metadata)
     return network
+
+
+def arrays_of(words: Mapping[str, Tensor]) -> dict[str, NDArray]:
+    """What onnxruntime takes for tensors."""
+    return {name: value.numpy() for name, value in words.items()}
 
 
 def vocabulary_of(model: nn.Module) -> Vocabulary:
@@ -97,7 +115,7 @@ def check_parity(
         images: (3, H, W) uint8 of any sizes.
     """
     words = network.words_of(vocabulary_of(model))
-    arrays = {name: value.numpy() for name, value in words.items()}
+    arrays = arrays_of(words)
     with torch.no_grad():
         wanted = [network.module(image, *words.values()) for image in images]
     found = [detector(image[None].numpy(), arrays)[0] for image in images]

@@ -13,7 +13,7 @@ from detectron2.export.torchscript_patch import patch_builtin_len
 from onnx import TensorProto, ValueInfoProto
 from onnx.helper import make_tensor_value_info
 
-from ovd_d2.export.batches import IMAGE, OF_ONE, over_batch
+from ovd_d2.export.batches import IMAGE, OF_ONE
 from ovd_d2.export.network import Network
 
 OPSET = 17
@@ -21,8 +21,10 @@ _TYPES = {torch.float32: TensorProto.FLOAT, torch.bool: TensorProto.BOOL}
 _TYPES[torch.int64] = TensorProto.INT64
 
 
-def trace(network: Network, image: torch.Tensor) -> onnx.ModelProto:
-    """A model of N images, whose words have any length.
+def trace_one(network: Network, image: torch.Tensor) -> onnx.ModelProto:
+    """A model of one image whose words have any length.
+
+    :func:`ovd_d2.export.batches.over_batch` makes it one of N images.
 
     By `torch.jit.trace`, as Detectron2's own export: PyTorch's newer exporter (`dynamo=True`)
     cannot follow what depends on the data, beginning with the padding of an image
@@ -32,11 +34,6 @@ def trace(network: Network, image: torch.Tensor) -> onnx.ModelProto:
         network: of one image.
         image: (3, H, W) uint8 that it is traced with; something must be found in it.
     """
-    return over_batch(trace_one(network, image), [*_word_infos(network)])
-
-
-def trace_one(network: Network, image: torch.Tensor) -> onnx.ModelProto:
-    """A model of one image, see :func:`ovd_d2.export.batches.over_batch`."""
     axes = {IMAGE: {1: "height", 2: "width"}}
     for name, sides in network.words.items():
         axes[name] = {place: side for place, side in enumerate(sides) if side}
@@ -61,7 +58,8 @@ def trace_one(network: Network, image: torch.Tensor) -> onnx.ModelProto:
         return onnx.load(file)
 
 
-def _word_infos(network: Network) -> list[ValueInfoProto]:
+def word_infos(network: Network) -> list[ValueInfoProto]:
+    """The inputs beside the images."""
     return [
         make_tensor_value_info(name, _TYPES[network.example[name].dtype], shape)
         for name, shape in network.shapes.items()

@@ -7,7 +7,8 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from ovd_d2.export import OnnxDetector, compare, export_detector
+from ovd_d2.export import OnnxDetector, OnnxModel, compare, export_detector
+from ovd_d2.export.network import network_of
 from ovd_d2.vocabulary import Vocabulary
 from tests.tiny import random_units, tiny_config, tiny_vocabulary
 from tests.tiny_fvit import build_tiny_fvit, tiny_fvit_config
@@ -118,3 +119,21 @@ def test_without_detections_the_outputs_are_empty(exported, detector):
     found = by_onnx(exported, detector, images(2, 64, 64), vocabulary)
     assert [len(one["scores"]) for one in found] == [0, 0]
     assert by_pytorch(exported[1], images(1, 64, 64), vocabulary)[0]["boxes"].shape == (0, 4)
+
+
+def test_in_the_place_of_the_model_it_gives_the_same_instances(exported, detector):
+    cfg, model, _ = exported
+    stands_in = OnnxModel(network_of(cfg, model), model, detector)
+    inputs = [{"image": images(1, 96, 128)[0], "height": 48, "width": 64}]
+    model.full_masks = False
+    with torch.no_grad():
+        (wanted,), (found,) = model(inputs), stands_in(inputs)
+    wanted, found = wanted["instances"], found["instances"]
+    assert found.image_size == (48, 64)
+    torch.testing.assert_close(
+        found.pred_boxes.tensor, wanted.pred_boxes.tensor, atol=CLOSE, rtol=0
+    )
+    torch.testing.assert_close(found.scores, wanted.scores, atol=CLOSE, rtol=0)
+    if cfg.MODEL.MASK_ON:
+        differences = found.pred_masks.probabilities - wanted.pred_masks.probabilities
+        assert differences.abs().max() < CLOSE

@@ -1,7 +1,8 @@
-"""GLIP without fusion as a network that can be traced, whose captions are an input."""
+"""GLIP as a network that can be traced, whose captions are an input."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -19,8 +20,10 @@ from ovd_d2.projects.glip.box_coder import decode
 from ovd_d2.projects.glip.head import HeadOutputs
 from ovd_d2.projects.glip.model import GLIP
 from ovd_d2.projects.glip.postprocess import clipped
+from ovd_d2.projects.glip.prompts import TokenBatch
 from ovd_d2.vocabulary import Vocabulary
 
+NO_TOKEN = -1  # id behind the last token of a caption that is shorter than others
 _APART = -100.0  # what Detectron2's Swin adds where a window holds what lies apart
 
 
@@ -75,9 +78,10 @@ def _regions(side: int, layer: BasicLayer) -> Tensor:
 class GLIPNetwork(nn.Module):
     """One image's detections under K captions of at most L tokens and C names each.
 
-    forward: image (3, H, W) uint8, tokens (K, L, T) of the text encoder, 0 where padded, positives
-    (K, C, L) share of each token in each name, labels (K, C) int64 what the names stand for ->
-    boxes (D, 4), scores (D,), categories (D,).
+    forward: image (3, H, W) uint8, the captions, positives (K, C, L) share of each token in each
+    name, labels (K, C) int64 what the names stand for -> boxes (D, 4), scores (D,), categories
+    (D,). The captions are, with fusion, ids (K, L) int64 of their tokens, NO_TOKEN where one is
+    shorter; without, tokens (K, L, T) of the text encoder, 0 there.
     """
 
     def __init__(self, model: GLIP) -> None:
@@ -88,18 +92,24 @@ class GLIPNetwork(nn.Module):
             self.backbone.bottom_up = TracedSwin(self.backbone.bottom_up)
 
     def forward(
-        self, image: Tensor, tokens: Tensor, positives: Tensor, labels: Tensor
+        self, image: Tensor, captions: Tensor, positives: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         images = self.model.preprocess([{"image": image}])
         maps = self.backbone(images.tensor)
-        mask = torch.ones_like(tokens[..., 0], dtype=torch.bool)  # what is padded is 0 already
         levels = [maps[level] for level in self.model.in_features]
-        outputs = self.model.head(levels, tokens, mask)
+        outputs = self.model.head(levels, *self._text(captions))
         boxes, scores, found = self._candidates(outputs, positives, labels)
         boxes = clipped(boxes, images.image_sizes[0])
         boxes = boxes + boxes.new_tensor([0, 0, 1, 1])  # the last pixel belongs to a box
         kept = self._kept(boxes, scores, found)
         return boxes[kept], scores[kept], found[kept]
+
+    def _text(self, captions: Tensor) -> tuple[Tensor, Tensor]:
+        """(K, L, T) and (K, L) bool, as the head takes them."""
+        if not self.model.head.fused:  # what is padded is 0 already
+            return captions, torch.ones_like(captions[..., 0], dtype=torch.bool)
+        mask = captions != NO_TOKEN
+        return self.model.text(TokenBatch(captions.clamp(min=0), mask)), mask
 
     def _candidates(
         self, outputs: HeadOutputs, positives: Tensor, labels: Tensor
@@ -123,7 +133,8 @@ class GLIPNetwork(nn.Module):
         count: Any = torch.clamp(torch.as_tensor(scores.shape[1]), max=selection.per_level)
         scores, best = scores.topk(count, dim=1)
         places = best.div(positives.shape[1], rounding_mode="floor")
-        boxes = decode(outputs.deltas[level][0][places], anchors[places])
+        deltas = outputs.deltas[level].gather(1, places[..., None].expand(-1, -1, 4))
+        boxes = decode(deltas, anchors[places])
         return boxes, scores, best - places * positives.shape[1]
 
     def _kept(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
@@ -145,21 +156,24 @@ def glip_network(model: nn.Module) -> Network:
     """What of a GLIP is exported.
 
     Raises:
-        SetupError: it has fusion, or scores names in another way than by their tokens' mean.
+        SetupError: it scores names in another way than by their tokens' mean.
     """
     assert isinstance(model, GLIP)
-    if problems := _problems_of(model):
-        raise SetupError(problems)
-    selection, width = model.selection, model.text_encoder.width
+    selection = model.selection
+    if selection.aggregation != "mean":
+        raise SetupError(
+            [f"MODEL.GLIP.AGGREGATION '{selection.aggregation}' cannot be exported: 'mean' can"]
+        )
+    texts, example = _texts(model, [torch.ones(5, dtype=torch.int64)] * 2)
     return Network(
         GLIPNetwork(model).eval(),
         {
-            "tokens": ("captions", "tokens", ""),
+            texts: ("captions", "tokens", "")[: example.dim()],
             "positives": ("captions", "names", "tokens"),
             "labels": ("captions", "names"),
         },
         {
-            "tokens": torch.ones(2, 5, width),
+            texts: example,
             "positives": torch.full((2, 3, 5), 0.2),
             "labels": torch.arange(6).view(2, 3),
         },
@@ -176,31 +190,21 @@ def glip_network(model: nn.Module) -> Network:
 def words_of(model: GLIP, vocabulary: Vocabulary) -> dict[str, Tensor]:
     """The captions of a vocabulary, as the network takes them."""
     questions = model.questions_of(vocabulary)
-    with torch.no_grad():
-        texts = [model.captions([one.ids])[0][0] for one in questions]
-    names = max(len(one.labels) for one in questions)
-    length = max(len(one) for one in texts)
-    positives = torch.zeros(len(questions), names, length)
-    labels = torch.zeros(len(questions), names, dtype=torch.int64)
+    kind, texts = _texts(model, [one.ids for one in questions])
+    positives = torch.zeros(
+        len(questions), max(len(one.labels) for one in questions), texts.shape[1]
+    )
+    labels = torch.zeros(positives.shape[:2], dtype=torch.int64)
     for row, one in enumerate(questions):
         positives[row, : len(one.labels), : one.positives.shape[1]] = one.positives
         labels[row, : len(one.labels)] = one.labels
-    return {
-        "tokens": pad_sequence(texts, batch_first=True),
-        "positives": positives,
-        "labels": labels,
-    }
+    return {kind: texts, "positives": positives, "labels": labels}
 
 
-def _problems_of(model: GLIP) -> list[str]:
-    problems = []
+def _texts(model: GLIP, ids: Sequence[Tensor]) -> tuple[str, Tensor]:
+    """The input that captions are, by its name."""
     if model.head.fused:
-        problems.append(
-            "GLIP with fusion cannot be exported yet: its names go through the network with the "
-            "image; MODEL.GLIP.FUSION False is the kind that can be"
-        )
-    if model.selection.aggregation != "mean":
-        problems.append(
-            f"MODEL.GLIP.AGGREGATION '{model.selection.aggregation}' cannot be exported: 'mean' can"
-        )
-    return problems
+        return "ids", pad_sequence(ids, batch_first=True, padding_value=NO_TOKEN)
+    with torch.no_grad():
+        texts = [model.captions([one])[0][0] for one in ids]
+    return "tokens", pad_sequence(texts, batch_first=True)

@@ -73,7 +73,8 @@ class Fusion(nn.Module):
         flat, text = self.fuse(flat, text, mask)
         parts = flat.transpose(1, 2).split([one.shape[2] * one.shape[3] for one in levels], dim=2)
         pairs = zip(parts, levels, strict=True)
-        return [part.unflatten(2, one.shape[2:]) for part, one in pairs], text
+        # unflatten() would have the sizes of one image in a trace
+        return [part.reshape(*part.shape[:2], *one.shape[2:]) for part, one in pairs], text
 
     def fuse(self, image: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(N, P, C) of all locations, (N, L, T) and (N, L): the same shapes."""
@@ -97,7 +98,7 @@ class Fusion(nn.Module):
         keys = self._heads(self.text_key(text)) * self.scale  # (N, H, L, D)
         query, bias = self._heads_of(self.image_query)
         biases = (keys @ bias[:, :, None]).flatten(1)[:, None]  # (N, 1, H x L)
-        image = image.expand(len(text), -1, -1)
+        image = image.expand(text.shape[0], -1, -1)  # len() would be a constant of a trace
         scores = torch.baddbmm(biases, image, (keys @ query).flatten(1, 2).transpose(1, 2))
         scores = clamped(scores)  # (N, P, H x L)
         over_tokens = _masked(scores.unflatten(2, (self.heads, -1)), mask[:, None, None])

@@ -291,8 +291,11 @@ class GLIP(VocabularyHolder):
 
     def network(self, images: Tensor, tokens: TokenBatch) -> HeadOutputs:
         """(N, 3, H, W) of :meth:`preprocess` and N captions -> logits, boxes, centerness."""
-        text = self._tuned(self.text_encoder(tokens.ids, tokens.mask))
-        return self.head(self.pyramid(images), text, tokens.mask)
+        return self.head(self.pyramid(images), self.text(tokens), tokens.mask)
+
+    def text(self, tokens: TokenBatch) -> Tensor:
+        """(N, L, T) of N captions, as the tower takes them."""
+        return self._tuned(self.text_encoder(tokens.ids, tokens.mask))
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
         """(N, 3, H, W) of :meth:`preprocess` -> (N, C, h, w) of each of the `in_features`."""

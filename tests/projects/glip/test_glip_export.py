@@ -1,4 +1,4 @@
-"""GLIP without fusion in onnxruntime: the same detections, whatever captions it is asked."""
+"""GLIP in onnxruntime: the same detections, whatever captions it is asked."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ CLOSE = 1e-3
 NAMES = WORDS[5:]
 
 
-def export(across, folder):
+def export(folder, *, fused=False, across="resized", tuning="full"):
     """The model in PyTorch, what of it is exported, and that in onnxruntime."""
     cfg = get_cfg()
     add_ovd_config(cfg)
     cfg.MODEL.META_ARCHITECTURE = "GLIP"
-    model = tiny_glip(fused=False, across=across, vocabulary=vocabulary_of(3)).eval()
+    options = {"fused": fused, "across": across, "tuning": tuning}
+    model = tiny_glip(**options, vocabulary=vocabulary_of(3)).eval()
+    if model.prompt_offset is not None:
+        torch.nn.init.normal_(model.prompt_offset)
     model.selection = type(model.selection)(score_threshold=0.0101, limit=20)
     network = export_detector(cfg, model, folder / "model.onnx")
     return model, network, OnnxDetector(folder / "model.onnx", threads=1)
@@ -37,9 +40,11 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("glip")
 
 
-@pytest.fixture(scope="module")
-def exported(folder):
-    return export("resized", folder)
+@pytest.fixture(scope="module", params=["plain", "fused"])
+def exported(request, folder):
+    if request.param == "plain":
+        return export(folder)
+    return export(folder, fused=True, tuning="prompt")
 
 
 def vocabulary_of(count):
@@ -83,7 +88,7 @@ def test_it_finds_what_pytorch_finds(exported, count, height, width, names):
 
 
 def test_with_the_offsets_of_official_weights_too(tmp_path):
-    assert_same(export("flat", tmp_path), 1, 96, 130, 5)
+    assert_same(export(tmp_path, across="flat"), 1, 96, 130, 5)
 
 
 def test_the_example_reads_the_words(exported, folder):
@@ -111,10 +116,8 @@ def test_a_backbone_that_is_no_swin_is_traced_as_it_is():
     assert isinstance(GLIPNetwork(model).backbone.bottom_up, torch.nn.Identity)
 
 
-def test_fusion_and_other_scores_are_refused():
-    with pytest.raises(SetupError, match="MODEL.GLIP.FUSION False"):
-        glip_network(tiny_glip(fused=True))
-    model = tiny_glip(fused=False)
+def test_other_scores_are_refused():
+    model = tiny_glip()
     model.selection = type(model.selection)(aggregation="max")
     with pytest.raises(SetupError, match="'max' cannot be exported: 'mean' can"):
         glip_network(model)

@@ -18,6 +18,8 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from ovd_d2.export.runtime import Arrays
 
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
 
 def quantized(one: onnx.ModelProto, inputs: Iterable[Arrays]) -> onnx.ModelProto:
     """Static quantisation: weights int8 per channel, activations uint8.
@@ -32,22 +34,39 @@ def quantized(one: onnx.ModelProto, inputs: Iterable[Arrays]) -> onnx.ModelProto
     """
     with TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        prepared, output = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
+        traced, prepared, output = (Path(folder) / f"{name}.onnx" for name in ("a", "b", "c"))
+        onnx.save_model(one, traced)
         # norms become part of convolutions; the shapes of a graph that selects are not known
-        quant_pre_process(one, prepared, skip_symbolic_shape=True)
-        names = {value.name for value in one.graph.input}
+        quant_pre_process(traced, prepared, skip_symbolic_shape=True)
+        model, names = onnx.load(prepared), {value.name for value in one.graph.input}
         quantize_static(
-            prepared,
+            model,
             output,
             _Reader({name: each[name] for name in names} for each in inputs),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "ConvTranspose", "Gemm", "MatMul"],
+            op_types_to_quantize=list(LAYERS),
+            nodes_to_quantize=_layers(model.graph),
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            extra_options={"MatMulConstBOnly": True},
         )
-        return onnx.load(output)
+        found = onnx.load(output)
+    _drop_unused_domains(found)
+    return found
+
+
+def _layers(graph: onnx.GraphProto) -> list[str]:
+    """Names of the nodes that multiply with weights."""
+    weights = {one.name for one in graph.initializer}
+    return [one.name for one in graph.node if one.op_type in LAYERS and one.input[1] in weights]
+
+
+def _drop_unused_domains(model: onnx.ModelProto) -> None:
+    """onnxruntime writes all that it knows, of which other runtimes know nothing."""
+    used = {node.domain for node in model.graph.node}
+    kept = [one for one in model.opset_import if one.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
 
 
 class _Reader(CalibrationDataReader):

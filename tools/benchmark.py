@@ -65,7 +65,7 @@ how much example images should weigh beside words (a few minutes; trains nothing
   python tools/benchmark.py examples --training output/demo/seed0/fvit_clipself_quick
 the web page under 1,000 requests, and its memory (a few minutes; trains nothing):
   python tools/benchmark.py web --model output/my_model --images datasets/pictograms_v1/val
-exported detectors in onnxruntime beside PyTorch (eight minutes; trains nothing):
+exported detectors in onnxruntime beside PyTorch (three minutes; trains nothing):
   python tools/benchmark.py onnx
 1,203 names in GLIP beside a whole pass per 40 names, and its parts (six minutes; trains nothing):
   python tools/benchmark.py glip

@@ -84,6 +84,8 @@ def main(arguments: list[str] | None = None) -> None:
         raise SetupError(problems)
     checked, calibrating = checked_files("--check", args.check), checked_files("--int8", args.int8)
     cfg = load_config(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
+    if args.evaluate and not cfg.DATASETS.TEST:
+        raise SetupError(["--evaluate: DATASETS.TEST names no data set: set it to some"])
     predictor = OpenVocabularyPredictor(cfg)
     model = predictor.model
     images, calibration = (

@@ -57,7 +57,7 @@ def quantized(one: onnx.ModelProto, inputs: Iterable[Arrays]) -> onnx.ModelProto
 
 def _layers(graph: onnx.GraphProto) -> list[str]:
     """Names of the nodes that multiply with weights."""
-    weights = {one.name for one in graph.initializer}
+    weights = {one.name for one in graph.initializer if len(one.dims) > 1}
     return [one.name for one in graph.node if one.op_type in LAYERS and one.input[1] in weights]
 
 

@@ -171,6 +171,14 @@ def add_onnx_command(commands: Any) -> None:
     command = commands.add_parser(
         "onnx", help="exported detectors in onnxruntime over PyTorch, stage by stage, on the CPU"
     )
+    command.add_argument(
+        "--networks",
+        nargs="+",
+        choices=exported.CASES,
+        default=list(exported.CASES),
+        metavar="NAME",
+        help=f"of {', '.join(exported.CASES)} (default: all)",
+    )
     command.add_argument("--docs", type=Path, default=repository_root() / "docs", help="written to")
 
 
@@ -341,7 +349,11 @@ def measure_inference(args: argparse.Namespace) -> None:
 
 def measure_onnx(args: argparse.Namespace) -> None:
     """Measures, then writes the JSON and its page."""
-    document = make_document("python tools/benchmark.py onnx", exported.measure())
+    command = "python tools/benchmark.py onnx"
+    if args.networks != list(exported.CASES):
+        command += f" --networks {' '.join(args.networks)}"
+    cases = [exported.CASES[name] for name in args.networks]
+    document = make_document(command, exported.measure(cases))
     atomic_write_json(args.docs / "results" / "onnx.json", document)
     with atomic_write(args.docs / "results-onnx.md") as temporary:
         temporary.write_text(exported.page(document))

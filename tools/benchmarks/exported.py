@@ -1,13 +1,15 @@
 """Exported detectors in onnxruntime, float32 and int8, over PyTorch's eager mode, on the CPU.
 
 A stage is what a network that ends with it takes longer than one that ends before it. All take
-turns in one run on the same image; a ratio is the median over the rounds. Weights are random,
-under a fixed seed, so that every image gives as many detections as may be given.
+turns in one run on the same image; times are medians over the rounds, of the process on the
+processor. Weights are random, under a fixed seed, so that every image gives as many detections as
+may be given.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import statistics
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -15,7 +17,6 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime
 import torch
@@ -177,29 +178,25 @@ def _rows(case: Case) -> list[Row]:
     stages = list(built.networks)
     pixels = torch.randint(0, 256, (3, *case.size), dtype=torch.uint8)
     things, operations = _things(built, pixels)
-    seconds = time_alternately(things, case.rounds, case.title)
-    title, own = f"{case.title}, {case.size[0]} x {case.size[1]} px", Counter(operations)
-    spent = {form: {WHOLE: np.array(seconds[f"{WHOLE} {form}"])} for form in FORMS}
-    for before, stage in pairwise([None, *stages]):
-        own[stage] -= operations.get(before, 0)
-        for form in FORMS:
-            ends = np.array(seconds[f"{stage} {form}"])
-            spent[form][stage] = ends - seconds.get(f"{before} {form}", np.zeros_like(ends))
-    eager = spent[EAGER]
-    return [
-        {
-            "name": title,
-            "stage": stage,
-            **{form: _ratio(spent[form][stage], eager[stage]) for form in FORMS[1:]},
-            "share_of_time": _ratio(eager[stage], eager[WHOLE]),
-            "share_of_operations": round(own[stage] / own[WHOLE], 3),
-        }
-        for stage in (*stages, WHOLE)
-    ]
-
-
-def _ratio(over: np.ndarray, under: np.ndarray) -> float:
-    return round(float(np.median(over / under)), 3)
+    seconds = time_alternately(things, case.rounds, case.title, time.process_time)
+    spent = {name: statistics.median(rounds) for name, rounds in seconds.items()}
+    rows = []
+    for before, stage in pairwise(["", *stages, WHOLE]):
+        times = {form: spent[f"{stage} {form}"] for form in FORMS}
+        own = operations[stage]
+        if before and stage != WHOLE:
+            times = {form: times[form] - spent[f"{before} {form}"] for form in FORMS}
+            own -= operations[before]
+        rows.append(
+            {
+                "name": f"{case.title}, {case.size[0]} x {case.size[1]} px",
+                "stage": stage,
+                **{form: round(times[form] / times[EAGER], 3) for form in FORMS[1:]},
+                "share_of_time": round(times[EAGER] / spent[f"{WHOLE} {EAGER}"], 3),
+                "share_of_operations": round(own / operations[WHOLE], 3),
+            }
+        )
+    return rows
 
 
 def _things(built: Stages, pixels: Tensor) -> tuple[dict[str, Timed], dict[str, int]]:
@@ -258,8 +255,9 @@ onnxruntime is faster. {origin(document)}; numbers:
 [results/onnx.json](results/onnx.json). Random weights, one image, on the CPU, as many threads for
 either.
 
-A stage is what a network that ends with it takes longer than one that ends before it; all take
-turns in one run, a ratio is the median over the rounds. The operations are those of convolutions
+A stage is what a network that ends with it takes longer than one that ends before it. All take
+turns in one run; times are medians over the rounds, of the process on the processor, so that other
+programs do not count. The operations are those of convolutions
 and matrix products; onnxruntime has as many, int8 multiplies most of them in a quarter of the bits.
 Where a stage's share of the time is above its share of the operations, it is spent on what has
 none: suppression, pooling, sorting. "whole" is the network as it is written to a file, for any

@@ -74,7 +74,10 @@ class Ratio:
 
 
 def time_alternately(
-    things: Mapping[str, Timed], rounds: int, title: str
+    things: Mapping[str, Timed],
+    rounds: int,
+    title: str,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each function in each round; every round calls all of them, one after the other.
 
@@ -85,17 +88,18 @@ def time_alternately(
             begins changes from round to round.
         rounds: those that are counted.
         title: of the progress bar.
+        clock: in seconds.
     """
     seconds: dict[str, list[float]] = {name: [] for name in things}
     names = list(things)
     for number in tqdm(range(rounds + 1), desc=title, unit="round"):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
-            start = time.perf_counter()
+            start = clock()
             things[name](number)
             _wait_for_device()
             if number > 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 

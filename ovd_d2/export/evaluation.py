@@ -92,7 +92,8 @@ def evaluate(
         "form" -> what the evaluator returned; "form, data set" where there are several.
     """
     check_and_set_up(cfg, args, training=False)
-    sets, rows = cfg.DATASETS.TEST, {}
+    sets = cfg.DATASETS.TEST
+    rows: dict[str, Any] = {}
     for form, model in models.items():
         one = cfg.clone()
         one.defrost()

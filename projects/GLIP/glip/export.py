@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -201,7 +200,7 @@ def words_of(model: GLIP, vocabulary: Vocabulary) -> dict[str, Tensor]:
     return {kind: texts, "positives": positives, "labels": labels}
 
 
-def _texts(model: GLIP, ids: Sequence[Tensor]) -> tuple[str, Tensor]:
+def _texts(model: GLIP, ids: list[Tensor]) -> tuple[str, Tensor]:
     """The input that captions are, by its name."""
     if model.head.fused:
         return "ids", pad_sequence(ids, batch_first=True, padding_value=NO_TOKEN)

@@ -29,7 +29,7 @@ setup(
             "web/page.css",
             "web/picture.js",
         ],
-        "ovd_d2.projects.glip": ["*.json"],
+        "ovd_d2.projects.glip": ["*.json", "pictogram_bert/*"],
     },
     # detectron2 is needed too, but has no release on the package index: install it with
     # tools/install_detectron2.py. OpenCV is needed as well, under whichever of its names

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from detectron2.data import DatasetCatalog
@@ -20,6 +20,7 @@ from ovd_d2.vocabulary import Categories, Vocabulary
 
 ABSENT_NAMES = 10  # of a query whose false boxes are counted
 FALSE_BOXES = 0.01  # per absent name, at most: one in ten images of such queries
+Row: TypeAlias = tuple[float, float, int, bool, bool]  # a pair of :class:`Answers`
 
 
 class Scene(NamedTuple):
@@ -41,19 +42,26 @@ class Answers:
 
     Attributes:
         best: (P,) float, the best score of the name in the image.
+        crops: (P,) float, what the teacher says of the crop of the best box; 0 where it was not
+            asked.
         boxes: (P,) int64, how many boxes reach the threshold.
         present: (P,) bool, whether the image shows one.
         novel: (P,) bool, whether the name is novel.
     """
 
     best: Tensor
+    crops: Tensor
     boxes: Tensor
     present: Tensor
     novel: Tensor
 
     def where(self, kept: Tensor) -> Answers:
         """The pairs of a (P,) bool."""
-        return Answers(self.best[kept], self.boxes[kept], self.present[kept], self.novel[kept])
+        return Answers(*(getattr(self, one.name)[kept] for one in fields(self)))
+
+    def presences(self, presence: Presence) -> Tensor:
+        """(P,) float64, by a calibration."""
+        return presence.of(self.best, self.crops)
 
 
 def scenes(dataset: str, count: int, seed: int = 0) -> list[Scene]:
@@ -98,7 +106,7 @@ def answers(
         shown: images.
         threshold: of the boxes that are counted.
     """
-    rows: list[tuple[float, int, bool, bool]] = []
+    rows: list[Row] = []
     for one in tqdm(shown, "all names", unit="image", disable=len(shown) < 2):
         found = predictor(one.file, vocabulary, threshold)
         rows += _rows(found, [*one.present, *one.absent], len(one.present), vocabulary.novel)
@@ -122,7 +130,7 @@ def absent_answers(
         seed: a whole number.
     """
     draw = random.Random(seed)
-    rows: list[tuple[float, int, bool, bool]] = []
+    rows: list[Row] = []
     asked = [one for one in shown if len(one.absent) >= names]
     for one in tqdm(asked, f"{names} absent names", unit="image", disable=len(asked) < 2):
         places = draw.sample(one.absent, names)
@@ -133,39 +141,43 @@ def absent_answers(
     return _as_answers(rows)
 
 
-def _rows(
-    found: Prediction, places: Sequence[int], present: int, novel: Tensor
-) -> Iterator[tuple[float, int, bool, bool]]:
-    """Best score, boxes, present and novel of names by their places; the first are present."""
+def _rows(found: Prediction, places: Sequence[int], present: int, novel: Tensor) -> Iterator[Row]:
+    """Of names by their places; the first ones are present."""
     counts = torch.bincount(found.instances.pred_classes, minlength=len(found.categories))
+    crops = found.crop_scores or (0.0,) * len(found.categories)
     for row, k in enumerate(places):
-        yield found.best_scores[k], int(counts[k]), row < present, bool(novel[k])
+        yield found.best_scores[k], crops[k], int(counts[k]), row < present, bool(novel[k])
 
 
-def _as_answers(rows: Sequence[tuple[float, int, bool, bool]]) -> Answers:
-    best, boxes, present, novel = zip(*rows, strict=True) if rows else ((),) * 4
+def _as_answers(rows: Sequence[Row]) -> Answers:
+    best, crops, boxes, present, novel = zip(*rows, strict=True) if rows else ((),) * 5
     return Answers(
         torch.tensor(best, dtype=torch.float64),
+        torch.tensor(crops, dtype=torch.float64),
         torch.tensor(boxes, dtype=torch.int64),
         torch.tensor(present, dtype=torch.bool),
         torch.tensor(novel, dtype=torch.bool),
     )
 
 
-def calibrated(seen: Answers) -> Presence:
+def calibrated(seen: Answers, *, crops: bool = False) -> Presence:
     """Fitted to what a detector says on images that it was trained with.
 
     Novel names are left out, which have no boxes there. The least presence is the smallest from
     which on absent names give at most `FALSE_BOXES` boxes each.
 
+    Args:
+        seen: of :func:`answers`.
+        crops: fit to what the teacher says, too.
+
     Raises:
         SetupError: as :func:`ovd_d2.presence.fit_presence`.
     """
     base = seen.where(~seen.novel)
-    temperature, bias = fit_presence(base.best, base.present)
+    fitted = fit_presence(base.best, base.present, base.crops if crops else None)
     absent = base.where(~base.present)
-    presences = Presence(temperature, bias, 0.0).of(absent.best)
-    return Presence(temperature, bias, least_presence(presences, absent.boxes, FALSE_BOXES))
+    least = least_presence(absent.presences(fitted), absent.boxes, FALSE_BOXES)
+    return replace(fitted, least=least)
 
 
 def report(
@@ -196,10 +208,10 @@ def report(
 
 
 def _row(presence: Presence, seen: Answers, lacking: Answers, threshold: float) -> dict[str, Any]:
-    said = presence.of(seen.best)
+    said = seen.presences(presence)
     found = (seen.best >= threshold)[seen.present]
     kept = (said >= presence.least)[seen.present]
-    believed = presence.of(lacking.best) >= presence.least
+    believed = lacking.presences(presence) >= presence.least
     queries = 10 * ABSENT_NAMES / len(lacking.best)
     return {
         "present": int(seen.present.sum()),

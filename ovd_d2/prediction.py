@@ -33,6 +33,10 @@ class Prediction:
         categories: what `pred_classes` index; novel is what the detector was trained without boxes
             of.
         best_scores: of each category, below the threshold, too; 0 where nothing was found at all.
+        best_boxes: (C, 4) XYXY, pixels of the image, the boxes of `best_scores`; zeros where
+            nothing was found at all.
+        crop_scores: of each category, the teacher's probability that the crop of its best box shows
+            it, 0 of scores too low to say anything; None where the teacher was not asked.
         presence: of each category, the probability that the image shows one; None where the
             detector was not calibrated.
     """
@@ -40,6 +44,8 @@ class Prediction:
     instances: Instances
     categories: Categories
     best_scores: tuple[float, ...]
+    best_boxes: torch.Tensor
+    crop_scores: tuple[float, ...] | None = None
     presence: tuple[float, ...] | None = None
 
     def __len__(self) -> int:
@@ -65,7 +71,8 @@ class Prediction:
     def judged(self, calibration: Presence, least: float) -> Prediction:
         """The same with the presence of each category; those with less than `least` give
         nothing."""
-        presence = calibration.of(torch.tensor(self.best_scores))
+        crops = None if self.crop_scores is None else torch.tensor(self.crop_scores)
+        presence = calibration.of(torch.tensor(self.best_scores), crops)
         of_each = presence[self.instances.pred_classes]
         kept = self.instances[of_each >= least]
         kept.presence = of_each[of_each >= least].float()

@@ -16,8 +16,10 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
+from numpy.typing import NDArray
 from torch import nn
 
+from ovd_d2.clip.crop_scores import crop_scores
 from ovd_d2.clip.loading import configured_teacher, teacher_problems
 from ovd_d2.clip.prompts import clean_name
 from ovd_d2.clip.teacher import CLIPTeacher
@@ -32,7 +34,7 @@ from ovd_d2.errors import SetupError, brief
 from ovd_d2.model_folder import pretrained_config
 from ovd_d2.modeling.open_vocabulary import detect, encoded, open_vocabulary_part, reads_names
 from ovd_d2.prediction import Prediction
-from ovd_d2.presence import Presence, load_presence
+from ovd_d2.presence import LEAST_SCORE, Presence, load_presence
 from ovd_d2.structures import FULL_MASKS
 from ovd_d2.vocabulary import Categories, Vocabulary, configured_vocabulary
 
@@ -49,9 +51,11 @@ class EncodedImage:
 
     Attributes:
         input: of the detector, see :func:`ovd_d2.modeling.open_vocabulary.encoded`.
+        image_bgr: (H, W, 3) uint8.
     """
 
     input: dict[str, Any]
+    image_bgr: NDArray[np.uint8]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -87,7 +91,8 @@ class OpenVocabularyPredictor:
         model: the detector, in eval mode.
         vocabulary: the configured one; None where there is none.
         categories: of it; None where there is none.
-        presence: the calibration of tools/calibrate_presence.py; None where there is none.
+        presence: the calibration of tools/calibrate_presence.py; None where there is none. Where it
+            was fitted with crops, the teacher sees one box of each name that is found.
     """
 
     def __init__(
@@ -114,7 +119,8 @@ class OpenVocabularyPredictor:
             batch_size: images that the model sees at once, at most.
 
         Raises:
-            SetupError: the weights, the vocabulary or the calibration are missing or damaged.
+            SetupError: the weights, the vocabulary or the calibration are missing or damaged; the
+                calibration was fitted with crops, and the detector has no teacher.
         """
         self.cfg = cfg.clone()
         if self.cfg.MODEL.OVD.CLASSIFY_WITH != "detector":
@@ -134,6 +140,7 @@ class OpenVocabularyPredictor:
                 self.vocabulary = None if part is None else part.vocabulary
         self.model = model.eval()
         self.presence = presence or load_presence(self.cfg.MODEL.WEIGHTS)
+        self._check_crops()
         self.batch_size = batch_size
         self._teacher = teacher
         self._distractors = distractors
@@ -217,18 +224,45 @@ class OpenVocabularyPredictor:
                 vocabulary's; the detector has no use for descriptions and examples; presence is
                 asked for and was not calibrated.
         """
-        vocabulary, categories = self._wanted(names)
+        self.check_presence(least_presence)
         several = isinstance(images, (list, tuple))
         listed: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
-        inputs = [{**self._input(one, channels), FULL_MASKS: full_masks} for one in listed]
+        judged = [
+            self.judged(found, image, names, channels, least_presence=least_presence)
+            for found, image in zip(
+                self.detected(listed, names, threshold, channels, full_masks=full_masks),
+                listed,
+                strict=True,
+            )
+        ]
+        return judged if several else judged[0]
+
+    def detected(
+        self,
+        images: Sequence[AnyImage | EncodedImage],
+        names: Names | None = None,
+        threshold: float = THRESHOLD,
+        channels: str | None = None,
+        *,
+        full_masks: bool = True,
+    ) -> list[Prediction]:
+        """What a call finds in each image, before :meth:`judged`.
+
+        Args:
+            images, names, threshold, channels, full_masks: as of a call.
+
+        Raises:
+            ValueError, SetupError: as of a call.
+        """
+        vocabulary, categories = self._wanted(names)
+        inputs = [{**self._input(one, channels), FULL_MASKS: full_masks} for one in images]
         found: list[Prediction | None] = [None] * len(inputs)
         for places in self._batches(inputs):
             with torch.no_grad():
                 outputs = detect(self.model, [inputs[k] for k in places], vocabulary)
             for k, output in zip(places, outputs, strict=True):
-                one = _as_prediction(output["instances"], categories, threshold)
-                found[k] = self.judged(one, least_presence)
-        return found if several else found[0]  # type: ignore[return-value]
+                found[k] = _as_prediction(output["instances"], categories, threshold)
+        return found  # type: ignore[return-value]
 
     def encode(self, image: AnyImage, channels: str | None = None) -> EncodedImage:
         """An image to be asked for one list of names after another.
@@ -243,21 +277,55 @@ class OpenVocabularyPredictor:
         Raises:
             ValueError: as of a call.
         """
+        image_bgr = as_bgr(image, channels)
         with torch.no_grad():
-            return EncodedImage(encoded(self.model, self._input(image, channels)))
+            return EncodedImage(encoded(self.model, self._input(image_bgr, "BGR")), image_bgr)
 
-    def judged(self, found: Prediction, least_presence: float) -> Prediction:
+    def judged(
+        self,
+        found: Prediction,
+        image: AnyImage | EncodedImage,
+        names: Names | None = None,
+        channels: str | None = None,
+        *,
+        least_presence: float = 0.0,
+    ) -> Prediction:
         """A prediction with the presence of its names, where that was calibrated.
 
         Args:
-            found: one without.
+            found: one of :meth:`detected`.
+            image, names, channels: as given there.
             least_presence: names with less give nothing.
 
         Raises:
             SetupError: `least_presence` is above 0, and this detector was not calibrated.
         """
         self.check_presence(least_presence)
-        return found if self.presence is None else found.judged(self.presence, least_presence)
+        if self.presence is None:
+            return found
+        if self.presence.crop_weight:
+            found = self._with_crop_scores(found, _pixels(image, channels), names)
+        return found.judged(self.presence, least_presence)
+
+    def _with_crop_scores(
+        self, found: Prediction, image_bgr: NDArray[np.uint8], names: Names | None
+    ) -> Prediction:
+        """What the teacher says of the best box of each name; 0 where the score says nothing."""
+        vocabulary = self._wanted(names)[0]
+        with self._embedding:
+            self._check_teacher(vocabulary)
+            teacher = self.teacher
+        scores = torch.zeros(len(found.categories))
+        classes = (torch.tensor(found.best_scores) > LEAST_SCORE).nonzero()[:, 0]
+        scores[classes] = crop_scores(
+            np.ascontiguousarray(image_bgr[:, :, ::-1]),
+            found.best_boxes[classes],
+            classes,
+            vocabulary,
+            teacher,
+            self.cfg.MODEL.OVD.TEMPERATURE,
+        )
+        return replace(found, crop_scores=tuple(scores.tolist()))
 
     def check_presence(self, least_presence: float) -> None:
         """Raises SetupError where presence is asked for (above 0) and was not calibrated."""
@@ -358,7 +426,7 @@ class OpenVocabularyPredictor:
         if reads_names(self.model):
             return self._read(entries)
         with self._embedding:
-            self._check_teacher()
+            self._check_teacher(self.vocabulary)
             return vocabulary_of_entries(
                 entries,
                 self.teacher,
@@ -408,9 +476,18 @@ class OpenVocabularyPredictor:
             synonym_embeddings=given.synonym_embeddings,
         )
 
-    def _check_teacher(self) -> None:
-        if problems := teacher_problems(self.teacher, self.vocabulary, "the vocabulary"):
+    def _check_teacher(self, vocabulary: Vocabulary | None) -> None:
+        if problems := teacher_problems(self.teacher, vocabulary, "the vocabulary"):
             raise SetupError(problems)
+
+    def _check_crops(self) -> None:
+        if self.presence is not None and self.presence.crop_weight and reads_names(self.model):
+            raise SetupError(
+                [
+                    f"MODEL.META_ARCHITECTURE {self.cfg.MODEL.META_ARCHITECTURE} reads words and "
+                    "has no teacher that could look at crops: calibrate without --crops"
+                ]
+            )
 
     def _base_names(self) -> set[str]:
         if self.categories is None:
@@ -431,14 +508,21 @@ class OpenVocabularyPredictor:
         ]
 
 
+def _pixels(image: AnyImage | EncodedImage, channels: str | None) -> NDArray[np.uint8]:
+    return image.image_bgr if isinstance(image, EncodedImage) else as_bgr(image, channels)
+
+
 def _as_prediction(instances: Instances, categories: Categories, threshold: float) -> Prediction:
     """Of what a model has found, the given categories, which are the first."""
     found = instances.to("cpu")
     found = found[found.pred_classes < len(categories)]
-    best = torch.zeros(len(categories)).scatter_reduce(
-        0, found.pred_classes, found.scores.float(), "amax"
-    )
-    return Prediction(found, categories, tuple(best.tolist())).from_score(threshold)
+    order = found.scores.argsort(descending=True, stable=True)
+    classes, first = np.unique(found.pred_classes[order].numpy(), return_index=True)
+    best_scores, best_boxes = torch.zeros(len(categories)), torch.zeros(len(categories), 4)
+    best_scores[classes] = found.scores[order[first]].float()
+    best_boxes[classes] = found.pred_boxes.tensor[order[first]].float()
+    best = tuple(best_scores.tolist())
+    return Prediction(found, categories, best, best_boxes).from_score(threshold)
 
 
 def _checked_entries(names: Sequence[Name]) -> tuple[Entry, ...]:

@@ -2,7 +2,9 @@
 
 Scores rank boxes; they are no probabilities. Here the best score of a name in an image gives one,
 by a temperature and a bias on its log-odds (Platt, 1999), fitted to names that are known to be in
-an image or not. How many names are absent depends on who asks, so both kinds count alike: presence
+an image or not. What the teacher makes of the crop of the best box can be a second feature: a
+detector's scores of names that are there and of names that are not overlap, and CLIP knows single
+objects better. How many names are absent depends on who asks, so both kinds count alike: presence
 is the probability where half of the names asked for are there.
 """
 
@@ -23,7 +25,7 @@ from ovd_d2.errors import SetupError
 from ovd_d2.files import atomic_write_json, read_text, sha256_file
 
 FILE = "presence.json"  # beside the weights
-SCHEMA = "ovd_d2.presence/1"
+SCHEMA = "ovd_d2.presence/2"  # 1 knew no crops
 LEAST_SCORE = 0.01  # lower scores, and names without any, say the same
 BINS = 10
 
@@ -32,33 +34,53 @@ BINS = 10
 class Presence:
     """Best score of a name in an image -> probability that the image shows one.
 
-    `sigmoid(logit(score) / temperature + bias)`.
+    `sigmoid(logit(score) / temperature + crop_weight * logit(crop) + bias)`, where `crop` is the
+    teacher's probability that the crop of the best box shows the name.
 
     Attributes:
         temperature: above 0.
         bias: added to the log-odds.
         least: below this presence a name should give nothing; chosen when it was fitted.
+        crop_weight: 0 or more; 0: the teacher is not asked.
         measured: what was measured then, for people to read.
     """
 
     temperature: float
     bias: float
     least: float
+    crop_weight: float = 0.0
     measured: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        numbers = (self.temperature, self.bias, self.least)
+        numbers = (self.temperature, self.bias, self.least, self.crop_weight)
         if not all(isinstance(one, (int, float)) and math.isfinite(one) for one in numbers):
-            raise ValueError(f"temperature, bias and least must be finite numbers, got {numbers}")
-        if self.temperature <= 0 or not 0 <= self.least <= 1:
             raise ValueError(
-                f"temperature {self.temperature} and least {self.least}: expected one above 0 and "
-                "one from 0 to 1"
+                f"temperature, bias, least and crop_weight must be finite numbers, got {numbers}"
+            )
+        if self.temperature <= 0 or not 0 <= self.least <= 1 or self.crop_weight < 0:
+            raise ValueError(
+                f"temperature {self.temperature}, least {self.least} and crop_weight "
+                f"{self.crop_weight}: expected one above 0, one from 0 to 1 and one of 0 or more"
             )
 
-    def of(self, scores: Tensor) -> Tensor:
-        """(...) scores in [0, 1] -> (...) probabilities, float64."""
-        return (_log_odds(scores) / self.temperature + self.bias).sigmoid()
+    def of(self, scores: Tensor, crops: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            scores: (...) best scores in [0, 1].
+            crops: (...) what the teacher says, in [0, 1]; not read where `crop_weight` is 0.
+
+        Returns:
+            (...) probabilities, float64.
+
+        Raises:
+            ValueError: `crop_weight` is above 0, and there are no `crops`.
+        """
+        odds = _log_odds(scores) / self.temperature + self.bias
+        if self.crop_weight:
+            if crops is None:
+                raise ValueError("this presence was fitted with crops, and none are given")
+            odds += self.crop_weight * _log_odds(crops)
+        return odds.sigmoid()
 
     def save(self, weights: Path) -> Path:
         """Writes `presence.json` beside the weights that it holds for; returns its path."""
@@ -91,12 +113,16 @@ def load_presence(weights: str) -> Presence | None:
     return found
 
 
-def fit_presence(scores: Tensor, present: Tensor) -> tuple[float, float]:
-    """Temperature and bias under which presence is most likely; both kinds of names count alike.
+def fit_presence(scores: Tensor, present: Tensor, crops: Tensor | None = None) -> Presence:
+    """The calibration under which presence is most likely; both kinds of names count alike.
 
     Args:
         scores: (P,) best scores in [0, 1], one per image and name.
         present: (P,) bool.
+        crops: (P,) what the teacher says, in [0, 1]; None: it is not asked.
+
+    Returns:
+        With a least presence of 0.
 
     Raises:
         SetupError: names of one kind are missing, or those that are there score no higher.
@@ -106,31 +132,32 @@ def fit_presence(scores: Tensor, present: Tensor) -> tuple[float, float]:
         raise SetupError(
             [f"{there} names that are in an image and {absent} that are not: both are needed"]
         )
-    odds = _log_odds(scores)
+    odds = torch.stack([_log_odds(one) for one in (scores, crops) if one is not None], dim=1)
     # Platt's targets: short of 0 and 1, so that kinds without overlap have a finite optimum
     target = torch.where(present, (there + 1) / (there + 2), 1 / (absent + 2)).double()
     weights = _balanced(present)
-    parameters = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
+    start = [1.0, *[0.0] * odds.shape[1]]  # slopes, then the bias
+    parameters = torch.tensor(start, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        logits = parameters[0] * odds + parameters[1]
+        logits = odds @ parameters[:-1] + parameters[-1]
         value = F.binary_cross_entropy_with_logits(logits, target, weights, reduction="sum")
         value.backward()
         return value
 
     with torch.enable_grad():
         optimizer.step(loss)  # type: ignore[no-untyped-call]
-    slope, bias = parameters.tolist()
-    if slope < 1e-3 or bool((odds == odds[0]).all()):
+    *slopes, bias = parameters.tolist()
+    if min(slopes) < 1e-3 or bool((odds == odds[0]).all()):
         raise SetupError(
             [
                 "names that are in an image score no higher than those that are not: train the "
                 "model further, or look at the annotations"
             ]
         )
-    return 1 / slope, bias
+    return Presence(1 / slopes[0], bias, 0.0, *slopes[1:])
 
 
 class Bin(NamedTuple):

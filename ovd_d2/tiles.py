@@ -76,17 +76,31 @@ def predict_in_tiles(
         least_presence: as of a call, in the whole image or any tile.
     """
     height, width = image_bgr.shape[:2]
-    parts = [predictor(image_bgr, names, threshold, "BGR")]
+    parts = predictor.detected([image_bgr], names, threshold, "BGR")
     places = [Window(0, 0, width, height)]
     if max(height, width) > side:
         for one in windows(height, width, side, overlap):
             tile = np.ascontiguousarray(image_bgr[one.top : one.bottom, one.left : one.right])
-            parts.append(predictor(tile, names, threshold, "BGR"))
+            parts += predictor.detected([tile], names, threshold, "BGR")
             places.append(one)
     whole = [_uncut(p.instances, w, height, width) for p, w in zip(parts, places, strict=True)]
-    best = tuple(map(max, zip(*(one.best_scores for one in parts), strict=True)))
-    merged = Prediction(_merged(whole, places, height, width), parts[0].categories, best)
-    return predictor.judged(merged, least_presence)
+    merged = Prediction(
+        _merged(whole, places, height, width), parts[0].categories, *_best(parts, places)
+    )
+    return predictor.judged(merged, image_bgr, names, "BGR", least_presence=least_presence)
+
+
+def _best(parts: list[Prediction], places: list[Window]) -> tuple[tuple[float, ...], torch.Tensor]:
+    """Best scores and their boxes, in pixels of the whole image."""
+    of_parts = torch.tensor([one.best_scores for one in parts], dtype=torch.float64)
+    scores, of_part = of_parts.max(dim=0)
+    boxes = torch.stack([p.best_boxes + _corner(w) for p, w in zip(parts, places, strict=True)])
+    return tuple(scores.tolist()), boxes[of_part, torch.arange(len(scores))]
+
+
+def _corner(window: Window) -> torch.Tensor:
+    """What a box of a window is moved by."""
+    return torch.tensor([window.left, window.top] * 2, dtype=torch.float32)
 
 
 def _uncut(found: Instances, window: Window, height: int, width: int) -> Instances:
@@ -105,8 +119,7 @@ def _uncut(found: Instances, window: Window, height: int, width: int) -> Instanc
 
 
 def _merged(parts: list[Instances], places: list[Window], height: int, width: int) -> Instances:
-    corners = [torch.tensor([w.left, w.top] * 2, dtype=torch.float32) for w in places]
-    moved = [p.pred_boxes.tensor + c for p, c in zip(parts, corners, strict=True)]
+    moved = [p.pred_boxes.tensor + _corner(w) for p, w in zip(parts, places, strict=True)]
     of_part = [(k, row) for k, part in enumerate(parts) for row in range(len(part))]
     scores, order = torch.cat([one.scores for one in parts]).sort(descending=True, stable=True)
     boxes = torch.cat(moved)[order]

@@ -21,6 +21,7 @@ from ovd_d2.errors import SetupError
 from ovd_d2.modeling.classifier import Words
 from ovd_d2.modeling.open_vocabulary import detect
 from ovd_d2.predictor import OpenVocabularyPredictor
+from ovd_d2.presence import Presence
 from ovd_d2.vocabulary import Vocabulary
 from tests.test_predictor import FakeTeacher
 from tests.tiny import random_units, tiny_config, tiny_vocabulary
@@ -188,6 +189,14 @@ def test_glip_has_no_use_for_descriptions(predictors, images):
     entry = Entry("dog", descriptions=("it barks",))
     with pytest.raises(SetupError, match="GLIP reads words: .* descriptions .*'dog'"):
         predictors["glip"](images[0], [entry], 0.0, "BGR")
+
+
+def test_glip_has_no_teacher_for_crops(predictors):
+    glip = predictors["glip"]
+    with pytest.raises(SetupError, match="GLIP reads words and has no teacher .*without --crops"):
+        OpenVocabularyPredictor(
+            glip.cfg, model=glip.model, presence=Presence(1.0, 0.0, 0.0, crop_weight=1.0)
+        )
 
 
 def test_another_teachers_vocabulary_is_refused(predictors, images):

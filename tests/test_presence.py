@@ -38,11 +38,37 @@ def drawn(temperature, bias, absent_per_present=1):
 @pytest.mark.parametrize("absent_per_present", [1, 7])
 def test_the_fit_finds_what_the_scores_were_drawn_from(absent_per_present):
     scores, present = drawn(1.6, 0.0, absent_per_present)
-    temperature, bias = fit_presence(scores, present)
-    assert temperature == pytest.approx(1.6, rel=0.05) and bias == pytest.approx(0, abs=0.05)
-    presence = Presence(temperature, bias, 0.0)
+    presence = fit_presence(scores, present)
+    assert presence.temperature == pytest.approx(1.6, rel=0.05)
+    assert presence.bias == pytest.approx(0, abs=0.05) and presence.crop_weight == 0
     assert calibration_error(presence.of(scores), present) < 0.01
     assert calibration_error(scores, present) > 0.05
+
+
+def test_the_fit_finds_what_scores_and_crops_were_drawn_from():
+    generator = torch.Generator().manual_seed(0)
+    scores, crops, chance = torch.rand(3, DRAWN, generator=generator, dtype=torch.float64)
+    true = Presence(1.6, 0.0, 0.0, crop_weight=0.6)
+    present = chance < true.of(scores, crops)
+    fitted = fit_presence(scores, present, crops)
+    assert fitted.temperature == pytest.approx(1.6, rel=0.06)
+    assert fitted.crop_weight == pytest.approx(0.6, rel=0.06)
+    assert fitted.bias == pytest.approx(0, abs=0.06)
+    assert calibration_error(fitted.of(scores, crops), present) < 0.02
+    with pytest.raises(SetupError, match="score no higher"):
+        fit_presence(scores, present, 1 - crops)
+
+
+def test_a_crop_counts_by_its_weight():
+    """0.2 and 0.8 have the log-odds -1.386 and 1.386."""
+    presence = Presence(2.0, 0.5, 0.0, crop_weight=0.25)
+    found = presence.of(torch.tensor([0.8, 0.8]), torch.tensor([0.8, 0.2]))
+    odds = torch.tensor([0.5 * 1.386294 + 0.5 + 0.25 * 1.386294, 0.25 * 1.386294 + 0.5])
+    assert found.tolist() == pytest.approx(odds.sigmoid().tolist())
+    with pytest.raises(ValueError, match="fitted with crops, and none are given"):
+        presence.of(torch.tensor([0.8]))
+    with pytest.raises(ValueError, match="crop_weight -1.0: expected"):
+        Presence(1.0, 0.0, 0.0, crop_weight=-1.0)
 
 
 def test_bins_are_weighted_by_kind():
@@ -55,8 +81,8 @@ def test_bins_are_weighted_by_kind():
 
 
 def test_kinds_that_do_not_overlap_have_a_finite_fit():
-    temperature, bias = fit_presence(torch.tensor([0.9, 0.8, 0.1]), torch.tensor([1, 1, 0]).bool())
-    assert 0 < temperature < 10 and abs(bias) < 10
+    presence = fit_presence(torch.tensor([0.9, 0.8, 0.1]), torch.tensor([1, 1, 0]).bool())
+    assert 0 < presence.temperature < 10 and abs(presence.bias) < 10
 
 
 @pytest.mark.parametrize(
@@ -87,7 +113,7 @@ def test_a_calibration_and_its_file(tmp_path):
     weights = tmp_path / "model_final.pth"
     weights.write_bytes(b"weights")
     assert load_presence(str(weights)) is None and load_presence("") is None
-    presence = Presence(1.5, 0.25, 0.7, measured={"images": 3})
+    presence = Presence(1.5, 0.25, 0.7, crop_weight=0.5, measured={"images": 3})
     path = presence.save(weights)
     assert load_presence(str(weights)) == presence
     assert load_presence(str(weights)).measured == {"images": 3}
@@ -98,7 +124,7 @@ def test_a_calibration_and_its_file(tmp_path):
     wrong = [
         "{",
         "[]",
-        json.dumps({**content, "schema": "ovd_d2.presence/9"}),
+        json.dumps({**content, "schema": "ovd_d2.presence/1"}),
         json.dumps({**content, "temperature": 0}),
         json.dumps({**content, "bias": float("nan")}),
         json.dumps({**content, "bias": "0"}),
@@ -118,7 +144,7 @@ def test_names_that_are_unlikely_give_nothing():
         pred_classes=torch.tensor([0, 1, 0]),
     )
     categories = Categories(["kite", "bell", "bow"], [False] * 3)
-    found = Prediction(instances, categories, (0.9, 0.6, 0.0))
+    found = Prediction(instances, categories, (0.9, 0.6, 0.0), torch.zeros(3, 4))
     calibration = Presence(1.0, 0.0, 0.5)
     judged = found.judged(calibration, 0.7)
     assert judged.names == ["kite", "kite"]

@@ -15,24 +15,31 @@ from ovd_d2.vocabulary import Categories
 LEAST, MOST = 6, 60  # px: of a square that the stand-in sees
 
 
-def stand_in(image, names, threshold, channels):
-    """Boxes and masks of white spots of a fitting size."""
-    grey = (image[:, :, 0] > 127).astype(np.uint8)
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(grey)
-    kept = [k for k in range(1, count) if LEAST <= max(stats[k][2:4]) <= MOST]
-    boxes = [[x, y, x + w, y + h] for x, y, w, h, _ in stats[kept]]
-    masks = np.stack([labels == k for k in kept]) if kept else np.zeros((0, *grey.shape), bool)
-    found = Instances(
-        grey.shape,
-        pred_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)),
-        scores=torch.linspace(0.9, 0.5, len(kept)),
-        pred_classes=torch.zeros(len(kept), dtype=torch.int64),
-        pred_masks=torch.from_numpy(masks),
-    )
-    return Prediction(found, Categories(["square"], [False]), (0.9 if kept else 0.0,))
+class StandIn:
+    """Boxes and masks of white spots of a fitting size; not calibrated."""
 
+    def detected(self, images, names, threshold, channels):
+        return [self.found_in(one) for one in images]
 
-stand_in.judged = lambda found, least_presence: found  # as one that was not calibrated
+    def judged(self, found, image, names, channels, *, least_presence):
+        return found
+
+    def found_in(self, image):
+        grey = (image[:, :, 0] > 127).astype(np.uint8)
+        count, labels, stats, _ = cv2.connectedComponentsWithStats(grey)
+        kept = [k for k in range(1, count) if LEAST <= max(stats[k][2:4]) <= MOST]
+        corners = [[x, y, x + w, y + h] for x, y, w, h, _ in stats[kept]]
+        boxes = torch.tensor(corners, dtype=torch.float32).reshape(-1, 4)
+        masks = np.stack([labels == k for k in kept]) if kept else np.zeros((0, *grey.shape), bool)
+        found = Instances(
+            grey.shape,
+            pred_boxes=Boxes(boxes),
+            scores=torch.linspace(0.9, 0.5, len(kept)),
+            pred_classes=torch.zeros(len(kept), dtype=torch.int64),
+            pred_masks=torch.from_numpy(masks),
+        )
+        best = boxes[:1] if kept else torch.zeros(1, 4)
+        return Prediction(found, Categories(["square"], [False]), (0.9 if kept else 0.0,), best)
 
 
 def test_windows_cover_the_image():
@@ -49,10 +56,12 @@ def test_each_object_is_found_once_and_whole():
     squares = [(10, 10, 30), (85, 85, 24), (140, 20, 20), (250, 150, 50), (0, 150, 40)]
     for x, y, side in squares:
         image[y : y + side, x : x + side] = 255
-    found = predict_in_tiles(stand_in, image, None, 0.25, side=100, overlap=0.3)
+    found = predict_in_tiles(StandIn(), image, None, 0.25, side=100, overlap=0.3)
     boxes = sorted(found.instances.pred_boxes.tensor.int().tolist())
     assert boxes == sorted([x, y, x + side, y + side] for x, y, side in squares)
     assert found.best_scores == (0.9,)
+    x, y, right, bottom = found.best_boxes[0].int().tolist()  # in the whole image
+    assert (image[y:bottom, x:right] == 255).all() and right - x >= LEAST
     for box, mask in zip(
         found.instances.pred_boxes.tensor.int().tolist(), found.instances.pred_masks, strict=True
     ):
@@ -62,5 +71,5 @@ def test_each_object_is_found_once_and_whole():
 
 def test_a_small_image_is_looked_at_once():
     image = np.full((8, 8, 3), 255, np.uint8)
-    found = predict_in_tiles(stand_in, image, None, 0.25, side=100)
+    found = predict_in_tiles(StandIn(), image, None, 0.25, side=100)
     assert len(found) == 1 and found.instances.image_size == (8, 8)

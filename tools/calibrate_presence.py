@@ -36,7 +36,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 
 EPILOG = """
 example:
-  python tools/calibrate_presence.py --training output/demo/seed0/vild_ensemble
+  python tools/calibrate_presence.py --training output/demo/seed0/vild_ensemble --crops
 
 The folder is a training's OUTPUT_DIR. Fits on its training set, reports on its test set, and writes
 presence.json and presence.png beside the weights; tools/export_model.py takes the former along, the
@@ -44,6 +44,7 @@ predictor reads it. Names count as absent from an image where the annotations sa
 """
 PLOT = "presence.png"
 COLUMNS = {
+    "crops": "crops",
     "names": "names",
     "present": "in image",
     "absent": "not in image",
@@ -68,6 +69,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--threshold", type=float, default=THRESHOLD, help="of boxes (default: %(default)s)"
     )
+    parser.add_argument(
+        "--crops",
+        action="store_true",
+        help="let the teacher look at the best box of each name that is found, now and whenever "
+        "the predictor is called: two crops per name; the table shows what that changes",
+    )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config options: KEY VALUE ...")
     return parser.parse_args()
 
@@ -89,7 +96,7 @@ def plot(presence: Presence, seen: Answers, path: Path) -> None:
         part = seen.where(kept)
         if not part.present.any():
             continue
-        bins = reliability(presence.of(part.best), part.present)
+        bins = reliability(part.presences(presence), part.present)
         said = [one.presence for one in bins]
         axis.plot(said, [one.rate for one in bins], "o-", color=COLOURS[label], label=label)
         counts.plot(said, [one.weight for one in bins], "o-", color=COLOURS[label])
@@ -120,14 +127,21 @@ def main() -> None:
     if not cfg.DATASETS.TEST:
         raise SetupError(["DATASETS.TEST is empty: name a set to report on"])
     # What lies beside the weights may be of others: it is about to be written anew.
-    predictor = OpenVocabularyPredictor(cfg, presence=Presence(1.0, 0.0, 0.0))
+    before = Presence(1.0, 0.0, 0.0, crop_weight=float(args.crops))
+    predictor = OpenVocabularyPredictor(cfg, presence=before)
     fitted_on, reported_on = training_set(cfg), str(cfg.DATASETS.TEST[0])
     shown, names = shown_of(predictor, fitted_on, args.images)
-    presence = calibrated(answers(predictor, names, shown, args.threshold))
+    seen = answers(predictor, names, shown, args.threshold)
+    presence = calibrated(seen, crops=args.crops)
+    others = [calibrated(seen)] if args.crops else []  # what crops change
     shown, names = shown_of(predictor, reported_on, args.images)
     seen = answers(predictor, names, shown, args.threshold)
     lacking = absent_answers(predictor, names, shown, args.threshold)
-    rows = report(presence, seen, lacking, args.threshold)
+    rows = [
+        {"crops": "yes" if one.crop_weight else "no", **row}
+        for one in (*others, presence)
+        for row in report(one, seen, lacking, args.threshold)
+    ]
     measured = {
         "fitted_on": fitted_on,
         "reported_on": reported_on,
@@ -138,10 +152,10 @@ def main() -> None:
     written = replace(presence, measured=measured).save(weights)
     plot(presence, seen, args.training / PLOT)
     print(
-        f"temperature {presence.temperature:.3f}, bias {presence.bias:.3f}, least presence "
-        f"{presence.least:.3f} (fitted on {fitted_on})\non {reported_on}; false boxes of ten "
-        f"images, each asked for ten names that it lacks:\n{table_of(rows)}\n{written}\n"
-        f"{args.training / PLOT}"
+        f"temperature {presence.temperature:.3f}, weight of crops {presence.crop_weight:.3f}, bias "
+        f"{presence.bias:.3f}, least presence {presence.least:.3f} (fitted on {fitted_on})\n"
+        f"on {reported_on}; false boxes of ten images, each asked for ten names that it lacks:\n"
+        f"{table_of(rows)}\n{written}\n{args.training / PLOT}"
     )
 
 

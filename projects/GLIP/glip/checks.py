@@ -60,6 +60,4 @@ def idle_keys(cfg: CfgNode) -> Iterable[IdleKeys]:
         )
     if not cfg.MODEL.GLIP.FUSION:
         yield (f"{KEYS}.FUSION_DIM", f"{KEYS}.FUSION_HEADS"), f"{KEYS}.FUSION is False"
-    if cfg.MODEL.WEIGHTS and cfg.MODEL.GLIP.BERT.PRETRAINED:
-        yield (f"{KEYS}.BERT.PRETRAINED",), "MODEL.WEIGHTS brings the text encoder"
     yield from wiring.idle_keys(cfg)

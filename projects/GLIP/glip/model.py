@@ -164,7 +164,8 @@ class GLIP(VocabularyHolder):
             "backbone": backbone,
             "text_encoder": TextEncoder(
                 sizes,
-                pretrained="" if cfg.MODEL.WEIGHTS else glip.BERT.PRETRAINED,
+                pretrained=glip.BERT.PRETRAINED,
+                until_loaded=bool(cfg.MODEL.WEIGHTS),
                 dropout=glip.DROPOUT,
                 gradient_checkpointing=glip.GRADIENT_CHECKPOINTING,
             ),

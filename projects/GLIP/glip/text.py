@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 from ovd_d2.errors import SetupError
 
 KEY = "MODEL.GLIP.BERT"
+# Folders that come with this package, by name.
+SHIPPED = {"pictograms": Path(__file__).parent / "pictogram_bert"}
 
 
 @dataclass(frozen=True)
@@ -60,14 +64,17 @@ class TextEncoder(nn.Module):
         sizes: BertSizes,
         *,
         pretrained: str = "",
+        until_loaded: bool = False,
         dropout: float = 0.1,
         gradient_checkpointing: bool = False,
     ) -> None:
         """
         Args:
             sizes: of the network.
-            pretrained: a folder in the layout of `transformers`, or a name of its hub; "": random
-                weights.
+            pretrained: a folder in the layout of `transformers`, "pictograms" (small, of the words
+                of that data set), or a name of the hub of `transformers`; "": random weights.
+            until_loaded: weights are about to be loaded (`load_state_dict`): `pretrained` is looked
+                at then, and only if they are of a backbone alone.
             dropout: of probabilities and of the outputs of each layer, in training.
             gradient_checkpointing: keep no activations of the layers.
 
@@ -76,7 +83,10 @@ class TextEncoder(nn.Module):
         """
         super().__init__()
         config = sizes.config(dropout)
-        self.bert = _pretrained(pretrained, config) if pretrained else _untrained(config)
+        at_once = pretrained and not until_loaded
+        self.bert = _pretrained(pretrained, config) if at_once else _untrained(config)
+        if pretrained and until_loaded:
+            self.register_load_state_dict_post_hook(partial(_fill_in, pretrained))
         self.width = sizes.width
         if gradient_checkpointing:
             self.bert.gradient_checkpointing_enable({"use_reentrant": False})
@@ -100,15 +110,29 @@ class TextEncoder(nn.Module):
         return found.last_hidden_state
 
 
+def _fill_in(pretrained: str, encoder: nn.Module, found: Any) -> None:
+    """The hook of `load_state_dict`: where a state dict has nothing of the text encoder."""
+    assert isinstance(encoder, TextEncoder)
+    own = [f".{name}" for name in encoder.state_dict()]
+    missing = [key for key in found.missing_keys if f".{key}".endswith(tuple(own))]
+    if len(missing) < len(own):
+        return
+    loaded = _pretrained(pretrained, encoder.bert.config)
+    encoder.bert.load_state_dict(loaded.state_dict())
+    for key in missing:
+        found.missing_keys.remove(key)
+
+
 def _untrained(config: transformers.BertConfig) -> transformers.BertModel:
     return transformers.BertModel(config, add_pooling_layer=False)
 
 
 def _pretrained(name: str, config: transformers.BertConfig) -> transformers.BertModel:
+    where = str(SHIPPED.get(name, name))
     try:
         # other sizes than the config's are an error of transformers, keys that are missing are not
         loaded: Any = transformers.BertModel.from_pretrained(
-            name, config=config, add_pooling_layer=False, output_loading_info=True
+            where, config=config, add_pooling_layer=False, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise SetupError(

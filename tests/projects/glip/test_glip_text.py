@@ -1,4 +1,4 @@
-"""The text encoder's weights come from a folder of `transformers`, whole and of its sizes."""
+"""The text encoder's weights: a folder of `transformers` of its sizes, or a checkpoint."""
 
 from dataclasses import replace
 
@@ -31,3 +31,38 @@ def test_weights_come_from_a_folder(folder):
 def test_other_sizes_and_missing_folders_are_told(folder, sizes, where):
     with pytest.raises(SetupError, match="MODEL.GLIP.BERT.PRETRAINED"):
         TextEncoder(sizes, pretrained=where or str(folder))
+
+
+class Detector(torch.nn.Module):
+    """As GLIP: a backbone beside the text encoder."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.backbone = torch.nn.Linear(2, 2)
+        self.text_encoder = TextEncoder(SIZES, **options)
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_weights_of_a_backbone_alone_leave_the_text_encoder_pretrained(folder):
+    model = Detector(pretrained=str(folder), until_loaded=True)
+    expected = TextEncoder(SIZES, pretrained=str(folder))
+    assert not same(model.text_encoder, expected)
+    found = model.load_state_dict(Detector().backbone.state_dict(prefix="backbone."), strict=False)
+    assert found.missing_keys == [] and same(model.text_encoder, expected)
+
+
+def test_a_whole_checkpoint_needs_no_folder():
+    whole = Detector()
+    model = Detector(pretrained="nothing here", until_loaded=True)
+    model.load_state_dict(whole.state_dict())
+    assert same(model, whole)
+
+
+def test_half_a_text_encoder_is_told():
+    state = Detector().state_dict()
+    lost = state.popitem()[0]
+    model = Detector(pretrained="nothing here", until_loaded=True)
+    assert model.load_state_dict(state, strict=False).missing_keys == [lost]

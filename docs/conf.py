@@ -1,7 +1,7 @@
 """The site: `make docs` builds it, warnings are errors.
 
-The sources begin at the repository's root, so that a link between two Markdown files is the same here
-and where the repository is browsed.
+The sources begin at the repository's root, so that a link between two Markdown files is the same
+here and where the repository is browsed.
 """
 
 from ovd_d2 import __version__
@@ -14,7 +14,6 @@ release = version = __version__
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
 ]
@@ -27,8 +26,16 @@ include_patterns = [
     "projects/*/README.md",
     "projects/*/docs/*.md",
 ]
-exclude_patterns = [".*", "build", "configs", "datasets/*/**", "output", "ovd_d2", "tests", "tools"]
-templates_path = ["_templates"]
+exclude_patterns = [
+    ".*",
+    "build",
+    "configs",
+    "datasets/[!R]*",
+    "output",
+    "ovd_d2",
+    "tests",
+    "tools",
+]
 
 # Markdown: the anchors of headings are those of GitHub.
 myst_heading_anchors = 4
@@ -39,7 +46,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 600
 nb_merge_streams = True
 
-# The reference: every module that is public, each object where it is defined.
+# The reference: the modules that its pages name, each object where it is defined.
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "ignore-module-all": True}
 autodoc_preserve_defaults = True

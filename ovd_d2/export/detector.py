@@ -42,7 +42,7 @@ def export_detector(cfg: CfgNode, model: nn.Module, output: Path) -> Network:
     Args:
         cfg: the complete config.
         model: in eval mode, on the processor, with a vocabulary.
-        output: the file of the network, *.onnx.
+        output: the file of the network, `*.onnx`.
 
     Raises:
         SetupError: the model cannot be exported.

@@ -121,7 +121,7 @@ def test_options_configs_and_keys_of_commands_exist(page):
     for tool, arguments in commands(page):
         options = {one for one in arguments if one.startswith("--")}
         assert options <= known_options(tool) | {"--no-amp"}, tool
-        configs = [one for one in arguments if one.startswith("configs/")]
+        configs = [one for one in arguments if re.match("(projects/.*)?configs/", one)]
         assert [one for one in configs if not (ROOT / one).exists()] == [], tool
         keys = [one for one in arguments if re.fullmatch(r"(MODEL|SOLVER|TEST|DATASETS)\..+", one)]
         assert [key for key in keys if not has_key(default_config(), key)] == [], tool

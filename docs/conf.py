@@ -49,7 +49,6 @@ nb_merge_streams = True
 # The reference: the modules that its pages name, each object where it is defined.
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "ignore-module-all": True}
-autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 default_role = "code"

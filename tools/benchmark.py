@@ -386,7 +386,11 @@ def measure_web(args: argparse.Namespace) -> None:
 
 def seeds_command(args: argparse.Namespace) -> str:
     """What was called, without what a benchmark adds to it."""
-    return f"python tools/benchmark.py {args.benchmark} --seeds {' '.join(map(str, args.seeds))}"
+    command = f"python tools/benchmark.py {args.benchmark} --seeds {' '.join(map(str, args.seeds))}"
+    students = getattr(args, "students", [])
+    if len(students) in (0, len(regions.STUDENTS)):
+        return command
+    return f"{command} --students {' '.join(students)}"
 
 
 def write_tables(args: argparse.Namespace, documents: tables.Documents) -> None:

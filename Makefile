@@ -5,7 +5,7 @@
 # otherwise .venv in this folder.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-lowest browser demo test test-lowest lint
+.PHONY: help setup setup-lowest browser demo test test-lowest lint docs
 
 # uv compiles nothing, so that every module is compiled by whoever imports it first, and kept.
 unexport PYTHONDONTWRITEBYTECODE
@@ -46,6 +46,7 @@ help:
 	@echo 'make test    set up if needed, then all tests; ARGS="tests/test_files.py -k name" selects'
 	@echo "make test-lowest  the quick tests on the lowest versions that setup.py allows"
 	@echo "make lint    set up if needed, then ruff (rules, format), mypy and the layers of imports"
+	@echo "make docs    set up if needed, then the site: build/docs/index.html"
 	@echo "make setup   only set up; FORCE=1 checks every step again"
 	@echo "Python 3.10 to 3.12. Environment: PYTHON=/path/to/python, else the active one, else .venv"
 
@@ -89,3 +90,8 @@ lint: setup
 	"$(PY)" -m ruff format --check .
 	"$(PY)" -m mypy ovd_d2 tools projects
 	"$(PY)" -c 'from importlinter.cli import lint_imports_command as run; run()'
+
+# -E: what the pages say of the code is looked up again. Links to the outside are not followed.
+docs: setup
+	@OMP_NUM_THREADS=1 "$(PY)" -m sphinx -E -q -W --keep-going -c docs . build/docs
+	@echo "build/docs/index.html"

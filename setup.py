@@ -72,6 +72,8 @@ setup(
         # tools/export_onnx.py; 1.19: before it, saving could write outside of its folder
         # (CVE-2025-51480).
         "onnx": ["onnx>=1.19.0,<2", "onnxruntime>=1.20.0,<2"],
+        # `make docs`
+        "docs": ["sphinx", "furo", "myst-nb", "sphinx-copybutton"],
         "dev": [
             "ruff",
             "mypy",

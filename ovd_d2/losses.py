@@ -64,7 +64,7 @@ def level_huber_loss(
     Args:
         predicted: of each level (P_l, 4), the deltas predicted for its positive anchors, any type.
         targets: of each level (P_l, 4), float32.
-        delta: where the loss turns linear: 0.5 x^2 below, delta * (|x| - delta / 2) above.
+        delta: where the loss turns linear: `0.5 x^2` below, `delta * (|x| - delta / 2)` above.
 
     Returns:
         Scalar float32. A level without positive anchors adds 0, still connected to the graph.

@@ -1,7 +1,9 @@
 """What the pages of docs/ quote from files of this repository is what the files say."""
 
+import ast
 import difflib
 import inspect
+import json
 import pydoc
 import re
 import shlex
@@ -13,7 +15,14 @@ import pytest
 from ovd_d2.engine.config_keys import default_config
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "datasets" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "projects").rglob("*.md")),
+]
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 PAGE = ROOT / "docs" / "plugging-in.md"
 # A line that links to a file under its own path, then a block: the block quotes the file.
 QUOTE = re.compile(r"^\[([^\]]+)\]\(\.\./\1\)\n\n```\w+\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -56,7 +65,41 @@ def test_every_link_of_the_docs_leads_somewhere():
         assert [t for t in targets if not (page.parent / t).exists()] == [], page
 
 
-COMMAND = re.compile(r"python (tools/\w+\.py)((?:.*\\\n)*.*)")
+def test_links_to_the_outside_are_well_formed():
+    """Where they lead cannot be asked: tests have no network."""
+    for page in [*PAGES, *NOTEBOOKS]:
+        text = page.read_text()
+        found = re.findall(r"\]\((http[^)]*)\)", text)
+        assert all(re.fullmatch(r"https://[\w.-]+\.\w+(/[\w./#?=&%~-]*)?", one) for one in found), (
+            page
+        )
+        arxiv = [one for one in found if "arxiv.org" in one]
+        assert all(re.fullmatch(r"https://arxiv\.org/abs/\d{4}\.\d{5}", one) for one in arxiv), page
+
+
+def test_every_command_is_in_the_list_in_its_own_words():
+    page = ROOT / "docs/reference/tools.md"
+    listed = dict(re.findall(r"^\| \[(.+?)\]\(.+?\) \| (.+) \|$", page.read_text(), re.MULTILINE))
+    tools = [
+        *ROOT.glob("tools/*.py"),
+        *ROOT.glob("datasets/*.py"),
+        *ROOT.glob("projects/*/tools/*.py"),
+    ]
+    said = {}
+    for tool in tools:
+        summary = (ast.get_docstring(ast.parse(tool.read_text())) or "").split("\n\n")[0]
+        said[str(tool.relative_to(ROOT))] = summary.replace("\n", " ")
+    assert listed == said
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda one: one.stem)
+def test_notebooks_are_kept_without_outputs(notebook):
+    """`make docs` runs them: what they show is always today's, and a change of one can be read."""
+    cells = [one for one in json.loads(notebook.read_text())["cells"] if one["cell_type"] == "code"]
+    assert cells and all(not one["outputs"] and one["execution_count"] is None for one in cells)
+
+
+COMMAND = re.compile(r"python ((?:[\w-]+/)*\w+\.py)((?:.*\\\n)*.*)")
 
 
 def commands(page):
@@ -78,7 +121,7 @@ def test_options_configs_and_keys_of_commands_exist(page):
     for tool, arguments in commands(page):
         options = {one for one in arguments if one.startswith("--")}
         assert options <= known_options(tool) | {"--no-amp"}, tool
-        configs = [one for one in arguments if one.startswith("configs/")]
+        configs = [one for one in arguments if re.match("(projects/.*)?configs/", one)]
         assert [one for one in configs if not (ROOT / one).exists()] == [], tool
         keys = [one for one in arguments if re.fullmatch(r"(MODEL|SOLVER|TEST|DATASETS)\..+", one)]
         assert [key for key in keys if not has_key(default_config(), key)] == [], tool

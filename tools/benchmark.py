@@ -125,6 +125,15 @@ def parse_args() -> argparse.Namespace:
             command.add_argument(
                 "--systems", nargs="+", default=[], help="names, e.g. vild (default: all)"
             )
+        if name == "regions":
+            names = [one.name for one in regions.STUDENTS]
+            command.add_argument(
+                "--students",
+                nargs="+",
+                choices=names,
+                default=names,
+                help="measure these anew; the others keep their rows (default: all)",
+            )
         if name == "speed":
             command.add_argument("--device", default="cpu", help="cpu (default) or cuda")
         command.add_argument(
@@ -271,8 +280,12 @@ def measure_stored_types(args: argparse.Namespace) -> None:
 def measure_regions(args: argparse.Namespace) -> None:
     """Trains and evaluates what is missing, then writes the JSON, the plot and its page."""
     folder = args.output.resolve()
-    Pipeline(regions.steps(folder, args.seeds), folder).run()
-    rows = regions.collect_rows(folder, args.seeds)
+    students = regions.named(args.students)
+    Pipeline(regions.steps(folder, args.seeds, students), folder).run()
+    measured = regions.collect_rows(folder, args.seeds, students)
+    file = args.docs / "results" / "clipself_regions.json"
+    before = json.loads(file.read_text())["rows"] if file.is_file() else []
+    rows = regions.joined(measured, before)
     regions.plot(rows, args.docs / "clipself_regions.png")
     write_clipself_page(args.docs, "clipself_regions", make_document(seeds_command(args), rows))
     print(regions.table_of(rows))
@@ -405,7 +418,11 @@ def measure_web(args: argparse.Namespace) -> None:
 
 def seeds_command(args: argparse.Namespace) -> str:
     """What was called, without what a benchmark adds to it."""
-    return f"python tools/benchmark.py {args.benchmark} --seeds {' '.join(map(str, args.seeds))}"
+    command = f"python tools/benchmark.py {args.benchmark} --seeds {' '.join(map(str, args.seeds))}"
+    students = getattr(args, "students", [])
+    if len(students) in (0, len(regions.STUDENTS)):
+        return command
+    return f"{command} --students {' '.join(students)}"
 
 
 def write_tables(args: argparse.Namespace, documents: tables.Documents) -> None:

@@ -22,7 +22,7 @@ examples:
     tools/evaluate_transfer.py --config-file configs/vild_ensemble_r50.yaml --num-gpus 8 \\
         --datasets voc_2007_test coco_2017_val objects365_v2_val \\
         MODEL.WEIGHTS output/vild_ensemble_r50/model_final.pth
-  a Pictograms model on a set of your own (OVD_DATASETS, README):
+  a Pictograms model on a set of your own (OVD_DATASETS, docs/own-data.md):
     tools/evaluate_transfer.py --config-file configs/pictograms/vild_text.yaml \\
         --datasets my_val MODEL.WEIGHTS output/demo/seed0/vild_text/model_final.pth
 

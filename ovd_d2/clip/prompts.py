@@ -107,7 +107,7 @@ _LEADING_ARTICLES = ("a", "an", "the")
 
 
 def clean_name(name: str) -> str:
-    """The words of a category name: `_` -> space, `/` -> ` or `, lower case, single spaces."""
+    """The words of a category name: `_` -> space, `/` -> "or", lower case, single spaces."""
     words = name.replace("_", " ").replace("/", " or ").lower()
     return " ".join(words.split())
 
@@ -120,7 +120,7 @@ def article(name: str) -> str:
 def render_prompts(name: str, family: str = "vild63") -> list[str]:
     """The sentences of one category.
 
-    `This is ` goes before a sentence that starts with an article, so that every prompt is a whole
+    "This is" goes before a sentence that starts with an article, so that every prompt is a whole
     sentence (as in ViLD's code).
 
     Args:

@@ -162,6 +162,7 @@ def _is_name(value: Any) -> bool:
 
 # Beginning of a data set's name -> what writes its annotation file.
 PREPARE_COMMANDS = {
+    "pictograms_v1_tuning_": "python datasets/prepare_pictograms.py --tuning",
     "pictograms_": "python datasets/prepare_pictograms.py",
     "coco_zeroshot_": "python datasets/prepare_ov_coco.py",
     "coco_generalized_zeroshot_": "python datasets/prepare_ov_coco.py",

@@ -38,11 +38,12 @@ class CategoryAP:
 
     @classmethod
     def from_precision(cls, categories: Categories, precision: np.ndarray) -> CategoryAP:
-        """Args:
-        categories: C of them.
-        precision: (T, R, C) over IoU thresholds (the first one is 0.50), recall points and
-            categories, as LVISEval and COCOeval keep it for one area range and one limit of
-            detections; -1 marks a category without ground truth.
+        """
+        Args:
+            categories: C of them.
+            precision: (T, R, C) over IoU thresholds (the first one is 0.50), recall points and
+                categories, as LVISEval and COCOeval keep it for one area range and one limit of
+                detections; -1 marks a category without ground truth.
         """
         if precision.ndim != 3 or precision.shape[2] != len(categories):
             raise ValueError(

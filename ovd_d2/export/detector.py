@@ -47,7 +47,7 @@ def export_detector(
     Args:
         cfg: the complete config.
         model: in eval mode, on the processor, with a vocabulary.
-        output: the file of the network, *.onnx.
+        output: the file of the network, `*.onnx`.
         calibration: images as the network sees them, (3, H, W) uint8, for a network in int8, see
             :func:`ovd_d2.export.quantization.quantized`; None: one in float32.
 

@@ -87,7 +87,7 @@ class BoxMasks:
         """COCO's compressed run lengths of the full-size masks, which are not made.
 
         Returns:
-            `{"size": [height, width], "counts": str}` per mask.
+            Per mask a dict with `size`, [height, width], and `counts`, a string.
         """
         masks = self.to("cpu")
         # One region under several names is as many equal masks.

@@ -1,6 +1,8 @@
-"""Drawn images in VOC's form, through every command of tools/train_own.py."""
+"""Drawn images in VOC's form, through every command of tools/train_own.py and of the tutorial."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -22,9 +24,25 @@ from ovd_d2.own_training import (
 )
 from tests.programs import run_program
 
+ROOT = Path(__file__).parents[2]
+TUTORIAL = ROOT / "docs" / "tutorial.md"
+# What a page's Python looks at, beside the tutorial's own files.
+SCENE = "datasets/pictograms_v1/val/000001.png"
 OPTIONS = ["MODEL.OVD.TEACHER.ARCHITECTURE", "Pictogram-RN", "MODEL.WEIGHTS", ""]
 OPTIONS += ["SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()", "SOLVER.IMS_PER_BATCH", "2"]
 OPTIONS += ["DATALOADER.NUM_WORKERS", "0"]
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def commands(page):
+    """(script, arguments) of what the page has run."""
+    text = "".join(blocks(page, "sh")).replace("\\\n", " ")
+    for line in re.findall(r"^python (.*)", text, re.MULTILINE):
+        script, *arguments = shlex.split(line)
+        yield script, arguments
 
 
 def done(script, *arguments):
@@ -35,11 +53,12 @@ def done(script, *arguments):
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory):
-    """A folder with the yaml file of drawn images, a fifth of them held out."""
+    """The tutorial's images and their import, a fifth of them held out, but fewer."""
     place = tmp_path_factory.mktemp("train_own")
-    done("docs/own_data/draw_voc.py", place / "voc", 8)
-    words = ["--base", "heavy large circle,black square", "--output", place / "data"]
-    done("tools/import_dataset.py", place / "voc", *words, "--name", "drawn")
+    (draw, (_,)), (load, (_, *words)), *_ = commands(TUTORIAL)
+    done(draw, place / "scenes", 8)
+    words = [place / "data" if word == "output/scenes_data" else word for word in words]
+    done(load, place / "scenes", *words, "--name", "drawn")
     yield place
     for name in ("drawn_train", "drawn_val"):
         DatasetCatalog.pop(name, None)
@@ -86,10 +105,66 @@ def test_the_saved_config_needs_no_options(trained):
     run, _ = trained
     cfg = load_config(str(run.folder / ENSEMBLE / "config.yaml"))
     assert cfg.DATASETS.TRAIN == ("drawn_train",) and cfg.DATASETS.TEST == ("drawn_val",)
-    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 3  # base and novel
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 6  # base and novel
     assert cfg.MODEL.OVD.EMBEDDING_DIM == 64 and cfg.SOLVER.MAX_ITER == 2
     assert str(run.weights(TEXT)) == cfg.MODEL.WEIGHTS and not cfg.MODEL.MASK_ON
     assert yaml.safe_load(run.config(TEXT).read_text())["_BASE_"] == "data.yaml"
+
+
+@pytest.fixture(scope="module")
+def started(trained, imported):
+    """A folder where the files of the pages are at their places, up to the training."""
+    run, _ = trained
+    folder = imported / "started"
+    (folder / SCENE).parent.mkdir(parents=True)
+    (folder / "output").mkdir()
+    places = {
+        "output/scenes": imported / "scenes",
+        "output/scenes_run": run.folder,
+        "output/my_model": run.folder / "model",
+        SCENE: imported / "scenes/JPEGImages/000001.png",
+    }
+    for name, target in places.items():
+        (folder / name).symlink_to(target)
+    return folder
+
+
+def test_the_tutorial_goes_on_from_the_training(started):
+    """To a detector without PyTorch, asked for other names."""
+    names = [script for script, _ in commands(TUTORIAL)]
+    after = list(commands(TUTORIAL))[names.index("tools/train_own.py") + 1 :]
+    assert [Path(script).stem for script, _ in after] == [
+        "predict",
+        "export_onnx",
+        "run_onnx",
+        "build_vocabulary",
+        "run_onnx",
+    ]
+    (started / "output/words.txt").write_text("snowman\nsun\n")
+    said = ""
+    for script, arguments in after:
+        local = [re.sub("^output/", f"{started}/output/", word) for word in arguments]
+        if script.endswith("export_onnx.py"):  # two iterations make no score worth showing
+            local[-1] = "0.0"
+            assert local[-2] == "MODEL.ROI_HEADS.SCORE_THRESH_TEST"
+        said = done(script, *local)
+    assert {line.split()[1] for line in said.splitlines()} == {"snowman", "sun"}
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CLAIMS = [
+    pytest.param(block, id=page.stem)
+    for page in PAGES
+    for block in blocks(page, "python")
+    if block.startswith("from ovd_d2")  # others are parts of a program
+]
+
+
+@pytest.mark.parametrize("block", CLAIMS)
+def test_python_of_the_pages_runs(block, started, monkeypatch, capsys):
+    monkeypatch.chdir(started)
+    exec(compile(block, "page", "exec"), {})
+    assert capsys.readouterr().out
 
 
 def test_a_changed_annotation_file_is_another_run(trained, imported):

@@ -3,10 +3,14 @@
 import hashlib
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from detectron2.data import MetadataCatalog
 
 from ovd_d2.data.builtin import TUNING_SET, pictograms
+from ovd_d2.data.categories import missing_file_problem
+from ovd_d2.data.registration import register_data_sets
 from ovd_d2.pictograms.dataset import (
     GLYPHS,
     DifferentArgumentsError,
@@ -80,14 +84,17 @@ def test_no_image_has_the_id_of_another(sets):
     assert min(ids) > 1280  # those of pictograms_v1
 
 
-def test_it_loads_as_it_is_registered(folder):
+def test_it_loads_as_it_is_registered(folder, monkeypatch, tmp_path):
     offered = pictograms(TUNING_SET, "train")
-    root = folder.parent
-    records = offered.load(
-        str(root / offered.json_file), f"{root / offered.image_root}/", offered.name
-    )
+    register_data_sets([offered.name])
+    metadata = vars(MetadataCatalog.get(offered.name))
+    monkeypatch.setitem(metadata, "json_file", str(tmp_path / "none.json"))
+    assert "datasets/prepare_pictograms.py --tuning)" in missing_file_problem(offered.name)
+    file = str(folder.parent / offered.json_file)
+    monkeypatch.setitem(metadata, "json_file", file)
+    records = offered.load(file, f"{folder}/", offered.name)
     assert len(records) == 20
-    assert all((folder / "train" / record["file_name"]).is_file() for record in records)
+    assert all(Path(record["file_name"]).is_file() for record in records)
 
 
 def test_equal_arguments_give_equal_bytes_and_others_are_refused(tmp_path):

@@ -32,10 +32,10 @@ from benchmarks.speed import Row, Timed, operations_of, time_alternately
 from ovd_d2.engine.run import load_config
 from ovd_d2.export.batches import IMAGE, IMAGES, over_batch
 from ovd_d2.export.detector import arrays_of, vocabulary_of
-from ovd_d2.export.network import Network, RCNNNetwork, rcnn_network
+from ovd_d2.export.network import Network, rcnn_network
 from ovd_d2.export.quantization import quantized
 from ovd_d2.export.tracing import trace_one, word_infos
-from ovd_d2.projects.glip.export import GLIPNetwork, glip_network
+from ovd_d2.projects.glip.export import glip_network
 from ovd_d2.projects.glip.postprocess import Selection
 
 FORMS = EAGER, FLOAT, INT8 = "eager", "float32", "int8"
@@ -85,8 +85,8 @@ def rcnn_stages(config: str, options: Sequence[str] = ()) -> Stages:
     whole, without_masks = rcnn_network(model), deepcopy(model)
     without_masks.roi_heads.mask_on = False
     networks = {
-        "backbone": _of_image(_Backbone(whole.module), model.backbone.output_shape()),
-        "proposals": _of_image(_Proposals(whole.module), ("proposals", "objectness")),
+        "backbone": _of_image(_Backbone(model), model.backbone.output_shape()),
+        "proposals": _of_image(_Proposals(model), ("proposals", "objectness")),
         "boxes": rcnn_network(without_masks),
         "masks": whole,
     }
@@ -146,9 +146,9 @@ def _of_image(module: nn.Module, outputs: Sequence[str] | Mapping[str, Any]) -> 
 
 
 class _Backbone(nn.Module):
-    def __init__(self, whole: RCNNNetwork) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = whole.model
+        self.model = model
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         images = self.model.preprocess_image([{"image": image}])
@@ -162,7 +162,7 @@ class _Proposals(_Backbone):
 
 
 class _Pyramid(nn.Module):
-    def __init__(self, whole: GLIPNetwork) -> None:
+    def __init__(self, whole: Any) -> None:
         super().__init__()
         self.whole = whole
 

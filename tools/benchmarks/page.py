@@ -16,9 +16,10 @@ INTRODUCTION = """# Results
 All numbers below were measured on **Pictograms** (drawn glyphs, two processor cores), not on
 photographs: they say whether the methods work, not how well they do on LVIS.
 Novel = rare: 16 of 80 categories that have no box in training. `clip_crops` is the teacher on crops
-of the first stage's proposals; the others are trained for equally many iterations. Every backbone
-starts from the image tower of a second small CLIP that was trained on crops of base glyphs alone:
-what a method knows of novel categories has come through the teacher and the vocabulary.
+of the first stage's proposals; ViLD's other rows are trained for equally many iterations (1,400,
+the first stage's among them), and their backbones start from the image tower of a second small CLIP
+that was trained on crops of base glyphs alone: what they know of novel categories has come through
+the teacher and the vocabulary. F-ViT's rows are trained for 500 iterations on a frozen teacher.
 Each section names the commit at which its command was run. A command takes up models that were
 trained before, so the same method can differ between sections.
 """

@@ -101,9 +101,10 @@ class CLIPSelf(nn.Module):
                 `instances` on which regions ride (:mod:`ovd_d2.projects.clipself.passengers`).
 
         Returns:
-            In training `{"loss_clipself": scalar}`, of all processes together. In evaluation a dict
-            per image: `dense_features` (D, h, w) float32 unit vectors of the averaged weights, and
-            `padded_size`, the (height, width) in pixels of the input that they cover.
+            In training a dict with the scalar `loss_clipself`, of all processes together. In
+            evaluation a dict per image: `dense_features` (D, h, w) float32 unit vectors of the
+            averaged weights, and `padded_size`, the (height, width) in pixels of the input that
+            they cover.
         """
         images = self.preprocess(batched_inputs)
         if not self.training:

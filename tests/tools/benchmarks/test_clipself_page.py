@@ -20,7 +20,7 @@ def write(path, content):
 
 def region_rows(folder):
     """Original: 10 everywhere; refined: 60, and 2 more with the second seed."""
-    for run, student in regions._runs(folder, [0, 1]):
+    for run, student in regions._runs(folder, [0, 1], regions.STUDENTS):
         value = 60.0 + 2 * run.seed if student.is_refined else 10.0
         found = {f"{kind}-things-top1": value for kind in regions.KINDS}
         if student.name == "original":
@@ -54,6 +54,20 @@ def test_regions_by_hand(tmp_path):
     assert line.count("61.0 ± 1.4") == 6 and "30.0 ± 0.0" in line
     # from 10 to 61 of 10 to 90
     assert regions.gap_closed(rows, "clipself_patches", "boxes 160") == pytest.approx(51 / 80)
+
+
+def test_students_that_are_not_measured_again_keep_their_rows():
+    before = [{"student": one.name, "seed": 0, "mIoU": 1.0} for one in regions.STUDENTS]
+    new = [{"student": "clipself_patches", "seed": seed, "mIoU": 2.0} for seed in (1, 0)]
+    found = [(row["student"], row["seed"], row["mIoU"]) for row in regions.joined(new, before)]
+    assert found == [
+        ("original", 0, 1.0),
+        ("clipself_patches", 0, 2.0),
+        ("clipself_patches", 1, 2.0),
+        ("clipself_proposals", 0, 1.0),
+        ("original_windowed", 0, 1.0),
+        ("clipself_windowed", 0, 1.0),
+    ]
 
 
 def test_a_cache_per_source_then_a_training_from_it(tmp_path):

@@ -412,8 +412,8 @@ def measure_web(args: argparse.Namespace) -> None:
     if not images:
         raise SetupError([f"--images {args.images}: no .png or .jpg in it"])
     with web_load.server(args.model, ["--port", str(args.port)]) as (address, process):
-        rows = web_load.measure(address, process, images, args.requests)
-    print(web_load.table_of(rows))
+        for row in web_load.measure(address, process, images, args.requests):
+            print("{requests} requests: {MiB} MiB, {seconds} s".format(**row), flush=True)
 
 
 def seeds_command(args: argparse.Namespace) -> str:

@@ -250,10 +250,10 @@ How much of the way from the original to image crops is made:
 
 {shares}
 
-The paper's tables have most of the gap closed, and more of it the larger the image. Here a ViT that
-learns from 1,000 steps of 4 images, all of them of {SIZES[0]} pixels, closes a part, and less of it on
-images larger than any it has learnt from. Patches of a grid show mostly ground: they teach less than
-proposals do.
+The paper's tables have most of the gap closed, and more of it the larger the image. Here a ViT
+that learns from 1,000 steps of 4 images, all of them of {SIZES[0]} pixels, closes a part, and
+less of it on images larger than any it has learnt from. Patches of a grid show mostly ground: they
+teach less than proposals do.
 
 ![mAcc of boxes and masks against image size](clipself_regions.png)
 

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
 from ovd_d2.errors import SetupError
 from ovd_d2.pipeline.pipeline import repository_root
 
@@ -47,7 +45,7 @@ def server(model: str, options: Sequence[str]) -> Iterator[tuple[str, int]]:
 
 def measure(
     address: str, process: int, images: Sequence[Path], requests: int, reports: int = 10
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Asks one request after another, of `USERS` users in turn.
 
     Args:
@@ -55,14 +53,14 @@ def measure(
         process: id of its server, on this machine.
         images: files that are uploaded in turn.
         requests: how many.
-        reports: rows of the result.
+        reports: how many rows.
 
-    Returns:
-        Rows with `requests` so far, `MiB` that the server's process has in memory, and `seconds`.
+    Yields:
+        `requests` so far, `MiB` that the server's process has in memory, and `seconds`.
     """
     from gradio_client import Client, handle_file
 
-    rows, start = [], time.perf_counter()
+    start = time.perf_counter()
     clients = [Client(address, verbose=False) for _ in range(USERS)]
     with tempfile.TemporaryDirectory() as folder:
         broken = Path(folder) / "broken.png"
@@ -73,8 +71,7 @@ def measure(
             clients[number % USERS].predict(*given, api_name=name)
             if (number + 1) % max(1, requests // reports) == 0:
                 seconds = round(time.perf_counter() - start, 1)
-                rows.append({"requests": number + 1, "MiB": memory_of(process), "seconds": seconds})
-    return rows
+                yield {"requests": number + 1, "MiB": memory_of(process), "seconds": seconds}
 
 
 def question(number: int, images: Sequence[Path], broken: Path) -> tuple[tuple[Any, ...], str]:
@@ -97,8 +94,3 @@ def memory_of(process: int) -> int:
     found = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
     assert found is not None
     return round(int(found[1]) / 1024)
-
-
-def table_of(rows: Sequence[dict[str, Any]]) -> str:
-    """For people."""
-    return tabulate(rows, headers="keys", tablefmt="github")

@@ -82,7 +82,7 @@ def test_absent_names_give_few_boxes_on_other_images(measured):
         assert row["calibration_error"] < 0.06
         assert row["false_boxes"] > 10 * row["false_boxes_calibrated"]
         assert row["recall"] > row["recall_calibrated"] > 0.2
-    assert rows["all"]["false_boxes_calibrated"] == pytest.approx(1, abs=0.7)
+    assert rows["all"]["false_boxes_calibrated"] == pytest.approx(0.5, abs=0.4)
 
 
 def test_the_plot_and_the_table(measured, tmp_path):

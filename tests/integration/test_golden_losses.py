@@ -41,9 +41,7 @@ LAZY = ("lazy_vild", "lazy_vild_ensemble", "lazy_vitdet")
 
 def machine():
     """What rounding depends on."""
-    versions = {
-        name: importlib.metadata.version(name) for name in ("torch", "torchvision")
-    }
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "torchvision")}
     processor = Path("/proc/cpuinfo")
     lines = processor.read_text().splitlines() if processor.is_file() else []
     kinds = ("vendor_id", "cpu family", "model\t")

@@ -323,7 +323,6 @@ class OpenVocabularyPredictor:
             classes,
             vocabulary,
             teacher,
-            self.cfg.MODEL.OVD.TEMPERATURE,
         )
         return replace(found, crop_scores=tuple(scores.tolist()))
 

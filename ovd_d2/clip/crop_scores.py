@@ -20,7 +20,6 @@ def crop_scores(
     classes: Tensor,
     vocabulary: Vocabulary,
     teacher: CLIPTeacher,
-    temperature: float,
 ) -> Tensor:
     """The teacher's probability that the crop of each box shows its name.
 
@@ -31,14 +30,12 @@ def crop_scores(
         boxes: (K, 4) float XYXY in pixels of `image`.
         classes: (K,) int64, the name of each box.
         vocabulary: C names, which share out the probability.
-        teacher: whose text embeddings those of the vocabulary are.
-        temperature: divides the cosine similarity.
+        teacher: whose text embeddings those of the vocabulary are; its own temperature counts.
 
     Returns:
         (K,) float32 on the CPU.
     """
     best = partial(best_of_words, owners=vocabulary.owners, categories=len(vocabulary))
-    of_names = image_probabilities(
-        embed_proposals(image, boxes, teacher), vocabulary.word_embeddings, temperature, best=best
-    )
+    seen = embed_proposals(image, boxes, teacher)
+    of_names = image_probabilities(seen, vocabulary.word_embeddings, teacher.temperature, best=best)
     return of_names.gather(1, classes[:, None])[:, 0]

@@ -119,6 +119,12 @@ class CLIPTeacher:
         return self.preprocessing.interpolation
 
     @cached_property
+    def temperature(self) -> float:
+        """What it divides cosine similarities by, as learnt (0.01 of OpenAI's CLIPs)."""
+        scale: torch.Tensor = self._model.logit_scale  # type: ignore[assignment]
+        return float((-scale).exp())
+
+    @cached_property
     def fingerprint(self) -> str:
         """`<architecture>-<16 hex digits>`: SHA-256 over names, shapes, values of all weights."""
         digest = hashlib.sha256()

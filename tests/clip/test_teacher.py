@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from ovd_d2.clip import CLIPTeacher
 from ovd_d2.clip.teacher import _check_activation
+from ovd_d2.pictograms.teacher import ARCHITECTURE, SHIPPED_TAG
 
 from .conftest import random_state
 
@@ -159,3 +160,9 @@ def test_local_folder_with_its_own_configuration(
     with pytest.raises(ValueError, match="brings its own weights"):
         CLIPTeacher.from_open_clip(f"local-dir:{tmp_path}", "openai")
     assert tiny_architecture in open_clip.list_models()
+
+
+def test_the_temperature_is_the_one_that_was_learnt() -> None:
+    loaded = CLIPTeacher.from_open_clip(ARCHITECTURE, SHIPPED_TAG)
+    scale = loaded.state_dict()["logit_scale"].exp().item()
+    assert loaded.temperature == pytest.approx(1 / scale) and 30 < scale < 50

@@ -19,6 +19,7 @@ from ovd_d2.pictograms.teacher import (
     SHIPPED_WEIGHTS,
     VIT_ARCHITECTURE,
 )
+from ovd_d2.pipeline.pipeline import repository_root
 from ovd_d2.pipeline.step import CONFIG_OPTION, Step
 
 DATASET = "pictograms_v1"
@@ -53,6 +54,17 @@ class Run:
         return f"{name}_seed{self.seed}"
 
 
+def datasets_folder() -> Path:
+    """The folder of all data sets, as commands in the repository's folder name it.
+
+    However `DETECTRON2_DATASETS` spells a folder, the commands are the same, and so what they have
+    made before is known again.
+    """
+    root, default = repository_root(), Path("datasets")
+    folder = (root / datasets_root()).resolve()
+    return default if folder == (root / default).resolve() else folder
+
+
 def data_step() -> Step:
     """Draws the data set, which every other step needs."""
     return Step(
@@ -60,7 +72,7 @@ def data_step() -> Step:
         "Draw Pictograms: scenes of glyphs, rare ones without boxes in the training set",
         "datasets/prepare_pictograms.py",
         ("--replace-older",),
-        datasets_root() / DATASET / f"{VAL_SET}.json",
+        datasets_folder() / DATASET / f"{VAL_SET}.json",
     )
 
 
@@ -77,7 +89,7 @@ def teacher_step() -> Step:
 
 def backbone_step() -> Step:
     """Initial weights for the backbone of `configs/pictograms/base.yaml`."""
-    output = datasets_root() / DATASET / "backbone.pth"
+    output = datasets_folder() / DATASET / "backbone.pth"
     return Step(
         "backbone",
         "Take initial weights of the detector's backbone from a CLIP that knows no novel glyph",
@@ -95,7 +107,7 @@ def vocabulary_step(architecture: str = ARCHITECTURE) -> Step:
         architecture: of the teacher; each has a file of its own.
     """
     name = "vocabulary" + VOCABULARY_SUFFIXES[architecture]
-    output = datasets_root() / DATASET / f"{name}.safetensors"
+    output = datasets_folder() / DATASET / f"{name}.safetensors"
     return Step(
         name,
         "Write the category names as text embeddings",

@@ -61,6 +61,11 @@ def _config_values(step: Step) -> dict[str, Any] | None:
     return CfgNode.load_yaml_with_base(str(file))
 
 
+def _is_made(step: Step) -> bool:
+    """Whether its product is there; commands run in the repository's folder."""
+    return (repository_root() / step.product).exists()
+
+
 class Pipeline:
     """Runs steps in the order of their needs, several at a time, each one only once.
 
@@ -134,10 +139,11 @@ class Pipeline:
         record = self._record(step)
         before = json.loads(record.read_text()) if record.exists() else {}
         if before.get("history") != self._histories[step.name]:
-            if step.folder is not None:
+            if step.folder is not None and step.folder.exists():
+                print(f"{step.name}: begun in another form; emptying {step.folder}", flush=True)
                 shutil.rmtree(step.folder, ignore_errors=True)
             return False
-        if before["seconds"] is None or not step.product.exists():
+        if before["seconds"] is None or not _is_made(step):
             return False
         print(f"{step.purpose}: done before ({before['seconds']:.0f} s)", flush=True)
         seconds[step.name] = before["seconds"]
@@ -183,7 +189,7 @@ class Pipeline:
             if code is None:
                 continue
             running.remove(one)
-            if code != 0 or not one.step.product.exists():
+            if code != 0 or not _is_made(one.step):
                 raise one.failure()
             seconds[one.step.name] = time.perf_counter() - one.start
             self._remember(one.step, seconds[one.step.name])

@@ -7,10 +7,8 @@ import pytest
 from ovd_d2.engine.run import load_config
 from ovd_d2.errors import SetupError
 from ovd_d2.pictograms.showcase import names_step, only_once, showcases, steps_of
-from ovd_d2.pictograms.steps import (
-    Run,
-)
-from ovd_d2.pipeline.pipeline import repository_root
+from ovd_d2.pictograms.steps import Run
+from ovd_d2.pipeline.pipeline import Pipeline, repository_root
 from ovd_d2.pipeline.step import Step
 from ovd_d2.systems import systems
 
@@ -48,6 +46,22 @@ def test_configs_and_their_options_exist(all_steps):
         options = list(step.arguments[step.arguments.index("SEED") :])
         cfg = load_config(str(repository_root() / config), options)
         assert Path(cfg.OUTPUT_DIR) in step.product.parents
+
+
+def test_steps_are_the_same_however_the_folder_of_data_is_spelled(showcase, tmp_path, monkeypatch):
+    # else trained folders would be emptied: their steps would count as others
+    def histories(*spelling):
+        monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+        for one in spelling:
+            monkeypatch.setenv("DETECTRON2_DATASETS", str(one))
+        steps = steps_of(showcase, [Run(tmp_path)], showcase.methods)
+        return Pipeline(steps, tmp_path)._histories
+
+    root = repository_root()
+    for spelling in ("datasets", "./datasets/", root / "datasets", root / "docs/../datasets"):
+        assert histories(spelling) == histories()
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert histories(tmp_path / "link") == histories(tmp_path) != histories()
 
 
 def test_every_step_of_a_table_has_its_own_name_and_product(table_steps):

@@ -64,11 +64,21 @@ def test_the_command_is_printed_as_it_can_be_typed(checkout, capsys):
     assert f"$ python tools/write.py {step.product} 'two words'" in capsys.readouterr().out
 
 
-def test_a_changed_step_starts_over_and_so_do_its_successors(checkout):
+def test_a_product_lies_where_the_command_ran(checkout):
+    step = make_step(checkout, "a", own_folder=False)
+    relative = replace(step, product=step.product.relative_to(checkout))
+    for _ in range(2):
+        run_steps([relative], checkout / "demo")
+    assert len(lines(step)) == 1
+
+
+def test_a_changed_step_starts_over_and_so_do_its_successors(checkout, capsys):
     later = make_step(checkout, "b", needs=["a"])
     run_steps([make_step(checkout, "a", "1"), later], checkout / "demo")
     changed = make_step(checkout, "a", "2")
+    assert "emptying" not in capsys.readouterr().out
     run_steps([changed, later], checkout / "demo")
+    assert f"a: begun in another form; emptying {changed.folder}" in capsys.readouterr().out
     assert lines(changed) == ["2"]  # the folder was emptied, not added to
     assert lines(later) == [""]
 

@@ -15,7 +15,7 @@ from benchmarks.tables import spread
 from ovd_d2.engine.keep_zero_shot import FOLDER, RESULTS, SHARES, WEIGHTS
 from ovd_d2.pictograms.dataset import tuning
 from ovd_d2.pictograms.showcase import only_once, steps_of
-from ovd_d2.pictograms.steps import VAL_SET, Run, clip_options, datasets_root, train_step
+from ovd_d2.pictograms.steps import VAL_SET, Run, clip_options, datasets_folder, train_step
 from ovd_d2.pictograms.teacher import SHIPPED_TAG
 from ovd_d2.pipeline.step import CONFIG_OPTION, Step
 from ovd_d2.vild.showcase import SHOWCASE, proposals_step
@@ -52,12 +52,12 @@ def _data_step() -> Step:
         "Draw 8 further glyphs, 10 boxes of each, and scenes to choose and to report by",
         "datasets/prepare_pictograms.py",
         ("--tuning", "--replace-older"),
-        datasets_root() / tuning.NAME / f"{_set(tuning.VAL)}.json",
+        datasets_folder() / tuning.NAME / f"{_set(tuning.VAL)}.json",
     )
 
 
 def _vocabulary_step() -> Step:
-    output = datasets_root() / tuning.NAME / "vocabulary.safetensors"
+    output = datasets_folder() / tuning.NAME / "vocabulary.safetensors"
     return Step(
         "tuning_vocabulary",
         "Write the new names as text embeddings",

@@ -23,7 +23,7 @@ from ovd_d2.pictograms.steps import (
     Run,
     clip_options,
     data_step,
-    datasets_root,
+    datasets_folder,
     vocabulary_step,
 )
 from ovd_d2.pictograms.teacher import SHIPPED_TAG, VIT_ARCHITECTURE
@@ -102,7 +102,7 @@ def _segments_step() -> Step:
         "Write the masks as segments and as classes of pixels",
         "projects/CLIPSelf/tools/write_panoptic.py",
         ("--dataset", VAL_SET),
-        datasets_root() / DATASET / f"{VAL_SET}_panoptic.json",
+        datasets_folder() / DATASET / f"{VAL_SET}_panoptic.json",
         needs=(data_step().name,),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,12 @@ from ovd_d2.pictograms.steps import (
 from ovd_d2.pictograms.teacher import SHIPPED_TAG, VIT_ARCHITECTURE
 from ovd_d2.pipeline.step import Step
 from ovd_d2.projects.clipself.showcase import PROPOSALS, distillation_step, refined
-from ovd_d2.vild.showcase import SHOWCASE, cache_step, proposal_steps
+from ovd_d2.vild.showcase import SHOWCASE, START, cache_step, proposal_steps
 from ovd_d2.vocabulary import Vocabulary
 
-METHOD = SHOWCASE.method("vild_ensemble")
+METHOD = replace(  # its caches are others than the demo's
+    SHOWCASE.method("vild_ensemble"), needs=lambda run: (run.step(START),)
+)
 METRICS = {  # column: task and metric
     "box AP50_base": ("bbox", "AP50_base"),
     "box AP50_novel": ("bbox", "AP50_novel"),

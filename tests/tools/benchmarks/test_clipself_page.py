@@ -8,6 +8,7 @@ import pytest
 from benchmarks import dense_teacher, regions
 
 from ovd_d2.pictograms.steps import Run
+from ovd_d2.pipeline.pipeline import Pipeline
 
 DOCS = Path(__file__).parents[3] / "docs"
 ORIGIN = {"command": "python x", "date": "2026-01-02", "commit": "c0ffee1", "pictograms": 3}
@@ -71,7 +72,9 @@ def test_students_that_are_not_measured_again_keep_their_rows():
 
 
 def test_a_cache_per_source_then_a_training_from_it(tmp_path):
-    found = {step.name: step for step in dense_teacher.steps(tmp_path, [0])}
+    steps = dense_teacher.steps(tmp_path, [0])
+    Pipeline(steps, tmp_path)  # every step comes after those it needs
+    found = {step.name: step for step in steps}
     refined = found["cache_vit_dense_refined_seed0"]
     assert refined.arguments[-5:] == dense_teacher.DENSE
     assert "clipself_proposals_seed0" in refined.needs

@@ -166,6 +166,8 @@ class SafeCheckpointer(DetectionCheckpointer):
                 module.forget_loaded_vocabulary()
         try:
             incompatible = super()._load_model(checkpoint)
+        except SetupError:  # of a part that reads a file of its own: it says what is wrong
+            raise
         except ValueError as error:  # values that are no arrays, names twice, a damaged vocabulary
             raise SetupError([f"{self.key}: {self._path}: {error}"]) from error
         absent = set(_filter_reused_missing_keys(self.model, incompatible.missing_keys))

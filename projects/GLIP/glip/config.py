@@ -26,7 +26,7 @@ def _add_model_keys(glip: CfgNode) -> None:
     # The text encoder, a BERT of these sizes; the language layers of the tower have the same.
     bert = glip.BERT = CfgNode()
     # Its weights: a folder in the layout of `transformers`, or a name of the Hugging Face hub. "":
-    # random. Not read where MODEL.WEIGHTS is set: a detector's checkpoint holds them, too.
+    # random. Not read where MODEL.WEIGHTS brings a text encoder, as a whole detector's does.
     bert.PRETRAINED = "bert-base-uncased"
     bert.WIDTH = 768
     bert.LAYERS = 12

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ovd_d2.clip.loading import load_teacher
 from ovd_d2.errors import SetupError, exit_with_message
+from ovd_d2.files import atomic_folder
 from ovd_d2.pictograms.teacher import ARCHITECTURE, SHIPPED_TAG
 from ovd_d2.projects.glip.pictogram_words import train_words, words_known
 from ovd_d2.projects.glip.prompts import load_tokenizer
@@ -37,7 +38,8 @@ def main() -> None:
         load_tokenizer("pictograms"),
     )
     encoder = train_words(teacher, tokenizer, steps=args.steps, seed=args.seed)
-    encoder.bert.save_pretrained(args.output)
+    with atomic_folder(args.output) as folder:
+        encoder.bert.save_pretrained(folder)
     known = words_known(encoder, tokenizer, teacher)
     print(
         f"{args.output}: {100 * known:.1f} % of the glyphs' names are nearest to their own meaning"

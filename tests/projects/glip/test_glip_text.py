@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ovd_d2.engine.checkpoint import SafeCheckpointer
 from ovd_d2.errors import SetupError
 from ovd_d2.projects.glip.text import TextEncoder
 from tests.tiny_glip import SIZES
@@ -52,6 +53,16 @@ def test_weights_of_a_backbone_alone_leave_the_text_encoder_pretrained(folder):
     assert not same(model.text_encoder, expected)
     found = model.load_state_dict(Detector().backbone.state_dict(prefix="backbone."), strict=False)
     assert found.missing_keys == [] and same(model.text_encoder, expected)
+
+
+def test_a_folder_that_is_missing_is_told_alone(tmp_path):
+    weights = tmp_path / "backbone.pth"
+    torch.save({"model": Detector().backbone.state_dict(prefix="backbone.")}, weights)
+    model = Detector(pretrained="nothing here", until_loaded=True)
+    with pytest.raises(SetupError) as found:
+        SafeCheckpointer(model).load(str(weights))
+    (problem,) = found.value.problems
+    assert problem.startswith("MODEL.GLIP.BERT.PRETRAINED 'nothing here'")
 
 
 def test_a_whole_checkpoint_needs_no_folder():

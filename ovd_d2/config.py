@@ -87,7 +87,8 @@ def _add_model_keys(cfg: CfgNode) -> None:
     ovd = _add(cfg.MODEL, "OVD", CfgNode())
 
     # The category names and their text embeddings: a file made by tools/build_vocabulary.py.
-    # Its order is the data set's; ROI_HEADS.NUM_CLASSES must equal its length.
+    # It has the names of all training sets, whose categories are found by them;
+    # ROI_HEADS.NUM_CLASSES must equal its length.
     ovd.VOCABULARY = ""
     # Width of the teacher's embeddings: 512 for CLIP ViT-B/32.
     ovd.EMBEDDING_DIM = 512

@@ -23,7 +23,7 @@ from ovd_d2.clip.vocabulary_builder import (
 )
 from ovd_d2.data.any_image import as_rgb
 from ovd_d2.data.builtin import PICTOGRAM_SETS
-from ovd_d2.data.categories import get_categories
+from ovd_d2.data.categories import joined_categories
 from ovd_d2.data.registration import register_data_sets
 from ovd_d2.engine.launching import add_device_argument
 from ovd_d2.engine.run import load_config, training_set
@@ -65,7 +65,9 @@ def parse_args() -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--dataset",
-        help="registered data set; it knows what is novel (default: DATASETS.TRAIN of the config)",
+        nargs="+",
+        help="registered data sets, which know what is novel; the names of all of them "
+        "(default: the first in DATASETS.TRAIN of the config)",
     )
     source.add_argument("--names-file", type=Path, help="text file, one name per line")
     source.add_argument(
@@ -128,7 +130,7 @@ def add_what_the_config_says(args: argparse.Namespace) -> None:
     """`--dataset` and `--output`, where they are not given."""
     cfg = load_config(args.config_file)
     if not (args.dataset or args.names_file or args.entries):
-        args.dataset = training_set(cfg)
+        args.dataset = [training_set(cfg)]
     args.output = args.output or cfg.MODEL.OVD.VOCABULARY
     if not args.output:
         raise SetupError([f"{args.config_file}: MODEL.OVD.VOCABULARY is empty: give --output"])
@@ -144,7 +146,7 @@ def choose_teacher(args: argparse.Namespace) -> tuple[str, str, str, str]:
     if args.architecture or args.pretrained:
         named = (args.architecture or ARCHITECTURE, args.pretrained or "")
         return *named, prompts, "--architecture, --pretrained"
-    if not (args.dataset or "").startswith(PICTOGRAM_SETS):
+    if not all(one.startswith(PICTOGRAM_SETS) for one in args.dataset or [""]):
         logging.warning(WARNING)
     return ARCHITECTURE, SHIPPED_TAG, prompts, "the shipped teacher"
 
@@ -156,7 +158,7 @@ def categories(args: argparse.Namespace) -> Categories:
         names = read_names(args.names_file)
         novel = novel_flags(names, read_names(args.novel_file) if args.novel_file else [])
         return Categories(names, novel)
-    known = get_categories(args.dataset)
+    known = joined_categories(args.dataset)
     return known if args.synonyms == "all" else replace(known, synonyms=None)
 
 

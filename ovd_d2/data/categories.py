@@ -62,6 +62,30 @@ def get_categories(dataset_name: str) -> Categories:
     return categories_of(entries, dataset_name)
 
 
+def joined_categories(dataset_names: Sequence[str]) -> Categories:
+    """Those of several data sets: what has the same name in two is one category.
+
+    Raises:
+        ValueError: a name is novel in one data set and not in another.
+        Others: as of :func:`get_categories`.
+    """
+    tables = {name: get_categories(name) for name in dataset_names}
+    if len(tables) == 1:
+        return tables[dataset_names[0]]
+    novel: dict[str, bool] = {}
+    synonyms: dict[str, list[str]] = {}
+    for data_set, table in tables.items():
+        groups = table.synonyms or [[one] for one in table.names]
+        for name, flag, group in zip(table.names, table.novel, groups, strict=True):
+            if novel.setdefault(name, flag) != flag:
+                raise ValueError(
+                    f"'{name}' is novel in some of {', '.join(tables)}, but not in all: correct "
+                    f"the base categories of '{data_set}'"
+                )
+            synonyms.setdefault(name, group)
+    return Categories(list(novel), list(novel.values()), synonyms=list(synonyms.values()))
+
+
 def categories_of(entries: Sequence[Mapping[str, Any]], dataset_name: str) -> Categories:
     """Of entries that have been read already; :func:`category_problems` finds none.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,23 +71,40 @@ class StoredProposals(Passenger):
     :func:`transform_cached_proposals` returns them.
 
     Attributes:
-        store: records of every training image.
+        store: records of every training image, but of those sets.
         per_image: at most so many proposals per image.
+        except_sets: training sets whose images have no proposals.
     """
 
-    def __init__(self, store: RecordStore, *, per_image: int) -> None:
+    def __init__(
+        self, store: RecordStore, *, per_image: int, except_sets: Collection[str] = ()
+    ) -> None:
         """See the attributes."""
         self.store = store
         self.per_image = per_image
+        self.except_sets = frozenset(except_sets)
 
     def __call__(self, image: MappedImage) -> None:
         # Embeddings stay as stored, whatever their length: the loss normalises them.
-        stored = self._best_first(self.store.read_undecoded(image.record["image_id"]))
+        if self._is_stored(image.record):
+            stored = self._best_first(self.store.read_undecoded(image.record["image_id"]))
+        else:
+            stored = self._nothing()
         proposals = transform_cached_proposals(stored, image.transforms, image.size, self.per_image)
         attach_cached_proposals(image.record, proposals)
 
     def _best_first(self, stored: dict[str, NDArray]) -> dict[str, NDArray]:
         return stored
+
+    def _is_stored(self, record: Mapping[str, Any]) -> bool:
+        return record.get(DATA_SET) not in self.except_sets
+
+    def _nothing(self) -> dict[str, NDArray]:
+        """The fields of an image without proposals."""
+        return {"boxes": np.zeros((0, 4), np.float32)}
+
+    def _stored_images(self, context: SetupContext) -> list[dict[str, Any]]:
+        return [one for one in context.training_images if self._is_stored(one)]
 
 
 class CachedProposals(StoredProposals):
@@ -100,8 +117,12 @@ class CachedProposals(StoredProposals):
             self.store,
             teacher_fingerprint=own if context.teacher is None else context.teacher,
             embedding_dim=context.embedding_dim,
-            images=context.training_images,
+            images=self._stored_images(context),
         )
+
+    def _nothing(self) -> dict[str, NDArray]:
+        width = self.store.manifest.embedding_dim
+        return {**super()._nothing(), "embeddings": np.zeros((0, width), np.float32)}
 
 
 class ProposalsToEmbed(StoredProposals):
@@ -122,7 +143,7 @@ class ProposalsToEmbed(StoredProposals):
     def problems(self, context: SetupContext) -> list[str]:
         """Proposals of other images."""
         fix = "run tools/extract_proposals.py for the training data set"
-        return coverage_problems(self.store, context.training_images, fix)
+        return coverage_problems(self.store, self._stored_images(context), fix)
 
 
 class OriginalImage(Passenger):

@@ -36,10 +36,11 @@ from ovd_d2.modeling.open_vocabulary import (
     open_vocabulary_heads,
     open_vocabulary_part,
     reads_names,
+    takes_vocabulary,
 )
 from ovd_d2.modeling.roi_heads import OpenVocabularyROIHeads
 from ovd_d2.systems import system_of
-from ovd_d2.vocabulary import Vocabulary
+from ovd_d2.vocabulary import Vocabulary, configured_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -125,14 +126,48 @@ def load_training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
     """The training images with their base annotations; novel ones are dropped by category.
 
     Where `DATALOADER.FILTER_NOVEL_ANNOTATIONS` is False all annotations stay. Images left without
-    annotation go where `DATALOADER.FILTER_EMPTY_ANNOTATIONS` says.
+    annotation go where `DATALOADER.FILTER_EMPTY_ANNOTATIONS` says. A detector of a vocabulary gets
+    its classes: each training set's categories are found in the vocabulary by their names.
     """
-    return get_base_dataset_dicts(
+    records = get_base_dataset_dicts(
         cfg.DATASETS.TRAIN,
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         drop_novel=cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS,
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
     )
+    system = system_of(cfg)
+    if not takes_vocabulary(cfg) or (system is not None and system.free_categories):
+        return records
+    vocabulary = configured_vocabulary(cfg)
+    return records if vocabulary is None else in_classes_of(vocabulary, records)
+
+
+def in_classes_of(
+    vocabulary: Vocabulary, records: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Annotations with the place of their category's name in a vocabulary as `category_id`.
+
+    Args:
+        vocabulary: has every name of the data sets.
+        records: of :func:`get_base_dataset_dicts`, of any number of data sets.
+    """
+    names = {one: get_categories(one).names for one in {one[DATA_SET] for one in records}}
+    places = {
+        name: [vocabulary.index(one) for one in of_set]
+        for name, of_set in names.items()
+        if of_set != vocabulary.names
+    }
+    return [
+        _with_classes(one, places[one[DATA_SET]]) if one[DATA_SET] in places else one
+        for one in records
+    ]
+
+
+def _with_classes(record: dict[str, Any], places: Sequence[int]) -> dict[str, Any]:
+    annotations = [
+        {**one, "category_id": places[one["category_id"]]} for one in record["annotations"]
+    ]
+    return {**record, "annotations": annotations}
 
 
 def get_base_dataset_dicts(

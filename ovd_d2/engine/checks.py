@@ -248,16 +248,18 @@ def _category_problems(
     system = system_of(cfg)
     if system is not None and (system.free_categories or not system.detects):
         return
-    for name, report in data.train.items():
-        found, expected = report.categories, cfg.MODEL.ROI_HEADS.NUM_CLASSES
-        if found is not None and len(found) != expected:
+    expected = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    counts = {name: len(one.categories) for name, one in data.train.items() if one.categories}
+    if vocabulary is not None and data.train:
+        counts = {cfg.MODEL.OVD.VOCABULARY: len(vocabulary)}
+    for name, count in counts.items():
+        if count != expected:
             yield (
-                f"MODEL.ROI_HEADS.NUM_CLASSES is {expected}, but '{name}' has {len(found)} "
-                f"categories: set it to {len(found)}"
+                f"MODEL.ROI_HEADS.NUM_CLASSES is {expected}, but '{name}' has {count} "
+                f"categories: set it to {count}"
             )
-    is_open = takes_vocabulary(cfg)
-    if vocabulary is not None or not is_open:
-        yield from category_problems(vocabulary, cfg.MODEL.OVD.VOCABULARY, data, by_name=is_open)
+    if vocabulary is not None or not takes_vocabulary(cfg):
+        yield from category_problems(vocabulary, cfg.MODEL.OVD.VOCABULARY, data)
 
 
 def _crop_teacher_problems(cfg: CfgNode, vocabulary: Vocabulary | None) -> list[str]:

@@ -5,7 +5,7 @@ One way for yaml configs and LazyConfigs, for training and evaluation.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from ovd_d2.data.categories import missing_file_problem
 from ovd_d2.data.image_faults import KINDS
 from ovd_d2.data.image_memory import default_memory
 from ovd_d2.data.images import image_problems
+from ovd_d2.data.passengers import DATA_SET
 from ovd_d2.data.problems import Problem
 from ovd_d2.data.registration import known_names, register_data_sets
 from ovd_d2.data.validation import DatasetUse, Report, validate_dataset
@@ -80,8 +81,8 @@ class CheckedData:
     def training_images(self, *, filter_empty: bool) -> list[dict[str, Any]]:
         """Entries of the images that will be trained on; `filter_empty` as of the loader."""
         return [
-            entry
-            for report in self.train.values()
+            {**entry, DATA_SET: name}
+            for name, report in self.train.items()
             for entry in (report.annotated_images if filter_empty else report.images)
         ]
 
@@ -116,27 +117,36 @@ def check_data(needs: DataNeeds, *, decode: bool = True, progress: bool = True) 
 
 
 def category_problems(
-    vocabulary: Vocabulary | None, path: str, data: CheckedData, *, by_name: bool
+    vocabulary: Vocabulary | None, path: str, data: CheckedData, *, in_order: bool = False
 ) -> Iterable[str]:
-    """Whether class k of the vocabulary is category k of every data set.
+    """Whether the vocabulary has the categories of every data set.
+
+    They are found by their names, in training (:func:`ovd_d2.engine.build.in_classes_of`) as at
+    test time (:func:`ovd_d2.engine.build.vocabulary_of`).
 
     Args:
         vocabulary: None for a detector with a fixed list of categories, that of its training set.
         path: of the vocabulary, for messages.
         data: the data sets.
-        by_name: test sets are evaluated with the vocabulary's entries in their own order
-            (:func:`ovd_d2.engine.build.vocabulary_of`), so that names need only be there.
+        in_order: class k must be category k of a training set: its loader does not match names.
     """
     if vocabulary is None:
         yield from _fixed_list_problems(data)
         return
     ours = vocabulary.categories
-    for name, report in data.train.items():
-        if report.categories is not None:
-            yield from _order_problems(ours, path, name, report.categories)
-    for name, report in data.test.items():
-        if report.categories is not None:
-            yield from _test_problems(ours, path, name, report.categories, by_name)
+    train, test = (
+        {name: one.categories for name, one in reports.items() if one.categories is not None}
+        for reports in (data.train, data.test)
+    )
+    for name, categories in train.items():
+        if in_order:
+            yield from _order_problems(ours, path, name, categories)
+        else:
+            yield from _name_problems(ours, path, name, categories, " ".join(train))
+    if train and not in_order:
+        yield from _spare_problems(ours, path, train)
+    for name, categories in test.items():
+        yield from _name_problems(ours, path, name, categories, name, evaluated=True)
 
 
 def _not_there(name: str) -> str | None:
@@ -200,22 +210,26 @@ def _order_problems(
         )
 
 
-def _test_problems(
-    ours: Categories, path: str, name: str, categories: Categories, by_name: bool
+def _name_problems(
+    ours: Categories,
+    path: str,
+    name: str,
+    categories: Categories,
+    sets: str,
+    *,
+    evaluated: bool = False,
 ) -> Iterable[str]:
+    """Names of a data set that are not there, or not as novel; `sets` is what to build it for."""
     novel = dict(zip(ours.names, ours.novel, strict=True))
     unknown = [one for one in categories.names if one not in novel]
     if unknown:
         shown = ", ".join(f"'{one}'" for one in unknown[:SHOWN])
         yield (
             f"{len(unknown)} of the {len(categories)} categories of '{name}' are not among the "
-            f"{len(ours)} names in {path}, first {shown}: evaluate it with "
-            "tools/evaluate_transfer.py, or build a vocabulary with "
-            f"tools/build_vocabulary.py --dataset {name}"
+            f"{len(ours)} names in {path}, first {shown}: "
+            + ("evaluate it with tools/evaluate_transfer.py, or " if evaluated else "")
+            + f"build a vocabulary with tools/build_vocabulary.py --dataset {sets}"
         )
-        return
-    if not by_name and categories.names != ours.names:
-        yield from _order_problems(ours, path, name, categories)
         return
     flags = zip(categories.names, categories.novel, strict=True)
     other = [one for one, flag in flags if flag != novel[one]]
@@ -224,6 +238,18 @@ def _test_problems(
             f"{path} and '{name}' do not agree on which categories are novel, first "
             f"'{other[0]}' ({len(other)} of {len(categories)}): build the vocabulary again with "
             f"--dataset {name}, or correct the data set's base categories"
+        )
+
+
+def _spare_problems(ours: Categories, path: str, train: Mapping[str, Categories]) -> Iterable[str]:
+    """Names of no training set: likely the vocabulary of another."""
+    known = {one for categories in train.values() for one in categories.names}
+    spare = [one for one in ours.names if one not in known]
+    if spare:
+        sets = " ".join(train)
+        yield (
+            f"{len(spare)} of the {len(ours)} names in {path} are no categories of {sets}, first "
+            f"'{spare[0]}': build it with tools/build_vocabulary.py --dataset {sets}"
         )
 
 

@@ -68,7 +68,7 @@ def check_lazy_setup(cfg: DictConfig, *, training: bool, progress: bool = True) 
     data = check_data(_data_needs(cfg, training), decode=not problems, progress=progress)
     problems += data.problems
     if vocabulary is not None:
-        problems += category_problems(vocabulary, "the vocabulary", data, by_name=True)
+        problems += category_problems(vocabulary, "the vocabulary", data, in_order=True)
     if training:
         amp = cfg.train.amp.enabled
         problems += precision_problems(amp, cfg.train.device, "train.amp.enabled")

@@ -58,6 +58,11 @@ def problems(cfg: CfgNode, context: SetupContext) -> Iterable[str]:
             f"{KEYS}.CACHE is empty: make one with tools/cache.py build, or name the proposals as "
             f"{KEYS}.ONLINE.PROPOSALS to train without a cache"
         )
+    if unknown := sorted({*distillation.EXCEPT_DATASETS} - {*cfg.DATASETS.TRAIN}):
+        yield (
+            f"{KEYS}.EXCEPT_DATASETS names '{unknown[0]}', which is not in DATASETS.TRAIN "
+            f"{tuple(cfg.DATASETS.TRAIN)}"
+        )
     if distillation.CACHE and distillation.ONLINE.PROPOSALS:
         yield (
             f"{KEYS}.CACHE is '{distillation.CACHE}' and {KEYS}.ONLINE.PROPOSALS "
@@ -76,8 +81,8 @@ def _cache_problems(cfg: CfgNode, context: SetupContext) -> Iterable[str]:
     except (OSError, CacheError) as error:
         yield f"{KEYS}.CACHE: {error}"
         return
-    passenger = CachedProposals(cache, per_image=distillation.PROPOSALS_PER_IMAGE)
-    yield from passenger.problems(context)
+    options = {"per_image": 1, "except_sets": distillation.EXCEPT_DATASETS}
+    yield from CachedProposals(cache, **options).problems(context)
 
 
 def _online_problems(cfg: CfgNode, context: SetupContext) -> Iterable[str]:
@@ -100,7 +105,8 @@ def _online_problems(cfg: CfgNode, context: SetupContext) -> Iterable[str]:
     except (OSError, CacheError) as error:
         yield f"{key}.PROPOSALS: {error}"
         return
-    yield from ProposalsToEmbed(store, per_image=1).problems(context)
+    except_sets = cfg.MODEL.VILD.DISTILLATION.EXCEPT_DATASETS
+    yield from ProposalsToEmbed(store, per_image=1, except_sets=except_sets).problems(context)
 
 
 def lazy_problems(cfg: DictConfig, passengers: Sequence[Passenger]) -> Iterable[str]:
@@ -122,7 +128,10 @@ def idle_keys(cfg: CfgNode) -> Iterable[IdleKeys]:
         yield (
             tuple(
                 f"{KEYS}.{key}"
-                for key in ("CACHE", "WEIGHT", "PROPOSALS_PER_IMAGE", "ONLINE.PROPOSALS")
+                for key in (
+                    *("CACHE", "EXCEPT_DATASETS", "WEIGHT", "PROPOSALS_PER_IMAGE"),
+                    "ONLINE.PROPOSALS",
+                )
             ),
             f"MODEL.VILD.VARIANT {vild.VARIANT} does not distil",
         )

@@ -35,6 +35,8 @@ def add_vild_config(cfg: CfgNode) -> None:
     vild.DISTILLATION = CfgNode()
     # The proposal-embedding cache of the training set: a folder made by tools/cache.py build.
     vild.DISTILLATION.CACHE = ""
+    # Training sets whose images are not in the cache and bring nothing to distil from.
+    vild.DISTILLATION.EXCEPT_DATASETS = ()
     # w of the paper: 0.5 for ResNet-50.
     vild.DISTILLATION.WEIGHT = 0.5
     # The first K cached proposals of an image take part (they are sorted by objectness).

@@ -28,12 +28,13 @@ def passengers(cfg: CfgNode) -> Sequence[Passenger]:
     if not get_variant(cfg.MODEL.VILD.VARIANT).distils:
         return ()
     distillation = cfg.MODEL.VILD.DISTILLATION
-    per_image = distillation.PROPOSALS_PER_IMAGE
+    options = {
+        "per_image": distillation.PROPOSALS_PER_IMAGE,
+        "except_sets": distillation.EXCEPT_DATASETS,
+    }
     if distillation.ONLINE.PROPOSALS:
-        return (
-            ProposalsToEmbed(ProposalStore(distillation.ONLINE.PROPOSALS), per_image=per_image),
-        )
-    return (CachedProposals(EmbeddingCache(distillation.CACHE), per_image=per_image),)
+        return (ProposalsToEmbed(ProposalStore(distillation.ONLINE.PROPOSALS), **options),)
+    return (CachedProposals(EmbeddingCache(distillation.CACHE), **options),)
 
 
 def wrap_loader(cfg: CfgNode, loader: Batches) -> Batches:

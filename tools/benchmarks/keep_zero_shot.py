@@ -1,10 +1,11 @@
-"""What tuning on ten boxes of each new name costs the old ones, and what mixed weights keep."""
+"""What tuning on ten boxes of each new name costs the old ones, and what keeps them."""
 
 from __future__ import annotations
 
 import json
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +16,82 @@ from benchmarks.tables import spread
 from ovd_d2.engine.keep_zero_shot import FOLDER, RESULTS, SHARES, WEIGHTS
 from ovd_d2.pictograms.dataset import tuning
 from ovd_d2.pictograms.showcase import only_once, steps_of
-from ovd_d2.pictograms.steps import VAL_SET, Run, clip_options, datasets_folder, train_step
+from ovd_d2.pictograms.steps import (
+    TRAIN_SET,
+    VAL_SET,
+    Run,
+    clip_options,
+    datasets_folder,
+    train_step,
+)
 from ovd_d2.pictograms.teacher import SHIPPED_TAG
 from ovd_d2.pipeline.step import CONFIG_OPTION, Step
 from ovd_d2.vild.showcase import SHOWCASE, proposals_step
 
 METHOD = SHOWCASE.method("vild_ensemble")
-CONFIG = "configs/pictograms/tuning.yaml"
 KEEP = 0.97  # of the old AP where the share is chosen; what is reported may fall 2 % below
 TARGET = 0.95  # of the old AP before, and of plain tuning's new AP
-TUNED, PROPOSALS = "tuning", "tuning_proposals"
-BEFORE, PLAIN, KEPT = "before", "plain tuning", "mixed weights"
-REPORTS = {BEFORE: "tuning_before", PLAIN: "tuning_plain", KEPT: "tuning_kept"}
+PROPOSALS = "tuning_proposals"
+BEFORE, PLAIN, KEPT, REPLAYED = "before", "plain tuning", "mixed weights", "replay"
+REPORTS = {
+    BEFORE: "tuning_before",
+    PLAIN: "tuning_plain",
+    KEPT: "tuning_kept",
+    REPLAYED: "tuning_replayed",
+}
 COLUMNS = {"new": "AP, new", "novel": "AP, old novel", "base": "AP, old base"}
 
 Row = dict[str, Any]
 
 
-def steps(folder: Path, seeds: Sequence[int]) -> list[Step]:
-    """Everything that has to be drawn, trained and evaluated."""
-    runs = [Run(folder, seed) for seed in seeds]
-    found = [*steps_of(SHOWCASE, runs, [METHOD]), _data_step(), _vocabulary_step()]
-    for run in runs:
-        found += [_proposals_step(run), _tuning_step(run), _keeping_step(run)]
-        found += [_report_step(run, what) for what in REPORTS]
-    return only_once(found)
+@dataclass(frozen=True)
+class Tuning:
+    """A training on the new names, after which weights before and after are mixed.
+
+    Attributes:
+        name: of its folder.
+        about: for sentences.
+        kept: which row reports the mixed weights.
+        sets: whose names its vocabulary has.
+        vocabulary: name of the vocabulary's step and, without "tuning_", of its file.
+    """
+
+    name: str
+    about: str
+    kept: str
+    sets: tuple[str, ...]
+    vocabulary: str
+
+    @property
+    def config(self) -> str:
+        return f"configs/pictograms/{self.name}.yaml"
 
 
 def _set(split: str) -> str:
     return f"{tuning.NAME}_{split}"
+
+
+ALONE = Tuning("tuning", "alone", KEPT, (_set(tuning.TRAIN),), "tuning_vocabulary")
+REPLAY = Tuning(
+    "tuning_replay",
+    "beside the old images",
+    REPLAYED,
+    (TRAIN_SET, _set(tuning.TRAIN)),
+    "tuning_joint",
+)
+TUNINGS = (ALONE, REPLAY)
+
+
+def steps(folder: Path, seeds: Sequence[int]) -> list[Step]:
+    """Everything that has to be drawn, trained and evaluated."""
+    runs = [Run(folder, seed) for seed in seeds]
+    found = [*steps_of(SHOWCASE, runs, [METHOD]), _data_step(), *map(_vocabulary_step, TUNINGS)]
+    for run in runs:
+        found.append(_proposals_step(run))
+        for one in TUNINGS:
+            found += [_tuning_step(run, one), _keeping_step(run, one)]
+        found += [_report_step(run, what) for what in REPORTS]
+    return only_once(found)
 
 
 def _data_step() -> Step:
@@ -56,16 +104,14 @@ def _data_step() -> Step:
     )
 
 
-def _vocabulary_step() -> Step:
-    output = datasets_folder() / tuning.NAME / "vocabulary.safetensors"
+def _vocabulary_step(one: Tuning) -> Step:
+    file = one.vocabulary.removeprefix("tuning_") + ".safetensors"
+    output = datasets_folder() / tuning.NAME / file
     return Step(
-        "tuning_vocabulary",
-        "Write the new names as text embeddings",
+        one.vocabulary,
+        f"Write names as text embeddings, of {' and '.join(one.sets)}",
         "tools/build_vocabulary.py",
-        (
-            *("--dataset", _set(tuning.TRAIN), *clip_options(SHIPPED_TAG)),
-            *("--output", str(output)),
-        ),
+        ("--dataset", *one.sets, *clip_options(SHIPPED_TAG), "--output", str(output)),
         output,
         needs=(_data_step().name,),
     )
@@ -76,15 +122,18 @@ def _proposals_step(run: Run) -> Step:
     return proposals_step(run, name=PROPOSALS, dataset=_set(tuning.TRAIN), needs=needs)
 
 
-def _tuning_step(run: Run) -> Step:
-    proposals = str(run.output(PROPOSALS))
+def _tuning_step(run: Run, one: Tuning) -> Step:
+    source, of_images = ("ONLINE.PROPOSALS", PROPOSALS) if one is ALONE else ("CACHE", "cache")
     return train_step(
         run,
-        TUNED,
-        CONFIG,
-        f"Tune ViLD-ensemble on the new names, seed {run.seed}",
-        options=(*_start(run), "MODEL.VILD.DISTILLATION.ONLINE.PROPOSALS", proposals),
-        needs=(run.step(METHOD.name), run.step(PROPOSALS), _vocabulary_step().name),
+        one.name,
+        one.config,
+        f"Tune ViLD-ensemble on the new names {one.about}, seed {run.seed}",
+        options=(
+            *_start(run),
+            *(f"MODEL.VILD.DISTILLATION.{source}", str(run.output(of_images))),
+        ),
+        needs=(run.step(METHOD.name), run.step(of_images), one.vocabulary),
         evaluated=False,
     )
 
@@ -93,40 +142,40 @@ def _start(run: Run) -> tuple[str, str]:
     return "MODEL.WEIGHTS", str(run.weights(METHOD.name))
 
 
-def _keeping_step(run: Run) -> Step:
-    kept = run.output(TUNED) / FOLDER
+def _keeping_step(run: Run, one: Tuning) -> Step:
+    kept = run.output(one.name) / FOLDER
     return Step(
-        run.step(FOLDER),
-        f"Mix the weights before and after, seed {run.seed}",
+        run.step(f"{one.name}_mixed"),
+        f"Mix the weights before and after tuning {one.about}, seed {run.seed}",
         "tools/keep_zero_shot.py",
         (
-            *(CONFIG_OPTION, CONFIG, "--new", _set(tuning.CHOOSE), "--old", _set(tuning.OLD)),
+            *(CONFIG_OPTION, one.config, "--new", _set(tuning.CHOOSE), "--old", _set(tuning.OLD)),
             *("--keep", str(KEEP), "--shares", ",".join(map(str, SHARES))),
-            *("OUTPUT_DIR", str(run.output(TUNED)), *_start(run)),
+            *("OUTPUT_DIR", str(run.output(one.name)), *_start(run)),
         ),
         kept / WEIGHTS,
-        needs=(run.step(TUNED),),
+        needs=(run.step(one.name),),
         folder=kept,
     )
 
 
 def _report_step(run: Run, what: str) -> Step:
     output = run.output(REPORTS[what])
-    weights = {
-        BEFORE: run.weights(METHOD.name),
-        PLAIN: run.weights(TUNED),
-        KEPT: _keeping_step(run).product,
-    }
+    made = {BEFORE: run.step(METHOD.name), PLAIN: run.step(ALONE.name)}
+    weights = {BEFORE: run.weights(METHOD.name), PLAIN: run.weights(ALONE.name)}
+    for one in TUNINGS:
+        keeping = _keeping_step(run, one)
+        made[one.kept], weights[one.kept] = keeping.name, keeping.product
     return Step(
         run.step(REPORTS[what]),
         f"Evaluate new and old names: {what}, seed {run.seed}",
         "tools/evaluate_transfer.py",
         (
-            *(CONFIG_OPTION, CONFIG, "--datasets", _set(tuning.VAL), VAL_SET),
+            *(CONFIG_OPTION, ALONE.config, "--datasets", _set(tuning.VAL), VAL_SET),
             *("OUTPUT_DIR", str(output), "MODEL.WEIGHTS", str(weights[what])),
         ),
         output / "transfer" / "results.json",
-        needs=(_keeping_step(run).name,),
+        needs=(made[what], ALONE.vocabulary),
         folder=output,
     )
 
@@ -134,15 +183,18 @@ def _report_step(run: Run, what: str) -> Step:
 def collect_rows(folder: Path, seeds: Sequence[int]) -> list[Row]:
     """One row per seed and weights, box AP in percent; that of the mixed ones has all mixtures."""
     rows = []
+    tunings = {one.kept: one for one in TUNINGS}
     for run in (Run(folder, seed) for seed in seeds):
-        choice = json.loads((_keeping_step(run).product.parent / RESULTS).read_text())
         for what in REPORTS:
             sets = json.loads(_report_step(run, what).product.read_text())["data_sets"]
             new, old = (sets[name]["bbox"] for name in (_set(tuning.VAL), VAL_SET))
             found = {"new": new["AP"], "novel": old["AP_novel"], "base": old["AP_base"]}
             row = {"weights": what, "seed": run.seed}
             row |= {name: round(value, 3) for name, value in found.items()}
-            rows.append({**row, **choice} if what == KEPT else row)
+            if what in tunings:
+                kept = _keeping_step(run, tunings[what]).product.parent
+                row |= json.loads((kept / RESULTS).read_text())
+            rows.append(row)
     return rows
 
 
@@ -155,31 +207,33 @@ def table_of(rows: Sequence[Row]) -> str:
     return _table(body, ["weights", *COLUMNS.values()])
 
 
-def shares_of(rows: Sequence[Row], name: str, over: str) -> list[float]:
-    """A number of the mixed weights over that of other weights, one per seed."""
+def shares_of(rows: Sequence[Row], name: str, what: str, over: str) -> list[float]:
+    """A number of some weights over that of others, one per seed."""
     values = {(row["weights"], row["seed"]): row[name] for row in rows}
     seeds = sorted({row["seed"] for row in rows})
-    return [values[KEPT, seed] / values[over, seed] for seed in seeds]
+    return [values[what, seed] / values[over, seed] for seed in seeds]
 
 
 def targets_table(rows: Sequence[Row]) -> str:
     """What was to be shown, what was measured in each seed, and whether it holds on average."""
     body = []
-    for claim, name, over in (
-        ("new AP, mixed / plain tuning", "new", PLAIN),
-        ("old novel AP, mixed / before", "novel", BEFORE),
+    for what, name, over in (
+        (what, *numbers)
+        for what in (REPLAYED, KEPT)
+        for numbers in (("new", PLAIN), ("novel", BEFORE))
     ):
-        found = shares_of(rows, name, over)
+        found = shares_of(rows, name, what, over)
         mean = statistics.mean(found)
         every = ", ".join(f"{one:.2f}" for one in found)
         holds = "yes" if mean >= TARGET else "NO"
-        body.append([f"{claim} >= {TARGET}", f"{mean:.2f}", every, holds])
+        claim = f"{COLUMNS[name]}: {what} / {over} >= {TARGET}"
+        body.append([claim, f"{mean:.2f}", every, holds])
     return _table(body, ["expected", "mean", "each seed", "holds"])
 
 
-def choice_table(rows: Sequence[Row]) -> str:
+def choice_table(rows: Sequence[Row], what: str) -> str:
     """AP by the share of the tuned weights, on the sets by which it was chosen; Markdown."""
-    kept = [row for row in rows if row["weights"] == KEPT]
+    kept = [row for row in rows if row["weights"] == what]
     body = []
     for places in zip(*(row["mixtures"] for row in kept), strict=True):
         share = places[0]["share"]
@@ -205,10 +259,11 @@ glyphs: whether it works, not how well it does on photographs.
 
 The demo's ViLD-ensemble is tuned on `{_set(tuning.TRAIN)}`: 20 images with 10 boxes of each of 8
 glyphs that neither detector nor teacher knows, among objects of the 80 old names without
-annotation. Then [`tools/keep_zero_shot.py`](training.md#tuning-that-keeps-what-was-known) mixes
-the weights before and after. Box AP in percent, mean ± standard deviation over {count} seeds: new
-names on `{_set(tuning.VAL)}`, old ones, of which 16 never had a box, on
-`{VAL_SET}`.
+annotation. "{REPLAYED}" trains on them beside the images of its first training, half and half, with
+their cache (`{REPLAY.config}`). After both
+[`tools/keep_zero_shot.py`](training.md#tuning-that-keeps-what-was-known) mixes the weights before
+and after. Box AP in percent, mean ± standard deviation over {count} seeds: new names on
+`{_set(tuning.VAL)}`, old ones, of which 16 never had a box, on `{VAL_SET}`.
 
 {table_of(rows)}
 
@@ -218,7 +273,13 @@ names on `{_set(tuning.VAL)}`, old ones, of which 16 never had a box, on
 
 Chosen by other images than those above: `{_set(tuning.CHOOSE)}` for the new names,
 `{_set(tuning.OLD)}` for the old novel ones, of whose AP there at least {KEEP:.0%} must be left
-(`--keep {KEEP}`; what is reported may then fall a little lower). Share 0 is before, 1 plain tuning.
+(`--keep {KEEP}`; what is reported may then fall a little lower). Share 0 is before.
 
-{choice_table(rows)}
+Of replay:
+
+{choice_table(rows, REPLAYED)}
+
+Of plain tuning:
+
+{choice_table(rows, KEPT)}
 """

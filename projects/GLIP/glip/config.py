@@ -47,6 +47,8 @@ def _add_model_keys(glip: CfgNode) -> None:
     glip.DROPOUT = 0.1
     # Where the logarithm begins of what dot products of image and text are divided by; learned.
     glip.LOG_SCALE = 0.0
+    # Weight of the loss of boxes beside those of tokens and of centerness.
+    glip.BOX_WEIGHT = 2.0
     # DyConv convolves the next coarser level with offsets of this one, which are too many.
     # "resized": they are resized; "flat": read as they lie in memory, as official weights need.
     glip.OFFSETS_ACROSS_LEVELS = "resized"

@@ -14,7 +14,7 @@ from ovd_d2.projects.glip.box_coder import decode
 from ovd_d2.projects.glip.head import HeadOutputs
 
 ALPHA, GAMMA = 0.25, 2.0  # of the focal loss
-BOX_WEIGHT = 2.0
+BOX_WEIGHT = 2.0  # the public code's
 _TINY = 1e-7
 
 
@@ -24,6 +24,7 @@ def glip_losses(
     boxes: Sequence[Tensor],
     tokens: Sequence[Tensor],
     mask: Tensor,
+    box_weight: float = BOX_WEIGHT,
 ) -> dict[str, Tensor]:
     """What is learned from a batch; N images, of which any may have no box.
 
@@ -36,6 +37,7 @@ def glip_losses(
         boxes: N times (M, 4) XYXY in pixels of the network's input, the last pixel included.
         tokens: N times (M, L) bool, the tokens of the phrase of each box.
         mask: (N, L) bool, False where padded.
+        box_weight: of `loss_box`.
 
     Returns:
         Scalars `loss_tokens`, `loss_box` and `loss_centerness`.
@@ -56,7 +58,7 @@ def glip_losses(
     entropy = F.binary_cross_entropy_with_logits(centerness, weights, reduction="sum")
     return {
         "loss_tokens": token_focal_loss(logits, targets, mask) / count,
-        "loss_box": BOX_WEIGHT * apart / mean_over_ranks(weights.sum()).clamp(min=_TINY),
+        "loss_box": box_weight * apart / mean_over_ranks(weights.sum()).clamp(min=_TINY),
         "loss_centerness": entropy / count,
     }
 

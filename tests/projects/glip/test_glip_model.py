@@ -69,6 +69,16 @@ def test_a_caption_of_256_tokens_is_one_as_any_other():
     assert found["loss_tokens"] < 1e-6
 
 
+def test_the_loss_of_boxes_has_the_weight_it_is_given():
+    model = tiny_glip().train()
+    images = [training_image(2)]
+    plain = model.losses(images)
+    model.box_weight *= 3
+    weighted = model.losses(images)
+    assert weighted["loss_box"].item() == pytest.approx(3 * plain["loss_box"].item(), rel=1e-6)
+    assert weighted["loss_tokens"] == plain["loss_tokens"]
+
+
 def test_losses_of_a_batch_do_not_depend_on_the_padding_of_captions():
     model = tiny_glip().train()
     short = model([training_image(0, tokens=5)])

@@ -40,7 +40,7 @@ BENCHMARKS = {
         *("CottontailRabbits", "dice", "DroneControl", "EgoHands/generic", "EgoHands/specific"),
         *("HardHatWorkers", "MaskWearing", "MountainDewCommercial", "NorthAmericaMushrooms"),
         *("openPoetryVision", "OxfordPets/by-breed", "OxfordPets/by-species", "PKLot", "Packages"),
-        *("PascalVOC", "pistols", "plantdoc", "pothole", "Raccoon", "selfdrivingCar"),
+        *("PascalVOC", "pistols", "plantdoc/416x416", "pothole", "Raccoon", "selfdrivingCar"),
         *("ShellfishOpenImages", "ThermalCheetah", "thermalDogsAndPeople", "UnoCards"),
         *("VehiclesOpenImages/416x416", "websiteScreenshots", "WildfireSmoke"),
     ),

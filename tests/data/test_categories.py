@@ -3,9 +3,11 @@ import json
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ovd_d2.data import categories
 from ovd_d2.data.base_only import drop_annotations
-from ovd_d2.data.categories import get_categories
+from ovd_d2.data.categories import get_categories, joined_categories
 from ovd_d2.data.paths import datasets_root
+from ovd_d2.vocabulary import Categories
 
 
 @pytest.fixture
@@ -164,3 +166,20 @@ def test_a_missing_file_of_ones_own_names_the_yaml_file(register, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"json_file of '.*' in /home/me/my_data.yaml") as e:
         get_categories(name)
     assert "DETECTRON2_DATASETS" not in str(e.value)
+
+
+def test_categories_of_several_sets_are_joined_by_name(monkeypatch):
+    tables = {
+        "old": Categories(["kite", "anchor"], [True, False], ids=[7, 9]),
+        "new": Categories(
+            ["anchor", "comet"], [False, False], synonyms=[["anchor"], ["comet", "c"]]
+        ),
+        "other": Categories(["kite"], [False]),
+    }
+    monkeypatch.setattr(categories, "get_categories", tables.__getitem__)
+    assert joined_categories(["old"]) is tables["old"]
+    found = joined_categories(["old", "new"])
+    assert (found.names, found.novel) == (["kite", "anchor", "comet"], [True, False, False])
+    assert found.ids == [0, 1, 2] and found.synonyms == [["kite"], ["anchor"], ["comet", "c"]]
+    with pytest.raises(ValueError, match="'kite' is novel in some of old, other, but not in all"):
+        joined_categories(["old", "other"])

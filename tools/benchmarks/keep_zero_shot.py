@@ -259,8 +259,8 @@ glyphs: whether it works, not how well it does on photographs.
 
 The demo's ViLD-ensemble is tuned on `{_set(tuning.TRAIN)}`: 20 images with 10 boxes of each of 8
 glyphs that neither detector nor teacher knows, among objects of the 80 old names without
-annotation. "{REPLAYED}" trains on them beside the images of its first training, half and half, with
-their cache (`{REPLAY.config}`). After both
+annotation. "{REPLAYED}" trains on them beside the images of its first training, one of three images
+new, with their cache (`{REPLAY.config}`). After both
 [`tools/keep_zero_shot.py`](training.md#tuning-that-keeps-what-was-known) mixes the weights before
 and after. Box AP in percent, mean ± standard deviation over {count} seeds: new names on
 `{_set(tuning.VAL)}`, old ones, of which 16 never had a box, on `{VAL_SET}`.

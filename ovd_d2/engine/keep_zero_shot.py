@@ -28,7 +28,7 @@ from ovd_d2.modeling.open_vocabulary import open_vocabulary_part
 
 FOLDER = "kept"  # below OUTPUT_DIR
 WEIGHTS, RESULTS = "model_kept.pth", "results.json"
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+SHARES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 TASK = "bbox"
 
 

@@ -157,14 +157,21 @@ def test_vild_text_needs_no_cache(cfg):
     check_setup(cfg, training=True)
 
 
-def test_vocabulary_in_another_order(cfg, tmp_path):
+def test_vocabulary_in_another_order_is_matched_by_name(cfg, tmp_path):
     write_vocabulary(tmp_path / "vocabulary.safetensors", names=NAMES[::-1])
-    assert "order" in problems_of(cfg)[0]
+    check_setup(cfg, training=True)
+
+
+def test_vocabulary_of_other_names(cfg, tmp_path):
+    write_vocabulary(tmp_path / "vocabulary.safetensors", names=[*NAMES[:-1], "zebra"])
+    missing, spare, *_ = problems_of(cfg)
+    assert f"first '{NAMES[-1]}': build a vocabulary with tools/build_vocabulary.py" in missing
+    assert "1 of the 4 names" in spare and "no categories of tests_checks, first 'zebra'" in spare
 
 
 def test_vocabulary_with_another_split(cfg, tmp_path):
     write_vocabulary(tmp_path / "vocabulary.safetensors", novel=torch.zeros(4, dtype=torch.bool))
-    assert "0 names novel" in problems_of(cfg)[0]
+    assert "do not agree on which categories are novel" in problems_of(cfg)[0]
 
 
 def test_number_of_classes(cfg):

@@ -18,6 +18,7 @@ from ovd_d2.errors import SetupError
 from ovd_d2.pictograms.dataset.tuning import NEW_NAMES, TuningArguments, prepare_tuning
 from ovd_d2.pictograms.teacher import ARCHITECTURE, SHIPPED_TAG
 from ovd_d2.structures import cached_proposals_of
+from tests.catalog import forget
 from tests.integration.conftest import TRAIN, VAL
 
 NEW = "pictograms_v1_tuning_train"
@@ -25,11 +26,13 @@ NEW = "pictograms_v1_tuning_train"
 
 @pytest.fixture(scope="module")
 def vocabulary(mini):
+    forget(NEW)
     prepare_tuning(mini.folder, TuningArguments(train=2, choose=1, val=1, old=12))
     teacher = CLIPTeacher.from_open_clip(ARCHITECTURE, SHIPPED_TAG)
     found = build_vocabulary(joined_categories([TRAIN, NEW]), teacher, prompts="single")
     found.save(mini.folder / "joint.safetensors")
-    return found
+    yield found
+    forget(NEW)
 
 
 @pytest.fixture

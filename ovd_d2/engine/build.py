@@ -165,7 +165,7 @@ def in_classes_of(
 
 def _with_classes(record: dict[str, Any], places: Sequence[int]) -> dict[str, Any]:
     annotations = [
-        {**one, "category_id": places[one["category_id"]]} for one in record["annotations"]
+        {**one, "category_id": places[one["category_id"]]} for one in record.get("annotations", ())
     ]
     return {**record, "annotations": annotations}
 

@@ -58,6 +58,11 @@ def problems(cfg: CfgNode, context: SetupContext) -> Iterable[str]:
             f"{KEYS}.CACHE is empty: make one with tools/cache.py build, or name the proposals as "
             f"{KEYS}.ONLINE.PROPOSALS to train without a cache"
         )
+    if {*cfg.DATASETS.TRAIN} <= {*distillation.EXCEPT_DATASETS}:
+        yield (
+            f"{KEYS}.EXCEPT_DATASETS names every set of DATASETS.TRAIN, which leaves nothing to "
+            "distil from: leave one out, or train MODEL.VILD.VARIANT vild_text"
+        )
     if unknown := sorted({*distillation.EXCEPT_DATASETS} - {*cfg.DATASETS.TRAIN}):
         yield (
             f"{KEYS}.EXCEPT_DATASETS names '{unknown[0]}', which is not in DATASETS.TRAIN "

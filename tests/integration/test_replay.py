@@ -11,7 +11,7 @@ from ovd_d2.clip import CLIPTeacher
 from ovd_d2.clip.vocabulary_builder import build_vocabulary
 from ovd_d2.data.categories import joined_categories
 from ovd_d2.data.passengers import DATA_SET
-from ovd_d2.engine.build import build_train_loader, load_training_dicts
+from ovd_d2.engine.build import build_train_loader, in_classes_of, load_training_dicts
 from ovd_d2.engine.checks import check_setup
 from ovd_d2.engine.run import load_config
 from ovd_d2.errors import SetupError
@@ -91,10 +91,18 @@ def test_images_of_the_new_set_bring_nothing_to_distil_from(vocabulary, options)
     assert losses["loss_distillation"] == 0 < losses["loss_cls"]
 
 
+def test_an_image_without_objects_keeps_none(vocabulary):
+    nothing = [{DATA_SET: NEW, "annotations": []}, {DATA_SET: NEW}]  # some loaders leave it out
+    assert [one["annotations"] for one in in_classes_of(vocabulary, nothing)] == [[], []]
+
+
 def test_what_does_not_fit_is_told(mini, options):
     wrong = {
         "EXCEPT_DATASETS names 'nobody'": {
             "MODEL__VILD__DISTILLATION__EXCEPT_DATASETS": (NEW, "nobody")
+        },
+        "names every set of DATASETS.TRAIN": {
+            "MODEL__VILD__DISTILLATION__EXCEPT_DATASETS": (TRAIN, NEW)
         },
         "are missing": {"MODEL__VILD__DISTILLATION__EXCEPT_DATASETS": ()},
         rf"8 of the 8 categories of '{NEW}' are not among .* --dataset {TRAIN} {NEW}": {

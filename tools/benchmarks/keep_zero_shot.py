@@ -21,6 +21,7 @@ from ovd_d2.pictograms.steps import (
     VAL_SET,
     Run,
     clip_options,
+    data_step,
     datasets_folder,
     train_step,
 )
@@ -113,7 +114,7 @@ def _vocabulary_step(one: Tuning) -> Step:
         "tools/build_vocabulary.py",
         ("--dataset", *one.sets, *clip_options(SHIPPED_TAG), "--output", str(output)),
         output,
-        needs=(_data_step().name,),
+        needs=(data_step().name, _data_step().name),
     )
 
 

@@ -14,6 +14,7 @@ from ovd_d2.clip.crops import CropRecipe
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper
 from ovd_d2.data.online import OnlineTeacherLoader, add_embeddings
 from ovd_d2.data.passengers import (
+    DATA_SET,
     CachedProposals,
     ProposalsToEmbed,
     transform_cached_proposals,
@@ -231,3 +232,14 @@ def test_the_images_of_testing_stay_small(dicts):
     mapper = OpenVocabularyDatasetMapper(cfg, is_train=False)
     assert mapper.passengers == []
     assert {"original_image", "instances"}.isdisjoint(mapper(dicts[0]))
+
+
+def test_an_excepted_set_brings_no_proposals(dicts, proposals, teacher):
+    cfg = tiny_config("vild_text")
+    options = OpenVocabularyDatasetMapper.from_config(cfg, is_train=True)
+    passenger = ProposalsToEmbed(proposals, per_image=300, except_sets=("new",))
+    mapper = OpenVocabularyDatasetMapper(**{**options, "passengers": [passenger]})
+    unknown = {**dicts[0], "image_id": 10**6, DATA_SET: "new"}  # the store does not have it
+    ((one,),) = OnlineTeacherLoader([[mapper(unknown)]], embedder(teacher))
+    found = cached_proposals_of(one["instances"])
+    assert len(found) == 0 and found.teacher_embeddings.shape[0] == 0

@@ -31,7 +31,7 @@ def key_problems(cfg: CfgNode) -> Iterable[str]:
     for key, least in LEAST.items():
         if glip[key] < least:
             yield f"{KEYS}.{key}: {glip[key]}, expected at least {least}"
-    for key in ("DROPOUT", "FPN_DROP_BLOCK", "SCORE_THRESH", "NMS_THRESH"):
+    for key in ("DROPOUT", "FPN_DROP_BLOCK", "SCORE_THRESH", "NMS_THRESH", "FOCAL_LOSS_ALPHA"):
         if not 0 <= glip[key] <= 1:
             yield f"{KEYS}.{key}: {glip[key]} is not between 0 and 1"
     if not glip.IN_FEATURES:
@@ -60,4 +60,6 @@ def idle_keys(cfg: CfgNode) -> Iterable[IdleKeys]:
         )
     if not cfg.MODEL.GLIP.FUSION:
         yield (f"{KEYS}.FUSION_DIM", f"{KEYS}.FUSION_HEADS"), f"{KEYS}.FUSION is False"
+    if not cfg.MODEL.GLIP.DYNAMIC_CONV:
+        yield (f"{KEYS}.OFFSETS_ACROSS_LEVELS",), f"{KEYS}.DYNAMIC_CONV is False"
     yield from wiring.idle_keys(cfg)

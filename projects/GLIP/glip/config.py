@@ -47,8 +47,15 @@ def _add_model_keys(glip: CfgNode) -> None:
     glip.DROPOUT = 0.1
     # Where the logarithm begins of what dot products of image and text are divided by; learned.
     glip.LOG_SCALE = 0.0
+    # Focal loss of the tokens: weight of pairs of a location and a token that belong together (1 -
+    # alpha: of the others), and its exponent.
+    glip.FOCAL_LOSS_ALPHA = 0.25
+    glip.FOCAL_LOSS_GAMMA = 2.0
     # Weight of the loss of boxes beside those of tokens and of centerness.
     glip.BOX_WEIGHT = 2.0
+    # A block's part of the image: DyConv (deformable, over three levels, with attention and dynamic
+    # ReLU). False: 3 x 3 convolution, group norm and ReLU of each level by itself.
+    glip.DYNAMIC_CONV = True
     # DyConv convolves the next coarser level with offsets of this one, which are too many.
     # "resized": they are resized; "flat": read as they lie in memory, as official weights need.
     glip.OFFSETS_ACROSS_LEVELS = "resized"

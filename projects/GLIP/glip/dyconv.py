@@ -1,4 +1,7 @@
-"""The block of the dynamic head (arXiv 2106.08322) that all levels of the pyramid go through."""
+"""The block of the dynamic head (arXiv 2106.08322) that all levels of the pyramid go through.
+
+And a plain one in its place.
+"""
 
 from __future__ import annotations
 
@@ -114,6 +117,22 @@ class DyConv(nn.Module):
     def _weight(self, branch: Tensor) -> Tensor:
         """(N, 1, 1, 1)."""
         return F.hardsigmoid(F.relu(self.attention(branch.mean(dim=(2, 3), keepdim=True))))
+
+
+class PlainConv(nn.Module):
+    """Each level by itself: a 3 x 3 convolution, a norm of 16 groups, ReLU."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, channels, SIDE, padding=SIDE // 2),
+            nn.GroupNorm(_GROUPS, channels),
+            nn.ReLU(),
+        )
+
+    def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """(N, C, h, w) each, finest first -> the same shapes."""
+        return [self.layers(one) for one in levels]
 
 
 def small_conv(channels: int, outputs: int) -> nn.Conv2d:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -13,9 +14,25 @@ from ovd_d2.projects.glip.assignment import assign
 from ovd_d2.projects.glip.box_coder import decode
 from ovd_d2.projects.glip.head import HeadOutputs
 
-ALPHA, GAMMA = 0.25, 2.0  # of the focal loss
-BOX_WEIGHT = 2.0  # the public code's
 _TINY = 1e-7
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """The defaults are the public code's.
+
+    Attributes:
+        alpha: weight of pairs that belong together in the focal loss; 1 - alpha: of the others.
+        gamma: its exponent: the larger, the less a pair counts that is nearly right.
+        box_weight: of `loss_box`.
+    """
+
+    alpha: float = 0.25
+    gamma: float = 2.0
+    box_weight: float = 2.0
+
+
+PUBLIC = LossSettings()
 
 
 def glip_losses(
@@ -24,7 +41,7 @@ def glip_losses(
     boxes: Sequence[Tensor],
     tokens: Sequence[Tensor],
     mask: Tensor,
-    box_weight: float = BOX_WEIGHT,
+    settings: LossSettings = PUBLIC,
 ) -> dict[str, Tensor]:
     """What is learned from a batch; N images, of which any may have no box.
 
@@ -37,7 +54,7 @@ def glip_losses(
         boxes: N times (M, 4) XYXY in pixels of the network's input, the last pixel included.
         tokens: N times (M, L) bool, the tokens of the phrase of each box.
         mask: (N, L) bool, False where padded.
-        box_weight: of `loss_box`.
+        settings: weights of its parts.
 
     Returns:
         Scalars `loss_tokens`, `loss_box` and `loss_centerness`.
@@ -57,19 +74,22 @@ def glip_losses(
     centerness = torch.cat(outputs.centerness, dim=1)[positive].float()
     entropy = F.binary_cross_entropy_with_logits(centerness, weights, reduction="sum")
     return {
-        "loss_tokens": token_focal_loss(logits, targets, mask) / count,
-        "loss_box": box_weight * apart / mean_over_ranks(weights.sum()).clamp(min=_TINY),
+        "loss_tokens": token_focal_loss(logits, targets, mask, settings) / count,
+        "loss_box": settings.box_weight * apart / mean_over_ranks(weights.sum()).clamp(min=_TINY),
         "loss_centerness": entropy / count,
     }
 
 
-def token_focal_loss(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+def token_focal_loss(
+    logits: Tensor, targets: Tensor, mask: Tensor, settings: LossSettings = PUBLIC
+) -> Tensor:
     """The sum of the focal loss over all pairs of a location and a valid token.
 
     Args:
         logits: (N, A, L).
         targets: (N, A, L), 0 or 1.
         mask: (N, L) bool, False where padded.
+        settings: alpha and gamma.
 
     Returns:
         A scalar.
@@ -77,8 +97,8 @@ def token_focal_loss(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     logits, targets = logits.float(), targets.float()
     entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     missed = 1 - torch.exp(-entropy)  # 1 - the probability of what is true
-    weight = ALPHA * targets + (1 - ALPHA) * (1 - targets)
-    return (weight * missed**GAMMA * entropy * mask[:, None]).sum()
+    weight = settings.alpha * targets + (1 - settings.alpha) * (1 - targets)
+    return (weight * missed**settings.gamma * entropy * mask[:, None]).sum()
 
 
 def giou_losses(boxes: Tensor, targets: Tensor) -> Tensor:

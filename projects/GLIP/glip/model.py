@@ -18,7 +18,7 @@ from ovd_d2.errors import SetupError
 from ovd_d2.modeling.vocabulary_holder import VocabularyHolder
 from ovd_d2.projects.glip.anchors import grid_anchors
 from ovd_d2.projects.glip.head import GLIPHead, HeadOutputs, TowerSizes
-from ovd_d2.projects.glip.losses import BOX_WEIGHT, glip_losses
+from ovd_d2.projects.glip.losses import PUBLIC, LossSettings, glip_losses
 from ovd_d2.projects.glip.postprocess import Candidates, Selection, candidates, select
 from ovd_d2.projects.glip.prompts import (
     MAX_TOKENS,
@@ -93,7 +93,7 @@ class GLIP(VocabularyHolder):
         prompt_offset: (256, width) that prompt tuning adds to a caption's embeddings, by their
             place; None in the other modes.
         names_per_caption: of a vocabulary; 0: as many as fit.
-        box_weight: of the loss of boxes.
+        loss_settings: weights of what training adds up.
         vocabulary: what it looks for in images that bring no caption. Only the names matter. A
             state dict holds it, and brings it to a model that was given none.
     """
@@ -120,12 +120,12 @@ class GLIP(VocabularyHolder):
         phrases: Mapping[str, Phrase] | None = None,
         names_per_caption: int = 0,
         in_features: Sequence[str] = LEVELS,
-        box_weight: float = BOX_WEIGHT,
+        loss_settings: LossSettings = PUBLIC,
     ) -> None:
         """
         Args:
             backbone, text_encoder, head, selection, captions_per_pass, tuning, names_per_caption,
-                in_features, box_weight: see the attributes.
+                in_features, loss_settings: see the attributes.
             pixel_mean, pixel_std: of each channel, in the order of the input's.
             tokenizer: of the names of a vocabulary; None: images bring their tokens.
             vocabulary: what to look for in images that bring no caption.
@@ -153,7 +153,7 @@ class GLIP(VocabularyHolder):
         self._tokenizer = tokenizer
         self._phrases = dict(phrases or {})
         self.names_per_caption = names_per_caption
-        self.box_weight = box_weight
+        self.loss_settings = loss_settings
         self._questions: list[Question] | None = None  # of the vocabulary, once they are needed
         if vocabulary is not None:
             self.set_vocabulary(vocabulary)
@@ -189,7 +189,11 @@ class GLIP(VocabularyHolder):
             "phrases": phrases_of(glip.PROMPTS.PHRASES),
             "names_per_caption": glip.NAMES_PER_CAPTION,
             "in_features": glip.IN_FEATURES,
-            "box_weight": glip.BOX_WEIGHT,
+            "loss_settings": LossSettings(
+                alpha=glip.FOCAL_LOSS_ALPHA,
+                gamma=glip.FOCAL_LOSS_GAMMA,
+                box_weight=glip.BOX_WEIGHT,
+            ),
         }
 
     @property
@@ -292,7 +296,7 @@ class GLIP(VocabularyHolder):
             ],
             [padded_columns(found.get(TOKEN_TARGETS), length) for found in instances],
             tokens.mask,
-            self.box_weight,
+            self.loss_settings,
         )
 
     def network(self, images: Tensor, tokens: TokenBatch) -> HeadOutputs:
@@ -442,6 +446,7 @@ def _tower_sizes(glip: CfgNode, channels: int) -> TowerSizes:
         text_hidden=glip.BERT.HIDDEN,
         dropout=glip.DROPOUT,
         log_scale=glip.LOG_SCALE,
+        dynamic=glip.DYNAMIC_CONV,
         across_levels=glip.OFFSETS_ACROSS_LEVELS,
         gradient_checkpointing=glip.GRADIENT_CHECKPOINTING,
     )

@@ -8,7 +8,7 @@ from ovd_d2.errors import SetupError
 from ovd_d2.modeling.open_vocabulary import open_vocabulary_part
 from ovd_d2.projects.glip.anchors import grid_anchors
 from ovd_d2.projects.glip.head import GLIPHead, HeadOutputs, TowerSizes
-from ovd_d2.projects.glip.losses import glip_losses
+from ovd_d2.projects.glip.losses import LossSettings, glip_losses
 from ovd_d2.projects.glip.model import GLIP
 from ovd_d2.projects.glip.prompts.detection import Phrase
 from ovd_d2.vocabulary import Categories, Vocabulary
@@ -73,7 +73,7 @@ def test_the_loss_of_boxes_has_the_weight_it_is_given():
     model = tiny_glip().train()
     images = [training_image(2)]
     plain = model.losses(images)
-    model.box_weight *= 3
+    model.loss_settings = LossSettings(box_weight=6.0)
     weighted = model.losses(images)
     assert weighted["loss_box"].item() == pytest.approx(3 * plain["loss_box"].item(), rel=1e-6)
     assert weighted["loss_tokens"] == plain["loss_tokens"]

@@ -10,8 +10,9 @@ from ovd_d2.projects.glip.anchors import grid_anchors
 from ovd_d2.projects.glip.assignment import BACKGROUND, assign, iou_with_last_pixel
 from ovd_d2.projects.glip.backbone import drop_block
 from ovd_d2.projects.glip.box_coder import decode, encode
-from ovd_d2.projects.glip.dyconv import DyConv
+from ovd_d2.projects.glip.dyconv import DyConv, PlainConv
 from ovd_d2.projects.glip.losses import (
+    LossSettings,
     centerness_targets,
     giou_losses,
     mean_over_ranks,
@@ -30,6 +31,23 @@ def test_the_focal_loss_by_hand():
     mask = torch.tensor([[True, True, False]])
     expected = 0.25 * 0.5**2 * math.log(2) + 0.75 * 0.75**2 * math.log(4)
     assert token_focal_loss(logits, targets, mask).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_focal_loss_takes_its_alpha_and_gamma():
+    logits, targets = torch.tensor([[[0.0, math.log(3)]]]), torch.tensor([[[1.0, 0.0]]])
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    found = token_focal_loss(logits, targets, mask, LossSettings(alpha=0.9, gamma=1.0))
+    expected = 0.9 * 0.5 * math.log(2) + 0.1 * 0.75 * math.log(4)
+    assert found.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_plain_convolution_sees_each_level_by_itself():
+    torch.manual_seed(0)
+    plain = PlainConv(32)
+    levels = [torch.randn(2, 32, 6, 5), torch.randn(2, 32, 3, 3)]
+    together = plain(levels)
+    assert [one.shape for one in together] == [one.shape for one in levels]
+    assert torch.equal(together[1], plain(levels[1:])[0])
 
 
 def test_giou_by_hand():

@@ -24,6 +24,7 @@ from benchmarks import (
     keep_zero_shot,
     online,
     options,
+    phrases,
     regions,
     speed,
     stored_types,
@@ -56,6 +57,9 @@ inference beside Detectron2's own (five minutes on two quiet cores; trains nothi
 what dense features know of regions before and after CLIPSelf, and teach ViLD (about an hour):
   python tools/benchmark.py regions --seeds 0 1 2
   python tools/benchmark.py dense-teacher --seeds 0 1 2
+recall of captions' phrases by GLIP, and prompts with a colour (a quarter of an hour, and what the
+table's rows of GLIP take to train):
+  python tools/benchmark.py phrases --seeds 0 1 2
 what tuning on new names costs the old ones, and what mixed weights keep (half an hour):
   python tools/benchmark.py keep-zero-shot --seeds 0 1 2
 dense features beside open_clip's own forward pass, CLIPSelf's step, F-ViT (three minutes; trains
@@ -108,6 +112,7 @@ def parse_args() -> argparse.Namespace:
         ("stored-types", "AP from a float16 and from an int8 cache"),
         ("dense-teacher", "ViLD-ensemble from crops and from dense maps of one ViT"),
         ("regions", "regions and pixels by dense features, before and after CLIPSelf"),
+        ("phrases", "GLIP's recall of phrases of captions, and attribute prompts"),
         ("keep-zero-shot", "new and old names after a tuning, plain and with mixed weights"),
         ("speed", "ratios of times beside the ratios of operations"),
     ):
@@ -291,6 +296,19 @@ def measure_regions(args: argparse.Namespace) -> None:
     print(regions.table_of(rows))
 
 
+def measure_phrases(args: argparse.Namespace) -> None:
+    """Trains what is missing, measures, then writes the JSON and its page."""
+    folder = args.output.resolve()
+    runs = [Run(folder, seed) for seed in args.seeds]
+    Pipeline(steps_of(phrases.SHOWCASE, runs, phrases.METHODS), folder).run()
+    rows = [phrases.measure(run, method) for method in phrases.METHODS for run in runs]
+    document = make_document(seeds_command(args), rows)
+    atomic_write_json(args.docs / "results" / "phrases.json", document)
+    with atomic_write(args.docs / "results-phrases.md") as temporary:
+        temporary.write_text(phrases.page(document))
+    print(phrases.table_of(rows))
+
+
 def measure_dense_teacher(args: argparse.Namespace) -> None:
     """Builds and trains what is missing, then writes the JSON and the page."""
     folder = args.output.resolve()
@@ -458,6 +476,7 @@ MEASURE = {
     "stored-types": measure_stored_types,
     "dense-teacher": measure_dense_teacher,
     "regions": measure_regions,
+    "phrases": measure_phrases,
     "keep-zero-shot": measure_keep_zero_shot,
     "speed": measure_speed,
     "cache": measure_cache,

@@ -71,7 +71,7 @@ class TuningArguments:
     train: int = 10
     choose: int = 20
     val: int = 40
-    old: int = 120
+    old: int = 480
     size: int = 160
     seed: int = 0
     generator_version: int = GENERATOR_VERSION

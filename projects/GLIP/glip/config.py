@@ -54,7 +54,7 @@ def _add_model_keys(glip: CfgNode) -> None:
     # Weight of the loss of boxes beside those of tokens and of centerness.
     glip.BOX_WEIGHT = 2.0
     # A block's part of the image: DyConv (deformable, over three levels, with attention and dynamic
-    # ReLU). False: 3 x 3 convolution, group norm and ReLU of each level by itself.
+    # ReLU). False: ConvNeXt's block on each level by itself, for small images and little data.
     glip.DYNAMIC_CONV = True
     # DyConv convolves the next coarser level with offsets of this one, which are too many.
     # "resized": they are resized; "flat": read as they lie in memory, as official weights need.

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ovd_d2.projects.glip.clamping import clamped
-from ovd_d2.projects.glip.dyconv import DyConv, PlainConv, small_conv
+from ovd_d2.projects.glip.dyconv import DyConv, LargeKernelConv, small_conv
 from ovd_d2.projects.glip.fusion import Fusion
 from ovd_d2.projects.glip.language_layer import LanguageLayer
 
@@ -34,7 +34,7 @@ class TowerSizes:
         text_heads, text_hidden: of the language layers.
         dropout: in training.
         log_scale: where that of dot products begins.
-        dynamic: DyConv; False: PlainConv.
+        dynamic: DyConv; False: :class:`LargeKernelConv`.
         across_levels: see :class:`DyConv`.
         gradient_checkpointing: keep no activations of the parts of a block.
     """
@@ -94,10 +94,10 @@ class TowerBlock(nn.Module):
                 hidden=sizes.text_hidden,
                 dropout=sizes.dropout,
             )
-        self.dyconv: DyConv | PlainConv = (
+        self.dyconv: DyConv | LargeKernelConv = (
             DyConv(sizes.channels, across_levels=sizes.across_levels)
             if sizes.dynamic
-            else PlainConv(sizes.channels)
+            else LargeKernelConv(sizes.channels)
         )
         self.gradient_checkpointing = sizes.gradient_checkpointing
 

@@ -10,7 +10,7 @@ from ovd_d2.projects.glip.anchors import grid_anchors
 from ovd_d2.projects.glip.assignment import BACKGROUND, assign, iou_with_last_pixel
 from ovd_d2.projects.glip.backbone import drop_block
 from ovd_d2.projects.glip.box_coder import decode, encode
-from ovd_d2.projects.glip.dyconv import DyConv, PlainConv
+from ovd_d2.projects.glip.dyconv import DyConv, LargeKernelConv
 from ovd_d2.projects.glip.losses import (
     LossSettings,
     centerness_targets,
@@ -41,13 +41,13 @@ def test_the_focal_loss_takes_its_alpha_and_gamma():
     assert found.item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_plain_convolution_sees_each_level_by_itself():
+def test_large_kernels_see_each_level_by_itself():
     torch.manual_seed(0)
-    plain = PlainConv(32)
+    block = LargeKernelConv(32)
     levels = [torch.randn(2, 32, 6, 5), torch.randn(2, 32, 3, 3)]
-    together = plain(levels)
+    together = block(levels)
     assert [one.shape for one in together] == [one.shape for one in levels]
-    assert torch.equal(together[1], plain(levels[1:])[0])
+    assert torch.equal(together[1], block(levels[1:])[0])
 
 
 def test_giou_by_hand():

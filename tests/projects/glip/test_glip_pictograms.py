@@ -81,7 +81,7 @@ def test_config_builds(name):
 
 
 def test_the_showcase_has_them_all():
-    assert {one.name for one in SHOWCASE.methods} == set(NAMES)
+    assert {one.name for one in (*SHOWCASE.methods, *SHOWCASE.quick)} == set(NAMES)
 
 
 def test_keys_of_another_backbone_do_nothing():
@@ -211,9 +211,10 @@ def test_nothing_before_the_student_has_seen_a_novel_box():
         sets = config(name).DATASETS.TRAIN
         seen[name] = {one for one in sets if "train_all" in one or "shots" in one}
     assert not seen["glip_teacher"] and not seen["glip_student"] and not seen["glip_detection"]
-    assert seen["glip_captions"] == {"pictograms_v1_captions_train_all"}
+    captions = ("glip_captions", "glip_captions_quick")
+    assert all(seen[name] == {"pictograms_v1_captions_train_all"} for name in captions)
     tuned = {f"glip_{mode}_{shots}" for mode in ("full", "linear", "prompt") for shots in SHOTS}
-    assert {name for name, sets in seen.items() if sets} == {"glip_captions", *tuned}
+    assert {name for name, sets in seen.items() if sets} == {*captions, *tuned}
 
 
 def test_student_over_teacher(tmp_path):

@@ -105,6 +105,9 @@ def test_equal_arguments_give_equal_bytes_and_others_are_refused(tmp_path):
     assert prepare_tuning(tmp_path / "a", few) == first
     with pytest.raises(DifferentArgumentsError, match="seed was 0, now 1"):
         prepare_tuning(tmp_path / "a", replace(few, seed=1))
+    others = replace(few, names=(*few.names[:-1], "gemini"))
+    with pytest.raises(DifferentArgumentsError, match="names was .*circled arrow.*, now .*gemini"):
+        prepare_tuning(tmp_path / "a", others)
     assert digests(first) == before
     changed = digests(prepare_tuning(tmp_path / "a", replace(few, seed=1), overwrite=True))
     assert changed.keys() == before.keys()

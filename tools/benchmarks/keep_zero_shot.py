@@ -100,8 +100,9 @@ def _data_step() -> Step:
         "tuning_data",
         "Draw 8 further glyphs, 10 boxes of each, and scenes to choose and to report by",
         "datasets/prepare_pictograms.py",
-        ("--tuning", "--replace-older"),
+        ("--tuning", "--overwrite"),
         datasets_folder() / tuning.NAME / f"{_set(tuning.VAL)}.json",
+        inputs=(Path(tuning.__file__),),  # drawn anew when the set is another
     )
 
 

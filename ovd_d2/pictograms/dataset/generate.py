@@ -231,7 +231,7 @@ def _differences(folder: Path, arguments: DataclassInstance) -> dict[str, str]:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return {ARGUMENTS_FILE: f"{ARGUMENTS_FILE} is not JSON"}
-    wanted = asdict(arguments)
+    wanted = json.loads(json.dumps(asdict(arguments)))  # a tuple is a list there
     return {
         key: f"{key} was {stored.get(key)}, now {value}"
         for key, value in wanted.items()

@@ -44,7 +44,6 @@ NEW_NAMES = (  # the shipped text tower tells them apart; unknown words are most
     "female sign",
     "circled arrow",
 )
-NEW = len(NEW_NAMES)
 TRAIN, CHOOSE, VAL, OLD = "train", "choose", "val", "old"
 _NEW_PER_IMAGE, _KNOWN_PER_IMAGE = 4, 2  # objects
 _FIRST_ID = 100_000  # of images: apart from those of the default data set
@@ -65,6 +64,7 @@ class TuningArguments:
         old: images of the known categories, all annotated.
         size: side of the square images, px.
         seed: of everything.
+        names: of the new categories, glyphs; a multiple of 4.
     """
 
     name: str = NAME
@@ -74,6 +74,7 @@ class TuningArguments:
     old: int = 480
     size: int = 160
     seed: int = 0
+    names: tuple[str, ...] = NEW_NAMES
     generator_version: int = GENERATOR_VERSION
 
 
@@ -129,19 +130,19 @@ def prepare_tuning(
 def _splits(arguments: TuningArguments) -> Iterator[_Split]:
     known = build_categories(KNOWN)
     by_name = {one.name: one for one in build_categories(len(GLYPHS))}
-    new = [by_name[name] for name in NEW_NAMES]
+    new = [by_name[name] for name in arguments.names]
     for number, name in enumerate((TRAIN, CHOOSE, VAL)):
         rng = np.random.default_rng([arguments.seed, _SEED_PLAN, number])
-        images = _deal(rng, getattr(arguments, name))
-        yield _Split(name, new, known, ["c"] * NEW, images)
+        images = _deal(rng, len(new), getattr(arguments, name))
+        yield _Split(name, new, known, ["c"] * len(new), images)
     contents = plan_val(KNOWN, arguments.old, arguments.seed + _SEED_PLAN).images
     yield _Split(OLD, known, (), choose_frequencies(known, arguments.seed), contents)
 
 
-def _deal(rng: np.random.Generator, boxes: int) -> list[list[int]]:
-    """Objects of every image: each new category `boxes` times in all, and known ones above NEW."""
-    new = rng.permutation(np.repeat(np.arange(NEW), boxes)).reshape(-1, _NEW_PER_IMAGE)
-    known = NEW + rng.integers(KNOWN, size=(len(new), _KNOWN_PER_IMAGE))
+def _deal(rng: np.random.Generator, count: int, boxes: int) -> list[list[int]]:
+    """Objects of every image: `count` new categories `boxes` times each, known ones behind them."""
+    new = rng.permutation(np.repeat(np.arange(count), boxes)).reshape(-1, _NEW_PER_IMAGE)
+    known = count + rng.integers(KNOWN, size=(len(new), _KNOWN_PER_IMAGE))
     return [list(map(int, objects)) for objects in np.concatenate([new, known], axis=1)]
 
 

@@ -56,6 +56,7 @@ def test_each_step_comes_after_what_it_reads(tmp_path):
     order = ["vild_ensemble", "tuning", "tuning_mixed", "tuning_replay", "tuning_replayed"]
     places = [names.index(f"{one}_seed1") for one in order]
     assert places == sorted(places)
+    assert [one.name for one in found["tuning_data"].inputs] == ["tuning.py"]  # names and numbers
     assert {"data", "tuning_data"} <= set(found["tuning_joint"].needs)  # it has names of both
     assert {f"{one}_seed1" for one in ("vild_ensemble", "tuning_proposals")} <= set(
         found["tuning_seed1"].needs

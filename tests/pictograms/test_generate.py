@@ -150,6 +150,22 @@ def test_masks_of_an_image_do_not_overlap(mini):
         assert (masks.sum(axis=0) > 1).mean() < 0.005
 
 
+def test_the_place_in_a_caption_does_not_tell_the_size(splits):
+    correlations = []
+    for data in splits.values():
+        areas = {one["id"]: one["area"] for one in data["annotations"]}
+        for caption in data["captions"]:
+            sizes = [
+                np.mean([areas[number] for number in phrase["annotation_ids"]])
+                for phrase in caption["phrases"]
+            ]
+            if len(sizes) > 2:
+                ranks = np.argsort(np.argsort(sizes))
+                correlations.append(np.corrcoef(np.arange(len(sizes)), ranks)[0, 1])
+    assert len(correlations) > 20
+    assert abs(np.mean(correlations)) < 0.2  # largest first: -0.33
+
+
 def test_captions_point_at_their_words_and_annotations(splits):
     for data in splits.values():
         annotations = {annotation["id"]: annotation for annotation in data["annotations"]}

@@ -30,7 +30,11 @@ CHANGES = {
     3: """\
 Version 3 of Pictograms adds to the 1,000 training images of version 2 another 30 without any base
 object (crowds, novel categories alone, nothing), which distillation and the RPN see, too.
-"""
+""",
+    4: """\
+Version 4 of Pictograms names the objects of a caption in random order. Before, the largest came
+first, and GLIP learned places in a caption for its words: of its rows those with captions differ.
+""",
 }
 
 

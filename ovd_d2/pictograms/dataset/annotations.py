@@ -15,6 +15,7 @@ from .scenes import Scene
 _TRACE_SCALE = 2  # contours are traced at twice the size: see mask_to_polygons
 _TOLERANCE = 0.3  # px by which a polygon may leave its contour; a third of the file's size
 _DECIMALS = 2
+_CAPTIONS = 20_000  # begins the seeds of their orders
 
 NOTES = (
     "Drawn by code; numbers on it say whether a method works, not how well it does on photographs."
@@ -209,11 +210,15 @@ class LVISBuilder:
     def _caption(
         self, image_id: int, first_annotation: int, shown: list[dict[str, Any]]
     ) -> dict[str, Any]:
+        # Objects are drawn the largest first: in that order, a phrase's place would tell its size,
+        # which is learned before any word is.
+        order = np.random.default_rng([_CAPTIONS, image_id]).permutation(len(shown)).tolist()
+        items = [shown[k] for k in order]
         named = [
             (item["category"], item["colour"], self._categories[item["category"]]["glyph"])
-            for item in shown
+            for item in items
         ]
-        crowds = [position for position, item in enumerate(shown) if item["iscrowd"]]
+        crowds = [position for position, item in enumerate(items) if item["iscrowd"]]
         caption, phrases = caption_of(named, crowds)
         return {
             "id": len(self._captions) + 1,
@@ -223,7 +228,7 @@ class LVISBuilder:
                 {
                     "span": list(phrase.span),
                     "category_id": phrase.category + 1,
-                    "annotation_ids": [first_annotation + k for k in phrase.objects],
+                    "annotation_ids": sorted(first_annotation + order[k] for k in phrase.objects),
                 }
                 for phrase in phrases
             ],

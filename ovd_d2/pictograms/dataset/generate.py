@@ -34,7 +34,7 @@ from .scenes import draw_crowd, draw_scene
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-GENERATOR_VERSION = 3  # raise it whenever the same arguments give other images or annotations
+GENERATOR_VERSION = 4  # raise it whenever the same arguments give other images or annotations
 # Training is federated as LVIS's: a quarter of the categories are known to be absent. Validation is
 # annotated exhaustively, so that every detection of an absent category counts as false.
 NEGATIVE_SHARES = {"train": 0.25, "val": 1.0}

@@ -90,7 +90,7 @@ def test_page_says_where_its_numbers_come_from():
 
 def test_page_says_what_its_numbers_have_not_seen():
     origin = {"command": "python x", "date": "2026-01-02", "commit": "c0ffee1"}
-    rows, since = make_rows(), f"Version {GENERATOR_VERSION} of Pictograms adds"
+    rows, since = make_rows(), f"Version {GENERATOR_VERSION} of Pictograms"
     today = page({"ViLD": {**origin, "pictograms": GENERATOR_VERSION, "rows": rows}})
     older = page({"ViLD": {**origin, "pictograms": GENERATOR_VERSION - 1, "rows": rows}})
     assert since in older and f"on version {GENERATOR_VERSION - 1} of Pictograms" in older

@@ -308,7 +308,7 @@ INK, FAINT = (33, 37, 41), (108, 117, 125)
 LEGEND_GAP = 36
 LEGEND = (
     (BASE_COLOR, "base category: boxes seen in training"),
-    (NOVEL_COLOR, f"{NOVEL_MARK}novel category: named in words only, never a box"),
+    (NOVEL_COLOR, f"{NOVEL_MARK}novel category: no box of it in the detection data"),
 )
 
 

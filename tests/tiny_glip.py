@@ -25,6 +25,7 @@ def tiny_glip(
     still=True,
     checkpointing=False,
     across="resized",
+    dynamic=True,
     vocabulary=None,
     tuning="full",
 ):
@@ -36,6 +37,7 @@ def tiny_glip(
         still: no random layer in training.
         checkpointing: gradient checkpointing of all parts.
         across: see `DyConv`.
+        dynamic: DyConv, or ConvNeXt's blocks.
         vocabulary: what to look for.
         tuning: what trains.
     """
@@ -61,6 +63,7 @@ def tiny_glip(
         text_hidden=SIZES.hidden,
         dropout=dropout,
         across_levels=across,
+        dynamic=dynamic,
         gradient_checkpointing=checkpointing,
     )
     return GLIP(

@@ -57,8 +57,8 @@ inference beside Detectron2's own (five minutes on two quiet cores; trains nothi
 what dense features know of regions before and after CLIPSelf, and teach ViLD (about an hour):
   python tools/benchmark.py regions --seeds 0 1 2
   python tools/benchmark.py dense-teacher --seeds 0 1 2
-recall of captions' phrases by GLIP, and prompts with a colour (a quarter of an hour, and what the
-table's rows of GLIP take to train):
+recall of captions' phrases by GLIP, and prompts with a colour (ten minutes; takes up what
+demo-table has trained):
   python tools/benchmark.py phrases --seeds 0 1 2
 what tuning on new names costs the old ones, and what mixed weights keep (half an hour):
   python tools/benchmark.py keep-zero-shot --seeds 0 1 2

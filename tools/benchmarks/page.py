@@ -33,7 +33,7 @@ object (crowds, novel categories alone, nothing), which distillation and the RPN
 """,
     4: """\
 Version 4 of Pictograms names the objects of a caption in random order. Before, the largest came
-first, and GLIP learned places in a caption for its words: of its rows those with captions differ.
+first, so that a phrase's place told its size. Only GLIP's rows with captions have seen the other.
 """,
 }
 

@@ -28,9 +28,7 @@ from ovd_d2.projects.glip.evaluation.flickr_recall import IOU, TASK, overlaps
 from ovd_d2.projects.glip.grounding import CAPTION, SPANS
 from ovd_d2.projects.glip.showcase import SHOWCASE
 
-METHODS = SHOWCASE.select(
-    ("glip_detection", "glip_no_fusion", "glip_teacher", "glip_student", "glip_captions")
-)
+METHODS = SHOWCASE.select(SHOWCASE.demo_table)
 CAPTIONS = VAL_SET.replace("_val", "_captions_val")
 RANKS = ("R@1", "R@5", "R@10", "merged-R@1", "merged-R@5", "merged-R@10")
 COLOUR_IMAGES = 100
@@ -50,7 +48,7 @@ def measure(run: Run, method: Method) -> Row:
     records = DatasetCatalog.get(CAPTIONS)[:COLOUR_IMAGES]
     glyphs = MetadataCatalog.get(CAPTIONS).thing_classes
     found = [*right_colours(predictor, records, glyphs)]
-    colour = 100 * float(np.mean(found)) if found else None
+    colour = round(100 * float(np.mean(found)), 2) if found else None
     named = {rank: round(recall[rank], 2) for rank in RANKS}
     return {"method": method.name, "seed": run.seed, **named, "colour": colour, "boxes": len(found)}
 

@@ -210,8 +210,7 @@ class LVISBuilder:
     def _caption(
         self, image_id: int, first_annotation: int, shown: list[dict[str, Any]]
     ) -> dict[str, Any]:
-        # Objects are drawn the largest first: in that order, a phrase's place would tell its size,
-        # which is learned before any word is.
+        # Objects are drawn the largest first: in that order, a phrase's place would tell its size.
         order = np.random.default_rng([_CAPTIONS, image_id]).permutation(len(shown)).tolist()
         items = [shown[k] for k in order]
         named = [

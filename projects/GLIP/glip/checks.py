@@ -19,7 +19,13 @@ CHOICES = {
     "AGGREGATION": AGGREGATIONS,
     "TUNING": MODES,
 }
-LEAST = {"BLOCKS": 1, "CAPTIONS_PER_PASS": 1, "NAMES_PER_CAPTION": 0}
+LEAST = {
+    "BLOCKS": 1,
+    "CAPTIONS_PER_PASS": 1,
+    "NAMES_PER_CAPTION": 0,
+    "FOCAL_LOSS_GAMMA": 0,
+    "BOX_WEIGHT": 0,
+}
 
 
 def key_problems(cfg: CfgNode) -> Iterable[str]:

@@ -8,11 +8,14 @@ from detectron2.config import CfgNode
 def add_glip_config(cfg: CfgNode) -> None:
     """Adds the node `MODEL.GLIP`."""
     glip = cfg.MODEL.setdefault("GLIP", CfgNode())  # keys that are there already stay
-    _add_model_keys(glip)
+    _add_encoder_keys(glip)
+    _add_tower_keys(glip)
+    _add_training_keys(glip)
+    _add_test_keys(glip)
     _add_prompt_keys(glip)
 
 
-def _add_model_keys(glip: CfgNode) -> None:
+def _add_encoder_keys(glip: CfgNode) -> None:
     # build_glip_swin_fpn_backbone: Detectron2's Swin with P3 to P7 of FPN.OUT_CHANNELS.
     swin = glip.SWIN = CfgNode()
     swin.EMBED_DIM = 96
@@ -35,6 +38,12 @@ def _add_model_keys(glip: CfgNode) -> None:
     bert.VOCABULARY = 30522
     bert.POSITIONS = 512
 
+    # Cuts names and captions into tokens: a vocab.txt, a tokenizer.json, a folder with one of them,
+    # or a name of the Hugging Face hub.
+    glip.TOKENIZER = "bert-base-uncased"
+
+
+def _add_tower_keys(glip: CfgNode) -> None:
     # Levels of the backbone's pyramid, finest first; the side of an anchor is 8 strides.
     glip.IN_FEATURES = ("p3", "p4", "p5", "p6", "p7")
     # The tower: so many blocks of fusion, language layer and DyConv.
@@ -43,31 +52,35 @@ def _add_model_keys(glip: CfgNode) -> None:
     glip.FUSION = True
     glip.FUSION_DIM = 2048
     glip.FUSION_HEADS = 8
-    # Of BERT, fusion and language layers, in training.
-    glip.DROPOUT = 0.1
     # Where the logarithm begins of what dot products of image and text are divided by; learned.
     glip.LOG_SCALE = 0.0
-    # Focal loss of the tokens: weight of pairs of a location and a token that belong together (1 -
-    # alpha: of the others), and its exponent.
-    glip.FOCAL_LOSS_ALPHA = 0.25
-    glip.FOCAL_LOSS_GAMMA = 2.0
-    # Weight of the loss of boxes beside those of tokens and of centerness.
-    glip.BOX_WEIGHT = 2.0
     # A block's part of the image: DyConv (deformable, over three levels, with attention and dynamic
     # ReLU). False: ConvNeXt's block on each level by itself, for small images and little data.
     glip.DYNAMIC_CONV = True
     # DyConv convolves the next coarser level with offsets of this one, which are too many.
     # "resized": they are resized; "flat": read as they lie in memory, as official weights need.
     glip.OFFSETS_ACROSS_LEVELS = "resized"
+
+
+def _add_training_keys(glip: CfgNode) -> None:
+    # Focal loss of the tokens: weight of pairs of a location and a token that belong together (1 -
+    # alpha: of the others), and its exponent.
+    glip.FOCAL_LOSS_ALPHA = 0.25
+    glip.FOCAL_LOSS_GAMMA = 2.0
+    # Weight of the loss of boxes beside those of tokens and of centerness.
+    glip.BOX_WEIGHT = 2.0
+    # Of BERT, fusion and language layers, in training.
+    glip.DROPOUT = 0.1
     # Keep no activations of Swin's blocks, BERT's layers and the tower's parts, compute them again.
     glip.GRADIENT_CHECKPOINTING = False
-
     # What trains: "full"; "linear": the projection of text, boxes, centerness and the biases and
     # scale of the logits; "prompt": an offset to a caption's embeddings, which a checkpoint of this
     # mode brings to its evaluation, too.
     glip.TUNING = "full"
 
-    # At test time: the least score of a label at a location, before centerness takes part; the best
+
+def _add_test_keys(glip: CfgNode) -> None:
+    # The least score of a label at a location, before centerness takes part; the best
     # so many of each level; IoU above which the worse of two boxes of one label goes.
     # TEST.DETECTIONS_PER_IMAGE is the number that is left.
     glip.SCORE_THRESH = 0.05
@@ -81,9 +94,6 @@ def _add_model_keys(glip: CfgNode) -> None:
     # Names of a vocabulary per caption at test time. 0: as many as 256 tokens hold; the public code
     # has 40 on LVIS, and all of other data sets.
     glip.NAMES_PER_CAPTION = 0
-    # Cuts names and captions into tokens: a vocab.txt, a tokenizer.json, a folder with one of them,
-    # or a name of the Hugging Face hub.
-    glip.TOKENIZER = "bert-base-uncased"
 
 
 def _add_prompt_keys(glip: CfgNode) -> None:

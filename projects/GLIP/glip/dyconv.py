@@ -1,7 +1,4 @@
-"""The block of the dynamic head (arXiv 2106.08322) that all levels of the pyramid go through.
-
-And a plain one in its place.
-"""
+"""The block of the dynamic head (arXiv 2106.08322) that all levels of the pyramid go through."""
 
 from __future__ import annotations
 
@@ -17,7 +14,6 @@ from ovd_d2.projects.glip.deformable import SIDE, TAPS, deformable_conv
 RESIZED, FLAT = "resized", "flat"
 ACROSS_LEVELS = (RESIZED, FLAT)
 _GROUPS, _REDUCTION = 16, 4
-_LARGE, _EXPANSION = 7, 4
 
 
 class DeformableConv(nn.Module):
@@ -118,29 +114,6 @@ class DyConv(nn.Module):
     def _weight(self, branch: Tensor) -> Tensor:
         """(N, 1, 1, 1)."""
         return F.hardsigmoid(F.relu(self.attention(branch.mean(dim=(2, 3), keepdim=True))))
-
-
-class LargeKernelConv(nn.Module):
-    """Each level by itself: the block of ConvNeXt (arXiv 2201.03545, figure 4), then a norm.
-
-    A 7 x 7 convolution of each channel, a norm and two layers of each location are added to it.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        wide = _EXPANSION * channels
-        self.branch = nn.Sequential(
-            nn.Conv2d(channels, channels, _LARGE, padding=_LARGE // 2, groups=channels),
-            nn.GroupNorm(1, channels),
-            nn.Conv2d(channels, wide, 1),
-            nn.GELU(),
-            nn.Conv2d(wide, channels, 1),
-        )
-        self.norm = nn.GroupNorm(_GROUPS, channels)
-
-    def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """(N, C, h, w) each, finest first -> the same shapes."""
-        return [self.norm(one + self.branch(one)) for one in levels]
 
 
 def small_conv(channels: int, outputs: int) -> nn.Conv2d:

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ovd_d2.projects.glip.clamping import clamped
-from ovd_d2.projects.glip.dyconv import DyConv, LargeKernelConv, small_conv
+from ovd_d2.projects.glip.dyconv import DyConv, small_conv
 from ovd_d2.projects.glip.fusion import Fusion
 from ovd_d2.projects.glip.language_layer import LanguageLayer
+from ovd_d2.projects.glip.large_kernel import LargeKernelConv
 
 _PRIOR = 0.01  # share of (location, token) pairs that belong together, before any training
 

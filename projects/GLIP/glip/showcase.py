@@ -121,9 +121,8 @@ SHOWCASE = Showcase(
             "vild_ensemble",
             "<",
             "glip_captions",
-            "Each novel glyph has 7 to 11 boxes in 1,030 captions: enough for a detector of "
-            "two stages (supervised_rfs). GLIP's locations learn what a glyph is more slowly, base "
-            "glyphs too: after 2,000 iterations they still get better with every iteration.",
+            "Each novel glyph has 7 to 11 boxes in 1,030 captions, enough for a detector of two "
+            "stages (supervised_rfs). GLIP learns base glyphs, too, more slowly; why, is open.",
         ),
         Ordering(
             "AP50, all images: linear probing < prompt tuning",

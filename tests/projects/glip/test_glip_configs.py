@@ -74,6 +74,9 @@ def test_config_builds_and_is_the_published_one(name):
         ("GLIP.IN_FEATURES", (), "IN_FEATURES is empty"),
         ("GLIP.BLOCKS", 0, "BLOCKS: 0, expected at least 1"),
         ("GLIP.CAPTIONS_PER_PASS", 0, "CAPTIONS_PER_PASS: 0, expected at least 1"),
+        ("GLIP.FOCAL_LOSS_ALPHA", 1.5, "FOCAL_LOSS_ALPHA: 1.5 is not between 0 and 1"),
+        ("GLIP.FOCAL_LOSS_GAMMA", -1.0, "FOCAL_LOSS_GAMMA: -1.0, expected at least 0"),
+        ("GLIP.BOX_WEIGHT", -2.0, "BOX_WEIGHT: -2.0, expected at least 0"),
         ("GLIP.DROPOUT", 1.5, "DROPOUT: 1.5 is not between 0 and 1"),
         ("GLIP.FUSION_DIM", 30, "FUSION_DIM 30 is no multiple of 8 heads"),
         ("GLIP.BERT.WIDTH", 30, "BERT.WIDTH 30 is no multiple of 12 heads"),
@@ -92,3 +95,7 @@ def test_keys_that_do_nothing():
     cfg.merge_from_list(["MODEL.GLIP.FUSION_HEADS", 4])
     (notice,) = idle_key_notices(cfg)
     assert "MODEL.GLIP.FUSION_HEADS 4 has no effect: MODEL.GLIP.FUSION is False" in notice
+    cfg = config("glip_t")  # its offsets are "flat"
+    cfg.merge_from_list(["MODEL.GLIP.DYNAMIC_CONV", False])
+    (notice,) = idle_key_notices(cfg)
+    assert "OFFSETS_ACROSS_LEVELS 'flat' has no effect: MODEL.GLIP.DYNAMIC_CONV is False" in notice

@@ -21,12 +21,12 @@ CLOSE = 1e-3
 NAMES = WORDS[5:]
 
 
-def export(folder, *, fused=False, across="resized", tuning="full"):
+def export(folder, *, fused=False, across="resized", dynamic=True, tuning="full"):
     """The model in PyTorch, what of it is exported, and that in onnxruntime."""
     cfg = get_cfg()
     add_ovd_config(cfg)
     cfg.MODEL.META_ARCHITECTURE = "GLIP"
-    options = {"fused": fused, "across": across, "tuning": tuning}
+    options = {"fused": fused, "across": across, "dynamic": dynamic, "tuning": tuning}
     model = tiny_glip(**options, vocabulary=vocabulary_of(3)).eval()
     if model.prompt_offset is not None:
         torch.nn.init.normal_(model.prompt_offset)
@@ -40,11 +40,13 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("glip")
 
 
-@pytest.fixture(scope="module", params=["plain", "fused"])
+@pytest.fixture(scope="module", params=["plain", "fused", "large kernels"])
 def exported(request, folder):
     """With all else that a network may have: offsets of official weights, tuned prompts."""
     if request.param == "plain":
         return export(folder)
+    if request.param == "large kernels":
+        return export(folder, fused=True, dynamic=False)
     return export(folder, fused=True, across="flat", tuning="prompt")
 
 

@@ -10,7 +10,8 @@ from ovd_d2.projects.glip.anchors import grid_anchors
 from ovd_d2.projects.glip.assignment import BACKGROUND, assign, iou_with_last_pixel
 from ovd_d2.projects.glip.backbone import drop_block
 from ovd_d2.projects.glip.box_coder import decode, encode
-from ovd_d2.projects.glip.dyconv import DyConv, LargeKernelConv
+from ovd_d2.projects.glip.dyconv import DyConv
+from ovd_d2.projects.glip.large_kernel import LargeKernelConv
 from ovd_d2.projects.glip.losses import (
     LossSettings,
     centerness_targets,

@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 import torch
 from benchmarks import phrases
 from detectron2.structures import Boxes, BoxMode, Instances
@@ -70,8 +69,3 @@ def test_the_page_has_a_row_per_method():
     document = {"command": "python x", "date": "2026-01-02", "commit": "c0ffee1", "rows": rows}
     page = phrases.page(document)
     assert "85.0 ± 7.1" in page and page.count("| glip_") == 2
-
-
-@pytest.mark.parametrize("method", phrases.METHODS, ids=lambda one: one.name)
-def test_its_methods_are_trained(method):
-    assert not method.weights_of

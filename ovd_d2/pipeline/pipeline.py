@@ -121,7 +121,9 @@ class Pipeline:
         histories: dict[str, str] = {}
         for step in self._steps:
             before = [histories[name] for name in step.needs]
-            inputs = [sha256_file(one) for one in step.inputs]
+            inputs: list[Any] = [sha256_file(one) for one in step.inputs]
+            if step.settings is not None:
+                inputs.append(step.settings)
             histories[step.name] = fingerprint_json(
                 [_config_values(step), before, step.script, step.arguments, *inputs]
             )

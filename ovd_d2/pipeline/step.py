@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 CONFIG_OPTION = "--config-file"
 
@@ -22,6 +24,7 @@ class Step:
         folder: what the step alone fills, if it is such. Emptied before a step that was begun in
             another form starts over, so that no half of one run is taken up by another.
         inputs: files that the arguments do not name; with another content the step is another.
+        settings: values, as JSON has them, that the script takes from the code; likewise.
     """
 
     name: str
@@ -32,3 +35,4 @@ class Step:
     needs: tuple[str, ...] = ()
     folder: Path | None = None
     inputs: tuple[Path, ...] = ()
+    settings: Mapping[str, Any] | None = None

@@ -199,6 +199,13 @@ def test_files_that_a_step_reads_are_part_of_its_record(checkout):
     assert len(lines(step)) == 2
 
 
+def test_values_that_a_script_takes_from_the_code_are_part_of_its_record(checkout):
+    step = make_step(checkout, "a", own_folder=False)
+    for names in (("anchor",), ("anchor",), ("sun",)):
+        run_steps([replace(step, settings={"names": names})], checkout / "demo")
+    assert len(lines(step)) == 2
+
+
 def test_a_run_that_is_stopped_says_how_to_go_on(checkout, capsys, monkeypatch):
     def stop(_):
         raise KeyboardInterrupt

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def _data_step() -> Step:
         "datasets/prepare_pictograms.py",
         ("--tuning", "--overwrite"),
         datasets_folder() / tuning.NAME / f"{_set(tuning.VAL)}.json",
-        inputs=(Path(tuning.__file__),),  # drawn anew when the set is another
+        settings=asdict(tuning.TuningArguments()),
     )
 
 

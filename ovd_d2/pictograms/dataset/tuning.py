@@ -64,7 +64,8 @@ class TuningArguments:
         old: images of the known categories, all annotated.
         size: side of the square images, px.
         seed: of everything.
-        names: of the new categories, glyphs; a multiple of 4.
+        names: of the new categories, glyphs. An image has 4 boxes of them: their number times
+            `train`, `choose` and `val` are multiples of 4.
     """
 
     name: str = NAME

@@ -8,6 +8,7 @@ from benchmarks import keep_zero_shot
 from benchmarks.keep_zero_shot import ALONE, BEFORE, KEPT, PLAIN, REPLAY, REPLAYED
 
 from ovd_d2.engine.run import load_config
+from ovd_d2.pictograms.dataset import tuning
 from ovd_d2.pictograms.steps import Run
 from ovd_d2.pipeline.pipeline import repository_root
 
@@ -56,7 +57,7 @@ def test_each_step_comes_after_what_it_reads(tmp_path):
     order = ["vild_ensemble", "tuning", "tuning_mixed", "tuning_replay", "tuning_replayed"]
     places = [names.index(f"{one}_seed1") for one in order]
     assert places == sorted(places)
-    assert [one.name for one in found["tuning_data"].inputs] == ["tuning.py"]  # names and numbers
+    assert found["tuning_data"].settings["names"] == tuning.NEW_NAMES  # others are drawn anew
     assert {"data", "tuning_data"} <= set(found["tuning_joint"].needs)  # it has names of both
     assert {f"{one}_seed1" for one in ("vild_ensemble", "tuning_proposals")} <= set(
         found["tuning_seed1"].needs

@@ -109,7 +109,7 @@ def objects365() -> DataSet:
 for _folder in PICTOGRAM_SETS:
     for _split in ("train", "train_all", "val"):
         offer(pictograms(_folder, _split))
-for _split in ("train", "choose", "val", "old"):
+for _split in ("train", "choose", "choose_old", "val", "val_old"):
     offer(pictograms(TUNING_SET, _split))
 for _data_set in (lvis_base(), lvis_minival(), *ov_coco_sets(), objects365()):
     offer(_data_set)

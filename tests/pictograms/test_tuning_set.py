@@ -21,7 +21,8 @@ from ovd_d2.pictograms.dataset import (
 )
 from ovd_d2.pictograms.dataset.plan import choose_frequencies
 
-SMALL = TuningArguments(choose=1, val=2, old=12, size=64)
+SMALL = TuningArguments(choose=1, val=2, choose_old=12, val_old=14, size=64)
+OLD = (tuning.CHOOSE_OLD, tuning.VAL_OLD)
 KNOWN = build_categories(80)
 
 
@@ -32,7 +33,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sets(folder):
-    names = (tuning.TRAIN, tuning.CHOOSE, tuning.VAL, tuning.OLD)
+    names = (tuning.TRAIN, tuning.CHOOSE, tuning.VAL, *OLD)
     return {one: json.loads((folder / f"{TUNING_SET}_{one}.json").read_text()) for one in names}
 
 
@@ -72,15 +73,21 @@ def test_objects_of_known_names_lie_among_them(sets):
 
 
 def test_the_old_names_keep_their_frequencies(sets):
-    table = sets["old"]["categories"]
-    assert [one["name"] for one in table] == [one.name for one in KNOWN]
-    assert [one["frequency"] for one in table] == choose_frequencies(KNOWN, seed=0)
-    assert min(boxes(sets["old"])) > 0
+    for name in OLD:
+        table = sets[name]["categories"]
+        assert [one["name"] for one in table] == [one.name for one in KNOWN]
+        assert [one["frequency"] for one in table] == choose_frequencies(KNOWN, seed=0)
+        assert min(boxes(sets[name])) > 0
+
+
+def test_no_scene_is_in_two_sets(folder):
+    images = [path.read_bytes() for path in folder.rglob("*.png")]
+    assert len(set(images)) == len(images) == 20 + 2 + 4 + 12 + 14
 
 
 def test_no_image_has_the_id_of_another(sets):
     ids = [image["id"] for one in sets.values() for image in one["images"]]
-    assert len(set(ids)) == len(ids) == 20 + 2 + 4 + 12
+    assert len(set(ids)) == len(ids) == 20 + 2 + 4 + 12 + 14
     assert min(ids) > 1280  # those of pictograms_v1
 
 

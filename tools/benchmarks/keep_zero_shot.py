@@ -18,7 +18,6 @@ from ovd_d2.pictograms.dataset import tuning
 from ovd_d2.pictograms.showcase import only_once, steps_of
 from ovd_d2.pictograms.steps import (
     TRAIN_SET,
-    VAL_SET,
     Run,
     clip_options,
     data_step,
@@ -151,7 +150,7 @@ def _keeping_step(run: Run, one: Tuning) -> Step:
         f"Mix the weights before and after tuning {one.about}, seed {run.seed}",
         "tools/keep_zero_shot.py",
         (
-            *(CONFIG_OPTION, one.config, "--new", _set(tuning.CHOOSE), "--old", _set(tuning.OLD)),
+            *(CONFIG_OPTION, one.config, "--new", _set(tuning.CHOOSE), "--old", _set(tuning.CHOOSE_OLD)),
             *("--keep", str(KEEP), "--shares", ",".join(map(str, SHARES))),
             *("OUTPUT_DIR", str(run.output(one.name)), *_start(run)),
         ),
@@ -173,7 +172,7 @@ def _report_step(run: Run, what: str) -> Step:
         f"Evaluate new and old names: {what}, seed {run.seed}",
         "tools/evaluate_transfer.py",
         (
-            *(CONFIG_OPTION, ALONE.config, "--datasets", _set(tuning.VAL), VAL_SET),
+            *(CONFIG_OPTION, ALONE.config, "--datasets", _set(tuning.VAL), _set(tuning.VAL_OLD)),
             *("OUTPUT_DIR", str(output), "MODEL.WEIGHTS", str(weights[what])),
         ),
         output / "transfer" / "results.json",
@@ -189,7 +188,7 @@ def collect_rows(folder: Path, seeds: Sequence[int]) -> list[Row]:
     for run in (Run(folder, seed) for seed in seeds):
         for what in REPORTS:
             sets = json.loads(_report_step(run, what).product.read_text())["data_sets"]
-            new, old = (sets[name]["bbox"] for name in (_set(tuning.VAL), VAL_SET))
+            new, old = (sets[name]["bbox"] for name in (_set(tuning.VAL), _set(tuning.VAL_OLD)))
             found = {"new": new["AP"], "novel": old["AP_novel"], "base": old["AP_base"]}
             row = {"weights": what, "seed": run.seed}
             row |= {name: round(value, 3) for name, value in found.items()}
@@ -265,7 +264,8 @@ annotation. "{REPLAYED}" trains on them beside the images of its first training,
 new, with their cache (`{REPLAY.config}`). After both
 [`tools/keep_zero_shot.py`](training.md#tuning-that-keeps-what-was-known) mixes the weights before
 and after. Box AP in percent, mean ± standard deviation over {count} seeds: new names on
-`{_set(tuning.VAL)}`, old ones, of which 16 never had a box, on `{VAL_SET}`.
+`{_set(tuning.VAL)}`, old ones, of which 16 never had a box, on
+`{_set(tuning.VAL_OLD)}`.
 
 {table_of(rows)}
 
@@ -274,7 +274,7 @@ and after. Box AP in percent, mean ± standard deviation over {count} seeds: new
 ## Which share
 
 Chosen by other images than those above: `{_set(tuning.CHOOSE)}` for the new names,
-`{_set(tuning.OLD)}` for the old novel ones, of whose AP there at least {KEEP:.0%} must be left
+`{_set(tuning.CHOOSE_OLD)}` for the old novel ones, of whose AP there at least {KEEP:.0%} must be left
 (`--keep {KEEP}`; what is reported may then fall a little lower). Share 0 is before.
 
 Of replay:

@@ -44,14 +44,15 @@ NEW_NAMES = (  # the shipped text tower tells them apart; unknown words are most
     "female sign",
     "circled arrow",
 )
-TRAIN, CHOOSE, VAL, OLD = "train", "choose", "val", "old"
+TRAIN, CHOOSE, VAL = "train", "choose", "val"
+CHOOSE_OLD, VAL_OLD = "choose_old", "val_old"
 _NEW_PER_IMAGE, _KNOWN_PER_IMAGE = 4, 2  # objects
 _FIRST_ID = 100_000  # of images: apart from those of the default data set
 _SEED_PLAN, _SEED_SCENES = 5, 200  # streams apart from those of `generate`
 _NOTES = (
     "Drawn by code. The images of train, choose and val show objects of the 80 categories of"
-    " pictograms_v1, too, which have no annotation. The set old has other scenes of these 80 than"
-    " pictograms_v1, its image_count and instance_count are its own."
+    " pictograms_v1, too, which have no annotation. The sets choose_old and val_old have other scenes of"
+    " these 80 than pictograms_v1, their image_count and instance_count are their own."
 )
 
 
@@ -61,7 +62,7 @@ class TuningArguments:
 
     Attributes:
         train, choose, val: boxes of each new category in these sets.
-        old: images of the known categories, all annotated.
+        choose_old, val_old: images of the known categories in these sets, all annotated.
         size: side of the square images, px.
         seed: of everything.
         names: of the new categories, glyphs. An image has 4 boxes of them: their number times
@@ -71,8 +72,9 @@ class TuningArguments:
     name: str = NAME
     train: int = 10
     choose: int = 20
-    val: int = 40
-    old: int = 480
+    val: int = 120
+    choose_old: int = 480
+    val_old: int = 960
     size: int = 160
     seed: int = 0
     names: tuple[str, ...] = NEW_NAMES
@@ -99,8 +101,8 @@ def prepare_tuning(
 ) -> Path:
     """Draws the data set below `root`, unless it is there already.
 
-    Four sets in LVIS format: `train`; `val`, to report; `choose` and `old`, to choose by: more
-    scenes of the new names, and other scenes of the old ones than those of `pictograms_v1_val`.
+    Five sets in LVIS format: `train`; `choose` and `choose_old`, to choose by; `val` and `val_old`,
+    to report. Those of the old names are other scenes than those of `pictograms_v1_val`.
 
     Args:
         root: the folder of all data sets.
@@ -136,8 +138,11 @@ def _splits(arguments: TuningArguments) -> Iterator[_Split]:
         rng = np.random.default_rng([arguments.seed, _SEED_PLAN, number])
         images = _deal(rng, len(new), getattr(arguments, name))
         yield _Split(name, new, known, ["c"] * len(new), images)
-    contents = plan_val(KNOWN, arguments.old, arguments.seed + _SEED_PLAN).images
-    yield _Split(OLD, known, (), choose_frequencies(known, arguments.seed), contents)
+    frequencies = choose_frequencies(known, arguments.seed)
+    for number, name in enumerate((CHOOSE_OLD, VAL_OLD)):
+        seed = arguments.seed + _SEED_PLAN + number
+        contents = plan_val(KNOWN, getattr(arguments, name), seed).images
+        yield _Split(name, known, (), frequencies, contents)
 
 
 def _deal(rng: np.random.Generator, count: int, boxes: int) -> list[list[int]]:

@@ -41,7 +41,7 @@ def rows(tmp_path):
             new, novel, base = numbers[seed]
             sets = {
                 "pictograms_v1_tuning_val": {"bbox": {"AP": new}},
-                "pictograms_v1_val": {"bbox": {"AP_novel": novel, "AP_base": base}},
+                "pictograms_v1_tuning_val_old": {"bbox": {"AP_novel": novel, "AP_base": base}},
             }
             folder = run.output(keep_zero_shot.REPORTS[what])
             write(folder / "transfer" / "results.json", {"data_sets": sets})
@@ -78,7 +78,7 @@ def test_what_is_tuned_mixed_and_reported(tmp_path):
     mixed = found["tuning_mixed_seed0"]
     assert mixed[-4:] == ("OUTPUT_DIR", cfg.OUTPUT_DIR, "MODEL.WEIGHTS", before)
     chosen_by = {mixed[mixed.index(option) + 1] for option in ("--new", "--old")}
-    assert chosen_by == {"pictograms_v1_tuning_choose", "pictograms_v1_tuning_old"}
+    assert chosen_by == {"pictograms_v1_tuning_choose", "pictograms_v1_tuning_choose_old"}
     reported = [found[f"tuning_{one}_seed0"] for one in ("before", "plain", "kept")]
     assert all(not chosen_by & set(one) for one in reported)
     files = [before, f"{cfg.OUTPUT_DIR}/model_final.pth", f"{cfg.OUTPUT_DIR}/kept/model_kept.pth"]

@@ -150,7 +150,14 @@ def _keeping_step(run: Run, one: Tuning) -> Step:
         f"Mix the weights before and after tuning {one.about}, seed {run.seed}",
         "tools/keep_zero_shot.py",
         (
-            *(CONFIG_OPTION, one.config, "--new", _set(tuning.CHOOSE), "--old", _set(tuning.CHOOSE_OLD)),
+            *(
+                CONFIG_OPTION,
+                one.config,
+                "--new",
+                _set(tuning.CHOOSE),
+                "--old",
+                _set(tuning.CHOOSE_OLD),
+            ),
             *("--keep", str(KEEP), "--shares", ",".join(map(str, SHARES))),
             *("OUTPUT_DIR", str(run.output(one.name)), *_start(run)),
         ),
@@ -274,8 +281,9 @@ and after. Box AP in percent, mean ± standard deviation over {count} seeds: new
 ## Which share
 
 Chosen by other images than those above: `{_set(tuning.CHOOSE)}` for the new names,
-`{_set(tuning.CHOOSE_OLD)}` for the old novel ones, of whose AP there at least {KEEP:.0%} must be left
-(`--keep {KEEP}`; what is reported may then fall a little lower). Share 0 is before.
+`{_set(tuning.CHOOSE_OLD)}` for the old novel ones, of whose AP there at least
+{KEEP:.0%} must be left (`--keep {KEEP}`; what is reported may then fall a little lower). Share 0
+is before.
 
 Of replay:
 

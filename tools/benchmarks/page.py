@@ -20,8 +20,8 @@ of the first stage's proposals; ViLD's other rows are trained for equally many i
 the first stage's among them), and their backbones start from the image tower of a second small CLIP
 that was trained on crops of base glyphs alone: what they know of novel categories has come through
 the teacher and the vocabulary. F-ViT's rows are trained for 500 iterations on a frozen teacher.
-GLIP's: 2,000 iterations, from the backbone of ViLD's first stage and a small BERT that has learnt
-what the teacher's text tower makes of words.
+GLIP's: 2,000 iterations, from the image tower that ViLD's backbone starts from and a small BERT
+that has learnt what the teacher's text tower makes of words.
 Each section names the commit at which its command was run. A command takes up models that were
 trained before, so the same method can differ between sections.
 """

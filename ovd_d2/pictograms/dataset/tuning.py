@@ -51,8 +51,8 @@ _FIRST_ID = 100_000  # of images: apart from those of the default data set
 _SEED_PLAN, _SEED_SCENES = 5, 200  # streams apart from those of `generate`
 _NOTES = (
     "Drawn by code. The images of train, choose and val show objects of the 80 categories of"
-    " pictograms_v1, too, which have no annotation. The sets choose_old and val_old have other scenes of"
-    " these 80 than pictograms_v1, their image_count and instance_count are their own."
+    " pictograms_v1, too, which have no annotation. The sets choose_old and val_old have other"
+    " scenes of these 80 than pictograms_v1, their image_count and instance_count are their own."
 )
 
 

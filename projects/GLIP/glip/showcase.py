@@ -8,12 +8,14 @@ from ovd_d2.pictograms.showcase import Method, Ordering, Showcase
 from ovd_d2.pictograms.steps import (
     TRAIN_SET,
     Run,
+    backbone_step,
+    data_step,
+    vocabulary_step,
 )
 from ovd_d2.pipeline.step import CONFIG_OPTION, Step
 from ovd_d2.projects.glip.pictograms import SHOTS
 from ovd_d2.projects.glip.pseudo_labels import DATA_SET_FILE
 from ovd_d2.projects.glip.tuning import FULL, LINEAR, PROMPT
-from ovd_d2.vild.showcase import START, start_steps
 
 FOLDER = "projects/GLIP/configs/pictograms"
 # Captions of all glyphs; the tool does not look at their boxes.
@@ -23,8 +25,8 @@ _TITLES = {FULL: "full tuning", LINEAR: "linear probing", PROMPT: "prompt tuning
 
 
 def prepare(run: Run) -> list[Step]:
-    """Data, names and ViLD-text's beginning, from whose backbone GLIP starts."""
-    return start_steps(run)
+    """Data, names and the image tower that GLIP starts from."""
+    return [data_step(), backbone_step(), vocabulary_step()]
 
 
 def _shared(run: Run) -> tuple[str, ...]:
@@ -32,12 +34,7 @@ def _shared(run: Run) -> tuple[str, ...]:
 
 
 def _trained(name: str, title: str, about: str = "") -> Method:
-    config = f"{FOLDER}/{name}.yaml"
-    return Method(config, title, about, options=_start_options, needs=_shared)
-
-
-def _start_options(run: Run) -> Sequence[str]:
-    return ("MODEL.WEIGHTS", str(run.weights(START)))
+    return Method(f"{FOLDER}/{name}.yaml", title, about, needs=_shared)
 
 
 TEACHER = _trained("glip_teacher", "GLIP + base captions", "names and captions of base glyphs")
@@ -62,7 +59,7 @@ def labels_step(run: Run) -> Step:
 
 
 def _labels_options(run: Run) -> Sequence[str]:
-    return (*_start_options(run), "DATASETS.OWN", str(labels_step(run).product))
+    return ("DATASETS.OWN", str(labels_step(run).product))
 
 
 STUDENT = Method(

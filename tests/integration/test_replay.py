@@ -27,7 +27,9 @@ NEW = "pictograms_v1_tuning_train"
 @pytest.fixture(scope="module")
 def vocabulary(mini):
     forget(NEW)
-    prepare_tuning(mini.folder, TuningArguments(train=2, choose=1, val=1, old=12))
+    prepare_tuning(
+        mini.folder, TuningArguments(train=2, choose=1, val=1, choose_old=12, val_old=12)
+    )
     teacher = CLIPTeacher.from_open_clip(ARCHITECTURE, SHIPPED_TAG)
     found = build_vocabulary(joined_categories([TRAIN, NEW]), teacher, prompts="single")
     found.save(mini.folder / "joint.safetensors")

@@ -33,7 +33,7 @@ object (crowds, novel categories alone, nothing), which distillation and the RPN
 """,
     4: """\
 Version 4 of Pictograms names the objects of a caption in random order. Before, the largest came
-first, so that a phrase's place told its size. Only GLIP's rows with captions have seen the other.
+first, so that a phrase's place told its size. Of the rows below GLIP's alone read captions.
 """,
 }
 

@@ -121,7 +121,7 @@ def page(document: Document) -> str:
     return f"""# GLIP and phrases on Pictograms
 
 {origin(document)}; numbers: [results/phrases.json](results/phrases.json). Pictograms, percent,
-mean ± standard deviation over {seeds} seeds.
+mean ± standard deviation; seeds: {seeds}.
 
 `R@k`: phrases of the validation scenes' captions ("two red anchors and a blue umbrella") of which
 one of the first k boxes has an IoU of at least {IOU} with a box of the phrase; `merged`: with the

@@ -88,7 +88,7 @@ def keep_zero_shot(
         raise SetupError(problems)
     cfg = cfg.clone()
     cfg.MODEL.WEIGHTS = after
-    asked = open_evaluation(cfg, args, [new_set, old_set], FOLDER)
+    asked = open_evaluation(cfg, args, [new_set, old_set], FOLDER, asked_by="--new or --old")
     model = asked.model
     part = open_vocabulary_part(model)
     assert part is not None  # the checks of the evaluation refuse others

@@ -131,14 +131,26 @@ class NamedEvaluation:
 
 
 def open_evaluation(
-    cfg: CfgNode, args: argparse.Namespace, dataset_names: Sequence[str], folder: str
+    cfg: CfgNode,
+    args: argparse.Namespace,
+    dataset_names: Sequence[str],
+    folder: str,
+    *,
+    asked_by: str = "--datasets",
 ) -> NamedEvaluation:
     """Checks everything, starts the run in a folder below `OUTPUT_DIR`, loads the weights.
+
+    Args:
+        cfg: names the weights.
+        args: of the command line.
+        dataset_names: what may be evaluated.
+        folder: name of the run's.
+        asked_by: the option that names the data sets, for messages.
 
     Raises:
         SetupError: lists every problem of the config, the teacher and all data sets.
     """
-    test_sets = on_main_process(partial(_checked, cfg, dataset_names))
+    test_sets = on_main_process(partial(_checked, cfg, dataset_names, asked_by))
     vocabulary_of, embedded_by = _naming(cfg)
     cfg = cfg.clone()
     cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, folder)  # the training's files stay
@@ -192,7 +204,7 @@ def _naming(cfg: CfgNode) -> tuple[Callable[[Categories], Vocabulary], dict[str,
     return partial(build_vocabulary, teacher=teacher, **options), embedded_by
 
 
-def _checked(cfg: CfgNode, names: Sequence[str]) -> list[TransferSet]:
+def _checked(cfg: CfgNode, names: Sequence[str], asked_by: str) -> list[TransferSet]:
     """Raises SetupError with every problem of the config, the teacher and all data sets."""
     problems = list(_config_problems(cfg))
     needs = DataNeeds(
@@ -201,7 +213,7 @@ def _checked(cfg: CfgNode, names: Sequence[str]) -> list[TransferSet]:
         masks=cfg.MODEL.MASK_ON,
         mask_format=cfg.INPUT.MASK_FORMAT,
         test_resize=smallest_resize(cfg, is_train=False),
-        test_key="--datasets",
+        test_key=asked_by,
     )
     data = check_data(needs, decode=not problems)
     problems += data.problems

@@ -3,6 +3,7 @@
 import argparse
 
 import pytest
+import torch
 
 from ovd_d2.engine.keep_zero_shot import Mixture, chosen, keep_zero_shot, mixtures_table
 from ovd_d2.errors import SetupError
@@ -49,3 +50,17 @@ def test_what_cannot_be_asked_is_named_at_once(tmp_path):
     assert "MODEL.WEIGHTS" in first and "start.pth" in first
     assert "--after" in second and "gone.pth" in second
     assert third == "--shares: 1.5 is not from 0 to 1"
+
+
+def test_a_data_set_that_is_none_is_named_by_the_options_that_asked_for_it(tmp_path):
+    cfg = tiny_config()
+    cfg.MODEL.WEIGHTS = after = str(tmp_path / "weights.pth")
+    torch.save({"model": {}}, after)
+    sets = {"new_set": "no_such_set", "old_set": "nor_this"}
+    with pytest.raises(SetupError) as caught:
+        keep_zero_shot(cfg, argparse.Namespace(), after=after, **sets)
+    told = [one for one in caught.value.problems if "is not registered" in one]
+    assert [one.partition(" is not")[0] for one in told] == [
+        "--new or --old: 'no_such_set'",
+        "--new or --old: 'nor_this'",
+    ]

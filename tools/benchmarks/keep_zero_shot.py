@@ -18,6 +18,7 @@ from ovd_d2.pictograms.dataset import tuning
 from ovd_d2.pictograms.showcase import only_once, steps_of
 from ovd_d2.pictograms.steps import (
     TRAIN_SET,
+    VAL_SET,
     Run,
     clip_options,
     data_step,
@@ -150,14 +151,8 @@ def _keeping_step(run: Run, one: Tuning) -> Step:
         f"Mix the weights before and after tuning {one.about}, seed {run.seed}",
         "tools/keep_zero_shot.py",
         (
-            *(
-                CONFIG_OPTION,
-                one.config,
-                "--new",
-                _set(tuning.CHOOSE),
-                "--old",
-                _set(tuning.CHOOSE_OLD),
-            ),
+            *(CONFIG_OPTION, one.config, "--new", _set(tuning.CHOOSE)),
+            *("--old", _set(tuning.CHOOSE_OLD)),
             *("--keep", str(KEEP), "--shares", ",".join(map(str, SHARES))),
             *("OUTPUT_DIR", str(run.output(one.name)), *_start(run)),
         ),
@@ -277,6 +272,9 @@ and after. Box AP in percent, mean ± standard deviation over {count} seeds: new
 {table_of(rows)}
 
 {targets_table(rows)}
+
+Up to commit 5a1b263 this page reported the old names on the 250 scenes of `{VAL_SET}`; the same
+recipe missed their target there. More scenes, by which nothing is chosen, have less chance in them.
 
 ## Which share
 

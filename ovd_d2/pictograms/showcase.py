@@ -107,23 +107,46 @@ class Expectation:
 
 
 @dataclass(frozen=True)
+class Gap:
+    """How far a method stays below another one: the difference of their means over seeds.
+
+    Attributes:
+        lower, higher: methods.
+    """
+
+    lower: str
+    higher: str
+
+
+@dataclass(frozen=True)
 class Ordering:
-    """Which of two methods the paper found better.
+    """Which of two methods, or of two gaps between methods, the paper found larger.
 
     Attributes:
         claim: the sentence of the table.
         metric: as of :class:`Expectation`; "ms_per_image" for the time.
-        left, right: methods, whose means over seeds are compared.
+        left, right: methods, whose means over seeds are compared, or gaps; a number is itself.
         relation: "<", "<=" or "=" (the last two with a tolerance).
         reason: why Pictograms does not show it, printed as long as it does not.
     """
 
     claim: str
     metric: str
-    left: str
+    left: str | Gap
     relation: str
-    right: str
+    right: str | Gap | float
     reason: str = ""
+
+    @property
+    def methods(self) -> frozenset[str]:
+        """All that it is about."""
+        found: set[str] = set()
+        for side in (self.left, self.right):
+            if isinstance(side, Gap):
+                found |= {side.lower, side.higher}
+            elif isinstance(side, str):
+                found.add(side)
+        return frozenset(found)
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,12 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,20 @@ def _is_made(step: Step) -> bool:
     return (repository_root() / step.product).exists()
 
 
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """As by Ctrl-C; else the commands would go on alone, and the next run start them beside."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class Pipeline:
     """Runs steps in the order of their needs, several at a time, each one only once.
 
@@ -101,7 +117,7 @@ class Pipeline:
         seconds: dict[str, float] = {}
         waiting = [step for step in self._steps if not self._recall(step, seconds)]
         running: list[_Running] = []
-        with StatusLine() as status:
+        with StatusLine() as status, _stopped_by_sigterm():
             try:
                 while waiting or running:
                     self._start_ready(waiting, running, seconds, status)

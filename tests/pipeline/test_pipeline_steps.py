@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 import time
 from dataclasses import replace
 
@@ -8,6 +10,7 @@ from ovd_d2.pipeline import pipeline
 from ovd_d2.pipeline.pipeline import Pipeline, StepFailed
 from ovd_d2.pipeline.status import _short, last_progress
 from ovd_d2.pipeline.step import Step
+from tests.processes import exit_code, fork
 
 
 @pytest.fixture
@@ -214,3 +217,22 @@ def test_a_run_that_is_stopped_says_how_to_go_on(checkout, capsys, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run_steps([make_step(checkout, "a")], checkout / "demo")
     assert "stopped: run the same command again to go on" in capsys.readouterr().out
+
+
+def test_a_run_that_is_terminated_stops_its_commands(checkout):
+    # they went on alone, and the next run trained in the same folders beside them
+    script = checkout / "tools" / "sleep.py"
+    script.write_text(
+        "import os, pathlib, sys, time\n"
+        "pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))\n"
+        "time.sleep(60)\n"
+    )
+    begun = checkout / "begun"
+    step = Step("sleeper", "", "tools/sleep.py", (str(begun),), checkout / "never")
+    run = fork(lambda: run_steps([step], checkout / "demo"))
+    while not (begun.exists() and begun.read_text()):
+        time.sleep(0.05)
+    os.kill(run, signal.SIGTERM)
+    assert exit_code(run) == 1
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(begun.read_text()), 0)

@@ -18,7 +18,7 @@ from benchmarks.documents import Document
 from ovd_d2.engine.build import build_open_vocabulary_model, build_test_loader, classify_crops
 from ovd_d2.engine.run import load_config
 from ovd_d2.pictograms.demo.report import read_results
-from ovd_d2.pictograms.showcase import Expectation, Method, Ordering, showcases
+from ovd_d2.pictograms.showcase import Expectation, Gap, Method, Ordering, showcases
 from ovd_d2.pictograms.steps import VAL_SET, Run
 from ovd_d2.pipeline.pipeline import repository_root
 
@@ -119,7 +119,7 @@ def orderings_about(rows: Sequence[Row]) -> list[Ordering]:
         one
         for showcase in showcases().values()
         for one in showcase.orderings
-        if {one.left, one.right} <= shown
+        if one.methods <= shown
     ]
 
 
@@ -182,9 +182,15 @@ def check_orderings(
     """
     found = []
     for one in claims:
-        left, right = (mean_of(rows, method, one.metric) for method in (one.left, one.right))
+        left, right = (_side(rows, side, one.metric) for side in (one.left, one.right))
         found.append((one, f"{left:.1f}, {right:.1f}", _holds(left, one.relation, right)))
     return found
+
+
+def _side(rows: Sequence[Row], side: str | Gap | float, metric: str) -> float:
+    if isinstance(side, Gap):
+        return mean_of(rows, side.higher, metric) - mean_of(rows, side.lower, metric)
+    return mean_of(rows, side, metric) if isinstance(side, str) else side
 
 
 def _holds(left: float, relation: str, right: float) -> bool:

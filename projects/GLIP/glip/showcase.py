@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ovd_d2.pictograms.showcase import Method, Ordering, Showcase
+from ovd_d2.pictograms.showcase import Gap, Method, Ordering, Showcase
 from ovd_d2.pictograms.steps import (
     TRAIN_SET,
     Run,
@@ -20,7 +20,9 @@ from ovd_d2.projects.glip.tuning import FULL, LINEAR, PROMPT
 FOLDER = "projects/GLIP/configs/pictograms"
 # Captions of all glyphs; the tool does not look at their boxes.
 CAPTIONS = TRAIN_SET.replace("_train", "_captions_train_all")
-THRESHOLD = "0.5"  # least score of a teacher's box, as in the paper
+# Least score of a teacher's box. The paper's 0.5 is of another loss: here it keeps twice as many
+# boxes as captions name objects.
+THRESHOLD = "0.7"
 _TITLES = {FULL: "full tuning", LINEAR: "linear probing", PROMPT: "prompt tuning"}
 
 
@@ -38,6 +40,9 @@ def _trained(name: str, title: str, about: str = "") -> Method:
 
 
 TEACHER = _trained("glip_teacher", "GLIP + base captions", "names and captions of base glyphs")
+SMALL_TEACHER = _trained(
+    "glip_small_teacher", "Small GLIP + base captions", "one block, 32 channels"
+)
 
 
 def labels_step(run: Run) -> Step:
@@ -72,18 +77,29 @@ STUDENT = Method(
 )
 
 
-def _tuned(mode: str, shots: str) -> Method:
+def _tuned(mode: str, shots: str, teacher: Method = TEACHER) -> Method:
     about = "on all images" if shots == "all" else f"on {shots} per glyph"
+    size, title = ("", "GLIP") if teacher is TEACHER else ("small_", "Small GLIP")
     return Method(
-        f"{FOLDER}/glip_{mode}_{shots}.yaml",
-        f"GLIP, {_TITLES[mode]} {about}",
-        options=lambda run: ("MODEL.WEIGHTS", str(TEACHER.weights(run))),
-        needs=lambda run: (*_shared(run), run.step(TEACHER.name)),
-        before=lambda run: (TEACHER.step(run),),
+        f"{FOLDER}/glip_{size}{mode}_{shots}.yaml",
+        f"{title}, {_TITLES[mode]} {about}",
+        options=lambda run: ("MODEL.WEIGHTS", str(teacher.weights(run))),
+        needs=lambda run: (*_shared(run), run.step(teacher.name)),
+        before=lambda run: (teacher.step(run),),
     )
 
 
 TUNED = tuple(_tuned(mode, shots) for mode in (PROMPT, LINEAR, FULL) for shots in SHOTS)
+SMALL_TUNED = tuple(_tuned(mode, "all", SMALL_TEACHER) for mode in (PROMPT, FULL))
+_NEAR = 2.0  # points of AP
+
+
+def _prompt_is_near_full(shots: str) -> Ordering:
+    gap = Gap(lower=f"glip_prompt_{shots}", higher=f"glip_full_{shots}")
+    images = "all images" if shots == "all" else f"{shots} per glyph"
+    claim = f"AP, {images}: full tuning - prompt tuning <= {_NEAR:.0f}"
+    return Ordering(claim, "box AP", gap, "<=", _NEAR)
+
 
 SHOWCASE = Showcase(
     prepare=prepare,
@@ -94,6 +110,8 @@ SHOWCASE = Showcase(
         TEACHER,
         STUDENT,
         *TUNED,
+        SMALL_TEACHER,
+        *SMALL_TUNED,
     ),
     quick=(_trained("glip_captions_quick", "GLIP + captions", "half of the iterations"),),
     demo=("glip_captions_quick",),
@@ -106,9 +124,7 @@ SHOWCASE = Showcase(
             "<",
             "glip_captions",
         ),
-        Ordering(
-            "AP50: without fusion < with", "box AP50", "glip_no_fusion", "<", "glip_detection"
-        ),
+        Ordering("AP: without fusion < with", "box AP", "glip_no_fusion", "<", "glip_detection"),
         Ordering(
             "novel AP50: teacher < student", "box AP50_novel", "glip_teacher", "<", "glip_student"
         ),
@@ -122,18 +138,19 @@ SHOWCASE = Showcase(
             "stages (supervised_rfs). GLIP learns base glyphs, too, more slowly; why, is open.",
         ),
         Ordering(
-            "AP50, all images: linear probing < prompt tuning",
-            "box AP50",
+            "AP, all images: linear probing < prompt tuning",
+            "box AP",
             "glip_linear_all",
             "<",
             "glip_prompt_all",
         ),
+        *map(_prompt_is_near_full, SHOTS),
         Ordering(
-            "AP50, all images: prompt tuning <= full tuning",
-            "box AP50",
-            "glip_prompt_all",
-            "<=",
-            "glip_full_all",
+            "AP, all images: full - prompt tuning, GLIP < small GLIP",
+            "box AP",
+            Gap(lower="glip_prompt_all", higher="glip_full_all"),
+            "<",
+            Gap(lower="glip_small_prompt_all", higher="glip_small_full_all"),
         ),
     ),
 )

@@ -35,7 +35,14 @@ from ovd_d2.projects.glip.pseudo_labels import (
     images_of_data_set,
     label_images,
 )
-from ovd_d2.projects.glip.showcase import SHOTS, SHOWCASE, STUDENT, TEACHER
+from ovd_d2.projects.glip.showcase import (
+    SHOTS,
+    SHOWCASE,
+    SMALL_TEACHER,
+    STUDENT,
+    TEACHER,
+    THRESHOLD,
+)
 from ovd_d2.projects.glip.wiring import hooks
 from ovd_d2.vocabulary import Categories, Vocabulary
 from tests.catalog import forget
@@ -210,10 +217,13 @@ def test_nothing_before_the_student_has_seen_a_novel_box():
     for name in NAMES:
         sets = config(name).DATASETS.TRAIN
         seen[name] = {one for one in sets if "train_all" in one or "shots" in one}
-    assert not seen["glip_teacher"] and not seen["glip_student"] and not seen["glip_detection"]
+    assert not any(
+        seen[f"glip_{one}"] for one in ("teacher", "small_teacher", "student", "detection")
+    )
     captions = ("glip_captions", "glip_captions_quick")
     assert all(seen[name] == {"pictograms_v1_captions_train_all"} for name in captions)
     tuned = {f"glip_{mode}_{shots}" for mode in ("full", "linear", "prompt") for shots in SHOTS}
+    tuned |= {"glip_small_full_all", "glip_small_prompt_all"}
     assert {name for name, sets in seen.items() if sets} == {*captions, *tuned}
 
 
@@ -224,12 +234,14 @@ def test_student_over_teacher(tmp_path):
     assert labels.needs == ("data", teacher.name) and labels.name in student.needs
     tool = load_tool("pseudo_label")
     args = tool.parse_args(labels.arguments)
-    assert args.dataset == "pictograms_v1_captions_train_all" and args.threshold == 0.5
+    assert args.dataset == "pictograms_v1_captions_train_all" and str(args.threshold) == THRESHOLD
     assert args.output / "data_set.yaml" == labels.product
     assert args.opts == ["MODEL.WEIGHTS", str(TEACHER.weights(run))]
     assert student.arguments[-2:] == ("DATASETS.OWN", str(labels.product))
     tuned = SHOWCASE.method("glip_prompt_5")
     assert tuned.before(run) == (teacher,) and teacher.name in tuned.needs(run)
+    (small,) = SHOWCASE.method("glip_small_full_all").before(run)
+    assert small == SMALL_TEACHER.step(run) != teacher
     demo = [step.name for step in steps_of(SHOWCASE, [run], SHOWCASE.select(SHOWCASE.demo))]
     assert teacher.name not in demo
 

@@ -16,6 +16,7 @@ from benchmarks.tables import (
 )
 
 from ovd_d2.pictograms.dataset import GENERATOR_VERSION
+from ovd_d2.pictograms.showcase import Gap, Ordering, showcases
 from ovd_d2.vild.showcase import SHOWCASE
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -130,6 +131,37 @@ def test_orderings_by_hand():
     assert found["APf: ViLD <= ViLD-ensemble"]
     assert not found["APf: ViLD-image < ViLD-text"]
     assert found["time: ViLD < CLIP on crops"]
+
+
+def test_gaps_by_hand():
+    rows = make_rows(methods=("vild", "vild_text", "vild_ensemble"))
+    for row in rows:
+        seed, more = row["seed"], {"vild": 0.0, "vild_text": 1.5, "vild_ensemble": 4.0}
+        row["box"] = {**row["box"], "AP": 10.0 + seed + more[row["method"]]}
+    near, far = Gap("vild", "vild_text"), Gap("vild", "vild_ensemble")
+    claims = [
+        Ordering("near", "box AP", near, "<=", 2.0),
+        Ordering("far", "box AP", far, "<=", 2.0),
+        Ordering("shrinks", "box AP", near, "<", far),
+        Ordering("below", "box AP", Gap("vild_text", "vild"), "<=", 2.0),
+    ]
+    assert [(found, ok) for _, found, ok in check_orderings(rows, claims)] == [
+        ("1.5, 2.0", True),
+        ("4.0, 2.0", False),
+        ("1.5, 4.0", True),
+        ("-1.5, 2.0", True),
+    ]
+    assert claims[2].methods == {"vild", "vild_text", "vild_ensemble"}
+    assert claims[0].methods == {"vild", "vild_text"}
+
+
+def test_every_claim_of_every_system_can_be_checked():
+    # the measure of one has not been among those of a row
+    claims = [one for showcase in showcases().values() for one in showcase.orderings]
+    rows = make_rows(methods=tuple(frozenset().union(*(one.methods for one in claims))))
+    assert orderings_about(rows) == claims
+    for one, found, _ in check_orderings(rows, claims):
+        assert "nan" not in found, one.claim
 
 
 def test_claims_about_methods_without_rows_are_not_made():

@@ -36,6 +36,7 @@ from ovd_d2.projects.glip.prompts.detection import (
     phrases_of,
     with_phrases,
 )
+from ovd_d2.projects.glip.tuning import PROMPT
 from ovd_d2.systems import IdleKeys, SetupContext
 from ovd_d2.vocabulary import Categories, Vocabulary
 
@@ -173,6 +174,8 @@ def problems(cfg: CfgNode, context: SetupContext) -> Iterator[str]:
         tokenizer = load_tokenizer(cfg.MODEL.GLIP.TOKENIZER)
     except SetupError as error:
         yield from (f"MODEL.GLIP.TOKENIZER: {one}" for one in error.problems)
+    if context.training:
+        yield from _moving_names(cfg)
     if not context.training or not context.training_images:
         return  # without images the files themselves are at fault
     validated = cfg.DATASETS.TEST if cfg.TEST.OVD.VALIDATION_LOSS else ()
@@ -187,3 +190,14 @@ def problems(cfg: CfgNode, context: SetupContext) -> Iterator[str]:
                 detection_set(cfg, name, tokenizer)
             except SetupError as error:
                 yield from error.problems
+
+
+def _moving_names(cfg: CfgNode) -> Iterator[str]:
+    """Prompt tuning learns an offset for each place of a caption: there a name has to stay."""
+    prompts = cfg.MODEL.GLIP.PROMPTS
+    if cfg.MODEL.GLIP.TUNING == PROMPT and (prompts.NAMES != ALL or prompts.SHUFFLE):
+        yield (
+            f"{KEY}.NAMES {prompts.NAMES}, SHUFFLE {prompts.SHUFFLE}: MODEL.GLIP.TUNING {PROMPT} "
+            "learns an offset for each place of a caption, and names change their places: set "
+            f"{KEY}.NAMES {ALL} {KEY}.SHUFFLE False"
+        )

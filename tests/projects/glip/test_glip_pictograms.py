@@ -227,6 +227,12 @@ def test_nothing_before_the_student_has_seen_a_novel_box():
     assert {name for name, sets in seen.items() if sets} == {*captions, *tuned}
 
 
+@pytest.mark.parametrize("name", [one for one in NAMES if "_prompt_" in one])
+def test_names_keep_their_places_while_the_prompt_is_tuned(name):
+    prompts = config(name).MODEL.GLIP.PROMPTS
+    assert prompts.NAMES == "all" and not prompts.SHUFFLE
+
+
 def test_student_over_teacher(tmp_path):
     run = Run(tmp_path, 1)
     teacher, labels = STUDENT.before(run)

@@ -103,6 +103,18 @@ def test_too_many_names_for_one_prompt(cfg):
     assert problem.startswith(f"{wiring.KEY}.NAMES all, 'lvis_v1_train': its 1203 names have")
 
 
+@pytest.mark.parametrize(("names", "shuffle"), [("sampled", True), ("all", True)])
+def test_names_that_move_teach_an_offset_of_places_nothing(cfg, names, shuffle):
+    # the tuning of Pictograms was such, and its AP fell below the teacher's
+    cfg.MODEL.GLIP.TUNING = "prompt"
+    cfg.MODEL.GLIP.PROMPTS.NAMES, cfg.MODEL.GLIP.PROMPTS.SHUFFLE = names, shuffle
+    (problem,) = wiring.problems(cfg, context())
+    assert f"NAMES {names}, SHUFFLE {shuffle}" in problem and "SHUFFLE False" in problem
+    assert list(wiring.problems(cfg, context(training=False))) == []
+    cfg.MODEL.GLIP.PROMPTS.NAMES, cfg.MODEL.GLIP.PROMPTS.SHUFFLE = "all", False
+    assert list(wiring.problems(cfg, context())) == []
+
+
 def test_keys_that_nothing_reads(cfg):
     assert [keys for keys, _ in wiring.idle_keys(cfg)] == [(f"{wiring.KEY}.SHUFFLE",)]
     cfg.MODEL.GLIP.PROMPTS.NAMES = "public"

@@ -21,7 +21,8 @@ the first stage's among them), and their backbones start from the image tower of
 that was trained on crops of base glyphs alone: what they know of novel categories has come through
 the teacher and the vocabulary. F-ViT's rows are trained for 500 iterations on a frozen teacher.
 GLIP's: 2,000 iterations, from the image tower that ViLD's backbone starts from and a small BERT
-that has learnt what the teacher's text tower makes of words.
+that has learnt what the teacher's text tower makes of words; the tuned ones: 200 iterations more,
+from `glip_teacher` (`glip_small_teacher`), on boxes of all glyphs, of which none is novel to them.
 Each section names the commit at which its command was run. A command takes up models that were
 trained before, so the same method can differ between sections.
 """

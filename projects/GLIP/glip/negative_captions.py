@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -16,7 +17,9 @@ MOST = 20
 class NegativeCaptions:
     """A stock of captions.
 
-    An image that shows by chance what a drawn caption names is taught wrongly, as in the paper.
+    The paper draws from millions of captions, which seldom name what the image shows. Here a
+    caption with the last word of one of the image's own phrases, singular or plural, is passed
+    over: in a small world every other image would be taught that its own objects are not there.
     """
 
     def __init__(self, captions: Sequence[str], tokenizer: Tokenizer) -> None:
@@ -26,15 +29,24 @@ class NegativeCaptions:
             tokenizer: counts their tokens.
         """
         self._captions = captions
+        self._words = [_forms(_words(one)) for one in captions]
         self._tokenizer = tokenizer
 
-    def beside(self, caption: str, generator: np.random.Generator) -> tuple[str, int]:
+    def beside(
+        self, caption: str, phrases: Iterable[str], generator: np.random.Generator
+    ) -> tuple[str, int]:
         """The caption among others, in random order, and the place where it begins.
 
         Each is closed with a full stop; together they have no more tokens than the text encoder
         reads, the caption itself being shorter.
+
+        Args:
+            caption: the image's own.
+            phrases: parts of it that the image has boxes of.
+            generator: of all that is drawn.
         """
-        others = self._fitting(caption, self._drawn(caption, generator))
+        shown = _forms(words[-1] for words in map(_words, phrases) if words)
+        others = self._fitting(caption, self._drawn(caption, shown, generator))
         parts = [caption, *others]
         whole, start = "", 0
         for k in generator.permutation(len(parts)):
@@ -45,11 +57,14 @@ class NegativeCaptions:
             whole += " "
         return (whole.rstrip(), start) if others else (caption, 0)
 
-    def _drawn(self, caption: str, generator: np.random.Generator) -> list[str]:
+    def _drawn(
+        self, caption: str, shown: frozenset[str], generator: np.random.Generator
+    ) -> list[str]:
         kind = int(generator.choice(len(SHARES), p=SHARES))
         count = (0, MOST, int(generator.integers(MOST)))[kind]
-        places = generator.integers(len(self._captions), size=count)
-        return [one for one in (self._captions[int(k)] for k in places) if one != caption]
+        places = generator.integers(len(self._captions), size=count).tolist()
+        places = [k for k in places if not self._words[k] & shown]
+        return [one for one in (self._captions[k] for k in places) if one != caption]
 
     def _fitting(self, caption: str, others: Sequence[str]) -> list[str]:
         """Those that fit, from the first on; a full stop more for each."""
@@ -61,3 +76,14 @@ class NegativeCaptions:
                 break
             kept.append(one)
         return kept
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def _forms(words: Iterable[str]) -> frozenset[str]:
+    """The words, and what they are singular of: two that share a form name the same thing."""
+    return frozenset(
+        form for word in words for form in (word, word.removesuffix("s"), word.removesuffix("es"))
+    )

@@ -140,7 +140,8 @@ class TrainingPrompts(Passenger):
                 )
         spans: list[Sequence[Span]] = [spans_of(one) for one in image.objects]
         if others := self._negatives.get(record.get(DATA_SET, "")):
-            caption, start = others.beside(caption, generator)
+            phrases = {caption[first:end] for one in spans for first, end in one}
+            caption, start = others.beside(caption, phrases, generator)
             spans = [[(first + start, end + start) for first, end in one] for one in spans]
         return caption, spans
 

@@ -8,13 +8,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from ovd_d2.engine import build_open_vocabulary_model
 from ovd_d2.engine.launching import add_launch_arguments, launch_processes, on_main_process
 from ovd_d2.engine.run import load_config
 from ovd_d2.errors import SetupError, exit_with_message
-from ovd_d2.files import sha256_file
+from ovd_d2.files import fingerprint_json, sha256_file
 from ovd_d2.projects.glip.prompts import load_tokenizer
 from ovd_d2.projects.glip.pseudo_labels import (
     FINDERS,
@@ -66,6 +67,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--threshold", type=float, default=0.5, help="least score of a box (default 0.5)"
     )
+    parser.add_argument(
+        "--phrase-threshold",
+        type=float,
+        help="least score of a phrase's best box, as the caption says that it is there (default: "
+        "that of --threshold)",
+    )
     parser.add_argument("--shard-size", type=int, default=100, help="images per shard (100)")
     add_launch_arguments(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the config")
@@ -74,6 +81,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("give either --dataset, or --images with --captions")
     if args.shard_size < 1 or not 0 <= args.threshold < 1:
         parser.error("--shard-size is at least 1, --threshold from 0 to below 1")
+    if args.phrase_threshold is None:
+        args.phrase_threshold = args.threshold
+    if not 0 <= args.phrase_threshold <= args.threshold:
+        parser.error("--phrase-threshold is from 0 to --threshold")
     return args
 
 
@@ -84,6 +95,14 @@ def read_images(args: argparse.Namespace) -> list[CaptionedImage]:
     return images_of_folder(args.images, args.captions, find or FINDERS["list"])
 
 
+def fingerprint_of(cfg: CfgNode) -> str:
+    """Of the teacher: its weights, and what of its config changes a box."""
+    model = cfg.MODEL.clone()
+    weights = sha256_file(model.pop("WEIGHTS"))
+    model.pop("DEVICE")
+    return fingerprint_json([weights, model, cfg.INPUT, cfg.TEST.DETECTIONS_PER_IMAGE])
+
+
 @exit_with_message(SetupError, RankError)
 def main(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, args.opts)
@@ -92,7 +111,7 @@ def main(args: argparse.Namespace) -> None:
     images = on_main_process(lambda: read_images(args))
     tokenizer = load_tokenizer(cfg.MODEL.GLIP.TOKENIZER)
     teacher = GLIPTeacher(build_open_vocabulary_model(cfg), cfg, tokenizer)
-    settings = Settings(sha256_file(cfg.MODEL.WEIGHTS), args.threshold, args.shard_size)
+    settings = Settings(fingerprint_of(cfg), args.threshold, args.phrase_threshold, args.shard_size)
     run = LabelRun(args.output, images, settings)
     statistics = label_images(images, teacher, run)
     if comm.is_main_process():

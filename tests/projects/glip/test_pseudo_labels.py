@@ -70,6 +70,18 @@ def test_boxes_above_the_threshold():
         )
 
 
+def test_the_best_box_of_a_phrase_may_score_less():
+    boxes = Boxes(torch.tensor([[5.0, 5, 25, 26]]).repeat(4, 1) + torch.arange(4.0)[:, None])
+    scores, phrases = torch.tensor([0.7, 0.55, 0.45, 0.6]), torch.tensor([0, 0, 1, 1])
+    found = Instances((30, 40), pred_boxes=boxes, scores=scores, pred_classes=phrases)
+
+    def kept(*thresholds):
+        return [one["score"] for one in labels_of(images()[1], found, *thresholds)["annotations"]]
+
+    assert kept(0.65) == [0.7] and kept(0.65, 0.5) == [0.7, 0.6] == kept(0.65, 0.59)
+    assert kept(0.65, 0.61) == [0.7] and kept(0.5, 0.5) == [0.7, 0.55, 0.6] and kept(0.8, 0.7) == []
+
+
 def test_the_result_is_a_grounding_set(tmp_path):
     run = LabelRun(tmp_path, images(), SETTINGS)
     statistics = label_images(images(), teacher, run, progress=False)
@@ -109,8 +121,9 @@ def test_ranks_share_the_shards(tmp_path):
 @pytest.mark.parametrize(
     ("others", "settings", "message"),
     [
-        (images(), Settings("other", 0.5, 3), "have teacher 'teacher', this run has 'other'"),
-        (images(), Settings("teacher", 0.4, 3), "have threshold 0.5, this run has 0.4"),
+        (images(), Settings("other", 0.5, 0.5, 3), "have teacher 'teacher', this run has 'other'"),
+        (images(), Settings("teacher", 0.5, 0.4, 3), "have phrase_threshold 0.5, this run has 0.4"),
+        (images(), Settings("teacher", 0.4, 0.5, 3), "have threshold 0.5, this run has 0.4"),
         (images(7), SETTINGS, "have images 8, this run has 7"),
         (images(8, "elsewhere"), SETTINGS, "have fingerprint"),
     ],

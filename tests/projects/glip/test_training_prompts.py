@@ -177,7 +177,7 @@ def test_negative_captions():
     negatives = NegativeCaptions(stock, TOKENIZER)
     caption, numbers = "two birds on the sofa", []
     for seed in range(200):
-        whole, start = negatives.beside(caption, np.random.default_rng(seed))
+        whole, start = negatives.beside(caption, ["two birds"], np.random.default_rng(seed))
         assert whole[start : start + len(caption)] == caption
         parts = whole.split(". ")
         numbers.append(len(parts) - 1)
@@ -187,13 +187,24 @@ def test_negative_captions():
     assert max(numbers) == 20
 
 
+def test_what_an_image_shows_is_no_negative():
+    stock = ["Two red CATS lie there", "a cat. a bus", "the boxes", "a dog", "one cathedral"]
+    negatives = NegativeCaptions(stock, TOKENIZER)
+    drawn = set()
+    for seed in range(100):
+        phrases = ["a black cat", "the box"]
+        whole, _ = negatives.beside("a black cat, the box", phrases, np.random.default_rng(seed))
+        drawn |= set(whole.removesuffix(".").split(". "))
+    assert drawn == {"a black cat, the box", "a dog", "one cathedral"}
+
+
 def test_negative_captions_take_what_room_is_left():
     caption = "cat " * 240 + "bus"
     for seed in range(20):
         whole, start = NegativeCaptions(["a red dog"], TOKENIZER).beside(
-            caption, np.random.default_rng(seed)
+            caption, ["bus"], np.random.default_rng(seed)
         )
         assert len(TOKENIZER.encode(whole)) <= 256
         assert whole.count("dog") <= 3 and whole[start:].startswith(caption)
-    alone = NegativeCaptions([caption], TOKENIZER).beside(caption, np.random.default_rng(0))
+    alone = NegativeCaptions([caption], TOKENIZER).beside(caption, [], np.random.default_rng(0))
     assert alone == (caption, 0)  # an image's own caption is no negative

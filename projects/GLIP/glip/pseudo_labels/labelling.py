@@ -19,8 +19,17 @@ Detector = Callable[[CaptionedImage], Instances]
 _DECIMALS = 2  # of boxes, pixels
 
 
-def labels_of(image: CaptionedImage, found: Instances, threshold: float) -> dict[str, Any]:
+def labels_of(
+    image: CaptionedImage, found: Instances, threshold: float, phrase_threshold: float = 1.0
+) -> dict[str, Any]:
     """The entry of an image: its caption, and the boxes that score above the threshold.
+
+    Args:
+        image: with its caption.
+        found: in it, of its phrases.
+        threshold: least score of any box.
+        phrase_threshold: least score of the best box of a phrase, which the caption says is there;
+            above `threshold` it changes nothing.
 
     Raises:
         ValueError: the teacher found a phrase that the image does not have.
@@ -31,6 +40,8 @@ def labels_of(image: CaptionedImage, found: Instances, threshold: float) -> dict
         raise ValueError(
             f"{image.file_name}: the teacher found phrase {max(classes)} of {len(image.phrases)}"
         )
+    pairs = list(zip(scores, classes, strict=True))
+    best = {label: max(one for one, k in pairs if k == label) for label in set(classes)}
     annotations = [
         {
             "bbox": [round(float(one), _DECIMALS) for one in (*box[:2], *(box[2:] - box[:2]))],
@@ -38,7 +49,7 @@ def labels_of(image: CaptionedImage, found: Instances, threshold: float) -> dict
             SPANS: [list(span) for span in image.phrases[label]],
         }
         for box, score, label in zip(boxes, scores, classes, strict=True)
-        if score > threshold
+        if score > threshold or best[label] == score > phrase_threshold
     ]
     keys = ("image_id", "file_name", "height", "width", CAPTION)
     return {**{key: getattr(image, key) for key in keys}, "annotations": annotations}
@@ -65,9 +76,8 @@ def label_images(
         missing = run.missing(ranks.rank, ranks.count)
         for number in tqdm(missing, desc="labelling", unit="shard", disable=not progress):
             chosen = [images[k] for k in run.images_of_shard(number)]
-            run.write(
-                number, [labels_of(one, detector(one), run.settings.threshold) for one in chosen]
-            )
+            least = (run.settings.threshold, run.settings.phrase_threshold)
+            run.write(number, [labels_of(one, detector(one), *least) for one in chosen])
 
     ranks.gather(work)
     statistics: dict[str, Any] | None = ranks.on_rank_0(run.join)

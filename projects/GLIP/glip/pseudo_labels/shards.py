@@ -36,13 +36,15 @@ class Settings:
     """What labels depend on beside the images.
 
     Attributes:
-        teacher: what made them, e.g. the SHA-256 of its weights.
+        teacher: what made them, e.g. the SHA-256 of its weights and a fingerprint of its config.
         threshold: boxes that score above it are kept.
+        phrase_threshold: the best box of a phrase is kept if it scores above this.
         shard_size: images per shard.
     """
 
     teacher: str
     threshold: float = 0.5
+    phrase_threshold: float = 0.5
     shard_size: int = 100
 
 

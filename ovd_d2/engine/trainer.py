@@ -53,6 +53,13 @@ def results_path(output_dir: str | os.PathLike[str], folder: str = INFERENCE) ->
     return Path(output_dir) / folder / "results.json"
 
 
+def is_younger(path: Path, other: Path) -> bool:
+    """Whether there is such a file, written after the other one, if there is that."""
+    return path.is_file() and (
+        not other.is_file() or path.stat().st_mtime_ns >= other.stat().st_mtime_ns
+    )
+
+
 def write_results(
     results: dict[str, Any], output_dir: str | os.PathLike[str], folder: str = INFERENCE
 ) -> None:
@@ -131,10 +138,13 @@ class OpenVocabularyTrainer(DefaultTrainer):
         return optimization.build_optimizer(cfg, model)
 
     def train(self) -> dict[str, Any] | None:
-        """As Detectron2's; a run that was resumed after its last iteration has nothing to do."""
+        """As Detectron2's; a run that was resumed after its last iteration has nothing to do.
+
+        One that was killed in its last evaluation is evaluated now.
+        """
         if self.start_iter >= self.max_iter:
             finish(self.checkpointer, self.start_iter, "SOLVER.MAX_ITER", self.max_iter)
-            return None
+            return self._evaluate_if_lost()
         try:
             return super().train()
         except StoppedEarly as reason:
@@ -143,6 +153,19 @@ class OpenVocabularyTrainer(DefaultTrainer):
             if self._averaging is not None:
                 self._averaging.write()
             return None
+
+    def _evaluate_if_lost(self) -> dict[str, Any] | None:
+        """The last evaluation, where there are no numbers younger than the last checkpoint."""
+        output = self.cfg.OUTPUT_DIR
+        last = Path(output) / f"{FINAL}.pth"
+        if not self.cfg.DATASETS.TEST or on_main_process(
+            lambda: is_younger(results_path(output), last)
+        ):
+            return None
+        logger.info("Its last evaluation was not finished: it is made now")
+        if self._averaging is not None:
+            self._averaging.before_train()  # takes up the average of the checkpoint
+        return self.test(self.cfg, self.evaluated_model)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:

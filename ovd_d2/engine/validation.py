@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -134,10 +134,10 @@ def validation_losses(
     seed_generators(comm.get_rank(), _SEED, devices=True)
     sums: defaultdict[str, float] = defaultdict(float)
     # A storage of its own: what heads log of their batches is not of training
-    with _computing_losses(model), torch.no_grad(), EventStorage(1):
+    with _computing_losses(model) as losses_of, torch.no_grad(), EventStorage(1):
         for batch in batches:
             sums["images"] += len(batch)
-            for name, loss in model(batch).items():
+            for name, loss in losses_of(batch).items():
                 sums[name] += float(loss) * len(batch)
     ranks = comm.all_gather(sums)
     total = {
@@ -149,15 +149,20 @@ def validation_losses(
 
 
 @contextmanager
-def _computing_losses(model: nn.Module) -> Iterator[None]:
-    """In training mode, but for norms and dropout; afterwards as before."""
+def _computing_losses(model: nn.Module) -> Iterator[Callable[..., Any]]:
+    """What computes its losses, in training mode but for norms and dropout; afterwards as before.
+
+    A model with `losses_in_eval_mode` has them without training mode, in which it may draw random
+    numbers elsewhere than in a module of dropout.
+    """
     modes = {module: module.training for module in model.modules()}
-    model.train()
+    evaluating = bool(getattr(model, "losses_in_eval_mode", False))
+    model.train(not evaluating)
     for module in modes:
         if isinstance(module, _AS_IN_EVALUATION):
             module.eval()
     try:
-        yield
+        yield model.losses if evaluating else model
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -220,3 +220,20 @@ def test_the_next_hundred_images_and_their_pixels(mini, tmp_path, workers):
     resumed.load_state_dict(state)
     assert [digest_of(one) for batch in islice(iter(resumed), 50) for one in batch] == expected
     assert len(expected) == 100 and len(set(map(str, expected))) == 100
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_a_training_that_was_killed_in_its_last_evaluation(mini, tmp_path, arguments, averaged):
+    # it had finished, said so, and its numbers were never made
+    options = ("MODEL.WEIGHTS", "", "SOLVER.MAX_ITER", 1, "SOLVER.EMA.ENABLED", averaged)
+    cfg = mini_config("vild_text", tmp_path, *options)
+    train(cfg, arguments)
+    results = tmp_path / "inference" / "results.json"
+    whole = results.read_text()
+    results.unlink()
+    arguments.resume = True
+    train(cfg, arguments)
+    assert results.read_text() == whole
+    made = results.stat().st_mtime_ns
+    train(cfg, arguments)
+    assert results.stat().st_mtime_ns == made

@@ -33,7 +33,7 @@ from ovd_d2.projects.glip.prompts.chunks import Chunk, chunks_of
 from ovd_d2.projects.glip.prompts.detection import Phrase, phrases_of, with_phrases
 from ovd_d2.projects.glip.text import BertSizes, TextEncoder
 from ovd_d2.projects.glip.text_cache import TextCache
-from ovd_d2.projects.glip.tuning import FULL, PROMPT, freeze_for, keep_still
+from ovd_d2.projects.glip.tuning import FULL, PROMPT, freeze_for, keep_still, tuning_problem
 from ovd_d2.structures import ENCODED
 from ovd_d2.vocabulary import Vocabulary, configured_vocabulary
 
@@ -206,6 +206,20 @@ class GLIP(VocabularyHolder):
         if mode:
             keep_still(self, self.tuning)
         return self
+
+    losses_in_eval_mode = True  # validation asks for :meth:`losses` as it is
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """
+        Raises:
+            SetupError: an offset of prompt tuning would be lost; or what the tuning freezes would
+                stay as it was drawn.
+        """
+        if problem := tuning_problem(self, self.tuning, state_dict, prefix):
+            raise SetupError([problem])
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def set_vocabulary(self, vocabulary: Vocabulary | None) -> None:
         """Makes it look for these names in images that bring no caption; no weight changes.

@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 from torch import nn
 
-from ovd_d2.data.categories import get_categories
+from ovd_d2.data.categories import get_categories, missing_file_problem
 from ovd_d2.data.passengers import Passenger
 from ovd_d2.data.registration import register_data_sets
 from ovd_d2.errors import SetupError
@@ -43,6 +43,7 @@ from ovd_d2.vocabulary import Categories, Vocabulary
 KEY = "MODEL.GLIP.PROMPTS"
 SAMPLED, PUBLIC, ALL = "sampled", "public", "all"
 NAMES = (SAMPLED, PUBLIC, ALL)
+_PLACES = "prompt tuning learns an offset for each place of one caption"
 
 
 def passengers(cfg: CfgNode) -> Sequence[Passenger]:
@@ -127,6 +128,14 @@ def detection_set(cfg: CfgNode, name: str, tokenizer: Tokenizer) -> DetectionSet
     drop_novel = cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS
     novel = [k for k, flag in enumerate(categories.novel) if flag and drop_novel]
     names = with_phrases(categories.names, phrases_of(prompts.PHRASES))
+    if novel and prompts.NAMES == ALL:
+        raise SetupError(
+            [
+                f"{KEY}.NAMES {ALL}, '{name}': images would be asked for its {len(novel)} novel "
+                f"names, whose boxes are left out: set {KEY}.NAMES {SAMPLED}, or "
+                "DATALOADER.FILTER_NOVEL_ANNOTATIONS False"
+            ]
+        )
     try:
         if prompts.NAMES == ALL:
             return DetectionSet(AllNames(names, tokenizer, shuffle=prompts.SHUFFLE), contiguous)
@@ -174,10 +183,10 @@ def problems(cfg: CfgNode, context: SetupContext) -> Iterator[str]:
         tokenizer = load_tokenizer(cfg.MODEL.GLIP.TOKENIZER)
     except SetupError as error:
         yield from (f"MODEL.GLIP.TOKENIZER: {one}" for one in error.problems)
-    if context.training:
-        yield from _moving_names(cfg)
     if not context.training or not context.training_images:
         return  # without images the files themselves are at fault
+    if cfg.MODEL.GLIP.TUNING == PROMPT:
+        yield from _moving_names(cfg)
     validated = cfg.DATASETS.TEST if cfg.TEST.OVD.VALIDATION_LOSS else ()
     for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *validated)):
         if is_grounding_set(name):
@@ -194,10 +203,26 @@ def problems(cfg: CfgNode, context: SetupContext) -> Iterator[str]:
 
 def _moving_names(cfg: CfgNode) -> Iterator[str]:
     """Prompt tuning learns an offset for each place of a caption: there a name has to stay."""
-    prompts = cfg.MODEL.GLIP.PROMPTS
-    if cfg.MODEL.GLIP.TUNING == PROMPT and (prompts.NAMES != ALL or prompts.SHUFFLE):
+    prompts, one_caption = cfg.MODEL.GLIP.PROMPTS, cfg.MODEL.GLIP.NAMES_PER_CAPTION
+    if prompts.NAMES != ALL or prompts.SHUFFLE:
         yield (
-            f"{KEY}.NAMES {prompts.NAMES}, SHUFFLE {prompts.SHUFFLE}: MODEL.GLIP.TUNING {PROMPT} "
-            "learns an offset for each place of a caption, and names change their places: set "
-            f"{KEY}.NAMES {ALL} {KEY}.SHUFFLE False"
+            f"{KEY}.NAMES {prompts.NAMES}, SHUFFLE {prompts.SHUFFLE}: {_PLACES}, and names change "
+            f"theirs: set {KEY}.NAMES {ALL} {KEY}.SHUFFLE False"
+        )
+    for name in filter(is_grounding_set, cfg.DATASETS.TRAIN):
+        yield f"DATASETS.TRAIN: {_PLACES}, and each image of '{name}' has its own: leave it out"
+    sets = [one for one in cfg.DATASETS.TRAIN + cfg.DATASETS.TEST if not is_grounding_set(one)]
+    register_data_sets(sets)
+    names = {one: get_categories(one).names for one in sets if not missing_file_problem(one)}
+    for one, mine in names.items():
+        first = next(iter(names))
+        if mine != names[first]:
+            yield (
+                f"DATASETS: {_PLACES}, and '{one}' has other names than '{first}', or another "
+                "order: leave one of them out"
+            )
+    if 0 < one_caption < max(map(len, names.values()), default=0):
+        yield (
+            f"MODEL.GLIP.NAMES_PER_CAPTION {one_caption}: {_PLACES}, and test images would be "
+            "asked several: set it to 0"
         )

@@ -238,6 +238,25 @@ def test_few_shot(root, weights, tmp_path, arguments):  # noqa: F811
     )
 
 
+def test_a_run_that_was_stopped_is_not_resumed_as_another(root, weights, tmp_path, arguments):  # noqa: F811
+    cfg = config(weights, "OUTPUT_DIR", str(tmp_path))
+    sets = select_sets(find_sets(root), [PISTOLS])
+    evaluate_folders(cfg, arguments, sets, Plan(["0"]))
+    (tmp_path / PISTOLS / "shots0_seed0" / "result.json").unlink()  # as if it had been killed
+    other = config(weights, "OUTPUT_DIR", str(tmp_path), "MODEL.GLIP.NMS_THRESH", "0.3")
+    with pytest.raises(SetupError, match="shots0_seed0 is of another settings than this run"):
+        evaluate_folders(other, arguments, sets, Plan(["0"]))
+    assert evaluate_folders(cfg, arguments, sets, Plan(["0"]))["runs"]
+
+
+def test_prompt_tuning_of_more_names_than_one_caption_holds(root, weights, tmp_path, arguments):  # noqa: F811
+    options = ("MODEL.GLIP.TUNING", "prompt", "MODEL.GLIP.NAMES_PER_CAPTION", "1")
+    cfg = config(weights, *options, "OUTPUT_DIR", str(tmp_path))
+    sets = select_sets(find_sets(root), [FISH])
+    with pytest.raises(SetupError, match="its 2 names fill 2: leave it out by --sets"):
+        evaluate_folders(cfg, arguments, sets, Plan(["1"], [3], epochs=1))
+
+
 def test_the_command_line(capsys):
     file = ROOT / "projects/GLIP/tools/evaluate_folders.py"
     spec = importlib.util.spec_from_file_location("evaluate_folders", file)

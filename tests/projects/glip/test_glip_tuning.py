@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from ovd_d2.engine.validation import validation_losses
+from ovd_d2.errors import SetupError
 from ovd_d2.projects.glip.official_weights import convert_weights
 from ovd_d2.projects.glip.prompts import token_batch
 from ovd_d2.vocabulary import Vocabulary
@@ -103,3 +105,38 @@ def test_official_offsets_have_more_rows_than_a_caption_has_tokens():
 def test_there_is_no_other_mode():
     with pytest.raises(ValueError, match="'few' is none of full, linear, prompt"):
         tiny_glip(tuning="few")
+
+
+def test_an_offset_is_not_lost_in_silence():
+    # the untuned model's numbers stood under the tuned file's name
+    model, _ = tuned("prompt")
+    for mode in ("full", "linear"):
+        with pytest.raises(SetupError, match="offset of prompt tuning .* MODEL.GLIP.TUNING pro"):
+            tiny_glip(tuning=mode).load_state_dict(model.state_dict(), strict=False)
+    tiny_glip(tuning="prompt").load_state_dict(model.state_dict())
+    without = {**model.state_dict(), "prompt_offset": torch.zeros(256, 24)}
+    tiny_glip().load_state_dict(without, strict=False)
+
+
+@pytest.mark.parametrize("mode", ["linear", "prompt"])
+def test_what_is_frozen_has_to_be_loaded(mode):
+    state = tiny_glip().state_dict()
+    tiny_glip(tuning=mode).load_state_dict(state, strict=False)
+    tower = {name: one for name, one in state.items() if not name.startswith("head.tower.1")}
+    with pytest.raises(SetupError, match=rf"TUNING {mode} keeps .* \(first: head.tower.1"):
+        tiny_glip(tuning=mode).load_state_dict(tower, strict=False)
+    tiny_glip().load_state_dict(tower, strict=False)  # it can be learned
+
+
+def test_validation_losses_are_those_of_the_model_in_evaluation():
+    # attention of the text encoder and DropBlock went on to drop
+    model = tiny_glip(still=False).train()
+    found = [validation_losses(model, [[training_image(0)]]) for _ in range(2)]
+    assert found[0] == found[1] and model.training and model.head.training
+    expected = model.eval().losses([training_image(0)])
+    assert {name: one.item() for name, one in expected.items()} == {
+        name: one for name, one in found[0].items() if name != "total_loss"
+    }
+    torch.manual_seed(0)
+    dropped = model.train().losses([training_image(0)])
+    assert dropped["loss_tokens"] != expected["loss_tokens"]

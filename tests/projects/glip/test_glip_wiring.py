@@ -13,11 +13,13 @@ from ovd_d2.projects.glip import wiring
 from ovd_d2.projects.glip.evaluation.flickr_recall import PhraseRecallEvaluator
 from ovd_d2.projects.glip.passengers import PhrasesToFind
 from ovd_d2.systems import SetupContext, system_of
+from ovd_d2.vocabulary import Categories
 from tests.integration.conftest import _drawn_once, mini  # noqa: F401
 from tests.projects.glip.captioned import catalog, content, mapper_with, register  # noqa: F401
 
 CONFIG = "projects/GLIP/configs/base_glip.yaml"
 NAMES, CAPTIONS = "pictograms_v1_mini_train", "pictograms_v1_mini_captions_train"
+VAL = "pictograms_v1_mini_val"
 
 
 @pytest.fixture
@@ -96,7 +98,7 @@ def test_values_that_cannot_be_meant(cfg, key, value, message):
 
 
 def test_too_many_names_for_one_prompt(cfg):
-    cfg.MODEL.GLIP.PROMPTS.NAMES = "all"
+    cfg.MODEL.GLIP.PROMPTS.NAMES, cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS = "all", False
     cfg.MODEL.GLIP.TOKENIZER = "pictograms"
     cfg.DATASETS.TRAIN = ("lvis_v1_train",)
     (problem,) = wiring.problems(cfg, context())
@@ -106,12 +108,43 @@ def test_too_many_names_for_one_prompt(cfg):
 @pytest.mark.parametrize(("names", "shuffle"), [("sampled", True), ("all", True)])
 def test_names_that_move_teach_an_offset_of_places_nothing(cfg, names, shuffle):
     # the tuning of Pictograms was such, and its AP fell below the teacher's
-    cfg.MODEL.GLIP.TUNING = "prompt"
+    prompt_tuning(cfg)
     cfg.MODEL.GLIP.PROMPTS.NAMES, cfg.MODEL.GLIP.PROMPTS.SHUFFLE = names, shuffle
     (problem,) = wiring.problems(cfg, context())
     assert f"NAMES {names}, SHUFFLE {shuffle}" in problem and "SHUFFLE False" in problem
     assert list(wiring.problems(cfg, context(training=False))) == []
+
+
+def prompt_tuning(cfg):
+    """One that is sound."""
+    cfg.MODEL.GLIP.TUNING, cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS = "prompt", False
     cfg.MODEL.GLIP.PROMPTS.NAMES, cfg.MODEL.GLIP.PROMPTS.SHUFFLE = "all", False
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (NAMES,), (VAL,)
+    assert list(wiring.problems(cfg, context())) == []
+
+
+def test_captions_of_other_places_are_refused_in_prompt_tuning(cfg, monkeypatch):
+    prompt_tuning(cfg)
+    cfg.DATASETS.TRAIN = (NAMES, CAPTIONS)
+    cfg.DATASETS.TEST = (
+        VAL,
+        "coco_2017_val",
+    )  # there is no file
+    names = get_categories(VAL).names
+    turned = {NAMES: Categories(names, [False] * 80), VAL: Categories(names[::-1], [False] * 80)}
+    monkeypatch.setattr(wiring, "get_categories", turned.get)
+    cfg.MODEL.GLIP.NAMES_PER_CAPTION = 3
+    first, second, third = wiring.problems(cfg, context())
+    assert f"each image of '{CAPTIONS}'" in first
+    assert f"'{VAL}' has other names than '{NAMES}'" in second
+    assert third.startswith("MODEL.GLIP.NAMES_PER_CAPTION 3")
+
+
+def test_all_names_are_no_novel_ones_without_their_boxes(cfg):
+    cfg.MODEL.GLIP.PROMPTS.NAMES = "all"
+    (problem,) = wiring.problems(cfg, context())
+    assert "novel names, whose boxes are left out" in problem
+    cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS = False
     assert list(wiring.problems(cfg, context())) == []
 
 

@@ -37,12 +37,12 @@ from ovd_d2.projects.glip.model import GLIP
 from ovd_d2.projects.glip.prompts import load_tokenizer
 from ovd_d2.projects.glip.prompts.chunks import chunks_of
 from ovd_d2.projects.glip.prompts.detection import AllNames, phrases_of, with_phrases
-from ovd_d2.projects.glip.tuning import FULL
+from ovd_d2.projects.glip.tuning import FULL, PROMPT
 
 logger = logging.getLogger(__name__)
 
 ZERO = "0"  # shots
-RESULT = "result.json"  # of a run
+RESULT, BEGUN = "result.json", "run.json"  # of a run: its numbers, and before what they are of
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,7 @@ def evaluate_folders(
         wanted = {**entry, "settings": settings, "prompt": one.captions}
         numbers = on_main_process(partial(_done, folder / RESULT, wanted))
         if numbers is None:
+            on_main_process(partial(_begin, folder / BEGUN, wanted))
             with _logs_of_one_run():
                 numbers = comm.all_gather(run(_of_run(cfg, one, folder), one, shots, seed))[0]
             if comm.is_main_process():
@@ -180,17 +181,35 @@ def _done(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
     """The numbers of a run that was made; None where it is to be made."""
     if not path.is_file():
         return None
+    found = _read(path)
+    if "numbers" not in found:
+        raise SetupError([f"{path} has no numbers: delete it"])
+    numbers: dict[str, Any] = found.pop("numbers")
+    _check_same(path, found, wanted)
+    return numbers
+
+
+def _begin(path: Path, wanted: dict[str, Any]) -> None:
+    """Says what a run is of before it has a result: what was stopped is not resumed as another."""
+    if path.is_file():
+        _check_same(path.parent, _read(path), wanted)
+    atomic_write_json(path, wanted)
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        found = orjson.loads(path.read_bytes())
-        numbers: dict[str, Any] = found.pop("numbers")
-    except (orjson.JSONDecodeError, KeyError) as error:
+        found: dict[str, Any] = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError as error:
         raise SetupError([f"{path} cannot be read ({error!r}): delete it"]) from error
+    return found
+
+
+def _check_same(place: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     if found != wanted:
         key = next(one for one in wanted if found.get(one) != wanted[one])
         raise SetupError(
-            [f"{path} is of another {key} than this run: name another OUTPUT_DIR, or delete it"]
+            [f"{place} is of another {key} than this run: name another OUTPUT_DIR, or delete it"]
         )
-    return numbers
 
 
 def _of_run(cfg: CfgNode, one: Asked, folder: Path) -> CfgNode:
@@ -318,5 +337,14 @@ def _asked(cfg: CfgNode, one: FolderSet, plan: Plan) -> Asked:
     except ValueError as error:
         raise SetupError([f"'{one.name}': {error}"]) from error
     captions = [chunk.prompt.caption for chunk in chunks]
+    few = any(shots != ZERO for shots in plan.shots)
+    if few and cfg.MODEL.GLIP.TUNING == PROMPT and len(captions) > 1:
+        raise SetupError(
+            [
+                f"'{one.name}': prompt tuning learns an offset for each place of one caption, its "
+                f"{len(names)} names fill {len(captions)}: leave it out by --sets, set "
+                "MODEL.GLIP.NAMES_PER_CAPTION 0, or tune in another way (MODEL.GLIP.TUNING)"
+            ]
+        )
     images = data.test[name].counts["images"]
     return Asked(one, name, validated, rows, captions, images, len(names))

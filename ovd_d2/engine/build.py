@@ -45,7 +45,8 @@ from ovd_d2.vocabulary import Vocabulary, configured_vocabulary
 logger = logging.getLogger(__name__)
 
 DETECTOR = "detector"
-WEIGHTED = "WeightedTrainingSampler"  # of DATALOADER.SAMPLER_TRAIN
+# Of DATALOADER.SAMPLER_TRAIN
+WEIGHTED, REPEAT_FACTOR = "WeightedTrainingSampler", "RepeatFactorTrainingSampler"
 # MODEL.OVD.CLASSIFY_WITH -> where the scores of the ROI heads come from.
 CLASSIFY_WITH = {DETECTOR: "", "clip_crops": "image", "text_and_clip_crops": "ensemble"}
 
@@ -229,12 +230,14 @@ def build_train_loader(
         mapper = OpenVocabularyDatasetMapper(cfg, is_train=True)
     elif passengers := passengers_of(cfg):
         mapper = WithPassengers(mapper, passengers)
-    records = load_training_dicts(cfg)
+    records, system = load_training_dicts(cfg), system_of(cfg)
     if sampler is None and cfg.DATALOADER.SAMPLER_TRAIN == WEIGHTED:
         sampler = weighted_sampler(cfg, records)
+    own_categories = system is not None and system.free_categories
+    if sampler is None and own_categories and cfg.DATALOADER.SAMPLER_TRAIN == REPEAT_FACTOR:
+        sampler = repeat_factor_sampler(cfg, records)
     options = {} if sampler is None else {"sampler": sampler}
     loader = build_resumable_train_loader(cfg, mapper=mapper, dataset=records, **options)
-    system = system_of(cfg)
     return loader if system is None else system.wrap_loader(cfg, loader)
 
 
@@ -255,6 +258,30 @@ def weighted_sampler(
     return RepeatFactorTrainingSampler(
         torch.tensor([float(factors.get(one[DATA_SET], 1)) for one in records])
     )
+
+
+def repeat_factor_sampler(
+    cfg: CfgNode, records: Sequence[Mapping[str, Any]]
+) -> RepeatFactorTrainingSampler:
+    """As Detectron2's, of data sets that each have categories of their own.
+
+    They are counted by their names: by the bare `category_id`, as Detectron2 counts, the first
+    category of one set would be that of another.
+    """
+    names = {name: get_categories(name).names for name in {one[DATA_SET] for one in records}}
+    named = [
+        {
+            "annotations": [
+                {"category_id": names[record[DATA_SET]][one["category_id"]]}
+                for one in record.get("annotations", ())
+            ]
+        }
+        for record in records
+    ]
+    factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+        named, cfg.DATALOADER.REPEAT_THRESHOLD
+    )
+    return RepeatFactorTrainingSampler(factors)
 
 
 def repeat_factor_problems(cfg: CfgNode) -> list[str]:

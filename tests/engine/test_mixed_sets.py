@@ -6,9 +6,15 @@ from itertools import islice
 import pytest
 
 from ovd_d2.engine import build
-from ovd_d2.engine.build import build_train_loader, repeat_factor_problems, weighted_sampler
+from ovd_d2.engine.build import (
+    build_train_loader,
+    repeat_factor_problems,
+    repeat_factor_sampler,
+    weighted_sampler,
+)
 from ovd_d2.engine.checks import config_problems
 from ovd_d2.errors import SetupError
+from ovd_d2.vocabulary import Categories
 from tests.tiny import tiny_config
 
 
@@ -39,6 +45,21 @@ def test_images_are_seen_as_often_as_their_set_says(cfg):
     cfg.DATASETS.TRAIN_REPEAT_FACTOR = []
     seen = Counter(islice(iter(weighted_sampler(cfg, records())), 500))
     assert set(seen.values()) == {10}
+
+
+def test_what_is_rare_is_counted_by_names(cfg, monkeypatch):
+    # by bare ids the small set's "heron" (0) was as frequent as the large set's "dog" (0)
+    names = {"large": ["dog", "cat"], "small": ["heron", "dog"]}
+    monkeypatch.setattr(build, "get_categories", lambda one: Categories(names[one], [False] * 2))
+    cfg.DATALOADER.REPEAT_THRESHOLD = 0.5
+    images = records()
+    for one in images[:39]:
+        one["annotations"] = [{"category_id": 0}]  # dogs; the last of the large set is empty
+    images[40]["annotations"] = [{"category_id": 0}, {"category_id": 1}]
+    images[41]["annotations"] = [{"category_id": 1}]
+    seen = Counter(islice(iter(repeat_factor_sampler(cfg, images)), 20000))
+    assert seen[40] / seen[0] == pytest.approx((0.5 / (1 / 50)) ** 0.5, rel=0.02)
+    assert abs(seen[41] - seen[0]) <= 1 and abs(seen[39] - seen[0]) <= 1
 
 
 def test_a_mixture_is_resumed(cfg, monkeypatch):

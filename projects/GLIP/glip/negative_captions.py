@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from ovd_d2.projects.glip.last_words import last_words, with_singulars, words_of
 from ovd_d2.projects.glip.prompts.tokenizer import MAX_TOKENS, SPECIAL, Tokenizer
 
 # The paper's (config of GLIP-L): none; all of MOST; 0 to MOST - 1.
@@ -29,7 +29,7 @@ class NegativeCaptions:
             tokenizer: counts their tokens.
         """
         self._captions = captions
-        self._words = [_forms(_words(one)) for one in captions]
+        self._words = [with_singulars(words_of(one)) for one in captions]
         self._tokenizer = tokenizer
 
     def beside(
@@ -45,7 +45,7 @@ class NegativeCaptions:
             phrases: parts of it that the image has boxes of.
             generator: of all that is drawn.
         """
-        shown = _forms(words[-1] for words in map(_words, phrases) if words)
+        shown = with_singulars(last_words(phrases))
         others = self._fitting(caption, self._drawn(caption, shown, generator))
         parts = [caption, *others]
         whole, start = "", 0
@@ -76,14 +76,3 @@ class NegativeCaptions:
                 break
             kept.append(one)
         return kept
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
-
-
-def _forms(words: Iterable[str]) -> frozenset[str]:
-    """The words, and what they are singular of: two that share a form name the same thing."""
-    return frozenset(
-        form for word in words for form in (word, word.removesuffix("s"), word.removesuffix("es"))
-    )

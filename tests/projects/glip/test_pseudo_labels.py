@@ -25,6 +25,7 @@ from ovd_d2.projects.glip.pseudo_labels import (
     labels_of,
     phrases_of_list,
 )
+from ovd_d2.projects.glip.pseudo_labels.shards import annotation_file
 from ovd_d2.projects.glip.pseudo_labels.teacher import GLIPTeacher, write_sheet
 from tests.processes import exit_code, fork, kill
 from tests.projects.glip.captioned import catalog, content, register  # noqa: F401
@@ -92,6 +93,26 @@ def test_the_result_is_a_grounding_set(tmp_path):
     records = load_grounding_json(str(tmp_path / "pseudo_labels.json"), "", "glip_pseudo")
     assert [one["image_id"] for one in records] == [1, 3, 5, 7]
     assert records[0]["annotations"][0]["tokens_positive"] == [[10, 21]]
+
+
+def test_the_category_of_a_box_is_what_its_phrase_is_about():
+    def entry(number, *phrases):
+        caption = ", ".join(phrases)
+        boxes = [
+            {"bbox": [1, 1, 5, 5], "score": 0.9, "tokens_positive": [[start, start + len(phrase)]]}
+            for phrase in phrases
+            for start in [caption.index(phrase)]
+        ]
+        shape = {"file_name": "a.png", "height": 9, "width": 9, "caption": caption}
+        return {"image_id": number, **shape, "annotations": boxes}
+
+    table = annotation_file(
+        [entry(1, "two red Cats", "a glass", "+"), entry(2, "the cat"), entry(3)]
+    )
+    names = {one["id"]: one["name"] for one in table["categories"]}
+    found = [(one["image_id"], names[one["category_id"]]) for one in table["annotations"]]
+    assert found == [(1, "cat"), (1, "glass"), (1, "object"), (2, "cat")]
+    assert [one["id"] for one in table["images"]] == [1, 2] and sorted(names) == [1, 2, 3]
 
 
 def test_a_run_that_was_stopped_labels_the_rest_alone(tmp_path):

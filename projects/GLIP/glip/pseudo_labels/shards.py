@@ -22,12 +22,14 @@ import orjson
 from ovd_d2.errors import SetupError
 from ovd_d2.files import atomic_write, atomic_write_json, fingerprint_json
 from ovd_d2.projects.glip.grounding import CAPTION, SPANS
+from ovd_d2.projects.glip.last_words import last_words, singular
 from ovd_d2.projects.glip.pseudo_labels.captions import CaptionedImage
 
 LABELS, STATISTICS, RUN = "pseudo_labels.json", "statistics.json", "run.json"
 DATA_SET_FILE, DATA_SET = "data_set.yaml", "pseudo_labels"
 # paths of images are whole, or of the folder that the tool was started in
 _DATA_SET = f"{DATA_SET}:\n  json_file: {LABELS}\n  image_root: {{root}}\n"
+_NO_WORD = "object"  # category of phrases such as "+"
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
@@ -154,26 +156,37 @@ class LabelRun:
 
 
 def annotation_file(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """All entries in MDETR's layout; images without a box are left out, as in the paper."""
+    """All entries in MDETR's layout; images without a box are left out, as in the paper.
+
+    A box's category is the last word of its phrase, by which a sampler knows what is rare.
+    """
     labelled = [one for one in entries if one["annotations"]]
     keys = ("file_name", "height", "width", CAPTION)
     images = [{"id": one["image_id"], **{key: one[key] for key in keys}} for one in labelled]
+    boxes = [(one, box) for one in labelled for box in one["annotations"]]
+    words = [next(iter(last_words([_phrase(*one)])), _NO_WORD) for one in boxes]
+    known = set(words)
+    names = [singular(one, known) for one in words]
+    numbers = {name: number for number, name in enumerate(sorted(set(names)), 1)}
     objects = [
         {
             "image_id": one["image_id"],
-            "category_id": 1,
+            "category_id": numbers[name],
             "iscrowd": 0,
             "area": box["bbox"][2] * box["bbox"][3],
             **box,
         }
-        for one in labelled
-        for box in one["annotations"]
+        for (one, box), name in zip(boxes, names, strict=True)
     ]
     return {
         "images": images,
         "annotations": [{"id": number, **one} for number, one in enumerate(objects, 1)],
-        "categories": [{"id": 1, "name": "object"}],
+        "categories": [{"id": number, "name": name} for name, number in numbers.items()],
     }
+
+
+def _phrase(entry: dict[str, Any], box: dict[str, Any]) -> str:
+    return " ".join(entry[CAPTION][first:end] for first, end in box[SPANS])
 
 
 def statistics_of(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -157,12 +157,13 @@ def _computing_losses(model: nn.Module) -> Iterator[Callable[..., Any]]:
     """
     modes = {module: module.training for module in model.modules()}
     evaluating = bool(getattr(model, "losses_in_eval_mode", False))
+    losses_of: Callable[..., Any] = getattr(model, "losses", model) if evaluating else model
     model.train(not evaluating)
     for module in modes:
         if isinstance(module, _AS_IN_EVALUATION):
             module.eval()
     try:
-        yield model.losses if evaluating else model
+        yield losses_of
     finally:
         for module, mode in modes.items():
             module.training = mode

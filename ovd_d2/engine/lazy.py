@@ -55,7 +55,7 @@ from ovd_d2.engine.lazy_checks import (
 from ovd_d2.engine.optimization import freeze
 from ovd_d2.engine.scalars import defined, write_scalars
 from ovd_d2.engine.start import describe_model, start_lazy
-from ovd_d2.engine.trainer import finish, loader_states, write_results
+from ovd_d2.engine.trainer import evaluation_is_lost, finish, loader_states, write_results
 from ovd_d2.engine.validation import GROUP, validation_losses
 from ovd_d2.errors import SetupError
 from ovd_d2.evaluation import masks_in_boxes
@@ -87,11 +87,16 @@ def train(cfg: DictConfig, args: argparse.Namespace) -> None:
         trainer=trainer,
         **loader_states(loader),
     )
-    trainer.register_hooks(_build_hooks(cfg, model, checkpointer))
+    averaging = _build_averaging(cfg, model)
+    trainer.register_hooks(_build_hooks(cfg, model, checkpointer, averaging))
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
     start = trainer.iter + 1 if checkpointer.resumed_from else 0
     if start >= cfg.train.max_iter:
         finish(checkpointer, start, "train.max_iter", cfg.train.max_iter)
+        if evaluation_is_lost(cfg.train.output_dir):
+            if averaging is not None:
+                averaging.before_train()  # takes up the average of the checkpoint
+            _test(cfg, model if averaging is None else averaging.model)
         return
     trainer.train(start, cfg.train.max_iter)
 
@@ -134,8 +139,8 @@ def _build_hooks(
     cfg: DictConfig,
     model: nn.Module,
     checkpointer: SafeCheckpointer,
+    averaging: WeightAveraging | None,
 ) -> list[HookBase | None]:
-    averaging = _build_averaging(cfg, model)
     built: list[HookBase | None] = [
         SeedIterations(comm.shared_random_seed()),
         StopLoading(),

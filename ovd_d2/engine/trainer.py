@@ -53,11 +53,19 @@ def results_path(output_dir: str | os.PathLike[str], folder: str = INFERENCE) ->
     return Path(output_dir) / folder / "results.json"
 
 
-def is_younger(path: Path, other: Path) -> bool:
-    """Whether there is such a file, written after the other one, if there is that."""
-    return path.is_file() and (
-        not other.is_file() or path.stat().st_mtime_ns >= other.stat().st_mtime_ns
-    )
+def evaluation_is_lost(output_dir: str | os.PathLike[str]) -> bool:
+    """Whether a finished run has no numbers that are younger than its last checkpoint; the same on
+    all processes."""
+
+    def lost() -> bool:
+        results, last = results_path(output_dir), Path(output_dir) / f"{FINAL}.pth"
+        if results.is_file() and last.is_file():
+            return results.stat().st_mtime_ns < last.stat().st_mtime_ns
+        return not results.is_file()
+
+    if found := on_main_process(lost):
+        logger.info("Its last evaluation was not finished: it is made now")
+    return found
 
 
 def write_results(
@@ -144,7 +152,11 @@ class OpenVocabularyTrainer(DefaultTrainer):
         """
         if self.start_iter >= self.max_iter:
             finish(self.checkpointer, self.start_iter, "SOLVER.MAX_ITER", self.max_iter)
-            return self._evaluate_if_lost()
+            if not self.cfg.DATASETS.TEST or not evaluation_is_lost(self.cfg.OUTPUT_DIR):
+                return None
+            if self._averaging is not None:
+                self._averaging.before_train()  # takes up the average of the checkpoint
+            return self.test(self.cfg, self.evaluated_model)
         try:
             return super().train()
         except StoppedEarly as reason:
@@ -153,19 +165,6 @@ class OpenVocabularyTrainer(DefaultTrainer):
             if self._averaging is not None:
                 self._averaging.write()
             return None
-
-    def _evaluate_if_lost(self) -> dict[str, Any] | None:
-        """The last evaluation, where there are no numbers younger than the last checkpoint."""
-        output = self.cfg.OUTPUT_DIR
-        last = Path(output) / f"{FINAL}.pth"
-        if not self.cfg.DATASETS.TEST or on_main_process(
-            lambda: is_younger(results_path(output), last)
-        ):
-            return None
-        logger.info("Its last evaluation was not finished: it is made now")
-        if self._averaging is not None:
-            self._averaging.before_train()  # takes up the average of the checkpoint
-        return self.test(self.cfg, self.evaluated_model)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:

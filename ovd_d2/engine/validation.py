@@ -152,18 +152,17 @@ def validation_losses(
 def _computing_losses(model: nn.Module) -> Iterator[Callable[..., Any]]:
     """What computes its losses, in training mode but for norms and dropout; afterwards as before.
 
-    A model with `losses_in_eval_mode` has them without training mode, in which it may draw random
+    A model with a method `losses_in_eval_mode` needs no training mode, in which it may draw random
     numbers elsewhere than in a module of dropout.
     """
     modes = {module: module.training for module in model.modules()}
-    evaluating = bool(getattr(model, "losses_in_eval_mode", False))
-    losses_of: Callable[..., Any] = getattr(model, "losses", model) if evaluating else model
-    model.train(not evaluating)
+    in_eval_mode: Callable[..., Any] | None = getattr(model, "losses_in_eval_mode", None)
+    model.train(in_eval_mode is None)
     for module in modes:
         if isinstance(module, _AS_IN_EVALUATION):
             module.eval()
     try:
-        yield losses_of
+        yield in_eval_mode or model
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -223,17 +223,29 @@ def test_the_next_hundred_images_and_their_pixels(mini, tmp_path, workers):
 
 
 @pytest.mark.parametrize("averaged", [False, True])
-def test_a_training_that_was_killed_in_its_last_evaluation(mini, tmp_path, arguments, averaged):
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_training_that_was_killed_in_its_last_evaluation(
+    mini, tmp_path, arguments, averaged, lazy
+):
     # it had finished, said so, and its numbers were never made
-    options = ("MODEL.WEIGHTS", "", "SOLVER.MAX_ITER", 1, "SOLVER.EMA.ENABLED", averaged)
-    cfg = mini_config("vild_text", tmp_path, *options)
-    train(cfg, arguments)
+    def training(resume):
+        arguments.resume = resume
+        if lazy:
+            average = f"++train.model_ema={{enabled: {averaged}, decay: 0.5}}"
+            options = ("train.max_iter=2", average)
+            return run_lazy("lazy_vild", tmp_path, *LAZY, *options, resume=resume)
+        options = ("MODEL.WEIGHTS", "", "SOLVER.MAX_ITER", 2, "SOLVER.EMA.ENABLED", averaged)
+        return train(mini_config("vild_text", tmp_path, *options), arguments)
+
+    training(resume=False)
     results = tmp_path / "inference" / "results.json"
-    whole = results.read_text()
+    (detections,) = tmp_path.glob("inference/*/lvis_instances_results.json")
+    whole, boxes = results.read_text(), detections.read_text()
+    assert "bbox" in boxes
     results.unlink()
-    arguments.resume = True
-    train(cfg, arguments)
-    assert results.read_text() == whole
+    detections.unlink()
+    training(resume=True)
+    assert results.read_text() == whole and detections.read_text() == boxes  # the average's
     made = results.stat().st_mtime_ns
-    train(cfg, arguments)
+    training(resume=True)
     assert results.stat().st_mtime_ns == made

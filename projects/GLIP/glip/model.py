@@ -207,8 +207,6 @@ class GLIP(VocabularyHolder):
             keep_still(self, self.tuning)
         return self
 
-    losses_in_eval_mode = True  # validation asks for :meth:`losses` as it is
-
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
@@ -312,6 +310,8 @@ class GLIP(VocabularyHolder):
             tokens.mask,
             self.loss_settings,
         )
+
+    losses_in_eval_mode = losses  # what validation looks for
 
     def network(self, images: Tensor, tokens: TokenBatch) -> HeadOutputs:
         """(N, 3, H, W) of :meth:`preprocess` and N captions -> logits, boxes, centerness."""

@@ -29,7 +29,6 @@ class NegativeCaptions:
             tokenizer: counts their tokens.
         """
         self._captions = captions
-        self._words = [with_singulars(words_of(one)) for one in captions]
         self._tokenizer = tokenizer
 
     def beside(
@@ -63,8 +62,8 @@ class NegativeCaptions:
         kind = int(generator.choice(len(SHARES), p=SHARES))
         count = (0, MOST, int(generator.integers(MOST)))[kind]
         places = generator.integers(len(self._captions), size=count).tolist()
-        places = [k for k in places if not self._words[k] & shown]
-        return [one for one in (self._captions[k] for k in places) if one != caption]
+        others = [one for one in (self._captions[k] for k in places) if one != caption]
+        return [one for one in others if not with_singulars(words_of(one)) & shown]
 
     def _fitting(self, caption: str, others: Sequence[str]) -> list[str]:
         """Those that fit, from the first on; a full stop more for each."""

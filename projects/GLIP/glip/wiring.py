@@ -214,8 +214,8 @@ def _moving_names(cfg: CfgNode) -> Iterator[str]:
     sets = [one for one in cfg.DATASETS.TRAIN + cfg.DATASETS.TEST if not is_grounding_set(one)]
     register_data_sets(sets)
     names = {one: get_categories(one).names for one in sets if not missing_file_problem(one)}
+    first = next(iter(names), "")
     for one, mine in names.items():
-        first = next(iter(names))
         if mine != names[first]:
             yield (
                 f"DATASETS: {_PLACES}, and '{one}' has other names than '{first}', or another "

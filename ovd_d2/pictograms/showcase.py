@@ -132,7 +132,7 @@ class Ordering:
 
     claim: str
     metric: str
-    left: str | Gap
+    left: str | Gap | float
     relation: str
     right: str | Gap | float
     reason: str = ""

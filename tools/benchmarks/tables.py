@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -198,10 +198,19 @@ def _holds(left: float, relation: str, right: float) -> bool:
     return {"<": left < right, "<=": left < right or equal, "=": equal}[relation]
 
 
-def orderings_table(rows: Sequence[Row], claims: Iterable[Ordering]) -> str:
-    """`check_orderings` as Markdown."""
+def orderings_table(
+    rows: Sequence[Row], claims: Iterable[Ordering], source: str = "the paper"
+) -> str:
+    """`check_orderings` as Markdown; `source`: whose claims they are."""
     body = [
         [one.claim, found, "holds" if ok else "DOES NOT"]
         for one, found, ok in check_orderings(rows, claims)
     ]
-    return tabulate(body, ["the paper", "here", ""], tablefmt="pipe", disable_numparse=True)
+    return tabulate(body, [source, "here", ""], tablefmt="pipe", disable_numparse=True)
+
+
+def reasons_of(rows: Sequence[Row], claims: Iterable[Ordering]) -> Iterator[str]:
+    """A sentence per ordering that does not hold, Markdown."""
+    for one, _, holds in check_orderings(rows, claims):
+        if not holds:
+            yield f"**{one.claim}** does not hold. {one.reason or 'Not looked into.'}"

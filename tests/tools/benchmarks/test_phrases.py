@@ -59,13 +59,30 @@ def test_the_best_box_that_covers_an_object_says_its_colour():
     assert asked[0][1][0] == "red anchor" and len(asked[1][1]) == len(COLOURS)
 
 
-def test_the_page_has_a_row_per_method():
+def rows_of(colours):
     ranks = dict.fromkeys(phrases.RANKS, 50.0)
     rows = [
         {"method": "glip_captions", "seed": seed, **ranks, "colour": colour, "boxes": 9}
-        for seed, colour in ((0, 80.0), (1, 90.0))
+        for seed, colour in enumerate(colours)
     ]
-    rows.append({"method": "glip_detection", "seed": 0, **ranks, "colour": None, "boxes": 0})
-    document = {"command": "python x", "date": "2026-01-02", "commit": "c0ffee1", "rows": rows}
-    page = phrases.page(document)
-    assert "85.0 ± 7.1" in page and page.count("| glip_") == 2
+    names = ("glip_detection", "glip_teacher", "glip_student")
+    ranks["R@1"] = 40.0
+    other = {"seed": 0, **ranks, "colour": None, "boxes": 0}
+    return [*rows, *({"method": name, **other} for name in names)]
+
+
+def section_of(rows):
+    return phrases.section(
+        {"command": "python x", "date": "2026-01-02", "commit": "c0ffee1", "rows": rows}
+    )
+
+
+def test_the_section_has_a_row_per_method():
+    text = section_of(rows_of([80.0, 90.0]))
+    assert "85.0 ± 7.1" in text and text.count("| glip_") == 4
+    assert text.count("| holds") == 3 and "teacher < student** does not hold." in text
+
+
+def test_colours_that_are_seldom_right_are_explained():
+    text = section_of(rows_of([20.0]))
+    assert "**colour: the right one first, more often than not** does not hold. Likely" in text

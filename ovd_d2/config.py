@@ -159,6 +159,9 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     _add(cfg.SOLVER, "NO_DECAY", ("pos_embed",))
     # What BIAS_LR_FACTOR is of, by the last part of the names.
     _add(cfg.SOLVER, "BIAS_NAMES", ("bias",))
+    # Where the weight decay, too, is multiplied by GAMMA: at this part of each of STEPS, as 0.667.
+    # 0: it stays.
+    _add(cfg.SOLVER, "WEIGHT_DECAY_STEPS", 0.0)
     # Exponential moving average of the weights, which is then what is evaluated in training and
     # written as model_ema.pth at its end. Checkpoints hold both; model_final.pth has the raw ones.
     average = _add(cfg.SOLVER, "EMA", CfgNode())

@@ -16,6 +16,7 @@ from ovd_d2.data.categories import missing_file_problem
 from ovd_d2.data.image_faults import KINDS
 from ovd_d2.data.image_memory import default_memory
 from ovd_d2.data.images import image_problems
+from ovd_d2.data.own import CONFIG_KEY, VARIABLE
 from ovd_d2.data.passengers import DATA_SET
 from ovd_d2.data.problems import Problem
 from ovd_d2.data.registration import known_names, register_data_sets
@@ -153,7 +154,10 @@ def _not_there(name: str) -> str | None:
     register_data_sets([name])
     if name not in DatasetCatalog:
         known = ", ".join(known_names())
-        return f"'{name}' is not registered; registered: {known}"
+        return (
+            f"'{name}' is not registered: describe it in a yaml file (datasets/README.md, \"Your "
+            f'own") that {VARIABLE} or {CONFIG_KEY} names, or name one that is registered: {known}'
+        )
     return missing_file_problem(name)
 
 

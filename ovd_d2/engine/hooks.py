@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,32 @@ class WeightAveraging(HookBase):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._resumed = state
+
+
+class WeightDecaySteps(HookBase):
+    """Multiplies the weight decay of every group by a factor at each of several iterations.
+
+    What counts is the iteration alone: a resumed training goes on with the decay of its place.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, *, steps: Sequence[float], gamma: float
+    ) -> None:
+        """
+        Args:
+            optimizer: as it was built; one that has been loaded from a checkpoint may have the
+                decay of a later step.
+            steps: the first iterations with a smaller decay, rising; they need not be whole.
+            gamma: the factor.
+        """
+        self._optimizer = optimizer
+        self._first = [group["weight_decay"] for group in optimizer.param_groups]
+        self._steps, self._gamma = steps, gamma
+
+    def before_step(self) -> None:
+        factor = self._gamma ** bisect_right(self._steps, self.trainer.iter)
+        for group, decay in zip(self._optimizer.param_groups, self._first, strict=True):
+            group["weight_decay"] = decay * factor
 
 
 class StoppedEarly(BaseException):

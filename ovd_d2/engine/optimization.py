@@ -208,6 +208,11 @@ def optimizer_problems(cfg: CfgNode) -> Iterable[str]:
             f"SOLVER.BETAS {betas} must be two numbers from 0 to less than 1, SOLVER.EPS "
             f"{options.EPS} positive; the usual ones are (0.9, 0.999) and 1e-8"
         )
+    if not 0 <= options.WEIGHT_DECAY_STEPS <= 1:
+        yield (
+            f"SOLVER.WEIGHT_DECAY_STEPS: {options.WEIGHT_DECAY_STEPS}, expected a part of "
+            "SOLVER.STEPS, from 0 (off) to 1"
+        )
     for key in ("NO_DECAY", "BIAS_NAMES"):
         yield from name_problems(options[key], f"SOLVER.{key}")
     yield from name_problems(cfg.MODEL.OVD.FREEZE, FREEZE_KEY)

@@ -32,6 +32,7 @@ from ovd_d2.engine.hooks import (
     StopLoading,
     StoppedEarly,
     WeightAveraging,
+    WeightDecaySteps,
 )
 from ovd_d2.engine.launching import on_main_process
 from ovd_d2.engine.scalars import defined
@@ -285,6 +286,10 @@ class OpenVocabularyTrainer(DefaultTrainer):
             )
         seed = SeedIterations(comm.shared_random_seed())
         hooks: list[HookBase | None] = [seed, StopLoading(), self._averaging]
+        solver = self.cfg.SOLVER
+        if part := solver.WEIGHT_DECAY_STEPS:
+            steps = [part * step for step in solver.STEPS]
+            hooks.append(WeightDecaySteps(self.optimizer, steps=steps, gamma=solver.GAMMA))
         if (system := system_of(self.cfg)) is not None:
             hooks += system.hooks(self.cfg, self.model)
         for hook in super().build_hooks():
@@ -294,7 +299,7 @@ class OpenVocabularyTrainer(DefaultTrainer):
             hooks += self._build_evaluation_hooks()
         if comm.is_main_process():
             hooks.append(ProgressBar(os.path.basename(self.cfg.OUTPUT_DIR) or "training"))
-        plateau, test = self.cfg.SOLVER.PLATEAU, self.cfg.TEST
+        plateau, test = solver.PLATEAU, self.cfg.TEST
         if plateau.FACTOR < 1 or plateau.STOP:
             options = {key.lower(): value for key, value in plateau.items()}
             hooks.append(Plateau(test.OVD.BEST_CHECKPOINT, period=test.EVAL_PERIOD, **options))

@@ -7,6 +7,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 
 from ovd_d2.engine import build
+from ovd_d2.engine.hooks import WeightDecaySteps
 from ovd_d2.engine.trainer import OpenVocabularyTrainer, results_path, without_nan
 from tests.tiny import tiny_config, tiny_vocabulary
 
@@ -143,7 +144,7 @@ def test_the_number_of_gpus_rescales_the_recipe(two_novel_images, monkeypatch, t
     cfg.merge_from_list(["SOLVER.BASE_LR", 0.04, "SOLVER.OPTIMIZER", "SGD"])
     cfg.merge_from_list(["SOLVER.LR_MULTIPLIERS", ()])
     cfg.merge_from_list(["SOLVER.MAX_ITER", 9000, "SOLVER.STEPS", (6000, 8000)])
-    cfg.merge_from_list(["SOLVER.WARMUP_ITERS", 1000])
+    cfg.merge_from_list(["SOLVER.WARMUP_ITERS", 1000, "SOLVER.WEIGHT_DECAY_STEPS", 0.5])
     cfg.freeze()
     monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: gpus)
     monkeypatch.setattr("detectron2.utils.comm.shared_random_seed", lambda: 0)
@@ -158,5 +159,12 @@ def test_the_number_of_gpus_rescales_the_recipe(two_novel_images, monkeypatch, t
     rates = [group["initial_lr"] for group in trainer.optimizer.param_groups]
     assert rates == pytest.approx([0.04 * factor] * len(rates))
     assert trainer.data_loader.batch_size == 4  # images per GPU: unchanged
+    (decay,) = [hook for hook in trainer._hooks if isinstance(hook, WeightDecaySteps)]
+    found = []
+    for done in (0, 3000, 4000):  # half of the steps of the rate
+        trainer.iter = round(done / factor)
+        decay.before_step()
+        found.append(trainer.optimizer.param_groups[0]["weight_decay"] / solver.WEIGHT_DECAY)
+    assert found == pytest.approx([1, 0.1, 0.01])
     # What does not change with the number of GPUs.
     assert trainer.cfg.MODEL.OVD == cfg.MODEL.OVD

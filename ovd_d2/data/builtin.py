@@ -14,7 +14,7 @@ from ovd_d2.data import ov_coco
 from ovd_d2.data.base_only import drop_annotations
 from ovd_d2.data.categories import get_categories
 from ovd_d2.data.coco_json import load_coco_json
-from ovd_d2.data.public_sets import OBJECTS365
+from ovd_d2.data.public_sets import OBJECTS365_V1, OBJECTS365_V2
 from ovd_d2.data.registration import DataSet, offer
 from ovd_d2.lvis_compat import patch_lvis
 
@@ -100,10 +100,14 @@ def ov_coco_sets() -> list[DataSet]:
     ]
 
 
-def objects365() -> DataSet:
-    """`objects365_v2_val`, the official file; `ovd_d2.data.public_sets` spells its names out."""
-    files = "objects365/annotations/zhiyuan_objv2_val.json", "objects365/val"
-    return DataSet(OBJECTS365, *files, load_coco_json, "coco")
+def objects365_sets() -> list[DataSet]:
+    """The official files; :mod:`ovd_d2.data.public_sets` spells their names out."""
+    files = {OBJECTS365_V1: ("objects365v1/objects365_train.json", "objects365v1/train")}
+    for name in OBJECTS365_V2:
+        split = name.rpartition("_")[2]
+        annotations = f"objects365/annotations/zhiyuan_objv2_{split}.json"
+        files[name] = (annotations, f"objects365/{split}")
+    return [DataSet(name, *places, load_coco_json, "coco") for name, places in files.items()]
 
 
 for _folder in PICTOGRAM_SETS:
@@ -111,5 +115,5 @@ for _folder in PICTOGRAM_SETS:
         offer(pictograms(_folder, _split))
 for _split in ("train", "choose", "choose_old", "val", "val_old"):
     offer(pictograms(TUNING_SET, _split))
-for _data_set in (lvis_base(), lvis_minival(), *ov_coco_sets(), objects365()):
+for _data_set in (lvis_base(), lvis_minival(), *ov_coco_sets(), *objects365_sets()):
     offer(_data_set)

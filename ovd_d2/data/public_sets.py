@@ -12,7 +12,8 @@ from detectron2.data import MetadataCatalog
 
 from ovd_d2.data.ov_coco import BASE_CLASSES, TRAIN_SET, VAL_SET
 
-OBJECTS365 = "objects365_v2_val"
+OBJECTS365_V1 = "objects365_v1_train"
+OBJECTS365_V2 = ("objects365_v2_train", "objects365_v2_val")
 # Detectron2 registers these.
 VOC_SETS = (
     *(f"voc_2007_{split}" for split in ("trainval", "train", "val", "test")),
@@ -28,32 +29,43 @@ _VOC = {
         "tvmonitor": "tv monitor",
     },
 }
+_OBJECTS365_V1 = {
+    "boxes_only": True,
+    "spellings": {
+        "hamimelon": "hami melon",
+        "hotair balloon": "hot air balloon",
+        "pine apple": "pineapple",
+        "tissue ": "tissue",
+    },
+}
+_OBJECTS365_V2 = {
+    "boxes_only": True,
+    "spellings": {
+        "Moniter/TV": "Monitor/TV",
+        "Bakset": "Basket",
+        "Ballon": "Balloon",
+        "Dinning Table": "Dining Table",
+        "Billards": "Billiards",
+        "Cigar/Cigarette ": "Cigar/Cigarette",
+        "Extention Cord": "Extension Cord",
+        "Hotair ballon": "Hot air balloon",
+        "Hamimelon": "Hami melon",
+        "Mushroon": "Mushroom",
+        "Tape Measur/ Ruler": "Tape Measure/Ruler",
+        "Campel": "Camel",
+        "Formula 1 ": "Formula 1",
+        "Buttefly": "Butterfly",
+        "Noddles": "Noodles",
+        "Table Teniis paddle": "Table Tennis paddle",
+        "Table Tennis ": "Table Tennis",
+    },
+}
 _KNOWN: dict[str, Mapping[str, Any]] = {
     **dict.fromkeys(VOC_SETS, _VOC),
     TRAIN_SET: {"base_classes": list(BASE_CLASSES)},
     VAL_SET: {"base_classes": list(BASE_CLASSES)},
-    OBJECTS365: {
-        "boxes_only": True,
-        "spellings": {
-            "Moniter/TV": "Monitor/TV",
-            "Bakset": "Basket",
-            "Ballon": "Balloon",
-            "Dinning Table": "Dining Table",
-            "Billards": "Billiards",
-            "Cigar/Cigarette ": "Cigar/Cigarette",
-            "Extention Cord": "Extension Cord",
-            "Hotair ballon": "Hot air balloon",
-            "Hamimelon": "Hami melon",
-            "Mushroon": "Mushroom",
-            "Tape Measur/ Ruler": "Tape Measure/Ruler",
-            "Campel": "Camel",
-            "Formula 1 ": "Formula 1",
-            "Buttefly": "Butterfly",
-            "Noddles": "Noodles",
-            "Table Teniis paddle": "Table Tennis paddle",
-            "Table Tennis ": "Table Tennis",
-        },
-    },
+    OBJECTS365_V1: _OBJECTS365_V1,
+    **dict.fromkeys(OBJECTS365_V2, _OBJECTS365_V2),
 }
 
 

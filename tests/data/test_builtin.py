@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ovd_d2.data import builtin, ov_coco
@@ -43,17 +44,33 @@ def test_minival_has_lvis_categories():
     assert metadata.json_file.endswith("lvis/lvis_v1_minival.json")
 
 
-def test_objects365_reads_official_names_and_shows_them_spelled_out(tmp_path, monkeypatch):
-    register_data_sets(["objects365_v2_val"])
-    metadata = MetadataCatalog.get("objects365_v2_val")
-    assert metadata.json_file.endswith("objects365/annotations/zhiyuan_objv2_val.json")
-    assert metadata.image_root.endswith("objects365/val")
-    names = ["Person", "Moniter/TV", "Table Tennis "]
-    categories = [{"id": k + 1, "name": name} for k, name in enumerate(names)]
-    path = tmp_path / "val.json"
+OBJECTS365 = {
+    "objects365_v1_train": "objects365v1/objects365_train.json",
+    "objects365_v2_train": "objects365/annotations/zhiyuan_objv2_train.json",
+    "objects365_v2_val": "objects365/annotations/zhiyuan_objv2_val.json",
+}
+SPELT = {
+    "v1": {"person": "person", "hotair balloon": "hot air balloon", "tissue ": "tissue"},
+    "v2": {"Person": "Person", "Moniter/TV": "Monitor/TV", "Table Tennis ": "Table Tennis"},
+}
+
+
+@pytest.mark.parametrize("name", OBJECTS365)
+def test_objects365_reads_official_names_and_shows_them_spelled_out(tmp_path, monkeypatch, name):
+    register_data_sets([name])
+    metadata = MetadataCatalog.get(name)
+    assert metadata.json_file.endswith(OBJECTS365[name])
+    _, version, split = name.split("_")
+    assert metadata.image_root.endswith(
+        {"v1": "objects365v1/", "v2": "objects365/"}[version] + split
+    )
+    names = SPELT[version]
+    categories = [{"id": k + 1, "name": one} for k, one in enumerate(names)]
+    path = tmp_path / "some.json"
     path.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
     monkeypatch.setitem(vars(metadata), "json_file", str(path))
-    assert get_categories("objects365_v2_val").names == ["Person", "Monitor/TV", "Table Tennis"]
+    assert get_categories(name).names == list(names.values())
+    assert dataset_field(name, "boxes_only")
 
 
 def test_every_voc_set_is_an_open_vocabulary_test_set():

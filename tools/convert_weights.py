@@ -33,6 +33,8 @@ IN of torchvision: resnet50-11ad3fa6.pth; MODEL.WEIGHTS names OUT's model.pth, a
 INPUT.FORMAT RGB, MODEL.PIXEL_MEAN "[123.675, 116.28, 103.53]", PIXEL_STD "[58.395, 57.12, 57.375]",
 RESNETS.STRIDE_IN_1X1 False
 IN of glip: its .pth; MODEL.WEIGHTS of a config of projects/GLIP, of the same variant, names OUT's
+IN of swin: a Swin of its authors, as swin_tiny_patch4_window7_224.pth; MODEL.WEIGHTS of a config of
+projects/GLIP, which is to train, names OUT's
 IN of fvit: its .pth; MODEL.WEIGHTS and MODEL.OVD.VOCABULARY of projects/CLIPSelf/configs name OUT's
 """
 DATASET = "lvis_v1_val"  # whose categories the released ViLD models know
@@ -50,8 +52,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     detpro = kinds.add_parser("detpro", help="DetPro's ViLD (mmdetection)")
     fvit = kinds.add_parser("fvit", help="CLIPSelf's detector F-ViT (mmdetection)")
     glip = kinds.add_parser("glip", help="GLIP-T (A) to (C), GLIP-T, GLIP-L (maskrcnn-benchmark)")
+    swin = kinds.add_parser("swin", help="Swin of ImageNet, of which GLIP's backbones start")
     resnet = kinds.add_parser("torchvision", help="torchvision's ResNets, of which backbones start")
-    for command in (tensorflow, detpro, fvit, glip, resnet):
+    for command in (tensorflow, detpro, fvit, glip, swin, resnet):
         command.add_argument("source", type=Path, metavar="IN", help="what was downloaded")
         command.add_argument("folder", type=Path, metavar="OUT", help="folder to write")
     detpro.add_argument(
@@ -128,6 +131,11 @@ def convert_glip(args: argparse.Namespace) -> None:
     write_weights(args.folder, converted.weights, converted.left_out, [args.source])
 
 
+def convert_swin(args: argparse.Namespace) -> None:
+    converted = glip_weights.convert_swin(read_state(args.source))
+    write_weights(args.folder, converted.weights, converted.left_out, [args.source])
+
+
 def convert_torchvision(args: argparse.Namespace) -> None:
     weights, left_out = convert_resnet(read_state(args.source))
     write_weights(args.folder, weights, left_out, [args.source])
@@ -182,6 +190,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "detpro": convert_detpro,
     "fvit": convert_fvit,
     "glip": convert_glip,
+    "swin": convert_swin,
     "torchvision": convert_torchvision,
 }
 

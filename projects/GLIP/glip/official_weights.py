@@ -75,6 +75,14 @@ LEFT_OUT = {
 }
 
 
+_SWIN_PARTS = ("patch_embed.", "layers.")
+_SWIN_LEFT_OUT = {
+    "norm.": "the norm before ImageNet's classifier; each level has its own here",
+    "head.": "the classifier of ImageNet",
+}
+_SWIN_MASK = "masks of shifted windows, computed anew for every size"
+
+
 @dataclass
 class Converted:
     """What became of an official checkpoint.
@@ -111,6 +119,33 @@ def convert_weights(weights: Mapping[str, Tensor]) -> Converted:
             unknown.append(name)
     if unknown:
         raise ValueError(f"{len(unknown)} weights have no place here, first {unknown[0]}")
+    return found
+
+
+def convert_swin(weights: Mapping[str, Tensor]) -> Converted:
+    """The Swin of its authors, trained on ImageNet, as the backbone of a GLIP that is to train.
+
+    Args:
+        weights: the `model` of their checkpoint.
+
+    Raises:
+        ValueError: there is a weight that no rule names: it is no such Swin.
+    """
+    found = Converted({})
+    unknown = []
+    for name, one in weights.items():
+        why = next((w for part, w in _SWIN_LEFT_OUT.items() if name.startswith(part)), "")
+        if why or name.endswith(".attn_mask"):
+            found.left_out[name] = why or _SWIN_MASK
+        elif name.startswith(_SWIN_PARTS):
+            found.weights[f"backbone.bottom_up.{name}"] = one
+        else:
+            unknown.append(name)
+    if unknown or not found.weights:
+        raise ValueError(
+            f"{len(unknown)} of {len(weights)} weights have no place in a Swin, first "
+            f"{unknown[0] if unknown else '-'}: is it a checkpoint of Swin-Transformer's authors?"
+        )
     return found
 
 

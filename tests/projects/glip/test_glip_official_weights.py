@@ -7,11 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 from convert_weights import main
+from detectron2.modeling.backbone.swin import SwinTransformer
 from torch.overrides import TorchFunctionMode
 
+from ovd_d2.engine.checkpoint import SafeCheckpointer
 from ovd_d2.engine.run import load_config
 from ovd_d2.projects.glip.model import GLIP
-from ovd_d2.projects.glip.official_weights import PREFIX, convert_weights, load_strictly
+from ovd_d2.projects.glip.official_weights import (
+    PREFIX,
+    convert_swin,
+    convert_weights,
+    load_strictly,
+)
+from tests.tiny_glip import tiny_glip
 
 GOLDEN = Path(__file__).parent / "golden"
 CONFIGS = Path(__file__).parents[3] / "projects" / "GLIP" / "configs"
@@ -105,3 +113,34 @@ def test_the_tool_writes_the_weights(tmp_path, capsys):
     torch.save({"iteration": 7}, tmp_path / "other.pth")
     with pytest.raises(SystemExit, match=r"other.pth .*no weights in it, its keys are"):
         main(["glip", str(tmp_path / "other.pth"), str(tmp_path / "out")])
+
+
+def swin():
+    torch.manual_seed(0)
+    sizes = {"depths": (1, 2, 1, 1), "num_heads": (1, 2, 2, 4), "window_size": 4}
+    return SwinTransformer(embed_dim=8, out_indices=(1, 2, 3), **sizes).eval()
+
+
+def test_a_swin_of_imagenet_becomes_the_backbone(tmp_path):
+    source = swin()
+    body = {k: v for k, v in source.state_dict().items() if not k.startswith("norm")}
+    others = {"norm.weight": torch.ones(64), "norm.bias": torch.ones(64)}
+    others |= {"head.weight": torch.ones(9, 64), "layers.1.blocks.1.attn_mask": torch.zeros(4)}
+    torch.save({"model": body | others}, tmp_path / "swin.pth")
+    main(["swin", str(tmp_path / "swin.pth"), str(tmp_path / "out")])
+    left_out = json.loads((tmp_path / "out" / "source.json").read_text())["left_out"]
+    assert set(left_out) == set(others)
+    model = tiny_glip(seed=1)
+    SafeCheckpointer(model).load(str(tmp_path / "out" / "model.pth"))
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        found, expected = model.eval().backbone.bottom_up(image), source(image)
+    for level, features in expected.items():  # norm1 to norm3 are new in both
+        torch.testing.assert_close(found[level], features)
+
+
+def test_another_backbone_is_no_swin():
+    with pytest.raises(ValueError, match="1 of 1 weights have no place in a Swin, first conv1.wei"):
+        convert_swin({"conv1.weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match="0 of 0 weights"):
+        convert_swin({})

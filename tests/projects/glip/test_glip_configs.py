@@ -2,19 +2,50 @@
 
 import pytest
 
+from ovd_d2.engine.checks import check_setup
 from ovd_d2.engine.config_keys import idle_key_notices
 from ovd_d2.engine.run import load_config
+from ovd_d2.errors import SetupError
 from ovd_d2.projects.glip.checks import key_problems
 from ovd_d2.systems import system_of
 from tests.projects.glip.test_glip_official_weights import CONFIGS, meta_glip
 
 # of configs.json beside the golden numbers, and tables 1 and 2 of the paper
+GOLD = ("goldg_mixed_train_no_coco", "flickr30k_separate_train")
 PUBLIC = {
-    "glip_t_a": {"MODEL.GLIP.FUSION": False, "SOLVER.MAX_ITER": 309375},
-    "glip_t_b": {"MODEL.GLIP.FUSION": True, "SOLVER.MAX_ITER": 309375},
-    "glip_t_c": {"SOLVER.MAX_ITER": 670312},
-    "glip_t": {"MODEL.GLIP.BLOCKS": 6, "SOLVER.WEIGHT_DECAY": 1e-4, "SOLVER.EMA.ENABLED": True},
+    "glip_t_a": {
+        "MODEL.GLIP.FUSION": False,
+        "SOLVER.MAX_ITER": 309375,
+        "DATASETS.TRAIN": ("objects365_v1_train",),
+    },
+    "glip_t_b": {
+        "MODEL.GLIP.FUSION": True,
+        "SOLVER.MAX_ITER": 309375,
+        "DATASETS.TRAIN": ("objects365_v1_train",),
+    },
+    "glip_t_c": {
+        "SOLVER.MAX_ITER": 670312,
+        "DATASETS.TRAIN": ("objects365_v1_train", *GOLD),
+        "DATASETS.TRAIN_REPEAT_FACTOR": [],
+    },
+    "glip_t": {
+        "MODEL.GLIP.BLOCKS": 6,
+        "SOLVER.WEIGHT_DECAY": 1e-4,
+        "SOLVER.WEIGHT_DECAY_STEPS": 0,
+        "SOLVER.EMA.ENABLED": True,
+        "DATASETS.TRAIN": ("objects365_v1_train", *GOLD, "pseudo_labels"),
+        "MODEL.GLIP.PROMPTS.NEGATIVE_CAPTIONS": (),
+    },
     "glip_l": {
+        "DATASETS.TRAIN": ("objects365_v2_train", *GOLD, "pseudo_labels"),
+        "DATASETS.TRAIN_REPEAT_FACTOR": [
+            ["flickr30k_separate_train", 8],
+            ["goldg_mixed_train_no_coco", 4],
+            ["objects365_v2_train", 2],
+        ],
+        "DATALOADER.SAMPLER_TRAIN": "WeightedTrainingSampler",
+        "MODEL.GLIP.PROMPTS.NEGATIVE_CAPTIONS": ("pseudo_labels",),
+        "SOLVER.WEIGHT_DECAY_STEPS": 0.667,
         "MODEL.GLIP.BLOCKS": 8,
         "MODEL.GLIP.SWIN.WINDOW_SIZE": 12,
         "MODEL.GLIP.SWIN.DROP_PATH_RATE": 0.4,
@@ -63,6 +94,32 @@ def test_config_builds_and_is_the_published_one(name):
     model = meta_glip(name)
     count = sum(one.numel() for one in model.parameters()) / 1e6
     assert count == pytest.approx(MILLIONS[name], abs=0.25)
+
+
+# What a machine without data lacks, below DETECTRON2_DATASETS.
+FILES = {
+    "objects365_v1_train": "objects365v1/objects365_train.json",
+    "objects365_v2_train": "objects365/annotations/zhiyuan_objv2_train.json",
+    "goldg_mixed_train_no_coco": "mdetr_annotations/final_mixed_train_no_coco.json",
+    "flickr30k_separate_train": "mdetr_annotations/final_flickr_separateGT_train.json",
+    "coco_2017_val": "coco/annotations/instances_val2017.json",
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_machine_without_the_data_is_told_all_that_is_missing(name):
+    options = ["MODEL.GLIP.TOKENIZER", "pictograms", "SOLVER.AMP.ENABLED", False]
+    cfg = load_config(str(CONFIGS / f"{name}.yaml"), ["MODEL.DEVICE", "cpu", *options])
+    with pytest.raises(SetupError) as caught:
+        check_setup(cfg, training=True, progress=False)
+    sets = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    assert len(caught.value.problems) == len(sets)
+    for one, problem in zip(sets, caught.value.problems, strict=True):
+        if one == "pseudo_labels":
+            assert f"'{one}' is not registered: describe it in a yaml file" in problem
+            assert "OVD_DATASETS or DATASETS.OWN names" in problem
+        else:
+            assert f"'{one}' not found: " in problem and f"/{FILES[one]} (set DETEC" in problem
 
 
 @pytest.mark.parametrize(

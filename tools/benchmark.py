@@ -45,9 +45,10 @@ from ovd_d2.pictograms.steps import Run
 from ovd_d2.pipeline.pipeline import Pipeline, StepFailed, repository_root
 
 EPILOG = """
-example (about an hour on two cores; takes up what make demo has trained, and goes on where it was):
+example (five hours on two cores, half of them for GLIP: --systems names others; takes up what make
+demo has trained, and goes on where it was):
   python tools/benchmark.py demo-table --seeds 0 1 2
-all rows of the paper's table (about half an hour more; takes up what demo-table has trained):
+all rows of the papers' tables (two hours more; takes up what demo-table has trained):
   python tools/benchmark.py paper-table --seeds 0 1 2
 the embedding cache (a few minutes; trains nothing; on a GPU where there is one):
   python tools/benchmark.py cache
@@ -57,8 +58,8 @@ inference beside Detectron2's own (five minutes on two quiet cores; trains nothi
 what dense features know of regions before and after CLIPSelf, and teach ViLD (about an hour):
   python tools/benchmark.py regions --seeds 0 1 2
   python tools/benchmark.py dense-teacher --seeds 0 1 2
-recall of captions' phrases by GLIP, and prompts with a colour (ten minutes; takes up what
-demo-table has trained):
+recall of captions' phrases by GLIP, and prompts with a colour (in GLIP's paper-table, too; ten
+minutes; takes up what that has trained):
   python tools/benchmark.py phrases --seeds 0 1 2
 what tuning on new names costs the old ones, and what mixed weights keep (half an hour):
   python tools/benchmark.py keep-zero-shot --seeds 0 1 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from unittest.mock import patch
 
 import torch
 from detectron2.structures import Boxes, Instances
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.documents import table
@@ -52,8 +53,12 @@ def measure(
         rounds: that are counted.
     """
     models = {"fusion": build(fused), "none": build(plain)}
+    training = "training step, with fusion / without"
     return [
-        training_row(models, fused.size, question, rounds),
+        training_row(training, models, fused.size, question, rounds),
+        training_row(
+            f"{training}, no dropout", without_dropout(models), fused.size, question, rounds
+        ),
         text_row(models["fusion"], fused.size, question, rounds),
         *attention_rows(models["fusion"], fused.size, len(question.ids), rounds),
         share_row(models["fusion"], fused.size, question),
@@ -61,8 +66,17 @@ def measure(
     ]
 
 
+def without_dropout(models: Mapping[str, GLIP]) -> Mapping[str, GLIP]:
+    """The same, whose dropout does nothing."""
+    copies = deepcopy(models)
+    for layer in (layer for model in copies.values() for layer in model.modules()):
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0
+    return copies
+
+
 def training_row(
-    models: Mapping[str, GLIP], size: tuple[int, int], question: Question, rounds: int
+    name: str, models: Mapping[str, GLIP], size: tuple[int, int], question: Question, rounds: int
 ) -> Row:
     """Losses and gradients of one image, with fusion over without."""
     found = Instances(size, gt_boxes=Boxes(torch.tensor(BOXES)))
@@ -76,7 +90,7 @@ def training_row(
         sum(model.losses(inputs).values()).backward()  # type: ignore[union-attr]
 
     steps = {name: partial(step, model) for name, model in models.items()}
-    return ratio_row("training step, with fusion / without", steps, rounds)
+    return ratio_row(name, steps, rounds)
 
 
 def text_row(model: GLIP, size: tuple[int, int], question: Question, rounds: int) -> Row:

@@ -155,6 +155,8 @@ class GLIP(VocabularyHolder):
         self.names_per_caption = names_per_caption
         self.loss_settings = loss_settings
         self._questions: list[Question] | None = None  # of the vocabulary, once they are needed
+        # what was last asked in a call, and its questions: mostly the next image is asked the same
+        self._last_asked: tuple[object, list[Question]] = (None, [])
         if vocabulary is not None:
             self.set_vocabulary(vocabulary)
 
@@ -250,8 +252,17 @@ class GLIP(VocabularyHolder):
             self._questions = None
 
     def questions_of(self, vocabulary: Vocabulary) -> list[Question]:
-        """The names in captions; errors of :meth:`set_vocabulary`."""
-        return _questions(self._chunks(vocabulary), vocabulary)
+        """The names in captions; errors of :meth:`set_vocabulary`.
+
+        Those of the last vocabulary are kept, so that image after image may be asked for it.
+        """
+        words, owners = tuple(vocabulary.words), tuple(vocabulary.owners.tolist())
+        asked = words, owners, self._phrases, self.names_per_caption
+        known, questions = self._last_asked  # one look: other threads may ask, too
+        if known != asked:
+            questions = _questions(self._chunks(vocabulary), vocabulary)
+            self._last_asked = asked, questions
+        return questions
 
     def _chunks(self, vocabulary: Vocabulary) -> list[Chunk]:
         if self._tokenizer is None:

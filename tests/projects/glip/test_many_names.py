@@ -14,8 +14,9 @@ from ovd_d2.projects.glip.clamping import LIMIT
 from ovd_d2.projects.glip.fusion import Fusion
 from ovd_d2.projects.glip.postprocess import Candidates, candidates, select
 from ovd_d2.projects.glip.prompts import token_batch
+from ovd_d2.projects.glip.prompts.detection import Phrase
 from ovd_d2.projects.glip.text_cache import TextCache
-from ovd_d2.vocabulary import Vocabulary
+from ovd_d2.vocabulary import Categories, Vocabulary
 from tests.tiny_glip import WORDS, image, tiny_glip
 
 NAMES = [" ".join(words) for words in islice(product(WORDS[5:], repeat=4), 1203)]
@@ -178,6 +179,30 @@ def test_captions_are_encoded_once_for_all_images():
     model([image(1)])
     assert counted.count == len(model._questions) == 4
     assert torch.equal(model([image(0)])[0]["instances"].scores, first)
+
+
+@torch.no_grad()
+def test_names_of_a_call_are_put_into_captions_once_for_all_images():
+    model = tiny_glip().eval()
+    first = model([image(0)], vocabulary=vocabulary(NAMES[:200]))[0]["instances"]
+    kept = model.questions_of(vocabulary(NAMES[:200]))  # by what the names are, not by the object
+    again = model([image(0)], vocabulary=vocabulary(NAMES[:200]))[0]["instances"]
+    assert model.questions_of(vocabulary(NAMES[:200])) is kept
+    assert torch.equal(first.scores, again.scores)
+    assert torch.equal(first.pred_boxes.tensor, again.pred_boxes.tensor)
+
+
+def test_other_names_or_settings_are_put_into_captions_anew():
+    model = tiny_glip()
+    words = Vocabulary.of_names(Categories(["anchor", "cup"], [False] * 2), [["bow"], []])
+    moved = Vocabulary.of_names(Categories(["anchor", "cup"], [False] * 2), [[], ["bow"]])
+    assert [one.labels.tolist() for one in model.questions_of(words)] == [[0, 1, 0]]
+    assert [one.labels.tolist() for one in model.questions_of(moved)] == [[0, 1, 1]]
+    model.names_per_caption = 2
+    assert [one.labels.tolist() for one in model.questions_of(moved)] == [[0, 1], [1]]
+    model.set_phrases({"cup": Phrase("cup", "red ")})
+    (first, _) = model.questions_of(moved)
+    assert first.ids.tolist() == [2, 7, 4, 5, 8, 3]  # [CLS] anchor . red cup [SEP]
 
 
 def test_changed_weights_are_encoded_anew():

@@ -63,6 +63,19 @@ def test_what_was_cut_off_is_left_out():
     assert truncated(whole, 7) is whole
 
 
+def test_characters_are_looked_up_once_for_all_spans_of_a_caption():
+    class Counted(list):
+        looks = 0
+
+        def __iter__(self):
+            self.looks += 1
+            return super().__iter__()
+
+    offsets = Counted(small_tokenizer().encode("a cat and a dog").offsets)
+    assert token_targets([[(2, 5)], [(12, 15)]], offsets).nonzero().tolist() == [[0, 2], [1, 5]]
+    assert offsets.looks == 1
+
+
 def test_rows_of_a_positive_map_sum_to_one():
     encoding = small_tokenizer().encode("snowman. cat. light")
     spans = [[(0, 7)], [(9, 12), (14, 19)], []]

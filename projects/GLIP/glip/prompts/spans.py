@@ -62,11 +62,19 @@ def tokens_of(spans: Sequence[Span], offsets: Sequence[Span]) -> list[int]:
         spans: of the characters of a text.
         offsets: of each token its characters; empty for those that stand for none ([CLS]).
     """
-    owner = {
+    return _tokens_of(spans, _owners(offsets))
+
+
+def _owners(offsets: Sequence[Span]) -> dict[int, int]:
+    """Place of a character -> its token, the first of several."""
+    return {
         place: token
         for token, (first, end) in reversed(list(enumerate(offsets)))
         for place in range(first, end)
     }
+
+
+def _tokens_of(spans: Sequence[Span], owner: dict[int, int]) -> list[int]:
     found: set[int] = set()
     for first, end in spans:
         begin = _first_of(owner, range(first, first + _BLANKS + 1))
@@ -91,8 +99,9 @@ def token_targets(
         length: of the rows; None: as many as there are tokens.
     """
     targets = torch.zeros(len(spans), length or len(offsets), dtype=torch.bool)
+    owner = _owners(offsets)  # once for all: a caption has many names
     for row, one in zip(targets, spans, strict=True):
-        row[tokens_of(one, offsets)] = True
+        row[_tokens_of(one, owner)] = True
     return targets
 
 

@@ -6,10 +6,10 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, TypeAlias, overload
+from typing import Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from detectron2.structures import Instances
 from numpy.typing import NDArray
 from torch import nn
 
+from ovd_d2.captions import Caption, phrase_names
 from ovd_d2.clip.crop_scores import crop_scores
 from ovd_d2.clip.loading import configured_teacher, teacher_problems
 from ovd_d2.clip.prompts import clean_name
@@ -32,7 +33,13 @@ from ovd_d2.engine.weights import weights_problems
 from ovd_d2.entries import Entry
 from ovd_d2.errors import SetupError, brief
 from ovd_d2.model_folder import pretrained_config
-from ovd_d2.modeling.open_vocabulary import detect, encoded, open_vocabulary_part, reads_names
+from ovd_d2.modeling.open_vocabulary import (
+    caption_reader,
+    detect,
+    encoded,
+    open_vocabulary_part,
+    reads_names,
+)
 from ovd_d2.prediction import Prediction
 from ovd_d2.presence import LEAST_SCORE, Presence, load_presence
 from ovd_d2.structures import FULL_MASKS
@@ -42,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 THRESHOLD = 0.25
 Name: TypeAlias = str | Sequence[str] | Entry  # a list of words: they mean one thing
-Names: TypeAlias = Sequence[Name] | Vocabulary
+Names: TypeAlias = Sequence[Name] | Vocabulary | Caption
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,20 @@ class EncodedImage:
         return self.input["height"], self.input["width"]
 
 
+class Wanted(NamedTuple):
+    """What a call looks for.
+
+    Attributes:
+        vocabulary: of the detector in this call; None: its inputs say what they are asked for.
+        categories: what is reported, the first of the vocabulary or the phrases of a caption.
+        inputs: what every input gets beside its image.
+    """
+
+    vocabulary: Vocabulary | None
+    categories: Categories
+    inputs: Mapping[str, Any] = {}
+
+
 class OpenVocabularyPredictor:
     """Detects, in images, the configured vocabulary or any names given with the call.
 
@@ -79,7 +100,10 @@ class OpenVocabularyPredictor:
     A detector that compares text embeddings (ViLD, F-ViT) embeds the names given with the call as
     those of the configured vocabulary were. The teacher is loaded when names are first given; text
     embeddings of the last few lists of names are kept, so that calling again with the same list
-    costs nothing. A detector that reads the words itself (GLIP) needs no teacher.
+    costs nothing. A detector that reads the words itself (GLIP) needs no teacher, and can be asked
+    for the phrases of a text, which it reads in their context:
+
+    >>> found = predictor("street.jpg", Caption("a man on a red bicycle", [(2, 5), (11, 22)]))
 
     Scores of the former are shares among names, and few names alone would share out every object in
     the image. So the configured vocabulary competes with the names given: its names are scored
@@ -146,6 +170,7 @@ class OpenVocabularyPredictor:
         self._distractors = distractors
         self._embedding = threading.Lock()  # one thread at a time loads the teacher and embeds
         self._vocabulary_of = lru_cache(cached_vocabularies)(self._embed)
+        self._asked = lru_cache(cached_vocabularies)(self._ask)
         self._competing = lru_cache(cached_vocabularies)(self._with_distractors)
         self._augmentations = T.AugmentationList(build_augmentations(self.cfg, is_train=False))
         self.categories = None if self.vocabulary is None else self.vocabulary.categories
@@ -207,7 +232,8 @@ class OpenVocabularyPredictor:
                 :meth:`encode`; of a list those of one padded size go through the model together.
             names: what to look for: words, lists of words that mean one thing (the best of them
                 counts), entries with descriptions and example images; or a vocabulary, e.g. of
-                :meth:`vocabulary_of`. None: the configured vocabulary.
+                :meth:`vocabulary_of`; or a caption, whose phrases are looked for. None: the
+                configured vocabulary.
             threshold: detections scored below it are left out.
             channels: "RGB" or "BGR", of arrays and tensors.
             least_presence: names less likely than this to be in an image give nothing there.
@@ -219,12 +245,13 @@ class OpenVocabularyPredictor:
 
         Raises:
             ValueError: an image that is none or so long and thin that resizing leaves no pixel of
-                it; names that are blank or equal.
+                it; names that are blank or equal; spans that are none of the caption's, or a
+                caption that is too long for the detector.
             SetupError: the names cannot be looked for: the teacher cannot be had, or is not the
-                vocabulary's; the detector has no use for descriptions and examples; presence is
-                asked for and was not calibrated.
+                vocabulary's; the detector has no use for descriptions and examples, or reads no
+                captions; presence is asked for and was not calibrated.
         """
-        self.check_presence(least_presence)
+        self.check_presence(least_presence, names)
         several = isinstance(images, (list, tuple))
         listed: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
         judged = [
@@ -254,8 +281,8 @@ class OpenVocabularyPredictor:
         Raises:
             ValueError, SetupError: as of a call.
         """
-        vocabulary, categories = self._wanted(names)
-        inputs = [{**self._input(one, channels), FULL_MASKS: full_masks} for one in images]
+        vocabulary, categories, asked = self._wanted(names)
+        inputs = [{**self._input(one, channels), FULL_MASKS: full_masks, **asked} for one in images]
         found: list[Prediction | None] = [None] * len(inputs)
         for places in self._batches(inputs):
             with torch.no_grad():
@@ -292,6 +319,8 @@ class OpenVocabularyPredictor:
     ) -> Prediction:
         """A prediction with the presence of its names, where that was calibrated.
 
+        It is calibrated with lists of names: phrases of a caption have none.
+
         Args:
             found: one of :meth:`detected`.
             image, names, channels: as given there.
@@ -300,8 +329,8 @@ class OpenVocabularyPredictor:
         Raises:
             SetupError: `least_presence` is above 0, and this detector was not calibrated.
         """
-        self.check_presence(least_presence)
-        if self.presence is None:
+        self.check_presence(least_presence, names)
+        if self.presence is None or isinstance(names, Caption):
             return found
         if self.presence.crop_weight:
             found = self._with_crop_scores(found, _pixels(image, channels), names)
@@ -311,7 +340,8 @@ class OpenVocabularyPredictor:
         self, found: Prediction, image_bgr: NDArray[np.uint8], names: Names | None
     ) -> Prediction:
         """What the teacher says of the best box of each name; 0 where the score says nothing."""
-        vocabulary = self._wanted(names)[0]
+        vocabulary = self._wanted(names).vocabulary
+        assert vocabulary is not None  # captions are not judged
         with self._embedding:
             self._check_teacher(vocabulary)
             teacher = self.teacher
@@ -326,8 +356,15 @@ class OpenVocabularyPredictor:
         )
         return replace(found, crop_scores=tuple(scores.tolist()))
 
-    def check_presence(self, least_presence: float) -> None:
+    def check_presence(self, least_presence: float, names: Names | None = None) -> None:
         """Raises SetupError where presence is asked for (above 0) and was not calibrated."""
+        if isinstance(names, Caption) and least_presence > 0:
+            raise SetupError(
+                [
+                    f"a least presence of {least_presence:g} is asked for, but presence is "
+                    "calibrated with lists of names, not with captions: give the phrases as names"
+                ]
+            )
         if self.presence is None and least_presence > 0:
             raise SetupError(
                 [
@@ -359,7 +396,7 @@ class OpenVocabularyPredictor:
 
     def categories_of(self, names: Names | None) -> Categories:
         """What a call with these names finds objects of; raises what that call would."""
-        return self._wanted(names)[1]
+        return self._wanted(names).categories
 
     def vocabulary_of(
         self, names: Sequence[Name], *, example_weight: float = EXAMPLE_WEIGHT
@@ -403,8 +440,9 @@ class OpenVocabularyPredictor:
         self._augmentations(augmented)
         return torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
 
-    def _wanted(self, names: Names | None) -> tuple[Vocabulary, Categories]:
-        """What to look for, and what of it to report: the first categories."""
+    def _wanted(self, names: Names | None) -> Wanted:
+        if isinstance(names, Caption):
+            return self._asked(names)
         if names is None:
             if self.vocabulary is None:
                 raise SetupError(
@@ -413,11 +451,25 @@ class OpenVocabularyPredictor:
                         "brings no vocabulary: give one of them"
                     ]
                 )
-            return self.vocabulary, self.vocabulary.categories
+            return Wanted(self.vocabulary, self.vocabulary.categories)
         given = names if isinstance(names, Vocabulary) else self.vocabulary_of(names)
         if problem := self._foreign(given):
             raise SetupError([problem])
-        return self._competing(given), given.categories
+        return Wanted(self._competing(given), given.categories)
+
+    def _ask(self, caption: Caption) -> Wanted:
+        reader = caption_reader(self.model)
+        if reader is None:
+            raise SetupError(
+                [
+                    f"MODEL.META_ARCHITECTURE {self.cfg.MODEL.META_ARCHITECTURE} reads no "
+                    f"captions: give the phrases of {brief(caption.text)} as a list of names"
+                ]
+            )
+        spans, inputs = reader.ask(caption)
+        names, base = phrase_names(caption.text, spans), self._base_names()
+        novel = [clean_name(one) not in base for one in names]
+        return Wanted(None, Categories(names, novel), inputs)
 
     def _embed(self, entries: tuple[Entry, ...], example_weight: float) -> Vocabulary:
         base = self._base_names()
@@ -525,7 +577,7 @@ def _as_prediction(instances: Instances, categories: Categories, threshold: floa
 
 
 def _checked_entries(names: Sequence[Name]) -> tuple[Entry, ...]:
-    if isinstance(names, (str, Entry)):
+    if isinstance(names, (str, Entry, Caption)):
         raise ValueError(f"names must be a list, got the one {names!r}")
     if not names:
         raise ValueError("names is empty: give at least one, or None for the configured vocabulary")

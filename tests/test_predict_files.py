@@ -20,6 +20,7 @@ from PIL import Image
 from pycocotools.coco import COCO as COCOReader
 
 from ovd_d2 import add_ovd_config
+from ovd_d2.captions import Asked
 from ovd_d2.data.coco_json import load_coco_json
 from ovd_d2.errors import SetupError
 from ovd_d2.predict_files import (
@@ -61,6 +62,19 @@ class OneBox(torch.nn.Module):
         found.scores = torch.tensor([0.9])
         found.pred_classes = torch.tensor([0])
         return found
+
+
+class Reads(OneBox):
+    """Finds the first phrase of a caption in the whole of every image."""
+
+    set_vocabulary = None
+
+    def ask(self, caption):
+        return Asked(caption.spans, {"caption": caption.text})
+
+    def found_in(self, one):
+        assert one["caption"] == "a red anchor left of two suns"
+        return super().found_in(one)
 
 
 @pytest.fixture
@@ -439,8 +453,8 @@ def tool(monkeypatch, predictor):
 
     monkeypatch.setitem(main.__wrapped__.__globals__, "OpenVocabularyPredictor", build)
 
-    def run(*inputs, output):
-        files = ["--input", *map(str, inputs), "--output", str(output)]
+    def run(*inputs, output, options=()):
+        files = ["--input", *map(str, inputs), *options, "--output", str(output)]
         main(parse_args(["--config-file", str(CONFIG), *files]))
 
     run.built = built
@@ -464,3 +478,32 @@ def test_the_tool_refuses_before_it_builds_the_model(tool, folder):
     with pytest.raises(SystemExit, match="would overwrite the input; name another --output"):
         tool(folder / "*.png", output=folder)
     assert tool.built == []
+
+
+def test_the_tool_asks_for_the_phrases_of_a_caption(tool, predictor, folder, tmp_path, capsys):
+    predictor.model = Reads()
+    asked = ("--caption", "a red anchor left of two suns", "--spans", "2:12", "21:29")
+    tool(folder / "0.png", output=tmp_path / "out", options=[*asked, "--write", DRAWINGS, COCO])
+    ((one,),) = written(tmp_path / "out").values()
+    assert one["name"] == "red anchor" and one["score"] == 0.9
+    content = json.loads((tmp_path / "out" / "coco.json").read_text())
+    assert [one["name"] for one in content["categories"]] == ["red anchor", "two suns"]
+    assert (tmp_path / "out" / "0.png").is_file()
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="calibrated with lists of names, not with captions"):
+        tool(folder / "0.png", output=tmp_path, options=[*asked[:2], "--least-presence", "0.5"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--caption", "a dog", "--names", "dog"], "--names: not allowed with argument --caption"),
+        (["--spans", "0:3"], "--spans are of a --caption: give it"),
+        (["--caption", "a dog", "--spans", "2-5"], "2-5 is no FIRST:END, such as 2:12"),
+        (["--caption", "a dog", "--like", "x.png=dog"], "not with --caption"),
+    ],
+)
+def test_options_of_captions_that_do_not_fit(tool, options, message, capsys):
+    with pytest.raises(SystemExit):
+        tool("x.png", output="out", options=options)
+    assert message in capsys.readouterr().err

@@ -16,6 +16,7 @@ from PIL import Image
 
 import ovd_d2.predictor as predictor_module
 from ovd_d2 import add_ovd_config
+from ovd_d2.captions import Caption
 from ovd_d2.entries import Entry
 from ovd_d2.errors import SetupError
 from ovd_d2.modeling.classifier import Words
@@ -176,6 +177,61 @@ def test_glip_asks_for_every_word_and_counts_the_best(predictors, images):
     assert found.categories.names == ["red anchor", "dog"]
     boxes = found.instances[found.instances.pred_classes == 1].pred_boxes.tensor
     assert len(boxes) > 0 and len(boxes.unique(dim=0)) == len(boxes)
+
+
+CAPTION = Caption("a red anchor, a dog", [[2, 12], [16, 19]])
+
+
+@pytest.mark.parametrize("system", ["glip", "glip_without_fusion"])
+def test_phrases_of_a_caption(predictors, images, system):
+    predictor = predictors[system]
+    found, small = predictor(images, CAPTION, 0.0, "BGR")
+    assert found.categories.names == ["red anchor", "dog"]
+    assert set(found.instances.pred_classes.tolist()) == {0, 1} and found.presence is None
+    ids = predictor.model._tokenizer.encode(CAPTION.text).ids  # "a", "," are no words of it
+    height, width = images[0].shape[:2]
+    asked = {
+        "image": predictor.network_image(images[0]),
+        "tokens": torch.tensor(ids),
+        "positive_map": torch.tensor([[0, 0, 0.5, 0.5, 0, 0, 0, 0], [0] * 6 + [1.0, 0]]),
+    }
+    with torch.no_grad():
+        (raw,) = predictor.model([{**asked, "height": height, "width": width}])
+    order = raw["instances"].scores.argsort(descending=True, stable=True)
+    assert torch.equal(raw["instances"].scores[order], found.instances.scores)
+    assert torch.equal(raw["instances"].pred_classes[order], found.instances.pred_classes)
+    assert_equal(predictor(images[1], CAPTION, 0.0, "BGR"), small)
+    assert_equal(predictor(predictor.encode(images[0], "BGR"), CAPTION, 0.0), found)
+
+
+def test_a_phrase_is_read_in_its_sentence(predictors, images):
+    predictor = predictors["glip"]
+    alone, other = Caption("red anchor", [(0, 10)]), Caption("red anchor dog", [(0, 10)])
+    scores = [predictor(images[0], one, 0.0, "BGR").best_scores for one in (alone, other)]
+    assert scores[0] != scores[1]
+
+
+@pytest.mark.parametrize("system", ["vild", "fvit"])
+def test_a_detector_that_knows_names_alone_refuses_captions(predictors, images, system):
+    with pytest.raises(SetupError, match="reads no captions: give the phrases of 'a red anchor, a"):
+        predictors[system](images[0], CAPTION, 0.0, "BGR")
+
+
+def test_captions_that_are_refused(predictors, images):
+    glip = predictors["glip"]
+    with pytest.raises(ValueError, match=r"\[2, 40\] does not fit a caption of 5 characters"):
+        glip(images[0], Caption("a dog", [(2, 40)]), 0.0, "BGR")
+    with pytest.raises(ValueError, match="names must be a list, got the one Caption"):
+        glip.vocabulary_of(CAPTION)
+    with pytest.raises(ValueError, match="a name is a text or a list of texts"):
+        glip(images[0], ["dog", CAPTION], 0.0, "BGR")
+    calibrated = OpenVocabularyPredictor(
+        glip.cfg, model=glip.model, presence=Presence(1.0, 0.0, 0.5)
+    )
+    assert calibrated(images[0], ["dog"], 0.0, "BGR").presence is not None
+    assert calibrated(images[0], CAPTION, 0.0, "BGR").presence is None
+    with pytest.raises(SetupError, match="calibrated with lists of names, not with captions"):
+        calibrated(images[0], CAPTION, 0.0, "BGR", least_presence=0.5)
 
 
 def test_words_of_a_category_share_its_softmax():

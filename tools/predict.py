@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 import ovd_d2  # noqa: F401 (registers the model)
+from ovd_d2.captions import Caption, Span
 from ovd_d2.data.augmentation import smallest_resize
 from ovd_d2.engine.launching import add_launch_arguments, launch_processes, on_main_process
 from ovd_d2.engine.run import load_config
@@ -39,6 +40,8 @@ examples:
   python tools/predict.py --config-file configs/pictograms/vild_ensemble.yaml \\
       --input "scenes/*.png" --names "red anchor, snowman" --output found \\
       MODEL.WEIGHTS output/demo/seed0/vild_ensemble/model_final.pth
+  python tools/predict.py --model output/my_glip --input scenes --output found \
+      --caption "a red anchor left of two suns" --spans 2:12 25:29
 
 Writes detections.json and what --write names. Without names it looks for the vocabulary of the
 model. A run that was stopped goes on where it was when the same command is given again. Images that
@@ -56,6 +59,15 @@ def share(text: str) -> float:
 def share_or_calibrated(text: str) -> float | None:
     """A number from 0 to 1, or None for the word "calibrated", for argparse."""
     return None if text == CALIBRATED else share(text)
+
+
+def span(text: str) -> Span:
+    """Two numbers with a colon between them, for argparse."""
+    first, _, end = text.partition(":")
+    try:
+        return int(first), int(end)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is no FIRST:END, such as 2:12") from error
 
 
 def positive(text: str) -> int:
@@ -81,6 +93,17 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     )
     names.add_argument(
         "--vocabulary", type=Path, help="a vocabulary (.safetensors) or its description (.yaml)"
+    )
+    names.add_argument(
+        "--caption", help="a text whose phrases to look for, with a detector that reads captions"
+    )
+    parser.add_argument(
+        "--spans",
+        type=span,
+        nargs="+",
+        metavar="FIRST:END",
+        help="characters of each phrase of --caption, counted from 0, END not included (default: "
+        "its noun phrases; needs the extra 'phrases')",
     )
     parser.add_argument(
         "--like",
@@ -136,6 +159,10 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
         parser.error("--tile-overlap must be below 1")
     if parsed.like and parsed.vocabulary and parsed.vocabulary.suffix == ".safetensors":
         parser.error("--like goes with --names or a YAML --vocabulary")
+    if parsed.caption is None and parsed.spans:
+        parser.error("--spans are of a --caption: give it")
+    if parsed.caption is not None and parsed.like:
+        parser.error("--like goes with --names or a YAML --vocabulary, not with --caption")
     return parsed
 
 
@@ -160,6 +187,8 @@ def names_of(args: argparse.Namespace, predictor: OpenVocabularyPredictor) -> Na
     """What to look for; made once for all images."""
     if args.vocabulary and args.vocabulary.suffix == ".safetensors":
         return Vocabulary.load(args.vocabulary)
+    if args.caption is not None:
+        return Caption(args.caption, args.spans)
     if args.vocabulary or args.names is not None or args.like:
         return predictor.vocabulary_of(entries_of(args))
     return None

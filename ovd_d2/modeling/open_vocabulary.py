@@ -13,6 +13,7 @@ from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
 from fvcore.common.registry import Registry
 from torch import nn
 
+from ovd_d2.captions import Asked, Caption
 from ovd_d2.modeling.meta_arch import OpenVocabularyRCNN
 from ovd_d2.structures import ENCODED
 from ovd_d2.vocabulary import Vocabulary
@@ -24,13 +25,24 @@ class OpenVocabularyModule(Protocol):
     """A detector, or its ROI heads, whose categories are a vocabulary.
 
     One that reads nothing but the names of a vocabulary has `reads_names = True`, and takes None
-    for no vocabulary. It is evaluated with each data set's own names.
+    for no vocabulary. It is evaluated with each data set's own names. One that reads sentences is a
+    :class:`CaptionReader` as well.
     """
 
     @property
     def vocabulary(self) -> Vocabulary | None: ...
 
     def set_vocabulary(self, vocabulary: Vocabulary | None) -> None: ...
+
+
+class CaptionReader(Protocol):
+    """A detector that can be asked for the phrases of a text."""
+
+    def ask(self, caption: Caption) -> Asked:
+        """
+        Raises:
+            ValueError, SetupError: it cannot look for these phrases.
+        """
 
 
 def takes_vocabulary(cfg: CfgNode) -> bool:
@@ -72,6 +84,12 @@ def open_vocabulary_part(model: nn.Module) -> OpenVocabularyModule | None:
 def reads_names(model: nn.Module) -> bool:
     """Whether the names of a vocabulary are all that the detector takes, with no embeddings."""
     return bool(getattr(open_vocabulary_part(model), "reads_names", False))
+
+
+def caption_reader(model: nn.Module) -> CaptionReader | None:
+    """What of a detector reads captions; None for one that knows names alone."""
+    part = open_vocabulary_part(model)
+    return cast(CaptionReader, part) if hasattr(part, "ask") else None
 
 
 def detect(

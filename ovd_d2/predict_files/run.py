@@ -103,7 +103,7 @@ def predict_files(
             presence is asked for and was not calibrated.
     """
     ranks = Ranks()
-    predictor.check_presence(request.least_presence)
+    predictor.check_presence(request.least_presence, request.names)
     resize = smallest_resize(predictor.cfg, is_train=False)
     skipped = ranks.on_rank_0(lambda: check_files(files, output, resize))
     names = predictor.categories_of(request.names).names

@@ -29,10 +29,11 @@ from ovd_d2.projects.glip import deformable
 from ovd_d2.projects.glip.anchors import grid_anchors
 from ovd_d2.projects.glip.clamping import clamped
 from ovd_d2.projects.glip.fusion import Fusion
-from ovd_d2.projects.glip.model import GLIP, LEVELS, Question, question_of
+from ovd_d2.projects.glip.model import GLIP, LEVELS
 from ovd_d2.projects.glip.postprocess import candidates, select
 from ovd_d2.projects.glip.prompts import MAX_TOKENS, load_tokenizer, token_batch
 from ovd_d2.projects.glip.prompts.chunks import chunks_by_count, chunks_by_length
+from ovd_d2.projects.glip.questions import Question, question_of
 
 NAMES = "lvis_v1_val"
 ROUNDS = 2

@@ -23,7 +23,8 @@ from benchmarks.speed import Row, operations_of, ratio_of, time_alternately
 from ovd_d2.projects.glip import dyconv
 from ovd_d2.projects.glip.deformable import deformable_conv
 from ovd_d2.projects.glip.fusion import Fusion
-from ovd_d2.projects.glip.model import GLIP, TOKEN_TARGETS, TOKENS, Question
+from ovd_d2.projects.glip.model import GLIP, TOKEN_TARGETS
+from ovd_d2.projects.glip.questions import TOKENS, Question
 
 FUSED, PLAIN = CASES[2:]
 LARGE = Case("GLIP-L", "glip_l", FULL_SIZE)

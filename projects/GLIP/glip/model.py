@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from ovd_d2.captions import Asked, Caption
 from ovd_d2.errors import SetupError
 from ovd_d2.modeling.vocabulary_holder import VocabularyHolder
 from ovd_d2.projects.glip.anchors import grid_anchors
@@ -26,11 +27,11 @@ from ovd_d2.projects.glip.prompts import (
     TokenBatch,
     Tokenizer,
     padded_columns,
-    positive_map,
     token_batch,
 )
 from ovd_d2.projects.glip.prompts.chunks import Chunk, chunks_of
 from ovd_d2.projects.glip.prompts.detection import Phrase, phrases_of, with_phrases
+from ovd_d2.projects.glip.questions import POSITIVES, TOKENS, Question, asked_in, question_of
 from ovd_d2.projects.glip.text import BertSizes, TextEncoder
 from ovd_d2.projects.glip.text_cache import TextCache
 from ovd_d2.projects.glip.tuning import FULL, PROMPT, freeze_for, keep_still, tuning_problem
@@ -40,34 +41,7 @@ from ovd_d2.vocabulary import Vocabulary, configured_vocabulary
 logger = logging.getLogger(__name__)
 
 LEVELS = ("p3", "p4", "p5", "p6", "p7")
-# Keys of an input. A training image has its tokens; an image at test time may, with what of them
-# stands for which label, and is asked for the vocabulary otherwise.
-TOKENS, POSITIVES = "tokens", "positive_map"
 TOKEN_TARGETS = "gt_token_targets"  # field of `instances`
-
-
-@dataclass(frozen=True)
-class Question:
-    """What an image is asked for in one caption of L tokens.
-
-    Attributes:
-        ids: (L,) int64 tokens.
-        positives: (C, L) share of each token in each label.
-        labels: (C,) int64 what the rows stand for.
-    """
-
-    ids: Tensor
-    positives: Tensor
-    labels: Tensor
-
-
-def question_of(chunk: Chunk) -> Question:
-    """Some of many names, whose labels are their places among all."""
-    return Question(
-        ids=torch.tensor(chunk.encoding.ids),
-        positives=positive_map(chunk.prompt.spans, chunk.encoding.offsets),
-        labels=torch.tensor(chunk.prompt.labels),
-    )
 
 
 @META_ARCH_REGISTRY.register()
@@ -264,11 +238,23 @@ class GLIP(VocabularyHolder):
             self._last_asked = asked, questions
         return questions
 
+    def ask(self, caption: Caption) -> Asked:
+        """The phrases of a text, as images are asked for them; errors of :func:`asked_in`.
+
+        Raises:
+            ValueError: there is no tokenizer.
+        """
+        return asked_in(caption, self._needed_tokenizer)
+
     def _chunks(self, vocabulary: Vocabulary) -> list[Chunk]:
+        names = with_phrases(vocabulary.words, self._phrases)
+        return chunks_of(names, self._needed_tokenizer, self.names_per_caption)
+
+    @property
+    def _needed_tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:
             raise ValueError("GLIP has no tokenizer for the names: set MODEL.GLIP.TOKENIZER")
-        names = with_phrases(vocabulary.words, self._phrases)
-        return chunks_of(names, self._tokenizer, self.names_per_caption)
+        return self._tokenizer
 
     def _asked(self, vocabulary: Vocabulary | None) -> list[Question]:
         if vocabulary is not None:

@@ -16,13 +16,12 @@ from ovd_d2.projects.glip.negative_captions import NegativeCaptions
 from ovd_d2.projects.glip.prompts import (
     Prompt,
     Tokenizer,
-    positive_map,
     token_targets,
     truncated,
 )
 from ovd_d2.projects.glip.prompts.spans import Span
+from ovd_d2.projects.glip.questions import TOKENS, question_inputs
 
-TOKENS, POSITIVES = "tokens", "positive_map"  # keys of an input
 TOKEN_TARGETS = "gt_token_targets"  # field of a training input's `instances`
 
 
@@ -176,6 +175,4 @@ def add_question(record: dict[str, Any], tokenizer: Tokenizer) -> None:
     for one in phrases:
         for problem in spans_problems(caption, one):
             raise ValueError(f"{record.get('file_name')}: {EVALUATED} {problem}")
-    encoding = truncated(tokenizer.encode(caption))
-    record[TOKENS] = torch.tensor(encoding.ids, dtype=torch.int64)
-    record[POSITIVES] = positive_map(phrases, encoding.offsets)
+    record.update(question_inputs(phrases, truncated(tokenizer.encode(caption))))

@@ -14,9 +14,10 @@ from ovd_d2.golden import Comparison, Found, GoldenFolder, difference, unmatched
 from ovd_d2.projects.glip.anchors import grid_anchors
 from ovd_d2.projects.glip.golden.networks import network, tiny_network
 from ovd_d2.projects.glip.golden.weights import random_image
-from ovd_d2.projects.glip.model import LEVELS, Question
+from ovd_d2.projects.glip.model import LEVELS
 from ovd_d2.projects.glip.postprocess import Candidates, select
 from ovd_d2.projects.glip.prompts import TokenBatch, load_tokenizer
+from ovd_d2.projects.glip.questions import Question
 
 # Of features and logits: |a - b| <= PLACES + RELATIVE * |b|
 PLACES, RELATIVE = 2e-4, 1e-4

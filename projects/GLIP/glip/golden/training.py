@@ -19,8 +19,9 @@ from ovd_d2.projects.glip.golden.forward import LOSS, TINY, relative, tiny_input
 from ovd_d2.projects.glip.golden.networks import CONFIGS, ROOT, tiny_network
 from ovd_d2.projects.glip.golden.units import grid_sizes
 from ovd_d2.projects.glip.losses import centerness_targets
-from ovd_d2.projects.glip.model import TOKEN_TARGETS, TOKENS
+from ovd_d2.projects.glip.model import TOKEN_TARGETS
 from ovd_d2.projects.glip.official_weights import renamed_key
+from ovd_d2.projects.glip.questions import TOKENS
 
 NORM = 1e-3  # relative
 TARGETS, GRADIENT, STEP = 1e-4, 1e-3, 1e-5

@@ -87,6 +87,8 @@ class System:
         file_keys: keys of files or folders that its detector needs beside its weights.
         evaluators: evaluator_type of a data set's metadata -> what makes its evaluator, for types
             that are not detection.
+        evaluation_settings: title -> text of what its numbers on a detection set depend on beside
+            protocol and engine; stands with the table and in `results.json`.
         data_sets: what it adds to the data sets of this package; each is registered when it is
             first used.
         wrap_loader: changes the batches on their way from the loader to the model, in the
@@ -118,6 +120,7 @@ class System:
     validation_passengers: Callable[[CfgNode, str], Sequence[Passenger]] = lambda *_: ()
     file_keys: tuple[str, ...] = ()
     evaluators: Mapping[str, EvaluatorFactory] = field(default_factory=dict)
+    evaluation_settings: Callable[[CfgNode, str], Mapping[str, str]] = lambda *_: {}
     data_sets: Callable[[], Iterable[DataSet]] = lambda: ()
     wrap_loader: Callable[[CfgNode, Batches], Batches] = lambda cfg, loader: loader
     hooks: Callable[[CfgNode, nn.Module], Sequence[HookBase]] = lambda *_: ()

@@ -191,9 +191,9 @@ class OpenVocabularyTrainer(DefaultTrainer):
         """Detectron2's evaluation, of the configured vocabulary whatever the checkpoint brought.
 
         The numbers also go to `OUTPUT_DIR/inference/results.json`, and beside them, under
-        "evaluation", data set, protocol and engine of each test set; but not where `evaluators`
-        are given, as by the `test_with_TTA` of Detectron2's train_net.py: whoever gives them says
-        where the numbers go.
+        "evaluation", data set, protocol and engine of each test set, and what else its numbers
+        depend on; but not where `evaluators` are given, as by the `test_with_TTA` of Detectron2's
+        train_net.py: whoever gives them says where the numbers go.
         """
         if evaluators is not None:
             return cls._test_each(cfg, model, evaluators)

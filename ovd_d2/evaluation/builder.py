@@ -76,6 +76,7 @@ def build_evaluator(
 def _detection_evaluator(
     evaluator_type: str, cfg: CfgNode, dataset_name: str, output_folder: str
 ) -> DatasetEvaluator:
+    system = system_of(cfg)
     masks = cfg.MODEL.MASK_ON and not dataset_field(dataset_name, "boxes_only", False)
     return EVALUATORS[evaluator_type](
         dataset_name,
@@ -85,6 +86,7 @@ def _detection_evaluator(
         engine=build_engine(cfg.TEST.OVD.ENGINE),
         model_limit=cfg.TEST.DETECTIONS_PER_IMAGE,
         failures=cfg.TEST.OVD.FAILURES,
+        settings={} if system is None else system.evaluation_settings(cfg, dataset_name),
     )
 
 

@@ -43,7 +43,7 @@ class OpenVocabularyCOCOEvaluator(EvaluatorMixin, COCOEvaluator):
             output_dir: for detections, numbers and images; None writes nothing.
             protocol: `protocols.COCO`, or one with another limit.
             engine: the reference (pycocotools) unless given.
-            options: `model_limit` and `failures`, see :class:`EvaluatorMixin`.
+            options: of :class:`DetectionEvaluation`: `model_limit`, `failures`, `settings`.
 
         Raises:
             ValueError: the annotations have other categories than the loader of the data set.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ovd_d2.evaluation.confusion import novel_confusion, write_confusion
@@ -38,6 +38,8 @@ class DetectionEvaluation:
         model_limit: detections per image that the model gives at most (`TEST.DETECTIONS_PER_IMAGE`;
             negative: no limit), for a warning where it cuts into what the protocol allows.
         failures: crops on each sheet of the failure browser; 0: none is made.
+        settings: title -> text of what else the numbers depend on
+            (:class:`ovd_d2.systems.System`, `evaluation_settings`).
     """
 
     dataset_name: str
@@ -46,6 +48,7 @@ class DetectionEvaluation:
     engine: Engine
     model_limit: int = -1
     failures: int = 0
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def description(self) -> dict[str, str]:
@@ -54,6 +57,7 @@ class DetectionEvaluation:
             "dataset": self.dataset_name,
             "protocol": self.protocol.title,
             "engine": self.engine.describe(self.protocol.rules),
+            **self.settings,
         }
 
     def run(

@@ -55,8 +55,7 @@ class EvaluatorMixin:
         *,
         protocol: Protocol,
         engine: Engine,
-        model_limit: int = -1,
-        failures: int = 0,
+        **options: Any,
     ) -> None:
         """
         Args:
@@ -64,19 +63,16 @@ class EvaluatorMixin:
             dataset: the loaded annotation file.
             protocol: which detections count.
             engine: matches them.
-            model_limit: the model's own limit of detections per image; negative: none.
-            failures: images on each sheet of the failure browser; 0: none is made.
+            options: `model_limit`, `failures` and `settings`, see :class:`DetectionEvaluation`.
         """
         self._dataset = dataset
         self._files: dict[int, str] = {}
         categories = self._checked(get_categories(dataset_name))
-        self.evaluation = DetectionEvaluation(
-            dataset_name, categories, protocol, engine, model_limit, failures
-        )
+        self.evaluation = DetectionEvaluation(dataset_name, categories, protocol, engine, **options)
 
     @property
     def description(self) -> dict[str, str]:
-        """Data set, protocol and engine, for whoever shows the numbers."""
+        """Data set, protocol, engine and settings, for whoever shows the numbers."""
         return self.evaluation.description
 
     def reset(self) -> None:

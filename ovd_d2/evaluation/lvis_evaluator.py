@@ -45,7 +45,7 @@ class OpenVocabularyLVISEvaluator(EvaluatorMixin, LVISEvaluator):
             output_dir: for detections, numbers and images; None writes nothing.
             protocol: `protocols.FEDERATED` or `protocols.FIXED`.
             engine: the reference (the lvis package) unless given.
-            options: `model_limit` and `failures`, see :class:`EvaluatorMixin`.
+            options: of :class:`DetectionEvaluation`: `model_limit`, `failures`, `settings`.
 
         Raises:
             ValueError: the annotations have other categories than the loader of the data set.

@@ -77,8 +77,12 @@ def evaluation_table(description: Mapping[str, str], results: Mapping[str, Any])
     body = [
         [title, *(_cell(metrics.get(key)) for key in columns)] for title, metrics in rows.items()
     ]
-    heading = "; ".join(f"{title}: {text}" for title, text in description.items())
-    return f"{heading}\n\n{_markdown(header, body)}"
+    return f"{heading(description)}\n\n{_markdown(header, body)}"
+
+
+def heading(description: Mapping[str, str]) -> str:
+    """A line that says what the numbers of a table are."""
+    return "; ".join(f"{title}: {text}" for title, text in description.items())
 
 
 def _markdown(header: list[str], body: list[list[str]]) -> str:

@@ -16,7 +16,9 @@ from ovd_d2.evaluation import (
     OpenVocabularyCOCOEvaluator,
     OpenVocabularyLVISEvaluator,
     build_evaluator,
+    builder,
 )
+from ovd_d2.systems import System
 
 IDS = list(range(1, len(NAMES) + 1))
 
@@ -96,6 +98,27 @@ def test_protocol_and_engine_follow_the_config(register, cfg, evaluator_type, pr
         "protocol": title,
         "engine": "hotcoco 1.3.0",
     }
+
+
+@pytest.mark.parametrize("evaluator_type", ["lvis", "coco"])
+def test_settings_of_a_system_stand_with_the_table(
+    register, cfg, evaluator_type, monkeypatch, caplog
+):
+    register("ov_build", make_dataset(IDS), evaluator_type, thing_classes=NAMES)
+    system = System(
+        "mine",
+        "MODEL.MINE",
+        lambda cfg: True,
+        lambda cfg: None,
+        evaluation_settings=lambda cfg, name: {"asked of": name},
+    )
+    monkeypatch.setattr(builder, "system_of", lambda cfg: system)
+    evaluator = build_evaluator(cfg, "ov_build")
+    titles = ["dataset", "protocol", "engine", "asked of"]
+    assert list(evaluator.description) == titles and evaluator.description["asked of"] == "ov_build"
+    with caplog.at_level("INFO"):
+        feed(evaluator, noisy_detections(make_dataset(IDS), IDS))
+    assert "; asked of: ov_build\n" in caplog.text
 
 
 @pytest.mark.parametrize(

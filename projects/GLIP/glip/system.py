@@ -12,6 +12,7 @@ from ovd_d2.data.registration import DataSet
 from ovd_d2.projects.glip import checks, wiring
 from ovd_d2.projects.glip.backbone import build_glip_swin_fpn_backbone
 from ovd_d2.projects.glip.config import add_glip_config
+from ovd_d2.projects.glip.evaluation.settings import evaluation_settings
 from ovd_d2.projects.glip.grounding import (
     GROUNDING,
     PHRASES,
@@ -74,6 +75,7 @@ SYSTEM = System(
     hooks=wiring.hooks,
     network=network,
     evaluators={PHRASES: wiring.phrase_evaluator},
+    evaluation_settings=evaluation_settings,
     showcase="ovd_d2.projects.glip.showcase",
     golden="ovd_d2.projects.glip.golden",
 )

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from ovd_d2.data.categories import get_categories
 from ovd_d2.engine.build import vocabulary_of
 from ovd_d2.engine.run import load_config
 from ovd_d2.engine.trainer import OpenVocabularyTrainer
@@ -46,6 +47,13 @@ def test_minival_under_fixed_ap(lvis, tmp_path):
     assert results["bbox"]["APr"] >= 0 and "segm" not in results
     written = json.loads((tmp_path / "inference/results.json").read_text())["evaluation"][SET]
     assert "fixed" in written["protocol"]
+    with vocabulary_of(SET, model):
+        questions = model.questions_of(model.vocabulary)
+    assert written["captions"] == str(len(questions)) and len(questions) > 1
+    assert written["names per caption"] == "as many as 256 tokens hold"
+    first, *_ = get_categories(SET).names
+    assert written["first caption"].startswith(f"{first.split('_')[0]}")
+    assert len(written["first caption"]) == 103 and written["first caption"].endswith("...")
     file = tmp_path / f"inference/{SET}/lvis_instances_results.json"
     assert len({one["category_id"] for one in json.loads(file.read_text())}) > 100
     federated = build_evaluator(config(tmp_path), SET)
@@ -55,6 +63,8 @@ def test_minival_under_fixed_ap(lvis, tmp_path):
 def test_captions_of_the_public_code(lvis, tmp_path):
     cfg = config(tmp_path, "MODEL.GLIP.NAMES_PER_CAPTION", "12")  # 40 fit with BERT's pieces
     model = GLIP(cfg)
+    settings = build_evaluator(cfg, SET).description
+    assert (settings["names per caption"], settings["captions"]) == ("12", "101")
     with vocabulary_of(SET, model):
         sizes = [len(one.labels) for one in model.questions_of(model.vocabulary)]
     assert sizes == [12] * 100 + [3]

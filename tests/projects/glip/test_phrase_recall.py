@@ -85,12 +85,20 @@ def shown(evaluator, ids, *outputs):
     return evaluator.evaluate()
 
 
-def test_the_evaluator(tmp_path, catalog):  # noqa: F811
+def test_the_evaluator(tmp_path, catalog, caplog):  # noqa: F811
     register("glip_phrases", tmp_path, evaluator_type="phrase_grounding")
     evaluator = PhraseRecallEvaluator("glip_phrases", output_dir=str(tmp_path))
     cat, snowman = [2, 3, 12, 15], [20, 4, 35, 24]
     one = instances((cat, 0.9, 0), (cat, 0.8, 1), (snowman, 0.7, 1))
-    results = shown(evaluator, [1, 2, 3], one, instances(), instances())["phrases"]
+    with caplog.at_level("INFO"):
+        results = shown(evaluator, [1, 2, 3], one, instances(), instances())["phrases"]
+    said = evaluator.description
+    assert said["protocol"] == (
+        "recall of phrases by any box and by merged boxes, IoU 0.5, boxes of the annotation file"
+    )
+    assert (said["dataset"], said["phrases"], said["captions"]) == ("glip_phrases", "2", "3")
+    assert said["first caption"] == content()["images"][0]["caption"]
+    assert f"dataset: glip_phrases; protocol: {said['protocol']}; phrases: 2" in caplog.text
     assert results["R@1"] == 50 and results["R@5"] == 100 and results["merged-R@1"] == 50
     written = json.loads((tmp_path / "phrase_recall.json").read_text(encoding="utf-8"))
     assert written["phrases"] == 2 and written["recall"] == results

@@ -24,8 +24,10 @@ from tabulate import tabulate
 
 from ovd_d2.data.mapper import objects_of
 from ovd_d2.errors import SetupError
+from ovd_d2.evaluation.tables import heading
 from ovd_d2.files import atomic_write_json
-from ovd_d2.projects.glip.grounding import EVALUATED, spans_of
+from ovd_d2.projects.glip.evaluation.settings import captions_shown
+from ovd_d2.projects.glip.grounding import CAPTION, EVALUATED, spans_of
 
 logger = logging.getLogger(__name__)
 
@@ -223,6 +225,7 @@ class PhraseRecallEvaluator(DatasetEvaluator):
         self.output_dir = output_dir
         self._last_pixels = bool(entities)
         records = DatasetCatalog.get(dataset_name)
+        self._captions = [one[CAPTION] for one in records]
         self._phrases: dict[Any, list[Phrase]] = (
             phrases_of_entities(Path(entities), records)
             if entities
@@ -232,9 +235,15 @@ class PhraseRecallEvaluator(DatasetEvaluator):
 
     @property
     def description(self) -> dict[str, str]:
-        """Data set and protocol."""
+        """Data set, protocol, and what is asked for."""
         boxes = "Flickr30k Entities" if self._last_pixels else "the annotation file"
-        return {"dataset": self.dataset_name, "protocol": f"recall of phrases, boxes of {boxes}"}
+        return {
+            "dataset": self.dataset_name,
+            "protocol": f"recall of phrases by any box and by merged boxes, IoU {IOU:g}, boxes of "
+            f"{boxes}",
+            "phrases": str(sum(map(len, self._phrases.values()))),
+            **captions_shown(self._captions),
+        }
 
     def reset(self) -> None:
         self._found = {}
@@ -272,8 +281,8 @@ class PhraseRecallEvaluator(DatasetEvaluator):
         recalls = phrase_recall(phrases, [one for boxes in found.values() for one in boxes])
         results = named(recalls)
         logger.info(
-            "Recall of %d phrases of '%s', percent\n%s",
-            *(len(phrases), self.dataset_name, recall_table(recalls)),
+            "Recall of phrases, percent\n%s\n\n%s",
+            *(heading(self.description), recall_table(recalls)),
         )
         if self.output_dir:
             content = {**self.description, "phrases": len(phrases), "recall": results}

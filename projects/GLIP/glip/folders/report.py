@@ -10,6 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from ovd_d2.files import atomic_write_json
+from ovd_d2.projects.glip.evaluation.settings import names_per_caption
 
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 MEAN = "mean"
@@ -30,7 +31,7 @@ def folders_table(report: dict[str, Any]) -> str:
     over seeds.
     """
     settings, shots = report["settings"], _shots(report)
-    per_caption = settings["names_per_caption"] or "as many as 256 tokens hold"
+    per_caption = names_per_caption(settings["names_per_caption"])
     head = [
         f"weights: {settings['weights']}; protocol: {report['protocol']}; names per caption: "
         f"{per_caption}"

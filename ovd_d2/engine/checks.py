@@ -236,9 +236,7 @@ def _load_vocabulary(cfg: CfgNode, training: bool) -> tuple[Vocabulary | None, l
         return None, error.problems
     if vocabulary is None:
         empty = "MODEL.OVD.VOCABULARY is empty: make one with tools/build_vocabulary.py"
-        system = system_of(cfg)
-        by_texts = system is not None and system.free_categories
-        return None, [empty] if training and not by_texts else []
+        return None, [empty] if training and not _has_free_categories(cfg) else []
     return vocabulary, list(_vocabulary_problems(cfg, vocabulary))
 
 
@@ -294,10 +292,12 @@ def _training_images(cfg: CfgNode, data: CheckedData) -> list[dict[str, Any]]:
 
 def _images_to_map(cfg: CfgNode, data: CheckedData) -> list[dict[str, Any]]:
     """As the mapper will get them; what texts there are is known to the data set's loader alone."""
+    return load_training_dicts(cfg) if _has_free_categories(cfg) else _training_images(cfg, data)
+
+
+def _has_free_categories(cfg: CfgNode) -> bool:
     system = system_of(cfg)
-    if system is not None and system.free_categories:
-        return load_training_dicts(cfg)
-    return _training_images(cfg, data)
+    return system is not None and system.free_categories
 
 
 def _choice_problems(cfg: CfgNode) -> Iterable[str]:
@@ -318,7 +318,7 @@ def _choice_problems(cfg: CfgNode) -> Iterable[str]:
             f"MODEL.OVD.TEMPERATURE {ovd.TEMPERATURE} must be positive, TEST_TEMPERATURE "
             f"{ovd.TEST_TEMPERATURE} positive or 0 (the same); CLIP's is 0.01"
         )
-    if not cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS:
+    if not cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS and not _has_free_categories(cfg):
         yield "DATALOADER.FILTER_NOVEL_ANNOTATIONS must be True: novel boxes are not for training"
     if heads_take_vocabulary(cfg):
         yield from _class_agnostic_problems(cfg)

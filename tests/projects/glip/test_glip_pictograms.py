@@ -142,6 +142,15 @@ def test_no_vocabulary_is_needed(mini, tmp_path):  # noqa: F811
     check_setup(cfg, training=True, progress=False)
 
 
+def test_boxes_of_novel_names_may_be_trained_on(mini, tmp_path):  # noqa: F811
+    """It has no list of names that an open vocabulary must not have seen (a supervised line)."""
+    every = ("DATALOADER.FILTER_NOVEL_ANNOTATIONS", "False", "DATASETS.TRAIN", str((VAL,)))
+    cfg = mini_config("glip_detection", tmp_path, *every)
+    check_setup(cfg, training=True, progress=False)
+    novel, records = get_categories(VAL).novel, load_training_dicts(cfg)
+    assert any(novel[a["category_id"]] for one in records for a in one["annotations"])
+
+
 def test_transfer_needs_no_teacher(mini, tmp_path):  # noqa: F811
     """Names are read; a teacher that cannot be had is not asked for."""
     names = ("MODEL.OVD.VOCABULARY", "", "MODEL.OVD.TEACHER.PRETRAINED", "gone.safetensors")

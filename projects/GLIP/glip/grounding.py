@@ -138,7 +138,7 @@ def grounding_problems(name: str, tokenizer: Tokenizer | None) -> Iterator[str]:
     """Of a registered grounding set: spans, and boxes whose phrase no caption can hold.
 
     Args:
-        name: of the set; its annotation file is there.
+        name: of the set.
         tokenizer: of the captions; None: it could not be had, and lengths are not looked at.
     """
     try:
@@ -146,7 +146,7 @@ def grounding_problems(name: str, tokenizer: Tokenizer | None) -> Iterator[str]:
     except SetupError as error:
         yield from error.problems
         return
-    except ValueError:  # not COCO's format: the check of annotation files has said so
+    except (OSError, ValueError):  # no file, or another format: the shared checks have said so
         return
     problems = list(record_problems(records, f"'{name}'"))
     yield from problems

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ovd_d2.data.registration import DataSet
-from ovd_d2.projects.glip import checks, wiring
+from ovd_d2.projects.glip import checks, set_checks, wiring
 from ovd_d2.projects.glip.backbone import build_glip_swin_fpn_backbone
 from ovd_d2.projects.glip.config import add_glip_config
 from ovd_d2.projects.glip.evaluation.settings import evaluation_settings
@@ -65,7 +65,7 @@ SYSTEM = System(
     free_categories=True,
     add_config=add_glip_config,
     key_problems=checks.key_problems,
-    problems=wiring.problems,
+    problems=set_checks.problems,
     idle_keys=checks.idle_keys,
     passengers=wiring.passengers,
     test_passengers=wiring.test_passengers,

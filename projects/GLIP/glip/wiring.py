@@ -9,18 +9,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 from torch import nn
 
-from ovd_d2.data.categories import get_categories, missing_file_problem
+from ovd_d2.data.categories import get_categories
 from ovd_d2.data.passengers import Passenger
 from ovd_d2.data.registration import register_data_sets
 from ovd_d2.errors import SetupError
 from ovd_d2.modeling.open_vocabulary import open_vocabulary_part
 from ovd_d2.projects.glip.evaluation.flickr_recall import PhraseRecallEvaluator
-from ovd_d2.projects.glip.grounding import (
-    CAPTION,
-    PHRASES,
-    grounding_problems,
-    is_grounding_set,
-)
+from ovd_d2.projects.glip.grounding import CAPTION, PHRASES, is_grounding_set
 from ovd_d2.projects.glip.negative_captions import NegativeCaptions
 from ovd_d2.projects.glip.passengers import (
     DetectionSet,
@@ -36,14 +31,12 @@ from ovd_d2.projects.glip.prompts.detection import (
     phrases_of,
     with_phrases,
 )
-from ovd_d2.projects.glip.tuning import PROMPT
-from ovd_d2.systems import IdleKeys, SetupContext
+from ovd_d2.systems import IdleKeys
 from ovd_d2.vocabulary import Categories, Vocabulary
 
 KEY = "MODEL.GLIP.PROMPTS"
 SAMPLED, PUBLIC, ALL = "sampled", "public", "all"
 NAMES = (SAMPLED, PUBLIC, ALL)
-_PLACES = "prompt tuning learns an offset for each place of one caption"
 
 
 def passengers(cfg: CfgNode) -> Sequence[Passenger]:
@@ -128,12 +121,12 @@ def detection_set(cfg: CfgNode, name: str, tokenizer: Tokenizer) -> DetectionSet
     drop_novel = cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS
     novel = [k for k, flag in enumerate(categories.novel) if flag and drop_novel]
     names = with_phrases(categories.names, phrases_of(prompts.PHRASES))
-    if novel and prompts.NAMES == ALL:
+    if novel and prompts.NAMES in (ALL, PUBLIC):
         raise SetupError(
             [
-                f"{KEY}.NAMES {ALL}, '{name}': images would be asked for its {len(novel)} novel "
-                f"names, whose boxes are left out: set {KEY}.NAMES {SAMPLED}, or "
-                "DATALOADER.FILTER_NOVEL_ANNOTATIONS False"
+                f"{KEY}.NAMES {prompts.NAMES}, '{name}': images would be asked for its "
+                f"{len(novel)} novel names, whose boxes are left out: set {KEY}.NAMES {SAMPLED}, "
+                "or DATALOADER.FILTER_NOVEL_ANNOTATIONS False"
             ]
         )
     try:
@@ -174,55 +167,3 @@ def idle_keys(cfg: CfgNode) -> Iterator[IdleKeys]:
         yield (f"{KEY}.SHUFFLE",), f"{KEY}.NAMES is {names}"
     if names != SAMPLED:
         yield (f"{KEY}.NEGATIVES",), f"{KEY}.NAMES is {names}"
-
-
-def problems(cfg: CfgNode, context: SetupContext) -> Iterator[str]:
-    """The tokenizer; names, captions and spans of the sets that losses are computed of."""
-    tokenizer = None
-    try:
-        tokenizer = load_tokenizer(cfg.MODEL.GLIP.TOKENIZER)
-    except SetupError as error:
-        yield from (f"MODEL.GLIP.TOKENIZER: {one}" for one in error.problems)
-    if not context.training or not context.training_images:
-        return  # without images the files themselves are at fault
-    if cfg.MODEL.GLIP.TUNING == PROMPT:
-        yield from _moving_names(cfg)
-    validated = cfg.DATASETS.TEST if cfg.TEST.OVD.VALIDATION_LOSS else ()
-    for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *validated)):
-        if is_grounding_set(name):
-            yield from grounding_problems(name, tokenizer)
-            continue
-        if name in cfg.MODEL.GLIP.PROMPTS.NEGATIVE_CAPTIONS:
-            yield f"{KEY}.NEGATIVE_CAPTIONS: '{name}' has no captions with spans"
-        if tokenizer is not None:
-            try:
-                detection_set(cfg, name, tokenizer)
-            except SetupError as error:
-                yield from error.problems
-
-
-def _moving_names(cfg: CfgNode) -> Iterator[str]:
-    """Prompt tuning learns an offset for each place of a caption: there a name has to stay."""
-    prompts, one_caption = cfg.MODEL.GLIP.PROMPTS, cfg.MODEL.GLIP.NAMES_PER_CAPTION
-    if prompts.NAMES != ALL or prompts.SHUFFLE:
-        yield (
-            f"{KEY}.NAMES {prompts.NAMES}, SHUFFLE {prompts.SHUFFLE}: {_PLACES}, and names change "
-            f"theirs: set {KEY}.NAMES {ALL} {KEY}.SHUFFLE False"
-        )
-    for name in filter(is_grounding_set, cfg.DATASETS.TRAIN):
-        yield f"DATASETS.TRAIN: {_PLACES}, and each image of '{name}' has its own: leave it out"
-    sets = [one for one in cfg.DATASETS.TRAIN + cfg.DATASETS.TEST if not is_grounding_set(one)]
-    register_data_sets(sets)
-    names = {one: get_categories(one).names for one in sets if not missing_file_problem(one)}
-    first = next(iter(names), "")
-    for one, mine in names.items():
-        if mine != names[first]:
-            yield (
-                f"DATASETS: {_PLACES}, and '{one}' has other names than '{first}', or another "
-                "order: leave one of them out"
-            )
-    if 0 < one_caption < max(map(len, names.values()), default=0):
-        yield (
-            f"MODEL.GLIP.NAMES_PER_CAPTION {one_caption}: {_PLACES}, and test images would be "
-            "asked several: set it to 0"
-        )

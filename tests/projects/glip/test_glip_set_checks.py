@@ -1,0 +1,114 @@
+"""What is wrong with the data sets of a config is listed before a run starts, all at once."""
+
+import json
+
+import pytest
+
+from ovd_d2.data.categories import get_categories
+from ovd_d2.projects.glip import set_checks, wiring
+from ovd_d2.systems import SetupContext, system_of
+from ovd_d2.vocabulary import Categories
+from tests.integration.conftest import _drawn_once, mini  # noqa: F401
+from tests.projects.glip.captioned import catalog, content, register  # noqa: F401
+from tests.projects.glip.test_glip_wiring import CAPTIONS, NAMES, VAL, cfg  # noqa: F401
+
+
+def context(training=True):
+    return SetupContext(training=training, embedding_dim=1, training_images=[{}])
+
+
+def test_sound_data_have_no_problems(cfg):  # noqa: F811
+    assert list(wiring.key_problems(cfg)) == [] and list(set_checks.problems(cfg, context())) == []
+    assert system_of(cfg).free_categories
+
+
+def test_everything_is_listed_at_once(cfg, tmp_path, catalog):  # noqa: F811
+    table = content()
+    register("glip_bad", tmp_path, table)
+    table["annotations"][0]["tokens_positive"] = [[0, 99]]
+    table["images"][1]["caption"] = 7
+    (tmp_path / "captions.json").write_text(json.dumps(table), encoding="utf-8")
+    cfg.MODEL.GLIP.TOKENIZER = str(tmp_path / "vocab.txt")
+    cfg.MODEL.GLIP.PROMPTS.NEGATIVE_CAPTIONS = (NAMES, CAPTIONS)
+    cfg.DATASETS.TRAIN = (NAMES, CAPTIONS, "glip_bad")
+    found = list(set_checks.problems(cfg, context()))
+    assert len(found) == 4
+    assert found[0].startswith("MODEL.GLIP.TOKENIZER: tokenizer: no file at")
+    assert found[1] == f"{wiring.KEY}.NEGATIVE_CAPTIONS: '{NAMES}' has no captions with spans"
+    assert "image 1: tokens_positive" in found[2] and "image 2: its 'caption' is 7" in found[3]
+    assert len(list(set_checks.problems(cfg, context(training=False)))) == 1
+
+
+def test_too_many_names_for_one_prompt(cfg):  # noqa: F811
+    cfg.MODEL.GLIP.PROMPTS.NAMES, cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS = "all", False
+    cfg.MODEL.GLIP.TOKENIZER = "pictograms"
+    cfg.DATASETS.TRAIN = ("lvis_v1_train",)
+    (problem,) = set_checks.problems(cfg, context())
+    assert problem.startswith(f"{wiring.KEY}.NAMES all, 'lvis_v1_train': its 1203 names have")
+
+
+@pytest.mark.parametrize(("names", "shuffle"), [("sampled", True), ("all", True)])
+def test_names_that_move_teach_an_offset_of_places_nothing(cfg, names, shuffle):  # noqa: F811
+    # the tuning of Pictograms was such, and its AP fell below the teacher's
+    prompt_tuning(cfg)
+    cfg.MODEL.GLIP.PROMPTS.NAMES, cfg.MODEL.GLIP.PROMPTS.SHUFFLE = names, shuffle
+    (problem,) = set_checks.problems(cfg, context())
+    assert f"NAMES {names}, SHUFFLE {shuffle}" in problem and "SHUFFLE False" in problem
+    assert list(set_checks.problems(cfg, context(training=False))) == []
+
+
+def prompt_tuning(cfg):  # noqa: F811
+    """One that is sound."""
+    cfg.MODEL.GLIP.TUNING, cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS = "prompt", False
+    cfg.MODEL.GLIP.PROMPTS.NAMES, cfg.MODEL.GLIP.PROMPTS.SHUFFLE = "all", False
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (NAMES,), (VAL,)
+    cfg.MODEL.WEIGHTS = "trained.pth"
+    assert list(set_checks.problems(cfg, context())) == []
+
+
+def test_captions_of_other_places_are_refused_in_prompt_tuning(cfg, monkeypatch):  # noqa: F811
+    prompt_tuning(cfg)
+    cfg.DATASETS.TRAIN = (NAMES, CAPTIONS)
+    cfg.DATASETS.TEST = (VAL, "coco_2017_val")  # there is no file
+    names = get_categories(VAL).names
+    turned = {NAMES: Categories(names, [False] * 80), VAL: Categories(names[::-1], [False] * 80)}
+    monkeypatch.setattr(set_checks, "get_categories", turned.__getitem__)
+    cfg.MODEL.GLIP.NAMES_PER_CAPTION = 3
+    first, second, third = set_checks.problems(cfg, context())
+    assert f"each image of '{CAPTIONS}'" in first
+    assert f"'{VAL}' has other names than '{NAMES}'" in second
+    assert third.startswith("MODEL.GLIP.NAMES_PER_CAPTION 3")
+
+
+@pytest.mark.parametrize("names", ["all", "public"])
+def test_no_novel_names_without_their_boxes(cfg, names):  # noqa: F811
+    # "public" went through, and taught that an image does not show what it shows
+    cfg.MODEL.GLIP.PROMPTS.NAMES = names
+    (problem,) = set_checks.problems(cfg, context())
+    assert problem.startswith(f"{wiring.KEY}.NAMES {names}, '{NAMES}'")
+    assert "novel names, whose boxes are left out" in problem
+    cfg.DATALOADER.FILTER_NOVEL_ANNOTATIONS = False
+    assert list(set_checks.problems(cfg, context())) == []
+
+
+@pytest.mark.parametrize("mode", ["linear", "prompt"])
+def test_noise_is_not_tuned(cfg, mode):  # noqa: F811
+    prompt_tuning(cfg)
+    cfg.MODEL.GLIP.TUNING, cfg.MODEL.WEIGHTS = mode, ""
+    (problem,) = set_checks.problems(cfg, context())
+    assert problem.startswith(f"MODEL.WEIGHTS is empty, but MODEL.GLIP.TUNING {mode} keeps")
+    assert list(set_checks.problems(cfg, context(training=False))) == []
+    cfg.MODEL.GLIP.TUNING = "full"
+    assert list(set_checks.problems(cfg, context())) == []
+
+
+def test_files_that_are_at_fault_are_not_named_twice(cfg, tmp_path, catalog):  # noqa: F811
+    table = content()
+    for one in table["annotations"]:
+        del one["tokens_positive"]
+    path = register("glip_broken", tmp_path, table)
+    path.write_text("[")
+    cfg.DATASETS.TRAIN = ("coco_2017_train", "nowhere", "goldg_mixed_train", "glip_broken")
+    cfg.MODEL.GLIP.TUNING, cfg.MODEL.WEIGHTS = "prompt", "trained.pth"
+    for problem in set_checks.problems(cfg, context()):
+        assert "glip_broken" not in problem and "coco_2017" not in problem

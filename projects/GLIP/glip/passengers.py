@@ -78,7 +78,7 @@ class TrainingPrompts(Passenger):
         """
         Args:
             tokenizer: of the captions.
-            detection_sets: by name, those whose images have no captions.
+            detection_sets: by name, those whose images are asked for names.
             negatives: by name of a data set, captions of other images that are put beside its own.
             generator_of: of the random numbers that an image's prompt is made with.
         """
@@ -93,8 +93,12 @@ class TrainingPrompts(Passenger):
             ValueError: spans do not fit the caption, or the data set is unknown.
         """
         generator = self._generator_of(image)
-        make = self._own_caption if CAPTION in image.record else self._names
-        caption, spans = make(image, generator)
+        # by its set, since images of a detection set may have captions, but no spans
+        one = self._sets.get(image.record.get(DATA_SET, ""))
+        if one is None:
+            caption, spans = self._own_caption(image, generator)
+        else:
+            caption, spans = _names(image, one, generator)
         encoding = truncated(self._tokenizer.encode(caption))
         targets = token_targets(spans, encoding.offsets)
         told = targets.any(dim=1)
@@ -104,28 +108,16 @@ class TrainingPrompts(Passenger):
         image.record[CAPTION] = caption
         image.record[TOKENS] = torch.tensor(encoding.ids, dtype=torch.int64)
 
-    def _names(
+    def _own_caption(
         self, image: MappedImage, generator: np.random.Generator
     ) -> tuple[str, list[Sequence[Span]]]:
         record = image.record
-        one = self._sets.get(record.get(DATA_SET, ""))
-        if one is None:
+        if CAPTION not in record:
             raise ValueError(
                 f"{record.get('file_name')}: no caption, and its data set "
                 f"{record.get(DATA_SET)!r} is not one of {sorted(self._sets)}: the names to ask "
                 "for are not known"
             )
-        classes = record["instances"].gt_classes.tolist()
-        partly = record.get("not_exhaustive_category_ids") or ()
-        withheld = {one.contiguous[k] for k in partly if k in one.contiguous}
-        prompt = one.prompts(set(classes), generator, withheld)
-        spans = dict(zip(prompt.labels, prompt.spans, strict=True))
-        return prompt.caption, [spans.get(label, ()) for label in classes]
-
-    def _own_caption(
-        self, image: MappedImage, generator: np.random.Generator
-    ) -> tuple[str, list[Sequence[Span]]]:
-        record = image.record
         caption: str = record[CAPTION]
         if image.objects is None:
             raise ValueError(
@@ -143,6 +135,19 @@ class TrainingPrompts(Passenger):
             caption, start = others.beside(caption, phrases, generator)
             spans = [[(first + start, end + start) for first, end in one] for one in spans]
         return caption, spans
+
+
+def _names(
+    image: MappedImage, asked: DetectionSet, generator: np.random.Generator
+) -> tuple[str, list[Sequence[Span]]]:
+    """A prompt of names, and the spans of each box in it."""
+    record = image.record
+    classes = record["instances"].gt_classes.tolist()
+    partly = record.get("not_exhaustive_category_ids") or ()
+    withheld = {asked.contiguous[k] for k in partly if k in asked.contiguous}
+    prompt = asked.prompts(set(classes), generator, withheld)
+    spans = dict(zip(prompt.labels, prompt.spans, strict=True))
+    return prompt.caption, [spans.get(label, ()) for label in classes]
 
 
 class PhrasesToFind(Passenger):

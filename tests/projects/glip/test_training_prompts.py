@@ -61,6 +61,12 @@ def told(mapped):
     return [[found[k] for k in row.nonzero()[:, 0].tolist()] for row in rows]
 
 
+def test_captions_of_a_detection_set_are_not_read(detections):
+    # such as COCO's: there are no spans in them
+    one = mapper_with(passenger(negatives=0))({**detections[0], "caption": "two cats outdoors"})
+    assert sorted(one["caption"].split(". ")) == ["bird", "cat"] and len(one["instances"]) == 3
+
+
 def test_a_caption_of_its_own(captions):
     first, second, third = map(mapper_with(passenger()), captions)
     assert first["caption"] == CAPTIONS[0] and words(first)[:4] == ["[CLS]", "a", "red", "cat"]

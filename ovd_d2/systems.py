@@ -49,12 +49,14 @@ class SetupContext:
         embedding_dim: width of the teacher's embeddings.
         teacher: fingerprint of the one that embedded the vocabulary; None: not known.
         training_images: Detectron2 dicts of every training image; empty in an evaluation.
+        notices: gets what a system's checks find odd, although it can be meant.
     """
 
     training: bool
     embedding_dim: int
     teacher: str | None = None
     training_images: Sequence[dict[str, Any]] = ()
+    notices: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -282,6 +282,7 @@ def _system_problems(
         embedding_dim=cfg.MODEL.OVD.EMBEDDING_DIM,
         teacher=None if vocabulary is None else vocabulary.teacher,
         training_images=_training_images(cfg, data) if training else (),
+        notices=data.notices,
     )
     yield from system.problems(cfg, context)
 

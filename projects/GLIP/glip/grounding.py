@@ -6,7 +6,6 @@ spans of its phrase. Any data set of `OVD_DATASETS` may be in it.
 
 from __future__ import annotations
 
-import logging
 import mmap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,11 +18,9 @@ from ovd_d2.data.coco_json import load_coco_json
 from ovd_d2.data.mapper import objects_of
 from ovd_d2.data.registration import DataSet
 from ovd_d2.errors import SetupError, brief
-from ovd_d2.projects.glip.prompts import Tokenizer
-from ovd_d2.projects.glip.prompts.spans import Span, span_problem
+from ovd_d2.projects.glip.prompts import Tokenizer, truncated
+from ovd_d2.projects.glip.prompts.spans import Span, span_problem, tokens_of
 from ovd_d2.projects.glip.prompts.tokenizer import MAX_TOKENS
-
-logger = logging.getLogger(__name__)
 
 CAPTION, SPANS, EVALUATED = "caption", "tokens_positive", "tokens_positive_eval"
 GROUNDING = "grounding"  # evaluator_type of training sets: they are not evaluated
@@ -74,32 +71,47 @@ def load_grounding_json(json_file: str, image_root: str, name: str) -> list[dict
     ]
 
 
-def record_problems(records: Iterable[Mapping[str, Any]], source: str) -> Iterator[str]:
+def record_problems(
+    records: Iterable[Mapping[str, Any]], source: str, *, evaluated: bool = False
+) -> Iterator[str]:
     """What is wrong with captions and spans.
 
     Args:
         records: Detectron2's dicts.
         source: the file they are of, for messages.
+        evaluated: their phrases are to be found.
     """
-    found = 0
-    for record in records:
-        for problem in _problems_of(record):
-            found += 1
-            if found <= _SHOWN:
-                yield f"{source}: image {record.get('image_id')}: {problem}"
-    if found > _SHOWN:
-        yield f"{source}: {found - _SHOWN} more problems of this kind"
+    found = (
+        f"{source}: image {record.get('image_id')}: {problem}"
+        for record in records
+        for problem in _problems_of(record, evaluated)
+    )
+    yield from first_problems(found, source)
 
 
-def _problems_of(record: Mapping[str, Any]) -> Iterator[str]:
-    caption = record.get(CAPTION)
+def first_problems(problems: Iterable[str], source: str) -> Iterator[str]:
+    """The first ones, and how many there are more; `source` is what they are of."""
+    more = 0
+    for count, problem in enumerate(problems, 1):
+        more = max(0, count - _SHOWN)
+        if not more:
+            yield problem
+    if more:
+        yield f"{source}: {more} more problems of this kind"
+
+
+def _problems_of(record: Mapping[str, Any], evaluated: bool) -> Iterator[str]:
+    caption, phrases = record.get(CAPTION), record.get(EVALUATED)
     if not isinstance(caption, str):
         yield f"its '{CAPTION}' is {brief(caption)}, expected a text"
         return
     for number, one in enumerate(objects_of(record)):
         for problem in spans_problems(caption, one.get(SPANS)):
             yield f"{SPANS} of its annotation {number} {problem}"
-    for number, spans in enumerate(record.get(EVALUATED) or ()):
+    if evaluated and not isinstance(phrases, list):
+        yield f"its '{EVALUATED}' is {brief(phrases)}, expected a list of the spans of each phrase"
+        return
+    for number, spans in enumerate(phrases or ()):
         for problem in spans_problems(caption, spans):
             yield f"{EVALUATED} of its phrase {number} {problem}"
 
@@ -134,28 +146,53 @@ def is_grounding_set(name: str) -> bool:
         return text.find(f'"{SPANS}"'.encode()) >= 0
 
 
-def grounding_problems(name: str, tokenizer: Tokenizer | None) -> Iterator[str]:
-    """Of a registered grounding set: spans, and boxes whose phrase no caption can hold.
+def is_phrase_set(name: str) -> bool:
+    """Whether a registered data set is evaluated for its phrases."""
+    return bool(MetadataCatalog.get(name).get("evaluator_type", None) == PHRASES)
+
+
+def readable_records(name: str, *, evaluated: bool) -> tuple[list[dict[str, Any]], list[str]]:
+    """Those of a registered grounding set, and what is wrong with captions and spans.
 
     Args:
         name: of the set.
-        tokenizer: of the captions; None: it could not be had, and lengths are not looked at.
+        evaluated: its phrases are to be found.
+
+    Returns:
+        No records, where there is a problem, or one that the checks of annotation files say.
     """
     try:
         records = DatasetCatalog.get(name)
     except SetupError as error:
-        yield from error.problems
-        return
-    except (OSError, ValueError):  # no file, or another format: the shared checks have said so
-        return
-    problems = list(record_problems(records, f"'{name}'"))
-    yield from problems
-    if tokenizer is None or problems:
-        return
-    long = [one for one in records if len(tokenizer.encode(one[CAPTION])) > MAX_TOKENS]
-    if long:
-        logger.warning(
-            "'%s': %d captions have more than %d tokens, the first is that of image %s: what comes "
-            "behind them is cut off, and the boxes of its phrases with it",
-            *(name, len(long), MAX_TOKENS, long[0]["image_id"]),
+        return [], error.problems
+    except (KeyError, OSError, ValueError):  # not there, or of another format
+        return [], []
+    problems = list(record_problems(records, f"'{name}'", evaluated=evaluated))
+    return [] if problems else records, problems
+
+
+def cut_notices(
+    name: str, records: Iterable[Mapping[str, Any]], tokenizer: Tokenizer
+) -> Iterator[str]:
+    """The images of a grounding set whose captions are too long, and what is lost with their ends.
+
+    Args:
+        name: of the set, for the message.
+        records: of it, without a problem.
+        tokenizer: of the captions.
+    """
+    images, lost = [], 0
+    for record in records:
+        encoding = tokenizer.encode(record[CAPTION])
+        if len(encoding) > MAX_TOKENS:
+            images.append(str(record["image_id"]))
+            offsets = truncated(encoding).offsets
+            lost += sum(not tokens_of(spans_of(one), offsets) for one in objects_of(record))
+    if images:
+        shown = ", ".join(images[:_SHOWN])
+        more = f" and {len(images) - _SHOWN} more" if len(images) > _SHOWN else ""
+        yield (
+            f"'{name}': {len(images)} captions have more than {MAX_TOKENS} tokens and are cut off "
+            f"there, those of the images {shown}{more}: {lost} of their boxes are of phrases "
+            "behind the cut and are left out; write shorter captions"
         )

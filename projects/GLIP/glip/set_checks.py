@@ -9,7 +9,13 @@ from detectron2.config import CfgNode
 
 from ovd_d2.data.categories import get_categories
 from ovd_d2.errors import SetupError
-from ovd_d2.projects.glip.grounding import grounding_problems, is_grounding_set
+from ovd_d2.projects.glip.evaluation.flickr_recall import phrase_problems
+from ovd_d2.projects.glip.grounding import (
+    cut_notices,
+    is_grounding_set,
+    is_phrase_set,
+    readable_records,
+)
 from ovd_d2.projects.glip.prompts import Tokenizer, load_tokenizer
 from ovd_d2.projects.glip.tuning import FULL, PROMPT
 from ovd_d2.projects.glip.wiring import ALL, KEY, detection_set
@@ -21,21 +27,40 @@ _PLACES = "prompt tuning learns an offset for each place of one caption"
 
 
 def problems(cfg: CfgNode, context: SetupContext) -> Iterator[str]:
-    """Of tokenizer and weights; names, captions and spans of the sets losses are computed of."""
+    """Of tokenizer and weights; of names, captions and phrases of the data sets."""
     tokenizer = None
     try:
         tokenizer = load_tokenizer(cfg.MODEL.GLIP.TOKENIZER)
     except SetupError as error:
         yield from (f"MODEL.GLIP.TOKENIZER: {one}" for one in error.problems)
-    if not context.training:
-        return
-    yield from _tuning_problems(cfg)
-    validated = cfg.DATASETS.TEST if cfg.TEST.OVD.VALIDATION_LOSS else ()
-    for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *validated)):
-        if is_grounding_set(name):
-            yield from grounding_problems(name, tokenizer)
-        else:
+    learned = []
+    if context.training:
+        yield from _tuning_problems(cfg)
+        learned += cfg.DATASETS.TRAIN
+        learned += cfg.DATASETS.TEST if cfg.TEST.OVD.VALIDATION_LOSS else ()
+    for name in dict.fromkeys((*learned, *cfg.DATASETS.TEST)):
+        found = name in cfg.DATASETS.TEST and is_phrase_set(name)  # its phrases are
+        if found or (name in learned and is_grounding_set(name)):
+            yield from _caption_problems(cfg, name, tokenizer, context, evaluated=found)
+        elif name in learned:
             yield from _name_problems(cfg, name, tokenizer)
+
+
+def _caption_problems(
+    cfg: CfgNode,
+    name: str,
+    tokenizer: Tokenizer | None,
+    context: SetupContext,
+    *,
+    evaluated: bool,
+) -> Iterator[str]:
+    """Of a grounding set."""
+    records, problems = readable_records(name, evaluated=evaluated)
+    yield from problems
+    if tokenizer is not None:
+        context.notices.extend(cut_notices(name, records, tokenizer))
+    if evaluated and records:
+        yield from phrase_problems(name, records, cfg.MODEL.GLIP.ENTITIES)
 
 
 def _names_of(sets: Sequence[str]) -> dict[str, list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
 from torch import nn
 
@@ -15,7 +15,7 @@ from ovd_d2.data.registration import register_data_sets
 from ovd_d2.errors import SetupError
 from ovd_d2.modeling.open_vocabulary import open_vocabulary_part
 from ovd_d2.projects.glip.evaluation.flickr_recall import PhraseRecallEvaluator
-from ovd_d2.projects.glip.grounding import CAPTION, PHRASES, is_grounding_set
+from ovd_d2.projects.glip.grounding import CAPTION, is_grounding_set, is_phrase_set
 from ovd_d2.projects.glip.negative_captions import NegativeCaptions
 from ovd_d2.projects.glip.passengers import (
     DetectionSet,
@@ -62,7 +62,7 @@ def passengers(cfg: CfgNode) -> Sequence[Passenger]:
 
 def test_passengers(cfg: CfgNode, dataset_name: str) -> Sequence[Passenger]:
     """The phrases of an image, in a data set that is evaluated for phrases."""
-    if MetadataCatalog.get(dataset_name).get("evaluator_type", None) != PHRASES:
+    if not is_phrase_set(dataset_name):
         return []
     return [PhrasesToFind(load_tokenizer(cfg.MODEL.GLIP.TOKENIZER))]
 

@@ -112,3 +112,23 @@ def test_files_that_are_at_fault_are_not_named_twice(cfg, tmp_path, catalog):  #
     cfg.MODEL.GLIP.TUNING, cfg.MODEL.WEIGHTS = "prompt", "trained.pth"
     for problem in set_checks.problems(cfg, context()):
         assert "glip_broken" not in problem and "coco_2017" not in problem
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_phrases_that_are_to_be_found(cfg, tmp_path, catalog, training):  # noqa: F811
+    table = content()
+    table["images"][1]["caption"] += " of" * 300
+    register("glip_phrases", tmp_path, table, evaluator_type="phrase_grounding")
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (NAMES,), ("glip_phrases",)
+    found = context(training)
+    assert list(set_checks.problems(cfg, found)) == []
+    (notice,) = found.notices
+    assert "'glip_phrases': 1 captions have more than 256 tokens" in notice
+    cfg.MODEL.GLIP.ENTITIES = str(tmp_path / "gone")
+    (problem,) = set_checks.problems(cfg, context(training))
+    assert problem.startswith("MODEL.GLIP.ENTITIES: no folder at")
+    table["annotations"][0]["tokens_positive"] = [[0, 99]]
+    register("glip_wrong", tmp_path, table, evaluator_type="phrase_grounding")
+    cfg.DATASETS.TEST = ("glip_wrong",)
+    (problem,) = set_checks.problems(cfg, context(training))
+    assert "image 1: tokens_positive of its annotation 0 is wrong" in problem

@@ -7,10 +7,11 @@ import pytest
 from ovd_d2.data.coco_json import load_coco_json
 from ovd_d2.errors import SetupError
 from ovd_d2.projects.glip.grounding import (
-    grounding_problems,
+    cut_notices,
     grounding_sets,
     is_grounding_set,
     load_grounding_json,
+    readable_records,
     record_problems,
 )
 from tests.projects.glip.captioned import CAPTIONS, catalog, content, register, write  # noqa: F401
@@ -102,16 +103,42 @@ def test_a_set_is_known_by_its_file(tmp_path, catalog):  # noqa: F811
     assert not is_grounding_set("glip_known")
 
 
-def test_problems_before_a_training(tmp_path, catalog, caplog):  # noqa: F811
+def test_what_is_lost_with_the_end_of_a_caption(tmp_path):
     table = content()
-    table["images"][1]["caption"] = CAPTIONS[1] + " of" * 300
+    behind = " of" * 300
+    table["images"][1]["caption"] = CAPTIONS[1] + behind + " anchor"
+    end = len(table["images"][1]["caption"])
+    table["annotations"].append(
+        {**table["annotations"][4], "id": 9, "tokens_positive": [[end - 6, end]]}
+    )
+    table["images"][2]["caption"] = behind
+    (notice,) = cut_notices("glip_long", load(tmp_path, table), small_tokenizer())
+    assert notice.startswith("'glip_long': 2 captions have more than 256 tokens and are cut off")
+    assert "those of the images 2, 3: 1 of their boxes are of phrases behind the cut" in notice
+    assert list(cut_notices("glip_long", load(tmp_path), small_tokenizer())) == []
+
+
+def test_records_are_read_with_their_problems(tmp_path, catalog):  # noqa: F811
+    table = content()
     register("glip_checked", tmp_path, table)
-    assert list(grounding_problems("glip_checked", small_tokenizer())) == []
-    assert "1 captions have more than 256 tokens, the first is that of image 2" in caplog.text
+    records, problems = readable_records("glip_checked", evaluated=True)
+    assert len(records) == 3 and problems == []
+    del table["images"][1]["tokens_positive_eval"]
+    write(tmp_path, table)
+    assert readable_records("glip_checked", evaluated=False)[1] == []
+    assert readable_records("glip_checked", evaluated=True) == (
+        [],
+        [
+            "'glip_checked': image 2: its 'tokens_positive_eval' is None, expected a list of the "
+            "spans of each phrase"
+        ],
+    )
     table["annotations"][0]["tokens_positive"] = [[0, 99]]
     write(tmp_path, table)
-    (problem,) = grounding_problems("glip_checked", None)
-    assert "image 1" in problem
+    records, (problem,) = readable_records("glip_checked", evaluated=False)
+    assert "image 1" in problem and records == []
+    (tmp_path / "captions.json").unlink()
+    assert readable_records("glip_checked", evaluated=True) == ([], [])
 
 
 def test_public_sets():

@@ -13,6 +13,7 @@ from ovd_d2.projects.glip.evaluation.flickr_recall import (
     PhraseRecallEvaluator,
     boxes_of_phrases,
     overlaps,
+    phrase_problems,
     phrase_recall,
     read_boxes,
     read_sentence,
@@ -126,9 +127,30 @@ def test_the_evaluator_on_entities(tmp_path, catalog):  # noqa: F811
     assert "102" in error.value.problems[1]
 
 
-def test_a_phrase_without_a_box(tmp_path, catalog):  # noqa: F811
+def test_a_phrase_without_a_box_does_not_count(tmp_path, catalog):  # noqa: F811
     table = content()
-    table["images"][0]["tokens_positive_eval"].append([[0, 1]])
-    register("glip_lost", tmp_path, table)
-    with pytest.raises(ValueError, match="image 1: tokens_positive_eval of its phrase 2"):
-        PhraseRecallEvaluator("glip_lost")
+    table["images"][0]["tokens_positive_eval"].insert(0, [[0, 1]])  # the places of others stay
+    register("glip_lost", tmp_path, table, evaluator_type="phrase_grounding")
+    evaluator = PhraseRecallEvaluator("glip_lost")
+    one = instances(([2, 3, 12, 15], 0.9, 1), ([20, 4, 35, 24], 0.7, 2))
+    results = shown(evaluator, [1, 2, 3], one, instances(), instances())["phrases"]
+    assert results["R@1"] == results["R@all"] == 100
+
+
+def test_what_cannot_be_evaluated_is_known_before(tmp_path, catalog):  # noqa: F811
+    records = [{"image_id": 7, "annotations": [], "tokens_positive_eval": [[[0, 1]]]}]
+    (problem,) = phrase_problems("glip_none", records)
+    assert (
+        problem == "'glip_none': none of its 1 phrases (tokens_positive_eval) has a box to be found"
+    )
+    (problem,) = phrase_problems("glip_none", records, str(tmp_path / "gone"))
+    assert problem.startswith(f"MODEL.GLIP.ENTITIES: no folder at '{tmp_path / 'gone'}'")
+    many = [{**records[0], "image_id": k, "original_img_id": k} for k in range(30)]
+    assert len(phrase_problems("glip_none", many, str(tmp_path))) == 21
+    for kind in ("Annotations", "Sentences"):
+        (tmp_path / kind).mkdir()
+    (tmp_path / "Annotations" / "7.xml").write_text(XML, encoding="utf-8")
+    (tmp_path / "Sentences" / "7.txt").write_text(SENTENCE, encoding="utf-8")
+    last = {**records[0], "original_img_id": 7, "sentence_id": 1}
+    (problem,) = phrase_problems("glip_none", [last], str(tmp_path))
+    assert "sentence 1 of image 7: the file has 1 sentences, from 0 on" in problem

@@ -27,7 +27,7 @@ from ovd_d2.errors import SetupError
 from ovd_d2.evaluation.tables import heading
 from ovd_d2.files import atomic_write_json
 from ovd_d2.projects.glip.evaluation.settings import captions_shown
-from ovd_d2.projects.glip.grounding import CAPTION, EVALUATED, spans_of
+from ovd_d2.projects.glip.grounding import CAPTION, EVALUATED, first_problems, spans_of
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Phrase:
     """What is to be found.
 
     Attributes:
-        boxes: (G, 4) XYXY, at least one.
+        boxes: (G, 4) XYXY; a phrase without any cannot be found, and does not count.
         types: of Flickr30k Entities, e.g. ("people",); none where they are not known.
     """
 
@@ -143,23 +143,14 @@ def phrases_of_sentence(line: str, boxes: Mapping[str, NDArray]) -> list[Phrase]
 
 
 def phrases_of_record(record: Mapping[str, Any]) -> list[Phrase]:
-    """The phrases of `tokens_positive_eval`, with the boxes that have spans in common with them.
-
-    Raises:
-        ValueError: a phrase has no box.
-    """
-    found = []
+    """The phrases of `tokens_positive_eval`, with the boxes that have spans in common with them."""
     objects = objects_of(record)
-    for number, spans in enumerate(record[EVALUATED]):
+    found = []
+    for spans in record[EVALUATED]:
         wanted = {tuple(one) for one in spans}
         own = [one for one in objects if wanted & set(spans_of(one))]
-        if not own:
-            raise ValueError(
-                f"image {record['image_id']}: {EVALUATED} of its phrase {number}, {spans}, is that "
-                "of no annotation"
-            )
         boxes = [BoxMode.convert(one["bbox"], one["bbox_mode"], BoxMode.XYXY_ABS) for one in own]
-        found.append(Phrase(np.array(boxes, np.float64)))
+        found.append(Phrase(np.array(boxes, np.float64).reshape(-1, 4)))
     return found
 
 
@@ -173,16 +164,21 @@ def phrases_of_entities(
         records: have `original_img_id` and `sentence_id`.
 
     Raises:
-        SetupError: a file or a sentence is not there, or has not as many phrases as the record.
+        SetupError: there is no such folder; a file or a sentence is not there, or has not as many
+            phrases as the record.
     """
+    if not folder.is_dir():
+        raise SetupError(
+            [f"no folder at '{folder}': name one with Annotations/ID.xml and Sentences/ID.txt"]
+        )
     found, problems = {}, []
     for record in records:
-        name, number = record.get("original_img_id"), int(record.get("sentence_id", -1))
+        name, number = record.get("original_img_id"), record.get("sentence_id")
         try:
             boxes = read_boxes((folder / "Annotations" / f"{name}.xml").read_text("utf-8"))
             lines = (folder / "Sentences" / f"{name}.txt").read_text("utf-8").splitlines()
-            phrases = phrases_of_sentence(lines[number], boxes) if number >= 0 else []
-        except (OSError, IndexError, ElementTree.ParseError) as error:
+            phrases = phrases_of_sentence(_sentence(lines, number), boxes)
+        except (OSError, ValueError, ElementTree.ParseError) as error:
             problems.append(f"{folder}: sentence {number} of image {name}: {error}")
             continue
         if len(phrases) != len(record[EVALUATED]):
@@ -192,16 +188,59 @@ def phrases_of_entities(
             )
         found[record["image_id"]] = phrases
     if problems:
-        raise SetupError(problems)
+        raise SetupError(list(first_problems(problems, str(folder))))
     return found
+
+
+def _sentence(lines: Sequence[str], number: Any) -> str:
+    if not isinstance(number, int) or not 0 <= number < len(lines):
+        raise ValueError(f"the file has {len(lines)} sentences, from 0 on")
+    return lines[number]
+
+
+def phrases_of_set(
+    records: Iterable[Mapping[str, Any]], entities: str = ""
+) -> dict[Any, list[Phrase]]:
+    """Image id -> what is to be found in it.
+
+    Args:
+        records: of a grounding set.
+        entities: folder of Flickr30k Entities, whose boxes are taken; "": those of the records.
+
+    Raises:
+        SetupError: see :func:`phrases_of_entities`.
+    """
+    if entities:
+        return phrases_of_entities(Path(entities), records)
+    return {one["image_id"]: phrases_of_record(one) for one in records}
+
+
+def phrase_problems(
+    name: str, records: Sequence[Mapping[str, Any]], entities: str = ""
+) -> list[str]:
+    """Why the phrases of a grounding set cannot be evaluated.
+
+    Args:
+        name: of the set, for messages.
+        records: of it, each with `tokens_positive_eval`.
+        entities: see :func:`phrases_of_set`.
+    """
+    try:
+        phrases = [one for found in phrases_of_set(records, entities).values() for one in found]
+    except SetupError as error:
+        return [f"MODEL.GLIP.ENTITIES: {problem}" for problem in error.problems]
+    if any(len(one.boxes) for one in phrases):
+        return []
+    return [f"'{name}': none of its {len(phrases)} phrases ({EVALUATED}) has a box to be found"]
 
 
 class PhraseRecallEvaluator(DatasetEvaluator):
     """Recall of phrases of a grounding set.
 
-    Labels of detections are the places of the phrases in `tokens_positive_eval`. Boxes of a phrase
-    are those of the annotation file, or with `entities` those of Flickr30k Entities, whose ends are
-    the last pixels; recall by type needs those.
+    Labels of detections are the places of the phrases in `tokens_positive_eval`. Phrases without a
+    box (crowds and boxes without area are none) are left out. Boxes of a phrase are those of the
+    annotation file, or with `entities` those of Flickr30k Entities, whose ends are the last pixels;
+    recall by type needs those.
     """
 
     def __init__(
@@ -219,29 +258,25 @@ class PhraseRecallEvaluator(DatasetEvaluator):
 
         Raises:
             SetupError: see :func:`phrases_of_entities`.
-            ValueError: see :func:`phrases_of_record`.
         """
         self.dataset_name = dataset_name
         self.output_dir = output_dir
         self._last_pixels = bool(entities)
         records = DatasetCatalog.get(dataset_name)
         self._captions = [one[CAPTION] for one in records]
-        self._phrases: dict[Any, list[Phrase]] = (
-            phrases_of_entities(Path(entities), records)
-            if entities
-            else {one["image_id"]: phrases_of_record(one) for one in records}
-        )
+        self._phrases = phrases_of_set(records, entities)
         self._found: dict[Any, list[NDArray[np.float64]]] = {}
 
     @property
     def description(self) -> dict[str, str]:
         """Data set, protocol, and what is asked for."""
         boxes = "Flickr30k Entities" if self._last_pixels else "the annotation file"
+        counted = [one for of_image in self._phrases.values() for one in of_image if len(one.boxes)]
         return {
             "dataset": self.dataset_name,
             "protocol": f"recall of phrases by any box and by merged boxes, IoU {IOU:g}, boxes of "
             f"{boxes}",
-            "phrases": str(sum(map(len, self._phrases.values()))),
+            "phrases": str(len(counted)),
             **captions_shown(self._captions),
         }
 
@@ -277,8 +312,14 @@ class PhraseRecallEvaluator(DatasetEvaluator):
                 f"'{self.dataset_name}': no prediction for {len(missing)} of its "
                 f"{len(self._phrases)} sentences, first image id {missing[0]}"
             )
-        phrases = [one for image in found for one in self._phrases[image]]
-        recalls = phrase_recall(phrases, [one for boxes in found.values() for one in boxes])
+        pairs = [
+            (phrase, boxes)
+            for image, of_image in found.items()
+            for phrase, boxes in zip(self._phrases[image], of_image, strict=True)
+            if len(phrase.boxes)
+        ]
+        phrases = [phrase for phrase, _ in pairs]
+        recalls = phrase_recall(phrases, [boxes for _, boxes in pairs])
         results = named(recalls)
         logger.info(
             "Recall of phrases, percent\n%s\n\n%s",

@@ -48,7 +48,7 @@ def weights_problems(weights: str, key: str = KEY, *, needed: bool = False) -> l
         {HEURISTICS: ["False"]},
     ):
         return [f"{key}: '?{parsed.query}' is unknown; '?{HEURISTICS}=True' is what can follow"]
-    if _is_remote(weights):
+    if is_remote(weights):
         return []
     path = Path(PathManager.get_local_path(without_query(weights)))
     if fault := file_fault(path):
@@ -56,7 +56,7 @@ def weights_problems(weights: str, key: str = KEY, *, needed: bool = False) -> l
     return []
 
 
-def _is_remote(weights: str) -> bool:
+def is_remote(weights: str) -> bool:
     """Whether the weights are to be fetched."""
     return "://" in weights and not weights.startswith(DATASETS_PREFIX)
 
@@ -167,7 +167,7 @@ def local_weights(weights: str, key: str = KEY) -> str:
 
 def _fetched_fault(weights: str, local: str) -> str:
     # PathManager hands on, as a path, what begins with a word that it does not know.
-    if _is_remote(weights) and local == without_query(weights):
+    if is_remote(weights) and local == without_query(weights):
         scheme = weights.partition("://")[0]
         return f"{weights} cannot be fetched: '{scheme}://' is not known here; name a local file"
     return file_fault(Path(local))

@@ -137,7 +137,7 @@ class GLIP(VocabularyHolder):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         glip, backbone = cfg.MODEL.GLIP, build_backbone(cfg)
-        sizes = _bert_sizes(glip.BERT)
+        sizes = bert_sizes(glip.BERT)
         channels = cfg.MODEL.FPN.OUT_CHANNELS
         return {
             "backbone": backbone,
@@ -421,7 +421,8 @@ def original_instances(
     )
 
 
-def _bert_sizes(bert: CfgNode) -> BertSizes:
+def bert_sizes(bert: CfgNode) -> BertSizes:
+    """Of `MODEL.GLIP.BERT`."""
     return BertSizes(
         width=bert.WIDTH,
         layers=bert.LAYERS,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 
 from detectron2.config import CfgNode
 
@@ -16,10 +18,14 @@ from ovd_d2.projects.glip.grounding import (
     is_phrase_set,
     readable_records,
 )
+from ovd_d2.projects.glip.model_checks import text_encoder_problems, tuning_problems
 from ovd_d2.projects.glip.prompts import Tokenizer, load_tokenizer
-from ovd_d2.projects.glip.tuning import FULL, PROMPT
-from ovd_d2.projects.glip.wiring import ALL, KEY, detection_set
+from ovd_d2.projects.glip.prompts.chunks import asked_chunks
+from ovd_d2.projects.glip.prompts.detection import phrases_of, with_phrases
+from ovd_d2.projects.glip.tuning import PROMPT
+from ovd_d2.projects.glip.wiring import ALL, KEY, detection_set, row_problems
 from ovd_d2.systems import SetupContext
+from ovd_d2.vocabulary import configured_vocabulary
 
 # No such data set, no file, none in COCO's format: the checks that all systems share say so.
 _ELSEWHERE = (KeyError, OSError, ValueError)
@@ -33,9 +39,24 @@ def problems(cfg: CfgNode, context: SetupContext) -> Iterator[str]:
         tokenizer = load_tokenizer(cfg.MODEL.GLIP.TOKENIZER)
     except SetupError as error:
         yield from (f"MODEL.GLIP.TOKENIZER: {one}" for one in error.problems)
+    yield from text_encoder_problems(cfg, training=context.training)
+    if context.training:
+        yield from tuning_problems(cfg)
+        yield from _moving_names(cfg) if cfg.MODEL.GLIP.TUNING == PROMPT else ()
+    if list(row_problems(cfg.MODEL.GLIP.PROMPTS.PHRASES)):
+        return  # said of the key
+    yield from _unknown_categories(cfg)
+    yield from _set_problems(cfg, tokenizer, context)
+    if tokenizer is not None:
+        yield from _asked_problems(cfg, tokenizer, training=context.training)
+
+
+def _set_problems(
+    cfg: CfgNode, tokenizer: Tokenizer | None, context: SetupContext
+) -> Iterator[str]:
+    """Of the sets that losses are computed of, and those whose phrases are to be found."""
     learned = []
     if context.training:
-        yield from _tuning_problems(cfg)
         learned += cfg.DATASETS.TRAIN
         learned += cfg.DATASETS.TEST if cfg.TEST.OVD.VALIDATION_LOSS else ()
     for name in dict.fromkeys((*learned, *cfg.DATASETS.TEST)):
@@ -44,6 +65,49 @@ def problems(cfg: CfgNode, context: SetupContext) -> Iterator[str]:
             yield from _caption_problems(cfg, name, tokenizer, context, evaluated=found)
         elif name in learned:
             yield from _name_problems(cfg, name, tokenizer)
+
+
+def _asked_problems(cfg: CfgNode, tokenizer: Tokenizer, *, training: bool) -> Iterator[str]:
+    """Of names that do not fit into the captions which test images are asked for them with."""
+    phrases, size = phrases_of(cfg.MODEL.GLIP.PROMPTS.PHRASES), cfg.MODEL.GLIP.NAMES_PER_CAPTION
+    for source, names in _asked(cfg, training).items():
+        try:
+            asked_chunks(source, with_phrases(names, phrases), tokenizer, size)
+        except SetupError as error:
+            yield from error.problems
+
+
+def _asked(cfg: CfgNode, training: bool) -> dict[str, list[str]]:
+    """All that a model of this config will be asked for, by what it is of."""
+    found = _names_of([one for one in cfg.DATASETS.TEST if not is_phrase_set(one)])
+    with suppress(SetupError):  # the check of vocabularies says so
+        if vocabulary := configured_vocabulary(cfg):
+            found[cfg.MODEL.OVD.VOCABULARY] = list(vocabulary.words)
+    if training and not cfg.MODEL.OVD.VOCABULARY:  # it is given the names it is trained on
+        trained = _names_of(_detection_sets(cfg.DATASETS.TRAIN))
+        found["DATASETS.TRAIN"] = list(dict.fromkeys(chain(*trained.values())))
+    return found
+
+
+def _unknown_categories(cfg: CfgNode) -> Iterator[str]:
+    """Other words for what is asked nowhere: a name that is misspelt."""
+    rows = cfg.MODEL.GLIP.PROMPTS.PHRASES
+    sets = _detection_sets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    names = _names_of(sets if rows else [])
+    if not rows or len(names) < len(sets):
+        return  # a set that is not there may have them
+    known = set(chain(*names.values()))
+    with suppress(SetupError):  # the check of vocabularies says so
+        if vocabulary := configured_vocabulary(cfg):
+            known.update(vocabulary.words)
+    for category, *_ in rows:
+        if category not in known:
+            near = difflib.get_close_matches(category, known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            yield (
+                f"{KEY}.PHRASES: no set of DATASETS.TRAIN and DATASETS.TEST has a category "
+                f"'{category}'{hint}"
+            )
 
 
 def _caption_problems(
@@ -63,13 +127,16 @@ def _caption_problems(
         yield from phrase_problems(name, records, cfg.MODEL.GLIP.ENTITIES)
 
 
+def _detection_sets(sets: Sequence[str]) -> list[str]:
+    return [one for one in dict.fromkeys(sets) if not is_grounding_set(one)]
+
+
 def _names_of(sets: Sequence[str]) -> dict[str, list[str]]:
-    """The names of the categories of those that are detection sets and can be read."""
+    """The names of the categories of those that can be read."""
     found = {}
-    for name in dict.fromkeys(sets):
+    for name in sets:
         with suppress(*_ELSEWHERE):
-            if not is_grounding_set(name):
-                found[name] = get_categories(name).names
+            found[name] = get_categories(name).names
     return found
 
 
@@ -87,19 +154,6 @@ def _name_problems(cfg: CfgNode, name: str, tokenizer: Tokenizer | None) -> Iter
         return
 
 
-def _tuning_problems(cfg: CfgNode) -> Iterator[str]:
-    """Of tuning a pretrained model."""
-    mode = cfg.MODEL.GLIP.TUNING
-    if mode != FULL and not cfg.MODEL.WEIGHTS:
-        yield (
-            f"MODEL.WEIGHTS is empty, but MODEL.GLIP.TUNING {mode} keeps most of the model as it "
-            "is given, which would be noise: name in MODEL.WEIGHTS those of a trained GLIP, or set "
-            f"MODEL.GLIP.TUNING {FULL}"
-        )
-    if mode == PROMPT:
-        yield from _moving_names(cfg)
-
-
 def _moving_names(cfg: CfgNode) -> Iterator[str]:
     """Prompt tuning learns an offset for each place of a caption: there a name has to stay."""
     prompts, one_caption = cfg.MODEL.GLIP.PROMPTS, cfg.MODEL.GLIP.NAMES_PER_CAPTION
@@ -110,7 +164,7 @@ def _moving_names(cfg: CfgNode) -> Iterator[str]:
         )
     for name in filter(is_grounding_set, cfg.DATASETS.TRAIN):
         yield f"DATASETS.TRAIN: {_PLACES}, and each image of '{name}' has its own: leave it out"
-    names = _names_of([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    names = _names_of(_detection_sets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)))
     first = next(iter(names), "")
     for one, mine in names.items():
         if mine != names[first]:

@@ -84,7 +84,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         config = sizes.config(dropout)
         at_once = pretrained and not until_loaded
-        self.bert = _pretrained(pretrained, config) if at_once else _untrained(config)
+        self.bert = pretrained_bert(pretrained, config) if at_once else _untrained(config)
         if pretrained and until_loaded:
             self.register_load_state_dict_post_hook(partial(_fill_in, pretrained))
         self.width = sizes.width
@@ -117,7 +117,7 @@ def _fill_in(pretrained: str, encoder: nn.Module, found: Any) -> None:
     missing = [key for key in found.missing_keys if f".{key}".endswith(tuple(own))]
     if len(missing) < len(own):
         return
-    loaded = _pretrained(pretrained, encoder.bert.config)
+    loaded = pretrained_bert(pretrained, encoder.bert.config)
     encoder.bert.load_state_dict(loaded.state_dict())
     for key in missing:
         found.missing_keys.remove(key)
@@ -127,7 +127,8 @@ def _untrained(config: transformers.BertConfig) -> transformers.BertModel:
     return transformers.BertModel(config, add_pooling_layer=False)
 
 
-def _pretrained(name: str, config: transformers.BertConfig) -> transformers.BertModel:
+def pretrained_bert(name: str, config: transformers.BertConfig) -> transformers.BertModel:
+    """BERT with its weights; arguments and errors as of :class:`TextEncoder`."""
     where = str(SHIPPED.get(name, name))
     try:
         # other sizes than the config's are an error of transformers, keys that are missing are not

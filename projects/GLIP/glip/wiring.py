@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
@@ -152,12 +153,18 @@ def key_problems(cfg: CfgNode) -> Iterable[str]:
         yield f"{KEY}.NAMES: '{prompts.NAMES}' is not one of {', '.join(NAMES)}"
     if prompts.NEGATIVES < 0:
         yield f"{KEY}.NEGATIVES: {prompts.NEGATIVES}, expected at least 0"
-    for row in prompts.PHRASES:
-        if isinstance(row, str) or [type(one) for one in row] != [str] * 4 or not row[2].strip():
-            yield f"{KEY}.PHRASES: {row} is no row of texts [category, prefix, name, suffix]"
+    yield from row_problems(prompts.PHRASES)
     for name in prompts.NEGATIVE_CAPTIONS:
         if name not in cfg.DATASETS.TRAIN:
             yield f"{KEY}.NEGATIVE_CAPTIONS: '{name}' is not in DATASETS.TRAIN"
+
+
+def row_problems(rows: Sequence[Any]) -> Iterator[str]:
+    """Of what is asked for in place of names."""
+    for row in rows:
+        sound = isinstance(row, list | tuple) and [type(one) for one in row] == [str] * 4
+        if not sound or not row[2].strip():
+            yield f"{KEY}.PHRASES: {row} is no row of texts [category, prefix, name, suffix]"
 
 
 def idle_keys(cfg: CfgNode) -> Iterator[IdleKeys]:

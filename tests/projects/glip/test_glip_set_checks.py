@@ -132,3 +132,34 @@ def test_phrases_that_are_to_be_found(cfg, tmp_path, catalog, training):  # noqa
     cfg.DATASETS.TEST = ("glip_wrong",)
     (problem,) = set_checks.problems(cfg, context(training))
     assert "image 1: tokens_positive of its annotation 0 is wrong" in problem
+
+
+def test_names_that_do_not_fit_into_the_captions_of_an_evaluation(cfg):  # noqa: F811
+    cfg.MODEL.GLIP.NAMES_PER_CAPTION = 70
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (NAMES,), ("lvis_v1_val", VAL, "coco_2017_val")
+    cfg.MODEL.OVD.VOCABULARY = ""
+    for training in (True, False):
+        (problem,) = set_checks.problems(cfg, context(training))
+        assert problem.startswith("'lvis_v1_val', MODEL.GLIP.NAMES_PER_CAPTION 70: names 0 to 69")
+        assert problem.endswith("more than 256: take fewer, or 0: as many as fit")
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("lvis_v1_train",), ()
+    (problem,) = set_checks.problems(cfg, context())
+    assert problem.startswith("'DATASETS.TRAIN', MODEL.GLIP.NAMES_PER_CAPTION 70")
+    cfg.MODEL.GLIP.NAMES_PER_CAPTION = 0
+    assert list(set_checks.problems(cfg, context())) == []
+
+
+def test_other_words_for_what_no_set_has(cfg):  # noqa: F811
+    cfg.DATASETS.TEST = (VAL,)
+    known = get_categories(VAL).names[0]
+    cfg.MODEL.GLIP.PROMPTS.PHRASES = ((known, "", known, ""), (f"{known}s", "a ", "thing", ""))
+    (problem,) = set_checks.problems(cfg, context())
+    assert problem == (
+        f"{wiring.KEY}.PHRASES: no set of DATASETS.TRAIN and DATASETS.TEST has a category "
+        f"'{known}s'; did you mean '{known}'?"
+    )
+    cfg.DATASETS.TEST = (VAL, "coco_2017_val")  # its file is not there: it may have the category
+    assert list(set_checks.problems(cfg, context())) == []
+    cfg.MODEL.GLIP.PROMPTS.PHRASES = (7, ("hand",))  # a problem of the key
+    assert list(set_checks.problems(cfg, context())) == []
+    assert len(list(wiring.key_problems(cfg))) == 2

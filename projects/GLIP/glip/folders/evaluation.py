@@ -35,7 +35,7 @@ from ovd_d2.projects.glip.folders.layout import TRAIN, FolderSet, read_table, re
 from ovd_d2.projects.glip.folders.prompt_file import Row, rows_of
 from ovd_d2.projects.glip.model import GLIP
 from ovd_d2.projects.glip.prompts import load_tokenizer
-from ovd_d2.projects.glip.prompts.chunks import chunks_of
+from ovd_d2.projects.glip.prompts.chunks import asked_chunks
 from ovd_d2.projects.glip.prompts.detection import AllNames, phrases_of, with_phrases
 from ovd_d2.projects.glip.tuning import FULL, PROMPT
 
@@ -332,10 +332,7 @@ def _asked(cfg: CfgNode, one: FolderSet, plan: Plan) -> Asked:
     rows = rows_of(one, names, plan.prompts)
     tokenizer = load_tokenizer(cfg.MODEL.GLIP.TOKENIZER)
     wanted = with_phrases(names, phrases_of(rows))
-    try:
-        chunks = chunks_of(wanted, tokenizer, cfg.MODEL.GLIP.NAMES_PER_CAPTION)
-    except ValueError as error:
-        raise SetupError([f"'{one.name}': {error}"]) from error
+    chunks = asked_chunks(one.name, wanted, tokenizer, cfg.MODEL.GLIP.NAMES_PER_CAPTION)
     captions = [chunk.prompt.caption for chunk in chunks]
     few = any(shots != ZERO for shots in plan.shots)
     if few and cfg.MODEL.GLIP.TUNING == PROMPT and len(captions) > 1:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from ovd_d2.errors import SetupError
 from ovd_d2.projects.glip.prompts.detection import (
     LIMIT,
     Phrase,
@@ -41,6 +42,20 @@ def chunks_of(names: Sequence[Name], tokenizer: Tokenizer, size: int = 0) -> lis
         ValueError: a name, or so many, have more tokens than the text encoder reads.
     """
     return chunks_by_count(names, tokenizer, size) if size else chunks_by_length(names, tokenizer)
+
+
+def asked_chunks(
+    source: str, names: Sequence[Name], tokenizer: Tokenizer, size: int
+) -> list[Chunk]:
+    """:func:`chunks_of` the names of a data set or the like, `source`, as a config has it.
+
+    Raises:
+        SetupError: they do not fit into chunks.
+    """
+    try:
+        return chunks_of(names, tokenizer, size)
+    except ValueError as error:
+        raise SetupError([f"'{source}', MODEL.GLIP.NAMES_PER_CAPTION {size}: {error}"]) from error
 
 
 def chunks_by_count(
@@ -89,6 +104,6 @@ def _chunk(names: Sequence[Name], places: range, tokenizer: Tokenizer) -> Chunk:
     if len(encoding) > MAX_TOKENS:
         raise ValueError(
             f"names {places.start} to {places.stop - 1} have {len(encoding)} tokens together, more "
-            f"than {MAX_TOKENS}: take fewer per chunk, or chunks by length"
+            f"than {MAX_TOKENS}: take fewer, or 0: as many as fit"
         )
     return Chunk(prompt, encoding)

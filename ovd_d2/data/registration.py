@@ -34,7 +34,8 @@ class DataSet:
         image_root: folder of the images, relative to the same folder.
         load: (path of the annotation file, path of the images, name) -> Detectron2's dicts.
         evaluator_type: metadata field that chooses the evaluator.
-        metadata: further metadata fields.
+        metadata: further metadata fields. `official`: a public file as it is, whose boxes without
+            area and outside of their images are only noted.
     """
 
     name: str

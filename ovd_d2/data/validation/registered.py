@@ -27,7 +27,8 @@ from ovd_d2.data.validation.reports import (
 from ovd_d2.data.validation.table import AnnotationTable, DatasetUse, Source
 from ovd_d2.vocabulary import Categories
 
-# Public data sets as they are: COCO and Objects365 have a few boxes without area.
+# Beginnings of the names of public data sets as they are: COCO and Objects365 have a few boxes
+# without area. Others say so by the metadata field `official`.
 OFFICIAL = ("coco_", "lvis_", "objects365_", "voc_")
 
 
@@ -127,7 +128,7 @@ def _validate_records(name: str, use: DatasetUse, *, progress: bool) -> Report:
         return Report(name, problems)
     table = table_of_records(records, categories.names)
     del records
-    official = name.startswith(OFFICIAL)
+    official = _is_official(name)
     source = Source(f"data set '{name}'", "records", tolerant=False, official=official)
     return report_on(
         table,
@@ -152,6 +153,10 @@ def _boxes_only(name: str) -> bool:
     return bool(dataset_field(name, "boxes_only", False))
 
 
+def _is_official(name: str) -> bool:
+    return bool(MetadataCatalog.get(name).get("official", name.startswith(OFFICIAL)))
+
+
 def _source_of(name: str, file: str) -> Source:
     """By the rules of Detectron2's registration: its LVIS loader serves the type "lvis"."""
     lvis = MetadataCatalog.get(name).get("evaluator_type", None) == "lvis"
@@ -162,7 +167,7 @@ def _source_of(name: str, file: str) -> Source:
         demands_masks=lvis and not _boxes_only(name),
         url_names=lvis,
         tolerant=not lvis and _has_own_loader(name),
-        official=name.startswith(OFFICIAL),
+        official=_is_official(name),
         names=names if name.startswith("lvis_v1") else {},
     )
 

@@ -48,7 +48,7 @@ def grounding_sets() -> Iterator[DataSet]:
     """The public ones, below the folder of all data sets."""
     for name, (file, images) in _SETS.items():
         kind = GROUNDING if name.endswith("_train") else PHRASES
-        metadata = {"grounding": True}
+        metadata = {"grounding": True, "official": True}
         yield DataSet(name, f"{_FOLDER}/{file}", images, load_grounding_json, kind, metadata)
 
 

@@ -102,6 +102,15 @@ def test_base_names_that_are_not_there(tmp_path):
     assert "zebra" in message
 
 
+def test_flat_boxes_of_a_public_file_are_noted(tmp_path):
+    dataset = sound_set()
+    dataset["annotations"][0]["bbox"][2] = 0
+    assert "boxes have no width or height" in only_problem(own(tmp_path, dataset))
+    MetadataCatalog.get("my_train").official = True  # as whoever registers such a set says
+    report = validate_dataset("my_train", TRAIN, progress=False)
+    assert report.problems == [] and "boxes have no width or height" in report.notices[0]
+
+
 def test_a_missing_file_of_ones_own(tmp_path):
     own(tmp_path, sound_set())
     MetadataCatalog.get("my_train").set(own_file=str(tmp_path / "my_data.yaml"))

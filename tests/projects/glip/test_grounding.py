@@ -1,10 +1,13 @@
 """MDETR's layout, and what is wrong with it."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 
+from ovd_d2.data import registration
 from ovd_d2.data.coco_json import load_coco_json
+from ovd_d2.data.validation import DatasetUse, validate_dataset
 from ovd_d2.errors import SetupError
 from ovd_d2.projects.glip.grounding import (
     cut_notices,
@@ -145,3 +148,13 @@ def test_public_sets():
     names = {one.name: one for one in grounding_sets()}
     assert names["flickr30k_separate_test"].evaluator_type == "phrase_grounding"
     assert names["goldg_mixed_train"].evaluator_type == "grounding"
+
+
+def test_boxes_without_area_stop_no_training_on_a_public_set(tmp_path, catalog):  # noqa: F811
+    # they are left out when the file is loaded; the check of the file refused it
+    write(tmp_path)
+    public = next(one for one in grounding_sets() if one.name == "refcoco_train")
+    here = replace(public, name="glip_public", json_file="captions.json", image_root="")
+    registration.register(here, tmp_path)
+    report = validate_dataset("glip_public", DatasetUse(training=True, masks=False), progress=False)
+    assert report.problems == [] and "no width or height" in " ".join(map(str, report.notices))

@@ -30,11 +30,13 @@ _OF_CAPTIONS = ("caption", "tokens_positive_eval", "sentence_id", "original_img_
 _FIX = "tools/check_setup.py lists what is wrong with it"
 
 
-def register_coco_json(name: str, json_file: str, image_root: str, **metadata: Any) -> None:
+def register_coco_json(
+    name: str, json_file: str, image_root: str, *, evaluator_type: str = "coco", **metadata: Any
+) -> None:
     """Detectron2's `register_coco_instances` with :func:`load_coco_json`."""
     DatasetCatalog.register(name, partial(load_coco_json, json_file, image_root, name))
     MetadataCatalog.get(name).set(
-        json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata
+        json_file=json_file, image_root=image_root, evaluator_type=evaluator_type, **metadata
     )
 
 

@@ -21,7 +21,7 @@ from ovd_d2.files import read_text
 VARIABLE = "OVD_DATASETS"
 CONFIG_KEY = "DATASETS.OWN"
 REQUIRED = {"json_file": str, "image_root": str}
-OPTIONAL = {"base": list}
+OPTIONAL = {"base": list, "evaluator_type": str}
 EXPECTED = "'name: {json_file: ..., image_root: ...}' entries"
 
 _registered_from: str | None = None  # the value of OVD_DATASETS that has been registered
@@ -32,8 +32,9 @@ def register_own(path: str | os.PathLike[str]) -> list[str]:
 
     The file maps a name to `json_file` (COCO format), `image_root` and, where categories are held
     out, `base`: the list of names that have boxes in training; every other name of the JSON is
-    novel. Relative paths start at the yaml file's folder, `~` is the home folder. The JSONs are
-    read when they are used. The metadata field `own_file` is the yaml file's path.
+    novel. `evaluator_type` says how it is evaluated, where not as COCO. Relative paths start at the
+    yaml file's folder, `~` is the home folder. The JSONs are read when they are used. The metadata
+    field `own_file` is the yaml file's path.
 
     Raises:
         SetupError: no such file, not yaml, and every entry that is not as described or whose name
@@ -48,6 +49,8 @@ def register_own(path: str | os.PathLike[str]) -> list[str]:
         metadata: dict[str, Any] = {"own_file": str(file)}
         if "base" in entry:
             metadata["base_classes"] = [_name(one) for one in entry["base"]]
+        if "evaluator_type" in entry:
+            metadata["evaluator_type"] = entry["evaluator_type"]
         json_file, image_root = (_absolute(entry[key], file.parent) for key in REQUIRED)
         register_coco_json(name, json_file, image_root, **metadata)
     return list(entries)

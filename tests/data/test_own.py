@@ -65,6 +65,15 @@ def test_absolute_paths_stay(folder):
     assert MetadataCatalog.get("own_train").image_root == "/pictures"
 
 
+def test_how_it_is_evaluated(folder):
+    lines = "json_file: a.json, image_root: i"
+    text = f"my_plain: {{{lines}}}\nmy_other: {{{lines}, evaluator_type: phrases}}"
+    (folder / "kinds.yaml").write_text(text)
+    register_own(folder / "kinds.yaml")
+    kinds = {name: MetadataCatalog.get(name).evaluator_type for name in ("my_plain", "my_other")}
+    assert kinds == {"my_plain": "coco", "my_other": "phrases"}
+
+
 def test_a_misspelt_base_name_is_refused(folder):
     register_own(write(folder, "own: {json_file: train.json, image_root: '', base: [Cat]}"))
     with pytest.raises(ValueError, match=r"'own'.*\['Cat'\].*cat, bell, anchor"):
@@ -95,7 +104,7 @@ none:
         "typo: unknown key 'json'; did you mean json_file?",
         "typo: base: expected a list of names, [ant, bee], found 'cat'",
         "coco_2017_val: a data set of this name is registered already; choose another name",
-        "coco_2017_val: unknown key 'colour'; known: json_file, image_root, base",
+        "coco_2017_val: unknown key 'colour'; known: json_file, image_root, base, evaluator_type",
         "flat: expected json_file and image_root below the name, found 'train.json'",
         "none: expected json_file and image_root below the name, found nothing",
     ]

@@ -8,11 +8,13 @@ from contextlib import suppress
 from itertools import chain
 
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 
 from ovd_d2.data.categories import get_categories
 from ovd_d2.errors import SetupError
 from ovd_d2.projects.glip.evaluation.flickr_recall import phrase_problems
 from ovd_d2.projects.glip.grounding import (
+    PHRASES,
     cut_notices,
     is_grounding_set,
     is_phrase_set,
@@ -59,6 +61,7 @@ def _set_problems(
     if context.training:
         learned += cfg.DATASETS.TRAIN
         learned += cfg.DATASETS.TEST if cfg.TEST.OVD.VALIDATION_LOSS else ()
+    context.notices.extend(_name_notices(cfg.DATASETS.TEST))
     for name in dict.fromkeys((*learned, *cfg.DATASETS.TEST)):
         found = name in cfg.DATASETS.TEST and is_phrase_set(name)  # its phrases are
         if found or (name in learned and is_grounding_set(name)):
@@ -107,6 +110,18 @@ def _unknown_categories(cfg: CfgNode) -> Iterator[str]:
             yield (
                 f"{KEY}.PHRASES: no set of DATASETS.TRAIN and DATASETS.TEST has a category "
                 f"'{category}'{hint}"
+            )
+
+
+def _name_notices(sets: Sequence[str]) -> Iterator[str]:
+    """Grounding sets that are evaluated as if they had categories."""
+    for name in sets:
+        if is_grounding_set(name) and not is_phrase_set(name):
+            where = MetadataCatalog.get(name).get("own_file", "its metadata")
+            yield (
+                f"DATASETS.TEST '{name}' has captions with spans, but its images are asked for the "
+                f"names of its categories: set evaluator_type {PHRASES} in {where}, and they are "
+                "asked for their phrases"
             )
 
 

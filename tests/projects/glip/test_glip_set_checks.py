@@ -3,13 +3,24 @@
 import json
 
 import pytest
+from detectron2.data import DatasetCatalog
 
 from ovd_d2.data.categories import get_categories
+from ovd_d2.data.own import register_own
+from ovd_d2.engine.checks import check_setup
+from ovd_d2.evaluation import build_evaluator
 from ovd_d2.projects.glip import set_checks, wiring
+from ovd_d2.projects.glip.evaluation.flickr_recall import PhraseRecallEvaluator
 from ovd_d2.systems import SetupContext, system_of
 from ovd_d2.vocabulary import Categories
 from tests.integration.conftest import _drawn_once, mini  # noqa: F401
-from tests.projects.glip.captioned import catalog, content, register  # noqa: F401
+from tests.projects.glip.captioned import (  # noqa: F401
+    catalog,
+    content,
+    mapper_with,
+    register,
+    write,
+)
 from tests.projects.glip.test_glip_wiring import CAPTIONS, NAMES, VAL, cfg  # noqa: F401
 
 
@@ -163,3 +174,25 @@ def test_other_words_for_what_no_set_has(cfg):  # noqa: F811
     cfg.MODEL.GLIP.PROMPTS.PHRASES = (7, ("hand",))  # a problem of the key
     assert list(set_checks.problems(cfg, context())) == []
     assert len(list(wiring.key_problems(cfg))) == 2
+
+
+def test_a_grounding_set_of_ones_own_is_evaluated_by_its_phrases(cfg, tmp_path, catalog):  # noqa: F811
+    table = content()
+    del table["annotations"][3]  # it has no area
+    write(tmp_path, table)
+    lines = "json_file: captions.json, image_root: ."
+    kind = "evaluator_type: phrase_grounding"
+    own = tmp_path / "own.yaml"
+    own.write_text(f"glip_names: {{{lines}}}\nglip_own: {{{lines}, {kind}}}\n")
+    register_own(own)
+    cfg.MODEL.OVD.VOCABULARY = ""
+    cfg.DATASETS.TEST = ("glip_names",)
+    (notice,) = check_setup(cfg, training=False, progress=False)
+    assert notice.startswith("DATASETS.TEST 'glip_names' has captions with spans, but its images")
+    assert f"set evaluator_type phrase_grounding in {own}" in notice
+    cfg.DATASETS.TEST = ("glip_own",)
+    assert check_setup(cfg, training=False, progress=False) == []
+    assert isinstance(build_evaluator(cfg, "glip_own", str(tmp_path)), PhraseRecallEvaluator)
+    (passenger,) = wiring.test_passengers(cfg, "glip_own")
+    question = mapper_with(passenger, is_train=False)(DatasetCatalog.get("glip_own")[0])
+    assert question["positive_map"].shape[0] == 2

@@ -91,6 +91,8 @@ class System:
             that are not detection.
         evaluation_settings: title -> text of what its numbers on a detection set depend on beside
             protocol and engine; stands with the table and in `results.json`.
+        metrics: evaluator_type -> names of numbers of such an evaluator that can choose the best
+            checkpoint, "task/number".
         data_sets: what it adds to the data sets of this package; each is registered when it is
             first used.
         wrap_loader: changes the batches on their way from the loader to the model, in the
@@ -123,6 +125,7 @@ class System:
     file_keys: tuple[str, ...] = ()
     evaluators: Mapping[str, EvaluatorFactory] = field(default_factory=dict)
     evaluation_settings: Callable[[CfgNode, str], Mapping[str, str]] = lambda *_: {}
+    metrics: Mapping[str, Sequence[str]] = field(default_factory=dict)
     data_sets: Callable[[], Iterable[DataSet]] = lambda: ()
     wrap_loader: Callable[[CfgNode, Batches], Batches] = lambda cfg, loader: loader
     hooks: Callable[[CfgNode, nn.Module], Sequence[HookBase]] = lambda *_: ()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import difflib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
+from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from timm.layers import DropPath
@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from ovd_d2.data.augmentation import build_augmentations
 from ovd_d2.data.mapper import OpenVocabularyDatasetMapper, objects_of
+from ovd_d2.data.registration import register_data_sets
 from ovd_d2.engine.build import get_base_dataset_dicts, vocabulary_of
 from ovd_d2.evaluation.tables import ALL_COLUMNS
 from ovd_d2.modeling.open_vocabulary import unwrapped
@@ -47,6 +48,7 @@ class Selection:
         period: iterations between two evaluations.
         test: the data sets that are evaluated.
         masks: the model learns masks.
+        metrics: test set -> names of its numbers, of those that are not evaluated by detections.
     """
 
     loss: bool
@@ -54,6 +56,7 @@ class Selection:
     period: int
     test: Sequence[str]
     masks: bool
+    metrics: Mapping[str, Sequence[str]] = field(default_factory=dict)
     loss_key: str = VALIDATION_KEY
     best_key: str = BEST_KEY
     period_key: str = "TEST.EVAL_PERIOD"
@@ -69,7 +72,20 @@ def selection_of(cfg: CfgNode) -> Selection:
         period=test.EVAL_PERIOD,
         test=cfg.DATASETS.TEST,
         masks=cfg.MODEL.MASK_ON,
+        metrics=_own_metrics(cfg),
     )
+
+
+def _own_metrics(cfg: CfgNode) -> dict[str, Sequence[str]]:
+    """Of the test sets whose evaluators are the system's."""
+    system = system_of(cfg)
+    if system is None or not system.metrics:
+        return {}
+    register_data_sets(cfg.DATASETS.TEST)
+    kinds = {
+        name: MetadataCatalog.get(name).get("evaluator_type", None) for name in cfg.DATASETS.TEST
+    }
+    return {name: system.metrics[kind] for name, kind in kinds.items() if kind in system.metrics}
 
 
 def validate(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
@@ -192,8 +208,9 @@ def selection_problems(wanted: Selection) -> Iterable[str]:
 
 
 def _metric_problems(wanted: Selection) -> Iterable[str]:
-    prefixes = [""] if len(wanted.test) == 1 else [f"{name}/" for name in wanted.test]
-    if any(wanted.best.startswith(f"{prefix}{GROUP}/") for prefix in prefixes):
+    alone = len(wanted.test) == 1
+    prefixes = {name: "" if alone else f"{name}/" for name in wanted.test}
+    if any(wanted.best.startswith(f"{prefix}{GROUP}/") for prefix in prefixes.values()):
         if not wanted.loss:
             yield (
                 f"{wanted.best_key} '{wanted.best}' is only there with {wanted.loss_key} True: "
@@ -201,8 +218,11 @@ def _metric_problems(wanted: Selection) -> Iterable[str]:
             )
         return
     tasks = TASKS if wanted.masks else TASKS[:1]
+    of_detections = [f"{task}/{column}" for task in tasks for column in ALL_COLUMNS]
     known = [
-        f"{one}{task}/{column}" for one in prefixes for task in tasks for column in ALL_COLUMNS
+        f"{prefix}{metric}"
+        for name, prefix in prefixes.items()
+        for metric in wanted.metrics.get(name, of_detections)
     ]
     if wanted.best not in known:
         near = difflib.get_close_matches(wanted.best, known, n=3, cutoff=0.3)

@@ -12,6 +12,7 @@ from ovd_d2.data.registration import DataSet
 from ovd_d2.projects.glip import checks, set_checks, wiring
 from ovd_d2.projects.glip.backbone import build_glip_swin_fpn_backbone
 from ovd_d2.projects.glip.config import add_glip_config
+from ovd_d2.projects.glip.evaluation.flickr_recall import METRICS
 from ovd_d2.projects.glip.evaluation.settings import evaluation_settings
 from ovd_d2.projects.glip.grounding import (
     GROUNDING,
@@ -76,6 +77,7 @@ SYSTEM = System(
     network=network,
     evaluators={PHRASES: wiring.phrase_evaluator},
     evaluation_settings=evaluation_settings,
+    metrics={PHRASES: METRICS},
     showcase="ovd_d2.projects.glip.showcase",
     golden="ovd_d2.projects.glip.golden",
 )

@@ -6,6 +6,7 @@ import pytest
 from ovd_d2.data.categories import get_categories
 from ovd_d2.engine.build import load_training_dicts
 from ovd_d2.engine.run import load_config
+from ovd_d2.engine.validation import selection_of, selection_problems
 from ovd_d2.evaluation import build_evaluator
 from ovd_d2.projects.glip import wiring
 from ovd_d2.projects.glip.evaluation.flickr_recall import PhraseRecallEvaluator
@@ -76,6 +77,21 @@ def test_keys_that_nothing_reads(cfg):
         (f"{wiring.KEY}.SHUFFLE",),
         (f"{wiring.KEY}.NEGATIVES",),
     ]
+
+
+def test_recall_of_phrases_may_choose_the_best_checkpoint(cfg):
+    phrases = "pictograms_v1_mini_captions_val"
+    cfg.TEST.EVAL_PERIOD, cfg.DATASETS.TEST = 10, (phrases,)
+    for metric in ("phrases/R@1", "phrases/R@all", "phrases/merged-R@10"):
+        cfg.TEST.OVD.BEST_CHECKPOINT = metric
+        assert list(selection_problems(selection_of(cfg))) == []
+    cfg.TEST.OVD.BEST_CHECKPOINT = "bbox/AP"  # there are no such numbers
+    (problem,) = selection_problems(selection_of(cfg))
+    assert "is no metric of these evaluations" in problem and "phrases/R@" in problem
+    cfg.DATASETS.TEST = (phrases, VAL)
+    for metric in (f"{VAL}/bbox/AP", f"{phrases}/phrases/R@5"):
+        cfg.TEST.OVD.BEST_CHECKPOINT = metric
+        assert list(selection_problems(selection_of(cfg))) == []
 
 
 def test_phrases_are_evaluated(cfg, tmp_path):

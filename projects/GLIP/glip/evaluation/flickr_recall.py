@@ -341,6 +341,12 @@ def named(recalls: Mapping[str, Mapping[tuple[int | None, str], float]]) -> dict
     }
 
 
+METRICS = tuple(
+    f"{TASK}/{name}"
+    for name in named({kind: {(k, ALL_TYPES): 0.0 for k in RANKS} for kind in (ANY, MERGED)})
+)
+
+
 def recall_table(recalls: Mapping[str, Mapping[tuple[int | None, str], float]]) -> str:
     """A Markdown table, percent."""
     rows = []

@@ -86,7 +86,8 @@ def _asked(cfg: CfgNode, training: bool) -> dict[str, list[str]]:
     with suppress(SetupError):  # the check of vocabularies says so
         if vocabulary := configured_vocabulary(cfg):
             found[cfg.MODEL.OVD.VOCABULARY] = list(vocabulary.words)
-    if training and not cfg.MODEL.OVD.VOCABULARY:  # it is given the names it is trained on
+    # It is given the names it is trained on. One that is too long has been found by itself.
+    if training and not cfg.MODEL.OVD.VOCABULARY and cfg.MODEL.GLIP.NAMES_PER_CAPTION:
         trained = _names_of(_detection_sets(cfg.DATASETS.TRAIN))
         found["DATASETS.TRAIN"] = list(dict.fromkeys(chain(*trained.values())))
     return found

@@ -36,6 +36,8 @@ _SETS = {
     "flickr30k_separate_test": ("final_flickr_separateGT_test.json", f"{_FLICKR}/test"),
     "flickr30k_merged_val": ("final_flickr_mergedGT_val.json", f"{_FLICKR}/val"),
     "flickr30k_merged_test": ("final_flickr_mergedGT_test.json", f"{_FLICKR}/test"),
+    # of the public recipe; MDETR's own file, below, has captions of COCO's images, too
+    "goldg_mixed_train_no_coco": ("final_mixed_train_no_coco.json", "gqa/images"),
     # of COCO's train2014 and GQA's images, linked into one folder
     "goldg_mixed_train": ("final_mixed_train.json", "goldg/images"),
     "refcoco_train": ("finetune_refcoco_train.json", "coco/train2014"),
@@ -47,7 +49,7 @@ _SETS = {
 def grounding_sets() -> Iterator[DataSet]:
     """The public ones, below the folder of all data sets."""
     for name, (file, images) in _SETS.items():
-        kind = GROUNDING if name.endswith("_train") else PHRASES
+        kind = GROUNDING if "_train" in name else PHRASES
         metadata = {"grounding": True, "official": True}
         yield DataSet(name, f"{_FOLDER}/{file}", images, load_grounding_json, kind, metadata)
 

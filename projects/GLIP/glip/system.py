@@ -14,12 +14,7 @@ from ovd_d2.projects.glip.backbone import build_glip_swin_fpn_backbone
 from ovd_d2.projects.glip.config import add_glip_config
 from ovd_d2.projects.glip.evaluation.flickr_recall import METRICS
 from ovd_d2.projects.glip.evaluation.settings import evaluation_settings
-from ovd_d2.projects.glip.grounding import (
-    GROUNDING,
-    PHRASES,
-    grounding_sets,
-    load_grounding_json,
-)
+from ovd_d2.projects.glip.grounding import PHRASES, grounding_sets
 from ovd_d2.projects.glip.model import GLIP
 from ovd_d2.projects.glip.pictograms import few_pictograms, pictogram_captions
 from ovd_d2.systems import System
@@ -27,15 +22,6 @@ from ovd_d2.systems import System
 if TYPE_CHECKING:  # it needs onnx
     from ovd_d2.export.network import Network
 
-# Of the public recipe; MDETR's own file, "goldg_mixed_train", has captions of COCO's images, too.
-GOLD_WITHOUT_COCO = DataSet(
-    "goldg_mixed_train_no_coco",
-    "mdetr_annotations/final_mixed_train_no_coco.json",
-    "gqa/images",
-    load_grounding_json,
-    GROUNDING,
-    {"grounding": True},
-)
 PARTS = (build_glip_swin_fpn_backbone, GLIP)
 
 
@@ -47,7 +33,6 @@ def is_configured(cfg: CfgNode) -> bool:
 def data_sets() -> Iterator[DataSet]:
     """Grounding sets, public ones and Pictograms' captions; a few of Pictograms' images."""
     yield from grounding_sets()
-    yield GOLD_WITHOUT_COCO
     yield from pictogram_captions()
     yield from few_pictograms()
 

@@ -3,7 +3,8 @@
 A folder of golden numbers has safetensors / JSON files whose inputs and weights are random, but can
 be made again from their names (:func:`random_numbers`). What differs between folders of one layout,
 the salt of the names first, is in an `instance.json`, or in the JSON files of the cases. A system
-says in its module (`System.golden`) what it compares; `tools/check_golden.py` prints it.
+lists in its module (`System.golden`) the parts that it compares (:class:`Part`);
+`tools/check_golden.py` prints them.
 """
 
 from __future__ import annotations
@@ -109,6 +110,36 @@ class GoldenFolder:
     def input(self, name: str, shape: Sequence[int], scale: float = 1.0) -> Tensor:
         """`scale` times random numbers, float32."""
         return torch.from_numpy((scale * self.random(f"input.{name}", shape)).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class Part:
+    """A comparison, and the files without which it cannot be made.
+
+    Attributes:
+        name: unlike those of the system's other parts.
+        files: all that it reads, by their paths in the folder; the first has the reference numbers.
+        compare: (folder, first file) -> its tensors.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    compare: Callable[[GoldenFolder, str], Found]
+
+    def missing(self, folder: GoldenFolder) -> str | None:
+        """The first of its files that the folder does not have."""
+        return next((file for file in self.files if not folder.has(file)), None)
+
+    def comparisons(self, folder: GoldenFolder) -> Iterator[Comparison]:
+        """
+        Args:
+            folder: with all of its files.
+
+        Raises:
+            SetupError: a file cannot be read.
+        """
+        file = self.files[0]
+        return (Comparison(file, *one) for one in self.compare(folder, file))
 
 
 def random_numbers(name: str, shape: Sequence[int]) -> np.ndarray:

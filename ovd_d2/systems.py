@@ -103,7 +103,7 @@ class System:
         showcase: module whose `SHOWCASE` (:class:`ovd_d2.pictograms.showcase.Showcase`) is what
             `make demo` and the tables of results show of it; imported when they are made. Empty:
             nothing.
-        golden: module whose `comparisons` (:mod:`ovd_d2.golden`) hold it against numbers of its
+        golden: module whose `PARTS` (:class:`ovd_d2.golden.Part`) hold it against numbers of its
             public code, for `tools/check_golden.py`. Empty: nothing.
     """
 

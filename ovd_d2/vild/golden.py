@@ -7,7 +7,7 @@ background is class 0.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from ovd_d2 import scoring
 from ovd_d2.data.augmentation import TensorFlowResizeTransform
-from ovd_d2.golden import Comparison, Found, GoldenFolder, difference, unmatched_boxes
+from ovd_d2.golden import INSTANCE, Found, GoldenFolder, Part, difference, unmatched_boxes
 from ovd_d2.losses import distillation_l1, level_huber_loss, suppress_novel_logits
 from ovd_d2.vild.boxes import AnchorTransform, InclusiveBox2BoxTransform, clip_to_pixels
 from ovd_d2.vild.mask_head import soft_mask_targets
@@ -47,14 +47,6 @@ DIMS = 512
 REGION_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 DETECTED = ("detection_boxes", "detection_classes", "detection_scores")
 MISSED_DETECTIONS = 5  # of 300
-
-
-def comparisons(folder: GoldenFolder) -> Iterator[Comparison]:
-    """Everything of the folder's files that are there, in the order of the network."""
-    for file, compare in COMPARED.items():
-        if folder.has(file):
-            for name, apart, tolerance in compare(folder, file):
-                yield Comparison(file, name, apart, tolerance)
 
 
 def xy(boxes: Tensor) -> Tensor:
@@ -673,18 +665,31 @@ def _relative(ours: Any, theirs: Tensor) -> float:
     return difference(ours.detach().reshape(theirs.shape), theirs) / scale
 
 
-COMPARED: dict[str, Callable[[GoldenFolder, str], Found]] = {
-    "parser.safetensors": _parser,
-    "boxes.safetensors": _boxes,
-    "sampling.safetensors": _sampling,
-    "roi_align.safetensors": _pooling,
-    "proposals.safetensors": _proposals,
-    "losses.safetensors": _losses,
-    "postprocess.safetensors": _postprocess,
-    "keys_resnet50_vild.json": _keys("vanilla"),
-    "keys_resnet50_vild_ensemble.json": _keys("double_branch"),
-    "head_vanilla.safetensors": _head("vanilla"),
-    "head_double_branch.safetensors": _head("double_branch"),
-    "network_vanilla.safetensors": _network_file("vanilla"),
-    "network_double_branch.safetensors": _network_file("double_branch"),
-}
+# In the order of the network.
+PARTS = (
+    Part("parser", ("parser.safetensors",), _parser),
+    Part("boxes", ("boxes.safetensors",), _boxes),
+    Part("sampling", ("sampling.safetensors", INSTANCE), _sampling),
+    Part("pooling", ("roi_align.safetensors", INSTANCE), _pooling),
+    Part("proposals", ("proposals.safetensors", INSTANCE), _proposals),
+    Part("losses", ("losses.safetensors", INSTANCE), _losses),
+    Part("postprocess", ("postprocess.safetensors", INSTANCE), _postprocess),
+    Part("keys vanilla", ("keys_resnet50_vild.json", INSTANCE), _keys("vanilla")),
+    Part(
+        "keys double_branch",
+        ("keys_resnet50_vild_ensemble.json", INSTANCE),
+        _keys("double_branch"),
+    ),
+    *(
+        Part(
+            f"head {kind}",
+            (f"head_{kind}.safetensors", f"head_{kind}.json", INSTANCE),
+            _head(kind),
+        )
+        for kind in CONFIGS
+    ),
+    *(
+        Part(f"network {kind}", (f"network_{kind}.safetensors", INSTANCE), _network_file(kind))
+        for kind in CONFIGS
+    ),
+)

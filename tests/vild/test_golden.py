@@ -6,31 +6,26 @@ A part of `tools/check_golden.py vild FOLDER`'s: what fits into small files.
 from pathlib import Path
 
 import pytest
-import torch
 from check_golden import build, main
 from safetensors.torch import load_file, save_file
 
-from ovd_d2.golden import Comparison, GoldenFolder, difference, unmatched_boxes
-from ovd_d2.vild import golden
+from ovd_d2.golden import GoldenFolder
+from ovd_d2.vild.golden import PARTS
+from tests.golden_folders import folder_of
 
 FOLDER = Path(__file__).parent / "golden"
-FILES = sorted(path.name for path in FOLDER.glob("*.safetensors"))
+HERE = [part for part in PARTS if not part.missing(GoldenFolder(FOLDER, build))]
 
 
-@pytest.fixture(scope="module")
-def folder():
-    return GoldenFolder(FOLDER, build)
+def test_every_file_has_its_part():
+    files = [part.files[0] for part in HERE]
+    assert len(files) == 9 and set(files) == {one.name for one in FOLDER.glob("*.safetensors")}
 
 
-def test_every_file_has_its_comparison():
-    assert len(FILES) == 9 and set(FILES) <= set(golden.COMPARED)
-
-
-@pytest.mark.parametrize("file", FILES)
-def test_parts_and_network_are_the_official_ones(folder, file):
-    found = [(name, apart, least) for name, apart, least in golden.COMPARED[file](folder, file)]
-    assert found
-    assert [one for one in found if not one[1] <= one[2]] == []
+@pytest.mark.parametrize("part", HERE, ids=lambda part: part.name)
+def test_parts_and_network_are_the_official_ones(part, tmp_path):
+    found = list(part.comparisons(folder_of(part, FOLDER, tmp_path)))
+    assert found and [one for one in found if not one.ok] == []
 
 
 def test_the_tool_fails_where_one_number_is_off(tmp_path, capsys):
@@ -63,17 +58,3 @@ def test_damaged_folders_are_named(tmp_path, file, content, message):
         (path / file).write_bytes(content)
     with pytest.raises(SystemExit, match=message):
         main(["vild", str(path)])
-
-
-def test_nan_is_no_agreement():
-    assert not Comparison("file", "tensor", float("nan"), 1.0).ok
-    assert difference(torch.zeros(2), torch.zeros(3)) == float("inf")
-    assert difference(torch.zeros(0), torch.zeros(0)) == 0.0
-
-
-def test_boxes_are_compared_as_sets_of_their_class():
-    ours = torch.tensor([[0.0, 0, 10, 10], [5.0, 5, 9, 9]])
-    theirs = ours.flip(0) + 0.005
-    assert unmatched_boxes(ours, theirs, None, 0.01) == 0
-    classes = torch.tensor([1, 2]), torch.tensor([2, 3])
-    assert unmatched_boxes(ours, theirs, classes, 0.01) == 1

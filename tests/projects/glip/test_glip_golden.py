@@ -10,9 +10,10 @@ import torch
 from check_golden import build
 
 from ovd_d2.golden import GoldenFolder
-from ovd_d2.projects.glip.golden import forward, training, units
+from ovd_d2.projects.glip.golden import PARTS, forward
 from ovd_d2.projects.glip.golden.networks import tiny_network
 from ovd_d2.projects.glip.golden.weights import drawn, mean_and_std
+from tests.golden_folders import folder_of
 
 FOLDER = Path(__file__).parent / "golden"
 
@@ -23,12 +24,11 @@ def folder():
 
 
 @pytest.mark.parametrize(
-    ("part", "count"),
-    [(units, 63), (forward, 46), (training, 343)],
-    ids=["units", "forward", "training"],
+    ("name", "count"), [("units", 63), ("forward of tiny", 46), ("training of tiny", 343)]
 )
-def test_every_number_is_the_public_codes(folder, part, count):
-    found = list(part.comparisons(folder))
+def test_every_number_is_the_public_codes(name, count, tmp_path):
+    (part,) = (one for one in PARTS if one.name == name)
+    found = list(part.comparisons(folder_of(part, FOLDER, tmp_path)))
     assert [one for one in found if not one.ok] == []
     assert len(found) == count
 

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
-from ovd_d2.golden import Comparison, GoldenFolder
 from ovd_d2.projects.clipself.golden import data, dense, detector, macc, panoptic, step
 
-# A part compares the tensors of its files that are in the folder.
-PARTS: tuple[Callable[[GoldenFolder], Iterator[Comparison]], ...] = (
-    dense.comparisons,
-    step.comparisons,
-    data.comparisons,
-    panoptic.comparisons,
-    macc.comparisons,
-    detector.comparisons,
+# In the order of the data flow.
+PARTS = (
+    *dense.PARTS,
+    *step.PARTS,
+    *data.PARTS,
+    *panoptic.PARTS,
+    *macc.PARTS,
+    *detector.PARTS,
 )
-
-
-def comparisons(folder: GoldenFolder) -> Iterator[Comparison]:
-    """Everything of the folder's files that are there, in the order of the data flow."""
-    for part in PARTS:
-        yield from part(folder)

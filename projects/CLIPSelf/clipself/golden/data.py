@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ovd_d2.data.augmentation import build_augmentations
 from ovd_d2.engine.run import load_config
-from ovd_d2.golden import Comparison, Found, GoldenFolder, difference
+from ovd_d2.golden import INSTANCE, Found, GoldenFolder, Part, difference
 from ovd_d2.projects.clipself.crops import enlarged, fitted_crop, fitted_size, pixel_windows
 from ovd_d2.projects.clipself.golden.weights import random_image
 from ovd_d2.projects.clipself.grids import grid_cells, grid_choices
@@ -23,7 +23,6 @@ from ovd_d2.projects.clipself.preprocess import normalised, padded_square
 from ovd_d2.projects.clipself.proposals import JsonProposals
 from ovd_d2.projects.clipself.regions import Proposals, Sample
 
-FILE = "c_data.safetensors"
 PLACES = 1e-6  # tolerance of images and boxes
 CONFIG = Path(__file__).parents[2] / "configs" / "clipself_base.yaml"
 # OpenAI's and EVA-CLIP's, of pixels in [0, 1]
@@ -32,14 +31,12 @@ CROP_SIZE = 224  # of the proposals' crops
 AREA, CROP_SCALE, LIMIT = (8.0**2, 1024.0**2), 1.5, 20  # the public code's
 
 
-def comparisons(folder: GoldenFolder) -> Iterator[Comparison]:
+def _data(folder: GoldenFolder, file: str) -> Found:
     """Every tensor but those of the panoptic evaluation (`pan_*`)."""
-    if not folder.has(FILE):
-        return
-    golden = folder.tensors(FILE)
-    for part in (_grids(golden), _inputs(folder, golden), _proposals(folder, golden)):
-        for name, apart, tolerance in part:
-            yield Comparison(FILE, name, apart, tolerance)
+    golden = folder.tensors(file)
+    yield from _grids(golden)
+    yield from _inputs(folder, golden)
+    yield from _proposals(folder, golden)
 
 
 def student_image(pixels: np.ndarray, side: int) -> Tensor:
@@ -154,3 +151,6 @@ def _matching(ours: Tensor, theirs: Tensor) -> Tensor:
     if len(ours) != len(theirs):
         return torch.arange(len(ours))
     return torch.cdist(theirs.double(), ours.double()).argmin(dim=1)
+
+
+PARTS = (Part("data", ("c_data.safetensors", INSTANCE), _data),)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import open_clip
@@ -13,51 +14,33 @@ from torch.nn import functional as F
 
 from ovd_d2.clip.dense import DenseViT, mask_features, roi_features
 from ovd_d2.clip.dense.positions import resize_positions
-from ovd_d2.clip.teacher import CLIPTeacher
-from ovd_d2.golden import Comparison, Found, GoldenFolder, difference, relative_difference
-from ovd_d2.projects.clipself.golden.weights import golden_teacher
+from ovd_d2.golden import INSTANCE, Found, GoldenFolder, Part, difference, relative_difference
+from ovd_d2.projects.clipself.golden.weights import golden_teacher, key_file
 
 UNIT, RAW = 2e-6, 2e-5  # tolerances of unit vectors and of others
-TEXT_FILE = "a_text_b16.safetensors"
+KEYS, ARCHITECTURE = "eva02_clip_b16", "EVA02-B-16"
 
 
 class Case(NamedTuple):
-    """A file: its weights' list of keys, their architecture, the name of its random images."""
+    """A file's name, its weights' list of keys, their architecture, its random images' name."""
 
-    file: str
+    name: str
     keys: str
     architecture: str
     image: str
 
 
 CASES = (
-    Case("a_eva_b16.safetensors", "eva02_clip_b16", "EVA02-B-16", "image"),
-    Case("a_ext_nonsquare.safetensors", "eva02_clip_b16", "EVA02-B-16", "image"),
-    Case("a_eva_l14_336.safetensors", "eva02_clip_l14_336_visual", "EVA02-L-14-336", "image_l14"),
-    Case(
-        "a_openai_vit_b16.safetensors",
-        "openai_vit_b16_visual",
-        "ViT-B-16-quickgelu",
-        "image_openai",
-    ),
+    Case("a_eva_b16", KEYS, ARCHITECTURE, "image"),
+    Case("a_ext_nonsquare", KEYS, ARCHITECTURE, "image"),
+    Case("a_eva_l14_336", "eva02_clip_l14_336_visual", "EVA02-L-14-336", "image_l14"),
+    Case("a_openai_vit_b16", "openai_vit_b16_visual", "ViT-B-16-quickgelu", "image_openai"),
 )
 
 
-def comparisons(folder: GoldenFolder) -> Iterator[Comparison]:
-    """Every tensor of the four files of image towers and of the text tower's."""
-    for case in CASES:
-        if folder.has(case.file):
-            teacher = golden_teacher(folder, case.keys, case.architecture)
-            for name, apart, tolerance in _tower(folder, case, DenseViT(teacher.visual)):
-                yield Comparison(case.file, name, apart, tolerance)
-    if folder.has(TEXT_FILE):
-        teacher = golden_teacher(folder, "eva02_clip_b16", "EVA02-B-16")
-        for name, apart, tolerance in _text(folder, teacher):
-            yield Comparison(TEXT_FILE, name, apart, tolerance)
-
-
-def _tower(folder: GoldenFolder, case: Case, model: DenseViT) -> Found:
-    golden = folder.tensors(case.file)
+def _tower(folder: GoldenFolder, file: str, *, case: Case) -> Found:
+    model = DenseViT(golden_teacher(folder, case.keys, case.architecture).visual)
+    golden = folder.tensors(file)
     for height, width in _sizes(golden):
         yield from _size(folder, case, model, golden, (height, width))
     if "pos_embed_20x20_c16" in golden:
@@ -171,10 +154,10 @@ def _positions(model: DenseViT, golden: Mapping[str, Tensor]) -> Found:
             yield name, difference(ours, golden[name]), UNIT
 
 
-def _text(folder: GoldenFolder, teacher: CLIPTeacher) -> Found:
-    golden = folder.tensors(TEXT_FILE)
+def _text(folder: GoldenFolder, file: str) -> Found:
+    teacher, golden = golden_teacher(folder, KEYS, ARCHITECTURE), folder.tensors(file)
     instance = folder.instance["a_text_b16"]
-    tokenizer = open_clip.get_tokenizer("EVA02-B-16")
+    tokenizer = open_clip.get_tokenizer(ARCHITECTURE)
     yield "tokens", difference(tokenizer(instance["prompts"]), golden["tokens"]), 0.0
     expected = F.normalize(golden["text_embeddings_raw"], dim=1)
     yield (
@@ -195,3 +178,16 @@ def _sentence(ids: list[int]) -> str:
     """The words of a prompt; its wording is the public code's, not this package's."""
     decoded = open_clip.decode(torch.tensor([one for one in ids if one]))
     return decoded.removeprefix("<start_of_text>").removesuffix("<end_of_text>").strip()
+
+
+PARTS = (
+    *(
+        Part(
+            f"tower {case.name}",
+            (f"{case.name}.safetensors", key_file(case.keys), INSTANCE),
+            partial(_tower, case=case),
+        )
+        for case in CASES
+    ),
+    Part("text tower", ("a_text_b16.safetensors", key_file(KEYS), INSTANCE), _text),
+)

@@ -6,7 +6,7 @@ Its weights are read as those of an official checkpoint.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,10 @@ from torch.nn import functional as F
 
 from ovd_d2.clip.dense import roi_features
 from ovd_d2.golden import (
-    Comparison,
+    INSTANCE,
     Found,
     GoldenFolder,
+    Part,
     difference,
     relative_difference,
     unmatched_boxes,
@@ -34,23 +35,21 @@ from ovd_d2.projects.clipself.fvit.official_weights import (
     convert_weights,
     renamed_key,
 )
-from ovd_d2.projects.clipself.golden.weights import checkpoint, key_shapes, random_weights
+from ovd_d2.projects.clipself.golden.weights import (
+    checkpoint,
+    key_file,
+    key_shapes,
+    random_weights,
+)
 from ovd_d2.vocabulary import Vocabulary
 
-COCO, LVIS = "e_fvit_coco_b16.safetensors", "e_fvit_lvis_heads.safetensors"
+COCO, LVIS = "e_fvit_coco_b16", "e_fvit_lvis_heads"  # files and their entries in the instance
+COCO_KEYS, LVIS_KEYS = "fvit_coco_b16", "fvit_lvis_b16_heads"
 CONFIGS = "projects/CLIPSelf/configs"
 LEVELS = range(2, 7)
 MAPS, UNIT, SCORE, GRADIENT = 2e-5, 2e-6, 1e-5, 1e-4  # tolerances
 PIXELS, END_PIXELS, MISSED = 0.05, 0.1, 2
 EVERYTHING = 10**9  # samples: more than there are
-
-
-def comparisons(folder: GoldenFolder) -> Iterator[Comparison]:
-    """Every tensor of the detector's two files."""
-    for file, compare in ((COCO, _coco), (LVIS, _lvis)):
-        if folder.has(file):
-            for name, apart, tolerance in compare(folder):
-                yield Comparison(file, name, apart, tolerance)
 
 
 def official_model(folder: GoldenFolder, config: str, keys: str, golden: Any, embeds: str) -> Any:
@@ -105,10 +104,10 @@ def load_strictly(model: Any, weights: Mapping[str, Tensor]) -> None:
             raise ValueError(f"missing {lost[:3]}, unexpected {result.unexpected_keys[:3]}")
 
 
-def _coco(folder: GoldenFolder) -> Found:
-    golden, instance = folder.tensors(COCO), folder.instance["e_fvit_coco_b16"]
+def _coco(folder: GoldenFolder, file: str) -> Found:
+    golden, instance = folder.tensors(file), folder.instance[COCO]
     model = official_model(
-        folder, "ov_coco_fvit_b16", "fvit_coco_b16", golden, instance["class_embeddings"]
+        folder, "ov_coco_fvit_b16", COCO_KEYS, golden, instance["class_embeddings"]
     )
     images = _images(folder, instance)
     with torch.no_grad():
@@ -382,10 +381,10 @@ class _RegionStep:
 
 
 @torch.no_grad()
-def _lvis(folder: GoldenFolder) -> Found:
-    golden, instance = folder.tensors(LVIS), folder.instance["e_fvit_lvis_heads"]
+def _lvis(folder: GoldenFolder, file: str) -> Found:
+    golden, instance = folder.tensors(file), folder.instance[LVIS]
     model = official_model(
-        folder, "ov_lvis_fvit_b16", "fvit_lvis_b16_heads", golden, instance["class_embeddings"]
+        folder, "ov_lvis_fvit_b16", LVIS_KEYS, golden, instance["class_embeddings"]
     )
     features = _lvis_features(folder, instance)
     yield from _rpn_outputs(model, features, golden)
@@ -470,3 +469,9 @@ def _strides(folder: GoldenFolder, golden: Mapping[str, Tensor]) -> Found:
     dense = F.normalize(_drawn(folder, "l14_dense", (1, 768, 16, 16)), dim=1)
     found = roi_features(dense, [rois[:, 1:]], [(16 * 14, 16 * 14)])
     yield "l14_vlm_feats", difference(found, golden["l14_vlm_feats"]), UNIT
+
+
+PARTS = (
+    Part("detector of COCO", (f"{COCO}.safetensors", key_file(COCO_KEYS), INSTANCE), _coco),
+    Part("heads of LVIS", (f"{LVIS}.safetensors", key_file(LVIS_KEYS), INSTANCE), _lvis),
+)

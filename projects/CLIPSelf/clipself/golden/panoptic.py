@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ovd_d2.golden import Comparison, Found, GoldenFolder, difference
+from ovd_d2.golden import INSTANCE, Found, GoldenFolder, Part, difference
 from ovd_d2.projects.clipself.region_classification.segments import Segments, counting_segments
 
-FILE = "c_data.safetensors"
 TOLERANCE = 1e-6
 PATCH = 16  # pixels
 
 
-def comparisons(folder: GoldenFolder) -> Iterator[Comparison]:
+def _panoptic(folder: GoldenFolder, file: str) -> Found:
     """Boxes, crops and masks of a small picture."""
-    if not folder.has(FILE):
+    golden = folder.tensors(file)
+    if "pan_ids" not in golden:  # a small copy may lack them
         return
-    golden = folder.tensors(FILE)
-    if "pan_ids" in golden:
-        side = folder.instance["c_data"]["pan_student_size"] // PATCH
-        for name, apart, tolerance in _panoptic(golden, side):
-            yield Comparison(FILE, name, apart, tolerance)
-
-
-def _panoptic(golden: dict[str, Tensor], side: int) -> Found:
+    side = folder.instance["c_data"]["pan_student_size"] // PATCH
     rows = golden["pan_segments_id_cat_xywh"]
     segments = counting_segments(golden["pan_ids"].numpy(), _entries(golden))
     kept = [rows[:, 0].tolist().index(one) for one in segments.ids.tolist()]
@@ -66,3 +58,6 @@ def _row(segments: Segments, longest: int) -> Tensor:
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     rest = [segments.classes, torch.ones(len(boxes)), areas, segments.is_thing]
     return torch.cat([boxes / longest, torch.stack(rest, dim=1)], dim=1)
+
+
+PARTS = (Part("panoptic", ("c_data.safetensors", INSTANCE), _panoptic),)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from ovd_d2.clip.untrained import untrained_model
 from ovd_d2.data.mapper import no_objects
 from ovd_d2.engine.optimization import build_optimizer
 from ovd_d2.engine.run import load_config
-from ovd_d2.golden import Comparison, Found, GoldenFolder, difference, relative_difference
+from ovd_d2.golden import INSTANCE, Found, GoldenFolder, Part, difference, relative_difference
 from ovd_d2.modeling.averaging import average_weights
 from ovd_d2.projects.clipself.crops import pixel_windows
 from ovd_d2.projects.clipself.golden.data import (
@@ -27,12 +27,16 @@ from ovd_d2.projects.clipself.golden.data import (
     student_image,
     teacher_crops,
 )
-from ovd_d2.projects.clipself.golden.weights import golden_teacher, key_shapes, random_image
+from ovd_d2.projects.clipself.golden.weights import (
+    golden_teacher,
+    key_file,
+    key_shapes,
+    random_image,
+)
 from ovd_d2.projects.clipself.grids import grid_cells
 from ovd_d2.projects.clipself.model import CLIPSelf
 from ovd_d2.projects.clipself.passengers import Regions, attach_regions, regions_of
 
-FILE = "b_train_step.safetensors"
 KEYS, ARCHITECTURE = "eva02_clip_b16", "EVA02-B-16"
 FEATURES, LOSS, GRADIENTS, RATE = 2e-5, 1e-5, 1e-4, 1e-4  # tolerances; the last three relative
 WEIGHTS = 1e-6
@@ -45,16 +49,9 @@ NORMS = (
 )  # fmt: skip
 
 
-def comparisons(folder: GoldenFolder) -> Iterator[Comparison]:
+def _step(folder: GoldenFolder, file: str) -> Found:
     """Every tensor of the file."""
-    if not folder.has(FILE):
-        return
-    golden = folder.tensors(FILE)
-    for name, apart, tolerance in _found(folder, golden):
-        yield Comparison(FILE, name, apart, tolerance)
-
-
-def _found(folder: GoldenFolder, golden: Mapping[str, Tensor]) -> Found:
+    golden = folder.tensors(file)
     instance = folder.instance["b_train_step"]
     teacher = golden_teacher(folder, KEYS, ARCHITECTURE)
     model = CLIPSelf(teacher=teacher, image_size=instance["student_size"], alpha=0.7).train()
@@ -190,3 +187,6 @@ def _rates(steps: Tensor) -> Tensor:
     multiplier = scheduler._multiplier
     rates = [cfg.SOLVER.BASE_LR * multiplier(step / cfg.SOLVER.MAX_ITER) for step in steps.tolist()]
     return torch.tensor(rates) * 1e6
+
+
+PARTS = (Part("training step", ("b_train_step.safetensors", key_file(KEYS), INSTANCE), _step),)

@@ -25,9 +25,14 @@ _POSITIONS = ("cls_token", "pos_embed", "class_embedding", "positional_embedding
 _NOT_DRAWN = ("freqs_cos", "freqs_sin", "num_batches_tracked", "all_embeddings")
 
 
+def key_file(name: str) -> str:
+    """Where a checkpoint's list of keys is in the folder."""
+    return f"keys/{name}.tsv"
+
+
 def key_shapes(folder: GoldenFolder, name: str) -> dict[str, tuple[int, ...]]:
     """Key -> shape of a checkpoint, out of `keys/NAME.tsv`; without keys that hold no weights."""
-    with (folder.path / "keys" / f"{name}.tsv").open(encoding="utf-8", newline="") as file:
+    with (folder.path / key_file(name)).open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     shapes = {row["name"]: row["shape"] for row in rows}
     return {

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
-from ovd_d2.golden import Comparison, GoldenFolder
 from ovd_d2.projects.glip.golden import (
     evaluation,
     forward,
@@ -14,18 +11,12 @@ from ovd_d2.projects.glip.golden import (
     units,
 )
 
-# A part compares the tensors of its files that are in the folder.
-PARTS: tuple[Callable[[GoldenFolder], Iterator[Comparison]], ...] = (
-    prompts.comparisons,
-    preprocess.comparisons,
-    units.comparisons,
-    forward.comparisons,
-    training.comparisons,
-    evaluation.comparisons,
+# In the order of the data flow.
+PARTS = (
+    *prompts.PARTS,
+    *preprocess.PARTS,
+    *units.PARTS,
+    *forward.PARTS,
+    *training.PARTS,
+    *evaluation.PARTS,
 )
-
-
-def comparisons(folder: GoldenFolder) -> Iterator[Comparison]:
-    """Everything of the folder's files that are there, in the order of the data flow."""
-    for part in PARTS:
-        yield from part(folder)

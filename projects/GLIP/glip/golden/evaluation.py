@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from ovd_d2.evaluation.detection_evaluation import DetectionEvaluation
 from ovd_d2.evaluation.engines import build_engine
 from ovd_d2.evaluation.ground_truth import GroundTruth
 from ovd_d2.evaluation.protocols import FEDERATED, FIXED, Protocol
-from ovd_d2.golden import Comparison, Found, GoldenFolder
+from ovd_d2.golden import Found, GoldenFolder, Part
 from ovd_d2.projects.glip.evaluation.flickr_recall import (
     ANY,
     MERGED,
@@ -24,7 +24,6 @@ from ovd_d2.projects.glip.evaluation.flickr_recall import (
 )
 from ovd_d2.vocabulary import Categories
 
-RECALL, BOXES, FIXED_AP = "flickr_recall.json", "flickr_postprocess.json", "lvis_fixed_ap.json"
 PRINTED = 5.1e-4  # the reference of AP has three places
 _LINE = re.compile(
     r"\((AP)\) @\[ IoU=([\d.:]+)\s*\| area=\s*(\w+) .*catIds=\s*(\w+)\] = (-?[\d.]+)"
@@ -42,15 +41,8 @@ _METRICS = {  # (IoU, area, categories) -> name here
 }
 
 
-def comparisons(folder: GoldenFolder) -> Iterator[Comparison]:
-    """The recalls, the boxes of phrases, and AP under the protocols."""
-    for file, compare in ((BOXES, _boxes), (RECALL, _recall), (FIXED_AP, _fixed_ap)):
-        if folder.has(file):
-            for name, apart, tolerance in compare(folder.json(file)):
-                yield Comparison(file, name, apart, tolerance)
-
-
-def _boxes(golden: Mapping[str, Any]) -> Found:
+def _boxes(folder: GoldenFolder, file: str) -> Found:
+    golden = folder.json(file)
     given = golden["input"]
     (width, height), (rows, columns) = given["model_wh"], given["orig_hw"]
     scale = np.array([columns / width, rows / height] * 2)
@@ -66,7 +58,8 @@ def _apart(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(ours - theirs).max()) if ours.shape == theirs.shape else float("inf")
 
 
-def _recall(golden: Mapping[str, Any]) -> Found:
+def _recall(folder: GoldenFolder, file: str) -> Found:
+    golden = folder.json(file)
     boxes = {name: read_boxes(one["xml"]) for name, one in golden["annotations"].items()}
     given = {(one["image_id"], one["sentence_id"]): one["boxes"] for one in golden["predictions"]}
     phrases, found = [], []
@@ -88,7 +81,8 @@ def _recall(golden: Mapping[str, Any]) -> Found:
             yield f"{kind}, {name}", apart, 1e-9
 
 
-def _fixed_ap(golden: Mapping[str, Any]) -> Found:
+def _fixed_ap(folder: GoldenFolder, file: str) -> Found:
+    golden = folder.json(file)
     truth = golden["ground_truth"]
     ordered = sorted(truth["categories"], key=lambda one: one["id"])
     categories = Categories(
@@ -123,3 +117,10 @@ def _detections(chunks: Any) -> Iterator[dict[str, Any]]:
             sides = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
             found = {"image_id": one["image_id"], "category_id": label}
             yield {**found, "bbox": sides, "score": score}
+
+
+PARTS = (
+    Part("boxes of phrases", ("flickr_postprocess.json",), _boxes),
+    Part("recall of phrases", ("flickr_recall.json",), _recall),
+    Part("fixed AP", ("lvis_fixed_ap.json",), _fixed_ap),
+)

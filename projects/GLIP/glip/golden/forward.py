@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ovd_d2.golden import Comparison, Found, GoldenFolder, difference, unmatched_boxes
+from ovd_d2.golden import Found, GoldenFolder, Part, difference, unmatched_boxes
 from ovd_d2.projects.glip.anchors import grid_anchors
 from ovd_d2.projects.glip.golden.networks import network, tiny_network
-from ovd_d2.projects.glip.golden.weights import random_image
+from ovd_d2.projects.glip.golden.prompts import CHUNKED, VOCABULARY, tokenizer_of
+from ovd_d2.projects.glip.golden.weights import key_file, random_image
 from ovd_d2.projects.glip.model import LEVELS
 from ovd_d2.projects.glip.postprocess import Candidates, select
-from ovd_d2.projects.glip.prompts import TokenBatch, load_tokenizer
+from ovd_d2.projects.glip.prompts import TokenBatch
 from ovd_d2.projects.glip.questions import Question
 
 # Of features and logits: |a - b| <= PLACES + RELATIVE * |b|
 PLACES, RELATIVE = 2e-4, 1e-4
 SCORE, PIXELS, LOSS = 1e-5, 1e-2, 1e-5  # LOSS: relative
-# Name of a case -> config, list of keys, JSON with salt and options; tiny ones have their own.
+# Name of a case -> its config; of a small one: with fusion or without
 WHOLE = {"glip_t": "glip_t", "glip_a": "glip_t_a"}
 TINY = {"tiny": True, "tiny_a": False}
-BACKBONE = "glip_l_backbone.safetensors"
-VOCABULARY = "bert_base_uncased_vocab.txt"
+BACKBONE_CASE = "glip_t_forward.json"  # the same image
+CHUNKED_SIZES = "tiny_train.json"  # the same network
 TOKEN_ROWS = (*range(16), 64, 128, 255)  # of the whole networks
 TINY_ROWS = range(24)
 _INNER = {
@@ -34,26 +36,6 @@ _INNER = {
     "finer": "dyconv2_from_finer",
     "coarser": "dyconv0_from_coarser_before_upsampling",
 }
-
-
-def comparisons(folder: GoldenFolder) -> Iterator[Comparison]:
-    """Every tensor of the forward files that are there."""
-    for name in WHOLE:
-        file = f"{name}_forward.safetensors"
-        if folder.has(file):
-            yield from _named(file, _whole(folder, name, folder.tensors(file)))
-    if folder.has(BACKBONE):
-        yield from _named(BACKBONE, _backbone(folder, folder.tensors(BACKBONE)))
-    for name, fused in TINY.items():
-        file = f"{name}_forward.safetensors"
-        if folder.has(file):
-            yield from _named(file, _tiny(folder, name, fused, folder.tensors(file)))
-    if folder.has("tiny_chunked.safetensors"):
-        yield from _named("tiny_chunked.safetensors", _chunked(folder))
-
-
-def _named(file: str, found: Found) -> Iterator[Comparison]:
-    return (Comparison(file, *one) for one in found)
 
 
 def apart(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
@@ -188,9 +170,9 @@ def _batch(golden: Mapping[str, Tensor]) -> TokenBatch:
     return TokenBatch(golden["text.input_ids"].long(), golden["text.attention_mask"].bool())
 
 
-def _whole(folder: GoldenFolder, name: str, golden: Mapping[str, Tensor]) -> Found:
-    case = folder.json(f"{name}_forward.json")
-    model = network(folder, WHOLE[name], name, case["salt"])
+def _whole(folder: GoldenFolder, file: str, *, name: str, config: str) -> Found:
+    case, golden = folder.json(f"{name}_forward.json"), folder.tensors(file)
+    model = network(folder, config, name, case["salt"])
     height, width = case["image_hw"]
     one = record("input.image", height, width, case["salt"])
     yield "input.rgb_uint8", difference(_rgb(one)[::8, ::8], golden["input.rgb_uint8"]), 0.0
@@ -201,8 +183,8 @@ def _whole(folder: GoldenFolder, name: str, golden: Mapping[str, Tensor]) -> Fou
     yield from _detections(model, one, golden, "det", positives)
 
 
-def _backbone(folder: GoldenFolder, golden: Mapping[str, Tensor]) -> Found:
-    case = folder.json("glip_t_forward.json")  # the same image
+def _backbone(folder: GoldenFolder, file: str) -> Found:
+    case, golden = folder.json(BACKBONE_CASE), folder.tensors(file)
     model = network(folder, "glip_l", "glip_l", case["salt"])
     height, width = case["image_hw"]
     images = model.preprocess([record("input.image", height, width, case["salt"])]).tensor
@@ -213,8 +195,8 @@ def _backbone(folder: GoldenFolder, golden: Mapping[str, Tensor]) -> Found:
     yield from _stages(named, golden, TOKEN_ROWS, _sampled)
 
 
-def _tiny(folder: GoldenFolder, name: str, fused: bool, golden: Mapping[str, Tensor]) -> Found:
-    case = folder.json(f"{name}_train.json")
+def _tiny(folder: GoldenFolder, file: str, *, name: str, fused: bool) -> Found:
+    case, golden = folder.json(f"{name}_train.json"), folder.tensors(file)
     model = tiny_network(folder, case, fused)
     inputs = tiny_inputs(case)
     for row, one in enumerate(inputs):
@@ -238,16 +220,14 @@ def tiny_inputs(case: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _chunked(folder: GoldenFolder) -> Found:
+def _chunked(folder: GoldenFolder, file: str) -> Found:
     """The public result is the concatenation of the chunks'."""
-    golden, case = folder.tensors("tiny_chunked.safetensors"), folder.json("tiny_chunked.json")
-    if not folder.has(VOCABULARY):
-        return
-    sizes = folder.json("tiny_train.json")
+    golden, case = folder.tensors(file), folder.json(CHUNKED)
+    sizes = folder.json(CHUNKED_SIZES)
     model = tiny_network(folder, sizes, True)
     height, width = case["image_hw"]
     one = record(case["image_name"], height, width, sizes["salt"])
-    tokenizer = load_tokenizer(str(folder.path / VOCABULARY))
+    tokenizer = tokenizer_of(folder)
     original = case["original_hw"]
     scale = torch.tensor([original[1] / width, original[0] / height]).repeat(2)
     selection = replace(model.selection, limit=case["detections_per_chunk_limit"])
@@ -338,3 +318,33 @@ def detections_apart(found: Candidates, golden: Mapping[str, Tensor], name: str)
     distances[labels[:, None] != found.labels[None]] = torch.inf
     partners = distances.argmin(dim=1)
     yield f"{name}.scores", difference(found.scores[partners], scores), SCORE
+
+
+PARTS = (
+    *(
+        Part(
+            f"forward of {name}",
+            (f"{name}_forward.safetensors", f"{name}_forward.json", key_file(name)),
+            partial(_whole, name=name, config=config),
+        )
+        for name, config in WHOLE.items()
+    ),
+    Part(
+        "backbone of glip_l",
+        ("glip_l_backbone.safetensors", BACKBONE_CASE, key_file("glip_l")),
+        _backbone,
+    ),
+    *(
+        Part(
+            f"forward of {name}",
+            (f"{name}_forward.safetensors", f"{name}_train.json", key_file(name)),
+            partial(_tiny, name=name, fused=fused),
+        )
+        for name, fused in TINY.items()
+    ),
+    Part(
+        "forward in chunks",
+        ("tiny_chunked.safetensors", CHUNKED, CHUNKED_SIZES, VOCABULARY, key_file("tiny")),
+        _chunked,
+    ),
+)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,27 +11,22 @@ from detectron2.structures import ImageList
 
 from ovd_d2.data.augmentation import Resize, build_augmentations, truncated_size
 from ovd_d2.engine.run import load_config
-from ovd_d2.golden import Comparison, GoldenFolder, difference
+from ovd_d2.golden import Found, GoldenFolder, Part, difference
 
-SIZES, TENSORS = "preprocess.json", "preprocess.safetensors"
+SIZES = "preprocess.json"
 TABLE = Resize(800, 1333)
 CONFIG = Path(__file__).parents[2] / "configs" / "base_glip.yaml"
 
 
-def comparisons(folder: GoldenFolder) -> Iterator[Comparison]:
-    """The table of sizes, an image and its boxes."""
-    if not folder.has(SIZES):
-        return
-    golden = folder.json(SIZES)
-    for (width, height), expected in golden["size_table_wh_to_hw_for_800_1333"]:
+def _sizes(folder: GoldenFolder, file: str) -> Found:
+    for (width, height), expected in folder.json(file)["size_table_wh_to_hw_for_800_1333"]:
         apart = np.abs(np.subtract(truncated_size(height, width, TABLE), expected)).max()
-        yield Comparison(SIZES, f"{width} x {height}", float(apart), 0.0)
-    if folder.has(TENSORS):
-        for name, ours, theirs, tolerance in _image(golden, folder.tensors(TENSORS)):
-            yield Comparison(TENSORS, name, difference(ours, theirs), tolerance)
+        yield f"{width} x {height}", float(apart), 0.0
 
 
-def _image(golden: Any, tensors: dict[str, torch.Tensor]) -> Iterator[tuple[str, Any, Any, float]]:
+def _image(folder: GoldenFolder, file: str) -> Found:
+    """An image and its boxes."""
+    golden, tensors = folder.json(SIZES), folder.tensors(file)
     shortest, longest = golden["resize_min_max_used_for_tensor"]
     sizes = ["INPUT.MIN_SIZE_TEST", str(shortest), "INPUT.MAX_SIZE_TEST", str(longest)]
     cfg = load_config(str(CONFIG), ["MODEL.DEVICE", "cpu", *sizes])
@@ -43,11 +36,19 @@ def _image(golden: Any, tensors: dict[str, torch.Tensor]) -> Iterator[tuple[str,
     image = torch.from_numpy(seen.image.copy()).permute(2, 0, 1).float()
     mean, std = (torch.tensor(cfg.MODEL[f"PIXEL_{one}"])[:, None, None] for one in ("MEAN", "STD"))
     image = (image - mean) / std
-    yield "resized_normalised", image, tensors["resized_normalised"], 1e-5
+    yield "resized_normalised", difference(image, tensors["resized_normalised"]), 1e-5
     padded = ImageList.from_tensors([image], golden["pad_to_multiple"]).tensor
-    yield "padded", padded, tensors["padded"], 1e-5
+    yield "padded", difference(padded, tensors["padded"]), 1e-5
     boxes = tensors["boxes_in"].numpy().astype(np.float64)
-    yield "boxes_out", torch.from_numpy(transforms.apply_box(boxes)), tensors["boxes_out"], 1e-4
+    ours = torch.from_numpy(transforms.apply_box(boxes))
+    yield "boxes_out", difference(ours, tensors["boxes_out"]), 1e-4
     # The last pixel belongs to a box there; Detectron2's ends behind it.
     flipped = T.HFlipTransform(rgb.shape[1]).apply_box(boxes + [0, 0, 1, 1]) - [0, 0, 1, 1]
-    yield "boxes_hflip_of_in", torch.from_numpy(flipped), tensors["boxes_hflip_of_in"], 1e-4
+    ours, name = torch.from_numpy(flipped), "boxes_hflip_of_in"
+    yield name, difference(ours, tensors[name]), 1e-4
+
+
+PARTS = (
+    Part("sizes of images", (SIZES,), _sizes),
+    Part("image and boxes", ("preprocess.safetensors", SIZES), _image),
+)

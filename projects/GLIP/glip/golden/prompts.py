@@ -1,17 +1,21 @@
-"""Prompts, spans, tokens and positive maps beside the public code's."""
+"""Prompts, spans, tokens and positive maps beside the public code's.
+
+Of texts and lists the difference is how many are not the public code's.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 
-from ovd_d2.golden import Comparison, Found, GoldenFolder, difference
+from ovd_d2.golden import Found, GoldenFolder, Part, difference
 from ovd_d2.projects.glip.prompts import (
     MAX_TOKENS,
     Prompt,
@@ -31,29 +35,27 @@ from ovd_d2.projects.glip.prompts.detection import (
     names_prompt,
     public_labels,
 )
-from ovd_d2.projects.glip.prompts.spans import tokens_of
+from ovd_d2.projects.glip.prompts.spans import Span, tokens_of
 
 VOCABULARY = "bert_base_uncased_vocab.txt"
-TRAINING, TEST = "prompts.json", "test_prompts.json"
 CHUNKED = "tiny_chunked.json"
+# Case with a network -> what describes its captions
+CASES = {
+    "tiny": "tiny_train.json",
+    "tiny_a": "tiny_a_train.json",
+    "glip_t": "glip_t_forward.json",
+    "glip_a": "glip_a_forward.json",
+}
 SHARES = 2e-6  # the public rows sum to n / (n + 1e-6)
 
 
-def comparisons(folder: GoldenFolder) -> Iterator[Comparison]:
-    """Of each case how many of its texts and lists are not the public code's; the maps' numbers."""
-    if not folder.has(VOCABULARY):
-        return
-    tokenizer = load_tokenizer(str(folder.path / VOCABULARY))
-    for file, compare in ((TRAINING, _training), (TEST, _test), (CHUNKED, _chunked)):
-        if folder.has(file):
-            for name, apart, tolerance in compare(folder.json(file), tokenizer):
-                yield Comparison(file, name, apart, tolerance)
-    for case in _cases(folder):
-        for one in _texts(folder, case, tokenizer):
-            yield Comparison(*one)
+def tokenizer_of(folder: GoldenFolder) -> Tokenizer:
+    """That of the folder's vocabulary."""
+    return load_tokenizer(str(folder.path / VOCABULARY))
 
 
-def _training(golden: Mapping[str, Any], tokenizer: Tokenizer) -> Found:
+def _training(folder: GoldenFolder, file: str) -> Found:
+    golden, tokenizer = folder.json(file), tokenizer_of(folder)
     cleaned = golden["clean_name"]
     yield "clean_name", _unequal({k: clean_name(k) for k in cleaned}, cleaned), 0.0
     for case in golden["cases"]:
@@ -116,7 +118,8 @@ def _described(prompt: Prompt, boxes: Sequence[int], tokenizer: Tokenizer) -> di
     }
 
 
-def _test(golden: Mapping[str, Any], tokenizer: Tokenizer) -> Found:
+def _test(folder: GoldenFolder, file: str) -> Found:
+    golden, tokenizer = folder.json(file), tokenizer_of(folder)
     names = [one["name"] for one in sorted(LVIS_CATEGORIES, key=lambda one: one["id"])]
     chunks = chunks_by_count(names, tokenizer, golden["chunk_size"])
     found: Any = {
@@ -151,8 +154,9 @@ def _label_tokens(chunk: Chunk) -> dict[str, list[int]]:
     }
 
 
-def _chunked(golden: Mapping[str, Any], tokenizer: Tokenizer) -> Found:
-    chunks = chunks_by_count(golden["names"], tokenizer, golden["chunk_size"])
+def _chunked(folder: GoldenFolder, file: str) -> Found:
+    golden = folder.json(file)
+    chunks = chunks_by_count(golden["names"], tokenizer_of(folder), golden["chunk_size"])
     found: Any = {
         "queries": [one.prompt.caption for one in chunks],
         "label_to_tokens": [_label_tokens(one) for one in chunks],
@@ -160,22 +164,35 @@ def _chunked(golden: Mapping[str, Any], tokenizer: Tokenizer) -> Found:
     yield "names in chunks", _unequal(found, golden, tuple(found)), 0.0
 
 
-def _texts(
-    folder: GoldenFolder, golden: Mapping[str, Any], tokenizer: Tokenizer
-) -> Iterator[tuple[str, str, float, float]]:
-    """Of a case with a network: file, tensor, difference, tolerance."""
-    case = golden["case"]
-    captions, spans = golden["captions"], golden["spans"]
-    encodings = [tokenizer.encode(one) for one in captions]
-    tokens = golden["label_to_tokens"]
-    found = {str(k + 1): tokens_of(one, encodings[0].offsets) for k, one in enumerate(spans[0])}
-    yield golden["file"], "label to tokens", _unequal(found, tokens), 0.0
-    file = f"{case}_forward.safetensors"
-    if not folder.has(file):
-        return
-    tensors = folder.tensors(file)
+class Captions(NamedTuple):
+    """The texts of a case with a network, which two kinds of files describe."""
+
+    texts: list[str]
+    spans: list[list[list[Span]]]  # of each text, of each of its phrases
+    label_to_tokens: dict[str, list[int]]
+
+
+def _captions(golden: Mapping[str, Any]) -> Captions:
+    if "captions" in golden:
+        tokens = golden["inference_label_to_tokens"]
+        return Captions(golden["captions"], golden["tokens_positive"], tokens)
+    spans = [[[one] for one in golden["char_spans"]]]
+    return Captions([golden["caption"]], spans, golden["label_to_tokens"])
+
+
+def _labels(folder: GoldenFolder, file: str) -> Found:
+    captions = _captions(folder.json(file))
+    offsets = tokenizer_of(folder).encode(captions.texts[0]).offsets
+    found = {str(k + 1): tokens_of(one, offsets) for k, one in enumerate(captions.spans[0])}
+    yield "label to tokens", _unequal(found, captions.label_to_tokens), 0.0
+
+
+def _texts(folder: GoldenFolder, file: str, *, described: str) -> Found:
+    tensors, captions = folder.tensors(file), _captions(folder.json(described))
+    tokenizer = tokenizer_of(folder)
+    encodings = [tokenizer.encode(one) for one in captions.texts]
     batch = token_batch([one.ids for one in encodings], length=MAX_TOKENS)
-    pairs = zip(spans, encodings, strict=True)
+    pairs = zip(captions.spans, encodings, strict=True)
     shares = torch.cat([positive_map(one, text.offsets, MAX_TOKENS) for one, text in pairs])
     for name, ours, tolerance in (
         ("input_ids", batch.ids, 0.0),
@@ -185,34 +202,7 @@ def _texts(
         ("positive_map_binary", shares > 0, 0.0),
     ):
         if (theirs := tensors.get(f"text.{name}")) is not None:
-            yield file, f"text.{name}", difference(ours, theirs), tolerance
-
-
-def _cases(folder: GoldenFolder) -> Iterator[dict[str, Any]]:
-    """The captions and spans of the cases with a network, which two kinds of files describe."""
-    for case in ("tiny", "tiny_a"):
-        file = f"{case}_train.json"
-        if folder.has(file):
-            golden = folder.json(file)
-            tokens = golden["inference_label_to_tokens"]
-            spans = golden["tokens_positive"]
-            yield _case(case, file, golden["captions"], spans, tokens)
-    for case in ("glip_t", "glip_a"):
-        file = f"{case}_forward.json"
-        if folder.has(file):
-            golden = folder.json(file)
-            spans = [[[one] for one in golden["char_spans"]]]
-            yield _case(case, file, [golden["caption"]], spans, golden["label_to_tokens"])
-
-
-def _case(case: str, file: str, captions: Any, spans: Any, tokens: Any) -> dict[str, Any]:
-    return {
-        "case": case,
-        "file": file,
-        "captions": captions,
-        "spans": spans,
-        "label_to_tokens": tokens,
-    }
+            yield f"text.{name}", difference(ours, theirs), tolerance
 
 
 def _unequal(
@@ -222,3 +212,22 @@ def _unequal(
     wanted = set(ours) | set(theirs) if keys is None else set(keys)
     missing = object()
     return float(sum(ours.get(key, missing) != theirs.get(key, missing) for key in wanted))
+
+
+PARTS = (
+    Part("prompts of training", ("prompts.json", VOCABULARY), _training),
+    Part("prompts of tests", ("test_prompts.json", VOCABULARY), _test),
+    Part("prompts in chunks", (CHUNKED, VOCABULARY), _chunked),
+    *(
+        part
+        for name, described in CASES.items()
+        for part in (
+            Part(f"labels of {name}", (described, VOCABULARY), _labels),
+            Part(
+                f"texts of {name}",
+                (f"{name}_forward.safetensors", described, VOCABULARY),
+                partial(_texts, described=described),
+            ),
+        )
+    ),
+)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,13 +12,14 @@ from torch import Tensor
 
 from ovd_d2.engine.optimization import build_optimizer
 from ovd_d2.engine.run import load_config
-from ovd_d2.golden import Comparison, Found, GoldenFolder, difference
+from ovd_d2.golden import Found, GoldenFolder, Part, difference
 from ovd_d2.projects.glip.anchors import grid_anchors
 from ovd_d2.projects.glip.assignment import BACKGROUND, assign
 from ovd_d2.projects.glip.box_coder import encode
 from ovd_d2.projects.glip.golden.forward import LOSS, TINY, relative, tiny_inputs
 from ovd_d2.projects.glip.golden.networks import CONFIGS, ROOT, tiny_network
 from ovd_d2.projects.glip.golden.units import grid_sizes
+from ovd_d2.projects.glip.golden.weights import key_file
 from ovd_d2.projects.glip.losses import centerness_targets
 from ovd_d2.projects.glip.model import TOKEN_TARGETS
 from ovd_d2.projects.glip.official_weights import renamed_key
@@ -33,17 +35,9 @@ LOSSES = {
 RATES = {True: "glip_t", False: "glip_t_a"}  # configs with the optimiser's values
 
 
-def comparisons(folder: GoldenFolder) -> Iterator[Comparison]:
-    """Every tensor and number of the training files that are there."""
-    for name, fused in TINY.items():
-        file = f"{name}_train.safetensors"
-        if folder.has(file):
-            for one in _training(folder, name, fused):
-                yield Comparison(file, *one)
-
-
-def _training(folder: GoldenFolder, name: str, fused: bool) -> Found:
-    case, golden = folder.json(f"{name}_train.json"), folder.tensors(f"{name}_train.safetensors")
+def _training(folder: GoldenFolder, file: str, *, name: str, fused: bool) -> Found:
+    """Every tensor and number of the file and of its JSON."""
+    case, golden = folder.json(f"{name}_train.json"), folder.tensors(file)
     forward = folder.tensors(f"{name}_forward.safetensors")
     model = tiny_network(folder, case, fused).train()
     batch = training_batch(case, forward)
@@ -155,3 +149,18 @@ def _step(model: Any, case: Mapping[str, Any], fused: bool) -> Found:
     for name, theirs in case["adamw"]["first_values_after_one_step"].items():
         ours = parameters[_own(name, fused)].detach().flatten()[: len(theirs)]
         yield f"step {name[-39:]}", difference(ours, torch.tensor(theirs)), STEP
+
+
+PARTS = tuple(
+    Part(
+        f"training of {name}",
+        (
+            f"{name}_train.safetensors",
+            f"{name}_train.json",
+            f"{name}_forward.safetensors",
+            key_file(name),
+        ),
+        partial(_training, name=name, fused=fused),
+    )
+    for name, fused in TINY.items()
+)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ovd_d2.golden import Comparison, Found, GoldenFolder, difference
+from ovd_d2.golden import Found, GoldenFolder, Part, difference
 from ovd_d2.projects.glip.anchors import STRIDES, grid_anchors
 from ovd_d2.projects.glip.assignment import assign
 from ovd_d2.projects.glip.box_coder import decode, encode
@@ -27,7 +27,7 @@ from ovd_d2.projects.glip.model import LEVELS
 from ovd_d2.projects.glip.official_weights import renamed_key
 from ovd_d2.projects.glip.postprocess import Selection, candidates, select
 
-FILE = "units.safetensors"
+CASE = "units.json"
 # Options of the public config -> ours.
 _OPTIONS = {
     "MODEL.DYHEAD.SCORE_AGG": "aggregation",
@@ -39,23 +39,17 @@ _OPTIONS = {
 _CLAMPING = 400.0  # what the weights of `*_clamped` are multiplied by
 
 
-def comparisons(folder: GoldenFolder) -> Iterator[Comparison]:
+def _units(folder: GoldenFolder, file: str) -> Found:
     """Every tensor of the file."""
-    if not folder.has(FILE):
-        return
-    golden, case = folder.tensors(FILE), folder.json("units.json")
+    golden, case = folder.tensors(file), folder.json(CASE)
     sizes = grid_sizes(case["padded_hw"])
-    for part in (
-        _anchors(golden, sizes),
-        _coder(golden),
-        _assignment(golden, sizes),
-        _losses(golden),
-        _dynamic_relu(golden),
-        _fusion(golden),
-        _detections(golden, case, sizes),
-    ):
-        for one in part:
-            yield Comparison(FILE, *one)
+    yield from _anchors(golden, sizes)
+    yield from _coder(golden)
+    yield from _assignment(golden, sizes)
+    yield from _losses(golden)
+    yield from _dynamic_relu(golden)
+    yield from _fusion(golden)
+    yield from _detections(golden, case, sizes)
 
 
 def grid_sizes(padded: tuple[int, int]) -> list[tuple[int, int]]:
@@ -171,3 +165,6 @@ def _selection(options: Mapping[str, Any]) -> Selection:
     if "aggregation" in values:
         values["aggregation"] = values["aggregation"].lower()
     return Selection(**values)
+
+
+PARTS = (Part("units", ("units.safetensors", CASE), _units),)

@@ -37,9 +37,14 @@ _FACTORS = {
 }
 
 
+def key_file(name: str) -> str:
+    """The list of a checkpoint's keys."""
+    return f"keys_{name}.json"
+
+
 def keys(folder: GoldenFolder, name: str) -> dict[str, Any]:
-    """Official key -> what `keys_NAME.json` says of it."""
-    return folder.json(f"keys_{name}.json")
+    """Official key -> what its list says of it."""
+    return folder.json(key_file(name))
 
 
 def shapes(folder: GoldenFolder, name: str) -> dict[str, tuple[int, ...]]:

@@ -11,7 +11,6 @@ from convert_weights import main
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from ovd_d2.golden import GoldenFolder
 from ovd_d2.projects.clipself.fvit.official_weights import (
     LEFT_OUT,
     TEXT_EMBEDDINGS,
@@ -19,6 +18,7 @@ from ovd_d2.projects.clipself.fvit.official_weights import (
 )
 from ovd_d2.projects.clipself.golden import detector
 from ovd_d2.vocabulary import Vocabulary
+from tests.golden_folders import folder_of
 from tests.tiny import random_units
 
 FOLDER = Path(__file__).parent / "golden"
@@ -30,18 +30,18 @@ GIVEN = (
 )
 
 
+COCO, LVIS = detector.PARTS
+
+
 @pytest.mark.parametrize(
-    ("compare", "file"),
-    [
-        (detector._lvis, detector.LVIS),
-        pytest.param(detector._coco, detector.COCO, marks=pytest.mark.slow),
-    ],
+    "part", [LVIS, pytest.param(COCO, marks=pytest.mark.slow)], ids=lambda part: part.name
 )
-def test_every_number_is_the_official_one(compare, file):
-    found = list(compare(GoldenFolder(FOLDER, build)))
-    assert [one for one in found if not one[1] <= one[2]] == []
-    compared = {name.partition(",")[0] for name, *_ in found}
-    assert {name for name in load_file(FOLDER / file) if not re.fullmatch(GIVEN, name)} <= compared
+def test_every_number_is_the_official_one(part, tmp_path):
+    found = list(part.comparisons(folder_of(part, FOLDER, tmp_path)))
+    assert [one for one in found if not one.ok] == []
+    compared = {one.name.partition(",")[0] for one in found}
+    given = load_file(FOLDER / part.files[0])
+    assert {name for name in given if not re.fullmatch(GIVEN, name)} <= compared
 
 
 def official_shapes(name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -18,6 +19,8 @@ class TextCache:
 
     Weights may be changed in place, by an optimizer or `load_state_dict`, or moved to another
     device or type. (A write through `.data` alone goes unseen: call :meth:`clear` after it.)
+
+    Threads can share it. A copy, pickled or deep, is empty: it belongs to the weights of a copy.
     """
 
     def __init__(self, limit: int = LIMIT) -> None:
@@ -28,13 +31,18 @@ class TextCache:
         self._limit = limit
         self._found: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
         self._made_by: object = None
+        self._lock = threading.Lock()  # of entries that come, move and go
+
+    def __reduce__(self) -> tuple[type[TextCache], tuple[int]]:
+        return TextCache, (self._limit,)
 
     def __len__(self) -> int:
         return len(self._found)
 
     def clear(self) -> None:
         """Forgets everything."""
-        self._found.clear()
+        with self._lock:
+            self._found.clear()
 
     def __call__(self, encoder: TextEncoder, captions: Sequence[Tensor]) -> list[Tensor]:
         """
@@ -46,12 +54,13 @@ class TextCache:
             (L, width) each, without a graph. A caption is encoded alone: its embeddings do not
             depend on what else is asked for.
         """
-        if (maker := _state(encoder)) != self._made_by:
-            self.clear()
-            self._made_by = maker
-        found = [self._embeddings(encoder, one) for one in captions]
-        while len(self._found) > self._limit:
-            self._found.popitem(last=False)
+        with self._lock:
+            if (maker := _state(encoder)) != self._made_by:
+                self._found.clear()
+                self._made_by = maker
+            found = [self._embeddings(encoder, one) for one in captions]
+            while len(self._found) > self._limit:
+                self._found.popitem(last=False)
         return found
 
     @torch.no_grad()

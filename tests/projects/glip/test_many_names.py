@@ -1,5 +1,10 @@
 """Many names in one pass over an image give what a whole pass per chunk of names gives."""
 
+import copy
+import pickle
+import time
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import islice, product
@@ -228,3 +233,30 @@ def test_the_cache_keeps_what_was_asked_last():
         cache(encoder, ids)
     assert len(cache) == 2 and counted.count == 3
     assert len(cache(encoder, [a, b, c])) == 3 and len(cache) == 2
+
+
+class Slow(OrderedDict):
+    """Lets other threads in between an entry's coming and its move to the end."""
+
+    def move_to_end(self, key, last=True):
+        time.sleep(0.005)
+        super().move_to_end(key, last)
+
+
+def test_threads_share_a_cache():
+    encoder, cache = tiny_glip().text_encoder.eval(), TextCache(limit=1)
+    cache._found = Slow()
+    captions = [torch.tensor([2, token, 3]) for token in (5, 6, 7, 8)]
+    expected = [TextCache()(encoder, [one])[0] for one in captions]
+    with ThreadPoolExecutor(4) as pool:
+        calls = [(k, pool.submit(cache, encoder, [captions[k]])) for k in [0, 1, 2, 3] * 4]
+        for k, call in calls:
+            assert torch.equal(call.result()[0], expected[k])
+
+
+def test_a_copy_of_a_cache_is_empty():
+    cache = TextCache(limit=2)
+    cache(tiny_glip().text_encoder.eval(), [torch.tensor([2, 5, 3])])
+    for copied in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):  # noqa: S301
+        assert len(copied) == 0 and copied._limit == 2
+    assert len(cache) == 1

@@ -3,11 +3,13 @@
 import json
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
@@ -27,12 +29,16 @@ from ovd_d2.projects.glip.pseudo_labels import (
 )
 from ovd_d2.projects.glip.pseudo_labels.shards import annotation_file
 from ovd_d2.projects.glip.pseudo_labels.teacher import GLIPTeacher, write_sheet
+from tests.integration.test_distributed import free_port
 from tests.processes import exit_code, fork, kill
+from tests.programs import run_program
 from tests.projects.glip.captioned import catalog, content, register  # noqa: F401
 from tests.tiny_glip import WORDS, tiny_glip
 
 CAPTION = "red cat . old snowman ."
 SETTINGS = Settings("teacher", 0.5, shard_size=3)
+TOOL = "projects/GLIP/tools/pseudo_label.py"
+SMALL = "projects/GLIP/configs/pictograms/glip_small_teacher.yaml"
 
 
 def images(count=8, folder="."):
@@ -137,6 +143,55 @@ def test_ranks_share_the_shards(tmp_path):
     run = LabelRun(tmp_path, images(), SETTINGS)
     assert (run.missing(0, 2), run.missing(1, 2)) == ([0, 2], [1])
     assert [list(run.images_of_shard(k)) for k in range(3)] == [[0, 1, 2], [3, 4, 5], [6, 7]]
+
+
+def photos_and_weights(folder, count):
+    """Random ones, and a caption of each photo; the arguments of the tool that name them."""
+    options = ["MODEL.WEIGHTS", str(folder / "teacher.pth"), "MODEL.OVD.VOCABULARY", ""]
+    torch.manual_seed(0)
+    torch.save({"model": build_model(load_config(SMALL, options)).state_dict()}, options[1])
+    pixels, lines = np.random.default_rng(0), []
+    for k in range(count):
+        photo = Image.fromarray(pixels.integers(0, 256, (60, 80 + k, 3), dtype=np.uint8))
+        photo.save(folder / f"{k}.png")
+        lines.append(f"{k}.png\t{CAPTION}")
+    captions = folder / "captions.tsv"
+    captions.write_text("\n".join(lines), encoding="utf-8")
+    files = ("--config-file", SMALL, "--images", folder, "--captions", captions)
+    return [*files, "--threshold", 0, "--shard-size", 1], options
+
+
+def test_two_processes_label_what_one_does(tmp_path):
+    arguments, options = photos_and_weights(tmp_path, 5)
+
+    def label(name, **environment):
+        output = ("--output", tmp_path / name)
+        return run_program(
+            TOOL, *arguments, *output, *options, CUDA_VISIBLE_DEVICES="", **environment
+        )
+
+    # what torchrun says to each process
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "LOCAL_WORLD_SIZE": 2}
+    with ThreadPoolExecutor(2) as pool:
+        calls = [
+            pool.submit(label, "two", **group, RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=2)
+            for rank in range(2)
+        ]
+        programs = [label("one"), *(one.result() for one in calls)]
+    assert [one.status for one in programs] == [0, 0, 0], [one.stderr for one in programs]
+    done = [
+        f"{shards}/{shards}" in one.stderr for shards, one in zip((5, 3, 2), programs, strict=True)
+    ]
+    assert done == [True] * 3  # each rank labels its shards and no others
+    assert json.loads(programs[0].stdout)["boxes"] > 5 and programs[2].stdout == ""
+    one, two = (
+        {
+            path.relative_to(tmp_path / name): path.read_bytes()
+            for path in (tmp_path / name).rglob("*.*")
+        }
+        for name in ("one", "two")
+    )
+    assert len(one) == 5 + 5 and one == two
 
 
 @pytest.mark.parametrize(

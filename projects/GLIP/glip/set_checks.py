@@ -8,7 +8,7 @@ from contextlib import suppress
 from itertools import chain
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ovd_d2.data.categories import get_categories
 from ovd_d2.errors import SetupError
@@ -158,6 +158,8 @@ def _names_of(sets: Sequence[str]) -> dict[str, list[str]]:
 
 def _name_problems(cfg: CfgNode, name: str, tokenizer: Tokenizer | None) -> Iterator[str]:
     """Of a detection set that losses are computed of."""
+    if name not in DatasetCatalog:
+        return  # said elsewhere
     if name in cfg.MODEL.GLIP.PROMPTS.NEGATIVE_CAPTIONS:
         yield f"{KEY}.NEGATIVE_CAPTIONS: '{name}' has no captions with spans"
     if tokenizer is None:

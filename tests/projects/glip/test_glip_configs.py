@@ -108,8 +108,9 @@ FILES = {
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_a_machine_without_the_data_is_told_all_that_is_missing(name):
-    options = ["MODEL.GLIP.TOKENIZER", "pictograms", "SOLVER.AMP.ENABLED", False]
-    cfg = load_config(str(CONFIGS / f"{name}.yaml"), ["MODEL.DEVICE", "cpu", *options])
+    options = ["MODEL.GLIP.TOKENIZER", "pictograms", "MODEL.GLIP.BERT.PRETRAINED", ""]
+    options += ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", False]
+    cfg = load_config(str(CONFIGS / f"{name}.yaml"), options)
     with pytest.raises(SetupError) as caught:
         check_setup(cfg, training=True, progress=False)
     sets = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]

@@ -69,6 +69,7 @@ def root(tmp_path, monkeypatch):
 
 def test_every_set_is_read_and_drawn_as_often_as_the_recipe_says(root):
     options = ["MODEL.DEVICE", "cpu", "MODEL.GLIP.TOKENIZER", "pictograms"]
+    options += ["MODEL.GLIP.BERT.PRETRAINED", ""]
     options += ["DATASETS.OWN", str(root / "captions/data_set.yaml"), "DATASETS.TEST", ()]
     options += ["DATALOADER.NUM_WORKERS", 0, "SOLVER.IMS_PER_BATCH", 1]
     options += ["DATALOADER.ASPECT_RATIO_GROUPING", False, "SEED", 0]

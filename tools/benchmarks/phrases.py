@@ -57,6 +57,7 @@ def measure(run: Run, method: Method) -> Row:
     """Recall of the phrases of captions, and the share of objects given their colour, percent."""
     weights = method.weights(run)
     options = ["MODEL.WEIGHTS", str(weights), "DATASETS.TEST", f"('{CAPTIONS}',)"]
+    options += ["DATASETS.OWN", ""]  # labels of one seed have the name of another's
     cfg = load_config(str(weights.parent / "config.yaml"), options)
     model = build_open_vocabulary_model(cfg)
     recall = _recall(cfg, model)

@@ -257,10 +257,8 @@ The floor of a ratio of times is the ratio of operations.
 
 {table(rows, **RATIO_COLUMNS)}
 
-The training step is further over its floor than the 1.15 it was to reach. What operations do not
-count is softmax, clamps, masks and dropout of a score per location, token and head, in both
-directions, forward and backward: an eighth of the step with fusion, by PyTorch's profiler. A
-quarter of that is the drawing of random numbers for dropout.
+What is no operation and grows with fusion is mostly dropout: a random number per location, token
+and head, in both directions.
 
 A fusion layer with its gradients, in forms that give the same numbers; the difference is the
 largest of the outputs, relative to the largest output:

@@ -40,7 +40,7 @@ examples:
   python tools/predict.py --config-file configs/pictograms/vild_ensemble.yaml \\
       --input "scenes/*.png" --names "red anchor, snowman" --output found \\
       MODEL.WEIGHTS output/demo/seed0/vild_ensemble/model_final.pth
-  python tools/predict.py --model output/my_glip --input scenes --output found \
+  python tools/predict.py --model output/my_glip --input scenes --output found \\
       --caption "a red anchor left of two suns" --spans 2:12 25:29
 
 Writes detections.json and what --write names. Without names it looks for the vocabulary of the
@@ -87,31 +87,7 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--input", required=True, nargs="+", help="images, videos, folders or glob patterns"
     )
-    names = parser.add_mutually_exclusive_group()
-    names.add_argument(
-        "--names", help="what to look for, comma-separated; | between words that mean one thing"
-    )
-    names.add_argument(
-        "--vocabulary", type=Path, help="a vocabulary (.safetensors) or its description (.yaml)"
-    )
-    names.add_argument(
-        "--caption", help="a text whose phrases to look for, with a detector that reads captions"
-    )
-    parser.add_argument(
-        "--spans",
-        type=span,
-        nargs="+",
-        metavar="FIRST:END",
-        help="characters of each phrase of --caption, counted from 0, END not included (default: "
-        "its noun phrases; needs the extra 'phrases')",
-    )
-    parser.add_argument(
-        "--like",
-        action="append",
-        default=[],
-        metavar="CROP=NAME",
-        help="an example image of a name; may be given several times",
-    )
+    add_names_arguments(parser)
     parser.add_argument("--output", required=True, type=Path, help="folder of the results")
     parser.add_argument(
         "--write",
@@ -157,13 +133,49 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parsed = parser.parse_args(args)
     if parsed.tile_overlap >= 1:
         parser.error("--tile-overlap must be below 1")
-    if parsed.like and parsed.vocabulary and parsed.vocabulary.suffix == ".safetensors":
-        parser.error("--like goes with --names or a YAML --vocabulary")
-    if parsed.caption is None and parsed.spans:
-        parser.error("--spans are of a --caption: give it")
-    if parsed.caption is not None and parsed.like:
-        parser.error("--like goes with --names or a YAML --vocabulary, not with --caption")
+    if problem := names_problem(parsed):
+        parser.error(problem)
     return parsed
+
+
+def add_names_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to look for."""
+    names = parser.add_mutually_exclusive_group()
+    names.add_argument(
+        "--names", help="what to look for, comma-separated; | between words that mean one thing"
+    )
+    names.add_argument(
+        "--vocabulary", type=Path, help="a vocabulary (.safetensors) or its description (.yaml)"
+    )
+    names.add_argument(
+        "--caption", help="a text whose phrases to look for, with a detector that reads captions"
+    )
+    parser.add_argument(
+        "--spans",
+        type=span,
+        nargs="+",
+        metavar="FIRST:END",
+        help="characters of each phrase of --caption, counted from 0, END not included (default: "
+        "its noun phrases; needs the extra 'phrases')",
+    )
+    parser.add_argument(
+        "--like",
+        action="append",
+        default=[],
+        metavar="CROP=NAME",
+        help="an example image of a name; may be given several times",
+    )
+
+
+def names_problem(args: argparse.Namespace) -> str:
+    """Which of what is to be looked for does not go together; empty: all does."""
+    if args.like and args.vocabulary and args.vocabulary.suffix == ".safetensors":
+        return "--like goes with --names or a YAML --vocabulary"
+    if args.caption is None and args.spans:
+        return "--spans are of a --caption: give it"
+    if args.caption is not None and args.like:
+        return "--like goes with --names or a YAML --vocabulary, not with --caption"
+    return ""
 
 
 def entries_of(args: argparse.Namespace) -> list[Entry]:

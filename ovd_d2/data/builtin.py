@@ -107,7 +107,10 @@ def objects365_sets() -> list[DataSet]:
         split = name.rpartition("_")[2]
         annotations = f"objects365/annotations/zhiyuan_objv2_{split}.json"
         files[name] = (annotations, f"objects365/{split}")
-    return [DataSet(name, *places, load_coco_json, "coco") for name, places in files.items()]
+    return [
+        DataSet(name, *places, load_coco_json, "coco", {"official": True})
+        for name, places in files.items()
+    ]
 
 
 for _folder in PICTOGRAM_SETS:

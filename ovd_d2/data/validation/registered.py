@@ -27,9 +27,9 @@ from ovd_d2.data.validation.reports import (
 from ovd_d2.data.validation.table import AnnotationTable, DatasetUse, Source
 from ovd_d2.vocabulary import Categories
 
-# Beginnings of the names of public data sets as they are: COCO and Objects365 have a few boxes
-# without area. Others say so by the metadata field `official`.
-OFFICIAL = ("coco_", "lvis_", "objects365_", "voc_")
+# Public data sets as they are, which have a few boxes without area, say so by the metadata field
+# `official`; those that Detectron2 registers are known by the beginnings of their names.
+OFFICIAL = ("coco_", "lvis_", "voc_")
 
 
 def validate_dataset(name: str, use: DatasetUse, *, progress: bool = True) -> Report:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -320,13 +320,15 @@ def detections_apart(found: Candidates, golden: Mapping[str, Tensor], name: str)
     yield f"{name}.scores", difference(found.scores[partners], scores), SCORE
 
 
+def _forward(name: str, sizes: str, compare: Callable[[GoldenFolder, str], Found]) -> Part:
+    """Of a whole network; `sizes` is the file that describes its images and captions."""
+    files = (f"{name}_forward.safetensors", sizes, key_file(name))
+    return Part(f"forward of {name}", files, compare)
+
+
 PARTS = (
     *(
-        Part(
-            f"forward of {name}",
-            (f"{name}_forward.safetensors", f"{name}_forward.json", key_file(name)),
-            partial(_whole, name=name, config=config),
-        )
+        _forward(name, f"{name}_forward.json", partial(_whole, name=name, config=config))
         for name, config in WHOLE.items()
     ),
     Part(
@@ -335,11 +337,7 @@ PARTS = (
         _backbone,
     ),
     *(
-        Part(
-            f"forward of {name}",
-            (f"{name}_forward.safetensors", f"{name}_train.json", key_file(name)),
-            partial(_tiny, name=name, fused=fused),
-        )
+        _forward(name, f"{name}_train.json", partial(_tiny, name=name, fused=fused))
         for name, fused in TINY.items()
     ),
     Part(

@@ -40,14 +40,16 @@ def test_everything_is_listed_at_once(cfg, tmp_path, catalog):  # noqa: F811
     table["images"][1]["caption"] = 7
     (tmp_path / "captions.json").write_text(json.dumps(table), encoding="utf-8")
     cfg.MODEL.GLIP.TOKENIZER = str(tmp_path / "vocab.txt")
+    cfg.MODEL.WEIGHTS, cfg.MODEL.GLIP.BERT.PRETRAINED = "", "gone/bert"
     cfg.MODEL.GLIP.PROMPTS.NEGATIVE_CAPTIONS = (NAMES, CAPTIONS)
     cfg.DATASETS.TRAIN = (NAMES, CAPTIONS, "glip_bad")
     found = list(set_checks.problems(cfg, context()))
-    assert len(found) == 4
+    assert len(found) == 5
     assert found[0].startswith("MODEL.GLIP.TOKENIZER: tokenizer: no file at")
-    assert found[1] == f"{wiring.KEY}.NEGATIVE_CAPTIONS: '{NAMES}' has no captions with spans"
-    assert "image 1: tokens_positive" in found[2] and "image 2: its 'caption' is 7" in found[3]
-    assert len(list(set_checks.problems(cfg, context(training=False)))) == 1
+    assert found[1].startswith("MODEL.GLIP.BERT.PRETRAINED 'gone/bert': ")
+    assert found[2] == f"{wiring.KEY}.NEGATIVE_CAPTIONS: '{NAMES}' has no captions with spans"
+    assert "image 1: tokens_positive" in found[3] and "image 2: its 'caption' is 7" in found[4]
+    assert len(list(set_checks.problems(cfg, context(training=False)))) == 2
 
 
 def test_too_many_names_for_one_prompt(cfg):  # noqa: F811
